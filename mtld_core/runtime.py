@@ -1,0 +1,183 @@
+"""Where the program runs and what it may use there: device, precision, memory, front end, files and reproducible chance.
+
+torch is imported only where it is needed, so that `import mtld_core` stays instant.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one plain line that names the file or field and the way out."""
+
+
+# ---- files
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Yield a temporary path beside `path`; on success it is flushed to disk and takes the name, on failure it is removed.
+
+    A reader sees the old file or the new one, never half of one, whenever the process dies.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path, value):
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def sha256(path):
+    """Hex digest of a file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- device and precision
+
+
+def pick_device(wanted="auto"):
+    """`torch.device` for "auto" (CUDA where there is one, else the CPU), "cpu", "cuda" or "cuda:1"."""
+    import torch
+
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device={wanted!r}: no CUDA device here; use device='auto' or 'cpu'")
+    return torch.device(wanted)
+
+
+def pick_precision(device, wanted="auto"):
+    """(torch dtype for autocast, reason in words) for "auto", "fp32", "bf16" or "fp16".
+
+    bf16 from Ampere on; fp16 with loss scaling before (a T4 claims bf16 but emulates it); fp32 on a CPU, where a bf16 matrix
+    product without AVX512-BF16 or AMX is hundreds of times slower.
+    """
+    import torch
+
+    if wanted != "auto":
+        if wanted == "fp16" and device.type == "cpu":
+            raise UserError("precision='fp16' needs a GPU; use precision='auto'")
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted], "as asked"
+    if device.type == "cpu":
+        return torch.float32, "CPU"
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= (8, 0):
+        return torch.bfloat16, f"compute capability {capability[0]}.{capability[1]} has bf16 units"
+    return torch.float16, f"compute capability {capability[0]}.{capability[1]} has no bf16 units"
+
+
+def free_memory(device=None):
+    """Bytes that can still be allocated in RAM (a container's limit included), or on `device` where it is a GPU."""
+    import psutil
+
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # control groups: absent on many systems, "max" where unlimited
+        group = Path("/sys/fs/cgroup")
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return free
+
+
+def peak_memory_mb():
+    """The largest resident set of this process so far, in MB (10^6 bytes); None where the system cannot tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def versions():
+    from importlib import metadata
+
+    names = ("torch", "torchvision", "numpy", "mtld")
+    found = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+# ---- front end
+
+
+def is_interactive(setting="auto"):
+    """True where a front end is attached that can show widgets. In doubt it is False: a training thread dies with its kernel.
+
+    "auto" looks at who started this kernel: a Jupyter, Colab or Kaggle server does it for a person; papermill, nbconvert, a
+    script, or Kaggle's `KAGGLE_KERNEL_RUN_TYPE=Batch` do not. `setting` may also be True or False.
+    """
+    if isinstance(setting, bool):
+        return setting
+    if setting != "auto":
+        raise UserError(f"interactive must be 'auto', True or False, not {setting!r}")
+    if "ipykernel" not in sys.modules or os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch":
+        return False
+    import psutil
+
+    try:
+        launcher = " ".join(psutil.Process(int(os.environ.get("JPY_PARENT_PID", os.getppid()))).cmdline()).lower()
+    except (psutil.Error, ValueError):
+        return False
+    served = any(word in launcher for word in ("jupyter", "colab", "voila"))
+    return served and not any(word in launcher for word in ("papermill", "nbconvert", "execute", "ipykernel", "nbclient"))
+
+
+# ---- chance that depends on names, not on history
+
+
+def seed_of(*parts):
+    """A 63-bit seed from any printable parts: the same parts give the same seed in every process."""
+    text = "/".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def keyed_uniform(keys, purpose, size):
+    """Uniform floats in [0, 1): `[B]` int64 keys (one a sample) -> float32 `[B, size]`, on the keys' device.
+
+    A value depends on (key, purpose, position) alone. So a batch gives the same numbers whole, split for accumulation or
+    spread over processes, and a resumed run needs no generator's state. The hash is splitmix64 (Steele et al. 2014).
+    """
+    import torch
+
+    def signed(value):
+        return value - (1 << 64) if value >= 1 << 63 else value
+
+    def shift_right(x, bits):  # int64's own >> copies the sign bit
+        return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+    counter = torch.arange(1, size + 1, device=keys.device) * signed(0x9E3779B97F4A7C15)
+    x = (keys ^ seed_of(purpose))[:, None] + counter
+    x = (x ^ shift_right(x, 30)) * signed(0xBF58476D1CE4E5B9)
+    x = (x ^ shift_right(x, 27)) * signed(0x94D049BB133111EB)
+    x = x ^ shift_right(x, 31)
+    return shift_right(x, 40).to(torch.float32) * 2.0**-24
+
+
+def keyed_normal(keys, purpose, size):
+    """Standard normal floats `[B, size]`, keyed like `keyed_uniform` (Box-Muller)."""
+    import torch
+
+    u = keyed_uniform(keys, purpose, 2 * size)
+    radius = torch.sqrt(-2 * torch.log1p(-u[:, :size]))
+    return radius * torch.cos(2 * torch.pi * u[:, size:])
