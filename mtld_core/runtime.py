@@ -143,6 +143,17 @@ def is_interactive(setting="auto"):
     return served and not any(word in launcher for word in ("papermill", "nbconvert", "execute", "ipykernel", "nbclient"))
 
 
+def progress_bar(**options):
+    """A `tqdm` bar: a widget or a moving line where somebody watches, else a line of text every 30 s."""
+    if is_interactive():
+        from tqdm.auto import tqdm
+
+        return tqdm(**options)
+    from tqdm import tqdm
+
+    return tqdm(**{"mininterval": 0.1 if sys.stderr.isatty() else 30} | options)
+
+
 # ---- chance that depends on names, not on history
 
 

@@ -1,0 +1,21 @@
+"""The one way to data: `open_dataset` reads arcs, images or HDF5 into uint8 frames, whence windows, splits and batches.
+
+Letters: N frames in all, B batch, T frames of a window, H W pixels. Frames are stored `[N, H, W, 3]` (RGB, 0..255).
+"""
+
+from mtld_core.data.cuts import find_cuts, thumbnail
+from mtld_core.data.dataset import Arc, Dataset, DomainPair
+from mtld_core.data.opening import open_dataset
+from mtld_core.data.sampler import Batches, DomainBatches, split_windows
+
+__all__ = [
+    "Arc",
+    "Batches",
+    "Dataset",
+    "DomainBatches",
+    "DomainPair",
+    "find_cuts",
+    "open_dataset",
+    "split_windows",
+    "thumbnail",
+]

@@ -1,0 +1,78 @@
+"""Hard cuts: the rows where a new shot begins, found by how much small pictures of the frames differ."""
+
+import cv2
+import numpy as np
+
+from mtld_core.data.threads import for_each
+
+FLOOR = 12.0  # a cut changes the small picture by this much on average (0..255) ...
+RATIO = 2.0  # ... and by this many times the motion around it
+AROUND = 8  # steps on each side that tell how much motion there is
+SHIFT = 6  # the camera may move by one part in so many of the picture between two frames
+FLASH = 3  # rows on each side that must all differ across a cut; a flash of fewer rows is no cut
+PIECE = 128  # frames whose small pictures are in memory at once
+
+
+def thumbnail(frame):
+    """uint8 `[H, W, 3]` -> uint8 `[min(H, 32), min(W, 32), 3]`, areas averaged."""
+    height, width = frame.shape[:2]
+    return cv2.resize(frame, (min(width, 32), min(height, 32)), interpolation=cv2.INTER_AREA)
+
+
+def find_cuts(thumbs):
+    """Rows that begin a new shot, as ints. thumbs: uint8 `[N, h, w, 3]` or N arrays, the small pictures of one arc in order.
+
+    A row's jump is the least difference between any of the FLASH rows before it and any of the FLASH rows from it on;
+    so a flash, before and after which all is alike, makes none. A cut is a jump that is large and stands out from the
+    jumps around it. Pans, fast motion and fades have many jumps alike, so none stands out; animation "on twos" or "on
+    threes" is judged by its largest jumps around, not by the repeats. The largest but two count as the motion around,
+    so that a cut nearby hides nothing (fewer are passed over near the ends of an arc).
+    """
+    jumps = [_jump(thumbs, row) for row in range(1, len(thumbs))]  # jumps[row - 1] leads to row
+    found = []
+    for row in np.flatnonzero(np.array(jumps) >= FLOOR) + 1:
+        around = sorted(jumps[max(0, row - 1 - AROUND) : row - 1] + jumps[row : row + AROUND], reverse=True)
+        if around and jumps[row - 1] >= RATIO * around[min(2, len(around) // 6)]:
+            found.append(int(row))
+    return found
+
+
+def cuts_of_arcs(frames, borders, workers=0):
+    """`find_cuts` over a whole store: uint8 `[N, H, W, 3]` array, `borders` = (start, stop) of each arc -> int64 rows.
+
+    Arcs are read in pieces that overlap by as much as `find_cuts` looks around, so the small pictures never add up.
+    """
+    margin = AROUND + FLASH
+    pieces = [(a, b, s, min(s + PIECE, b)) for a, b in borders for s in range(a, b, PIECE)]
+    found = [[] for _ in pieces]
+
+    def search(i):
+        first, last, start, stop = pieces[i]
+        low, high = max(first, start - margin), min(last, stop + margin)
+        rows = find_cuts([thumbnail(frame) for frame in frames[low:high]])
+        found[i] = [low + row for row in rows if start <= low + row < stop]
+
+    for_each(search, len(pieces), workers)
+    return np.array([row for rows in found for row in rows], np.int64)
+
+
+def _jump(thumbs, row):
+    """The least difference across the border before `row`; the search ends at one that is no cut's."""
+    least = np.inf
+    for before in range(row - 1, max(-1, row - 1 - FLASH), -1):
+        for after in range(row, min(len(thumbs), row + FLASH)):
+            least = min(least, _difference(thumbs[before], thumbs[after]))
+            if least < FLOOR:
+                return least
+    return least
+
+
+def _difference(a, b):
+    """Root mean square difference (0..255) of the middle of `a` to where it fits best in `b`: a pan is no change."""
+    down, right = a.shape[0] // SHIFT, a.shape[1] // SHIFT
+    inside = slice(down, a.shape[0] - down), slice(right, a.shape[1] - right)
+    middle = a[inside]
+    least = cv2.norm(middle, b[inside], cv2.NORM_L2SQR)
+    if least >= FLOOR**2 * middle.size:  # only then is the slow search worth its time
+        least = max(0.0, cv2.matchTemplate(b, middle, cv2.TM_SQDIFF).min())
+    return float(np.sqrt(least / middle.size))

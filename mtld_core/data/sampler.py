@@ -1,0 +1,180 @@
+"""Which windows train and which judge, and the endless stream of training batches.
+
+An epoch's order is a function of (seed, epoch), so (epoch, index) is all there is to save.
+"""
+
+import math
+
+import torch
+
+from mtld_core.data.dataset import DomainPair
+from mtld_core.frames import scale_in_place, to_float
+from mtld_core.runtime import UserError, seed_of
+
+CACHE_BYTES = 2**21  # floats converted at once: still in the processor's cache when they are scaled
+
+
+def split_windows(dataset, length, holdout=0.1, cross_cuts=False, restitution=False):
+    """(training, held-out) start rows of windows of `length` frames, int64 tensors; never dependent on a seed.
+
+    Five arcs or more: about `holdout` of them, evenly spaced, are held out whole. Fewer: the tail of each arc, about
+    `holdout` of its frames, with `length` frames or more unused between the last training frame and the first held-out
+    one; an arc too short for that trains only. restitution: all windows train and judge. For a DomainPair both are
+    pairs (x, y). Raises UserError where no window fits or none can be held out.
+    """
+    if isinstance(dataset, DomainPair):
+        x, y = (split_windows(domain, length, holdout, cross_cuts, restitution) for domain in (dataset.x, dataset.y))
+        return (x[0], y[0]), (x[1], y[1])
+    starts = dataset.windows(length, cross_cuts)
+    if restitution:
+        return starts, starts
+    arcs = [(arc, dataset.arc_windows(arc, length, cross_cuts)) for arc in dataset.arcs]
+    arcs = [(arc, windows) for arc, windows in arcs if len(windows)]
+    if len(arcs) >= 5:
+        count = min(len(arcs) - 1, max(1, round(holdout * len(arcs))))
+        held = {int((i + 0.5) * len(arcs) / count) for i in range(count)}
+        parts = [(windows[:0], windows) if i in held else (windows, windows[:0]) for i, (_, windows) in enumerate(arcs)]
+    else:
+        parts = [_split_tail(arc, windows, length, holdout) for arc, windows in arcs]
+    train, judge = (torch.cat(part) for part in zip(*parts, strict=True))
+    if not len(judge):
+        longest = max(arc.stop - arc.start for arc in dataset.arcs)
+        raise UserError(
+            f"{dataset.path}: nothing can be held out: the longest arc has {longest} frames, and windows of {length} "
+            f"need {3 * length} in one shot (training, a gap, judging) or five arcs; add frames, use a shorter window, or "
+            f"set restitution=true, which trains and judges on all windows"
+        )
+    return train, judge
+
+
+def _split_tail(arc, windows, length, holdout):
+    """(training, held-out) windows of one arc; a cut inside the tail moves its start back to a whole window."""
+    tail = arc.stop - max(length, round(holdout * (arc.stop - arc.start)))
+    tail = min(tail, int(windows[-1]))
+    train, judge = windows[windows + length <= tail - length], windows[windows >= tail]
+    return (train, judge) if len(train) else (windows, windows[:0])
+
+
+class Batches:
+    """An endless stream of batches of windows; every window comes once an epoch, and batches run over epoch borders.
+
+    `next()` gives `count` fresh batches, each a dict:
+        "frames": float32 `[B, T, 3, H, W]` in [-1, 1] on `device` (None: where the dataset lives),
+        "key": int64 `[B]`, one number a sample that depends on (seed, purpose, position in the stream) alone,
+        "actions": `[B, T - 1]` or `[B, T - 1, A]` where the dataset has them; actions[:, t] leads from frame t to t +
+        1.
+    On a CPU the frames lie in buffers that the next call fills again: a batch is valid until then.
+    """
+
+    def __init__(self, dataset, starts, length, batch_size, seed, count=1, device=None, purpose="train"):
+        if not len(starts):
+            raise UserError(f"{dataset.path}: there is no window to draw batches from")
+        self.dataset, self.starts, self.length, self.batch_size = dataset, starts, length, batch_size
+        self.seed, self.count, self.purpose = seed, count, purpose
+        self.device = torch.device(device) if device is not None else dataset.frames.device
+        self.epoch = self.index = 0
+        self._order = None, None  # (epoch, its order)
+        self._slots = [None] * count
+
+    @property
+    def steps_per_epoch(self):
+        """Calls of `next()` until every window was drawn once, rounded up."""
+        return math.ceil(len(self.starts) / (self.batch_size * self.count))
+
+    def state(self):
+        return {"epoch": self.epoch, "index": self.index}
+
+    def load_state(self, state):
+        """Go on exactly where `state()` was taken. Raises UserError where the data has fewer windows than that."""
+        if not 0 <= state["index"] < len(self.starts):
+            raise UserError(
+                f"{self.dataset.path}: the saved position is window {state['index']} of an epoch and there are "
+                f"{len(self.starts)} windows; resume with the dataset the run began with"
+            )
+        self.epoch, self.index = state["epoch"], state["index"]
+
+    def next(self):
+        return [self._batch(slot) for slot in range(self.count)]
+
+    def _batch(self, slot):
+        chosen, keys = self._draw()
+        batch = {"frames": self._frames(chosen, slot), "key": keys.to(self.device)}
+        if self.dataset.actions is not None:
+            rows = chosen[:, None] + torch.arange(self.length - 1)
+            batch["actions"] = self.dataset.actions[rows.to(self.dataset.actions.device)].to(self.device)
+        return batch
+
+    def _draw(self):
+        """(start rows, keys) of the next batch."""
+        first = self.epoch * len(self.starts) + self.index
+        keys = [seed_of(self.seed, self.purpose, first + i) for i in range(self.batch_size)]
+        chosen = []
+        while len(chosen) < self.batch_size:
+            part = self._epoch_order()[self.index : self.index + self.batch_size - len(chosen)]
+            chosen += part.tolist()
+            self.index += len(part)
+            if self.index == len(self.starts):
+                self.epoch, self.index = self.epoch + 1, 0
+        return self.starts[chosen], torch.tensor(keys)
+
+    def _epoch_order(self):
+        if self._order[0] != self.epoch:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, self.purpose, "epoch", self.epoch))
+            self._order = self.epoch, torch.randperm(len(self.starts), generator=generator)
+        return self._order[1]
+
+    def _frames(self, chosen, slot):
+        store = self.dataset.frames
+        if store.device.type != "cpu":
+            rows = chosen[:, None] + torch.arange(self.length)
+            return to_float(store[rows.to(store.device)])
+        shape = (self.batch_size, self.length, *store.shape[1:])
+        windows = [store[start : start + self.length] for start in chosen.tolist()]
+        if self.device.type == "cpu":
+            if self._slots[slot] is None:  # warm from the second call on: fresh memory costs more than the copy
+                self._slots[slot] = torch.empty(shape)
+            return _convert(windows, self._slots[slot])
+        if self._slots[slot] is None:
+            self._slots[slot] = torch.empty(shape, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()
+        pinned, sent = self._slots[slot]
+        sent.synchronize()  # the last transfer from this memory, usually long done
+        torch._foreach_copy_(list(pinned.unbind(0)), windows)
+        frames = pinned.to(self.device, non_blocking=True)
+        sent.record(torch.cuda.current_stream(self.device))
+        return to_float(frames)
+
+
+def _convert(windows, out):
+    """uint8 windows `[T, H, W, 3]` -> `out` (float32 `[B, T, H, W, 3]`) as `[B, T, 3, H, W]` in [-1, 1]; few at a time."""
+    few = max(1, CACHE_BYTES // out[0].nbytes)
+    for i in range(0, len(windows), few):
+        torch._foreach_copy_(list(out[i : i + few].unbind(0)), windows[i : i + few])
+        scale_in_place(out[i : i + few])
+    return out.movedim(-1, -3)
+
+
+class DomainBatches:
+    """`Batches` of a DomainPair, unpaired: "frames" are windows of X and "frames_y" of Y, from independent streams.
+
+    starts: (of X, of Y), as `split_windows` gives them.
+    """
+
+    def __init__(self, pair, starts, length, batch_size, seed, count=1, device=None, purpose="train"):
+        self.x = Batches(pair.x, starts[0], length, batch_size, seed, count, device, purpose)
+        self.y = Batches(pair.y, starts[1], length, batch_size, seed, count, device, f"{purpose}/y")
+
+    @property
+    def steps_per_epoch(self):
+        """Calls of `next()` until every window of the larger domain was drawn once."""
+        return max(self.x.steps_per_epoch, self.y.steps_per_epoch)
+
+    def state(self):
+        return {"x": self.x.state(), "y": self.y.state()}
+
+    def load_state(self, state):
+        self.x.load_state(state["x"])
+        self.y.load_state(state["y"])
+
+    def next(self):
+        pairs = zip(self.x.next(), self.y.next(), strict=True)
+        return [{**x, "frames_y": y["frames"]} for x, y in pairs]

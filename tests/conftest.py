@@ -1,0 +1,43 @@
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path_factory, monkeypatch):
+    """Decoded frames are cached in a folder of the test's own."""
+    monkeypatch.setenv("MTLD_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def moving_square(count, height=16, width=16, seed=0):
+    """uint8 `[count, height, width, 3]`: a bright square that moves over a gradient, one pixel a frame, without a jump."""
+    rng = np.random.default_rng(seed)
+    ramp = np.linspace(0, 120, width, dtype=np.uint8)[None, :, None] + np.zeros((height, 1, 3), np.uint8)
+    frames, (y, x), span = [], rng.integers(0, 4, 2), 6
+    for t in range(count):
+        frame = ramp.copy()
+        place = (x + t) % (2 * (width - span))
+        place = min(place, 2 * (width - span) - place)  # back and forth
+        frame[y : y + span, place : place + span] = (250, 200, 40 * seed % 250)
+        frames.append(frame)
+    return np.stack(frames)
+
+
+def write_arcs(root, lengths, height=16, width=16):
+    """`<root>/arc_<i>/frame_0000.png ...` with `lengths[i]` frames each; returns root."""
+    for i, length in enumerate(lengths):
+        folder = root / f"arc_{i}"
+        folder.mkdir(parents=True)
+        for t, frame in enumerate(moving_square(length, height, width, seed=i)):
+            Image.fromarray(frame).save(folder / f"frame_{t:04d}.png")
+    return root
+
+
+@pytest.fixture
+def arcs(tmp_path):
+    """Six arcs of 20 frames of 16x16: five to learn from and one to judge."""
+    return write_arcs(tmp_path / "arcs", [20] * 6)

@@ -1,0 +1,220 @@
+"""Folders of frames: which files become which arc in which order, what is left out and said, how pixels are read."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtld_core.data import DomainPair, open_dataset
+from mtld_core.data.pictures import read_picture
+from mtld_core.runtime import UserError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MTLD_CACHE", str(tmp_path / "cache"))
+
+
+def put(path, value=0, size=(8, 8)):
+    """Write a picture whose every byte is `value`; (H, W)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), value, np.uint8)).save(path)
+
+
+def read(path, **options):
+    return open_dataset(path, progress=False, **options)
+
+
+def values(dataset):
+    return dataset.frames[:, 0, 0, 0].tolist()
+
+
+def test_arcs_and_frames_come_in_the_order_of_their_numbers(tmp_path):
+    root = tmp_path / "d"
+    for arc, names in {
+        "arc_10": ["f10.png", "f9.png"],
+        "arc_2": ["frame_0011.png", "frame_2.png", "frame_0100.bmp"],
+    }.items():
+        for name in names:
+            put(root / arc / name, int("".join(c for c in name.split(".")[0] if c.isdigit())))
+    data = read(root)
+    assert data.kind == "arcs"
+    assert [(arc.name, arc.start, arc.stop) for arc in data.arcs] == [("arc_2", 0, 3), ("arc_10", 3, 5)]
+    assert values(data) == [2, 11, 100, 9, 10]
+    assert data.arcs[0].numbers.tolist() == [2, 11, 100]
+    assert data.describe() == {"path": str(root), "arcs": 2, "frames": 5, "size": [8, 8]}
+    assert data.row("arc_10", 10) == 4
+
+
+def test_the_first_number_of_a_name_counts(tmp_path):
+    put(tmp_path / "d/a/1_take_9.png", 1)
+    put(tmp_path / "d/a/2_take_3.png", 2)
+    assert values(read(tmp_path / "d")) == [1, 2]
+
+
+def test_row_names_what_is_there(tmp_path):
+    for number in (3, 4, 5):
+        put(tmp_path / f"d/winter/frame_{number:04d}.png")
+    data = read(tmp_path / "d")
+    with pytest.raises(UserError, match="did you mean 'winter'"):
+        data.row("wintre", 3)
+    with pytest.raises(UserError, match=r"'winter' has no frame 9; its frames go from 3 to 5"):
+        data.row("winter", 9)
+
+
+def test_a_folder_with_frames_right_inside_is_one_arc(tmp_path):
+    for number in range(3):
+        put(tmp_path / f"solo/frame_{number}.png", number)
+    data = read(tmp_path / "solo")
+    assert [(arc.name, len(arc)) for arc in data.arcs] == [("solo", 3)]
+    assert values(data) == [0, 1, 2]
+
+
+def test_an_image_folder_without_numbers_is_sorted_by_name_after_a_warning(tmp_path):
+    for index, name in enumerate(["cat/b.png", "cat/a.png", "dog/z.png"]):
+        put(tmp_path / "d" / name, index)
+    data = read(tmp_path / "d")
+    assert data.kind == "images"
+    assert values(data) == [1, 0, 2]
+    assert any("cat: 2 files have no number in the name" in line for line in data.warnings)
+
+
+def test_gaps_equal_numbers_and_other_files_are_told(tmp_path):
+    arc = tmp_path / "d/arc_1"
+    for number in (0, 1, 2, 30, 43, 44, 45):
+        put(arc / f"frame_{number:04d}.png", number)
+    put(arc / "frame_44.png", 144)
+    (arc / "notes.txt").write_text("x")
+    (arc / ".DS_Store").write_text("x")
+    data = read(tmp_path / "d")
+    assert data.warnings == [
+        "arc_1/notes.txt: not an image (.png, .jpg, .jpeg, .webp, .bmp), left out",
+        "arc_1: 2 files have the number 44 (frame_0044.png, frame_44.png), sorted by name",
+        "arc_1: 27 frames missing after frame_0002.png",
+        "arc_1: 12 frames missing after frame_0030.png",
+    ]
+    assert values(data) == [0, 1, 2, 30, 43, 44, 144, 45]
+    assert len(data.windows(8, cross_cuts=True)) == 1, "a gap does not split windows"
+
+
+def test_an_even_step_is_no_gap(tmp_path):
+    for number in range(0, 30, 3):
+        put(tmp_path / f"d/a/{number}.png")
+    assert read(tmp_path / "d").warnings == []
+
+
+def damaged_set(tmp_path, bad, count=60):
+    """`count` frames of which the first `bad` are cut short, empty, of another size, or no picture at all."""
+    arc = tmp_path / "d/a"
+    for number in range(count):
+        put(arc / f"{number}.jpg", 100, (32, 32))
+    ways = [
+        lambda file: file.write_bytes(file.read_bytes()[:-60]),
+        lambda file: file.write_bytes(b""),
+        lambda file: put(file, 0, (16, 32)),
+        lambda file: file.write_text("hello"),
+    ]
+    for number in range(bad):
+        ways[number % 4](arc / f"{number}.jpg")
+    return tmp_path / "d"
+
+
+@pytest.mark.parametrize("memory", ["ram", "disk"])
+def test_bad_files_are_left_out_and_named(tmp_path, memory):
+    root = damaged_set(tmp_path, 4, 100)
+    for _ in range(2):  # the second time from the cache
+        data = read(root, memory=memory)
+        assert len(data.frames) == 96
+        assert data.arcs[0].numbers.tolist() == list(range(4, 100))
+        assert data.frames.float().mean() == pytest.approx(100, abs=2)
+        assert [line.split(":")[0] for line in data.warnings] == ["a/0.jpg", "a/1.jpg", "a/2.jpg", "a/3.jpg"]
+        assert "32x16 pixels where most are 32x32" in data.warnings[2]
+
+
+def test_too_many_bad_files_stop_with_a_list(tmp_path):
+    with pytest.raises(UserError, match=r"24 of 60 image files.*a/0.jpg \(.*and 4 more$"):
+        read(damaged_set(tmp_path, 24))
+
+
+def test_other_sizes_are_welcome_where_a_size_is_given(tmp_path):
+    put(tmp_path / "d/a/1.png", 10, (20, 40))
+    put(tmp_path / "d/a/2.png", 10, (60, 60))
+    assert read(tmp_path / "d", height=12, width=16, fit="stretch").size == (12, 16)
+    data = read(tmp_path / "d", height=12, width=16, fit="pad")
+    assert data.frames[0, 0, 8, 0] == 0, "padded above"
+    assert data.frames[0, 6, 8, 0] == 10
+
+
+def test_an_image_too_large_to_be_meant_is_bad(tmp_path, monkeypatch):
+    root = damaged_set(tmp_path, 0, 40)
+    put(root / "a/40.jpg", 0, (64, 64))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    data = read(root, height=32, width=32)
+    assert len(data.frames) == 40
+    assert "decompression bomb" in data.warnings[0]
+
+
+def test_domains(tmp_path):
+    for name, value in {"X/a/0.png": 1, "Y/b/0.png": 2, "Y/b/1.png": 3, "truth/X_in_Y/a/0.png": 9}.items():
+        put(tmp_path / "d" / name, value)
+    pair = read(tmp_path / "d")
+    assert isinstance(pair, DomainPair)
+    assert (values(pair.x), values(pair.y)) == ([1], [2, 3])
+    assert pair.describe() == {"path": str(tmp_path / "d"), "arcs": 2, "frames": 3, "size": [8, 8]}
+    put(tmp_path / "d/X/a/0.png", 1, (8, 16))
+    with pytest.raises(UserError, match="X has frames of 16x8 pixels and Y of 8x8"):
+        read(tmp_path / "d")
+
+
+def test_what_cannot_be_opened_names_the_path_and_the_way_out(tmp_path):
+    def refuses(name, match):
+        with pytest.raises(UserError, match=match) as caught:
+            read(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    refuses("missing", "does not exist")
+    (tmp_path / "empty").mkdir()
+    refuses("empty", "holds no images")
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos/a.MP4").write_bytes(b"x")
+    refuses("videos", "01_extract_frames")
+    refuses("videos/a.MP4", "01_extract_frames")
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log/recording_log.jsonl").write_text("{}")
+    refuses("log", "later version")
+    refuses("log/recording_log.jsonl", "later version")
+    (tmp_path / "a.h5").write_bytes(b"no")
+    refuses("a.h5", "no HDF5 file")
+
+
+PICTURES = {
+    "grey": (Image.fromarray(np.full((4, 4), 77, np.uint8)), (77, 77, 77)),
+    "grey16": (Image.fromarray(np.full((4, 4), 77 * 257, np.uint16)), (77, 77, 77)),
+    "palette": (Image.new("RGB", (4, 4), (200, 10, 30)).convert("P", palette=Image.Palette.ADAPTIVE), (200, 10, 30)),
+    "alpha": (Image.new("RGBA", (4, 4), (200, 100, 50, 128)), (100, 50, 25)),
+    "grey alpha": (Image.new("LA", (4, 4), (200, 0)), (0, 0, 0)),
+    "colour": (Image.new("RGB", (4, 4), (200, 100, 50)), (200, 100, 50)),
+    "one bit": (Image.new("1", (4, 4), 1), (255, 255, 255)),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_mode_becomes_rgb(tmp_path, name):
+    picture, expected = PICTURES[name]
+    picture.save(tmp_path / "a.png")
+    pixels = read_picture(tmp_path / "a.png")
+    assert (pixels.shape, pixels.dtype) == ((4, 4, 3), np.uint8)
+    assert pixels[1, 2].tolist() == list(expected)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp"])
+def test_a_file_cut_anywhere_is_refused(tmp_path, suffix):
+    whole = tmp_path / f"whole.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(whole)
+    content = whole.read_bytes()
+    for length in range(0, len(content) - 20, len(content) // 40):
+        part = tmp_path / f"part.{suffix}"
+        part.write_bytes(content[:length])
+        with pytest.raises((OSError, SyntaxError, ValueError)):
+            read_picture(part)

@@ -1,0 +1,196 @@
+"""Windows, splits and batches: invariants over random datasets, exact resume, and the speed of a batch."""
+
+import statistics
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtld_core.data import Arc, Batches, Dataset, DomainBatches, DomainPair, split_windows
+from mtld_core.frames import to_float
+from mtld_core.runtime import UserError, seed_of
+
+
+def make(lengths, cuts=(), actions=None, height=4, width=4):
+    """A dataset whose frame i holds the value i % 251 in every byte."""
+    borders = np.cumsum([0, *lengths]).tolist()
+    arcs = [Arc(f"arc_{i}", a, a + n, np.arange(n)) for i, (a, n) in enumerate(zip(borders, lengths, strict=False))]
+    values = (torch.arange(borders[-1]) % 251).to(torch.uint8)
+    frames = values[:, None, None, None].expand(-1, height, width, 3).contiguous()
+    return Dataset("/data", "arcs", frames, arcs, np.array(sorted(cuts), np.int64), actions)
+
+
+@st.composite
+def datasets(draw):
+    lengths = draw(st.lists(st.integers(1, 40), min_size=1, max_size=9))
+    return make(lengths, draw(st.sets(st.integers(1, sum(lengths) - 1), max_size=5)) if sum(lengths) > 1 else ())
+
+
+def rows(starts, length):
+    return (starts[:, None] + torch.arange(length)).numpy()
+
+
+@given(datasets(), st.integers(1, 12), st.booleans())
+def test_windows_are_all_that_cross_no_border_and_no_cut(data, length, cross_cuts):
+    arc_of = np.concatenate([np.full(len(arc), i) for i, arc in enumerate(data.arcs)])
+    shot_of = arc_of * 1000 + np.searchsorted(data.cuts, np.arange(len(arc_of)), side="right")
+    label = arc_of if cross_cuts else shot_of
+    expected = [i for i in range(len(label) - length + 1) if len(set(label[i : i + length])) == 1]
+    if expected:
+        assert data.windows(length, cross_cuts).tolist() == expected
+    else:
+        with pytest.raises(UserError):
+            data.windows(length, cross_cuts)
+
+
+def test_a_window_too_long_names_the_longest_arc():
+    with pytest.raises(UserError, match=r"windows of 16 frames do not fit, the longest arc \('arc_1'\) has 9"):
+        make([4, 9]).windows(16)
+    with pytest.raises(UserError, match="crosses a hard cut"):
+        make([20], [10]).windows(16)
+
+
+@given(datasets(), st.integers(1, 8), st.sampled_from([0.05, 0.1, 0.3, 0.5]))
+def test_training_and_held_out_frames_keep_apart(data, length, holdout):
+    try:
+        train, held = split_windows(data, length, holdout)
+    except UserError:
+        return
+    assert len(train)
+    assert len(held)
+    assert set(train.tolist()) | set(held.tolist()) <= set(data.windows(length).tolist())
+    for arc in data.arcs:
+        inside = [starts[(starts >= arc.start) & (starts < arc.stop)] for starts in (train, held)]
+        if len(inside[0]) and len(inside[1]):
+            assert inside[1].min() - (inside[0].max() + length - 1) > length, "at least `length` frames between them"
+
+
+def test_with_five_arcs_some_are_held_out_whole():
+    data = make([10] * 20)
+    train, held = split_windows(data, 4, holdout=0.1)
+    assert sorted(set((held // 10).tolist())) == [5, 15]
+    assert len(held) == 2 * 7
+    assert not set((train // 10).tolist()) & {5, 15}
+
+
+def test_a_cut_in_the_tail_moves_it_back():
+    train, held = split_windows(make([100], cuts=[95]), 8, holdout=0.1)
+    assert held.tolist() == [87]
+    assert train.max() + 8 + 8 <= 87
+
+
+def test_restitution_and_too_little_to_hold_out():
+    train, held = split_windows(make([20]), 8, restitution=True)
+    assert train.tolist() == held.tolist() == list(range(13))
+    with pytest.raises(UserError, match=r"longest arc has 20 frames, and windows of 8 need 24 .*restitution=true"):
+        split_windows(make([20]), 8)
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 30), st.integers(1, 9), st.integers(1, 3), st.integers(0, 5))
+def test_every_window_comes_once_an_epoch(windows, batch_size, count, seed):
+    data = make([windows + 2])
+    batches = Batches(data, data.windows(3), 3, batch_size, seed, count)
+    seen, keys = [], []
+    for _ in range(3 * batches.steps_per_epoch):
+        for batch in batches.next():
+            seen += ((batch["frames"][:, 0, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+            keys += batch["key"].tolist()
+    for epoch in range(3):
+        assert sorted(seen[epoch * windows : (epoch + 1) * windows]) == list(range(windows))
+    assert keys == [seed_of(seed, "train", i) for i in range(len(keys))]
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 20), st.integers(1, 7), st.integers(0, 12))
+def test_a_restored_stream_goes_on_identically(windows, batch_size, before):
+    data = make([windows + 1])
+    first, second = (Batches(data, data.windows(2), 2, batch_size, seed=3, count=2) for _ in range(2))
+    for _ in range(before):
+        first.next()
+    second.load_state(first.state())
+    for _ in range(8):
+        for a, b in zip(first.next(), second.next(), strict=True):
+            assert torch.equal(a["frames"], b["frames"])
+            assert torch.equal(a["key"], b["key"])
+
+
+def test_a_position_beyond_the_windows_is_refused():
+    data = make([10])
+    with pytest.raises(UserError, match="window 10 of an epoch and there are 8"):
+        Batches(data, data.windows(3), 3, 2, seed=0).load_state({"epoch": 0, "index": 10})
+
+
+def test_seeds_purposes_and_epochs_have_orders_of_their_own():
+    data = make([200])
+
+    def draw(seed, purpose, skip=0):
+        batches = Batches(data, data.windows(1), 1, 200, seed, purpose=purpose)
+        for _ in range(skip):
+            batches.next()
+        return batches.next()[0]["frames"].clone()
+
+    orders = [draw(0, "train"), draw(1, "train"), draw(0, "judge"), draw(0, "train", 1)]
+    assert all(not torch.equal(a, b) for i, a in enumerate(orders) for b in orders[:i])
+    assert torch.equal(draw(0, "train"), orders[0])
+
+
+def test_frames_are_the_windows_in_floats_and_actions_lead_on():
+    data = make([50], actions=torch.arange(50) * 2)
+    for batch in Batches(data, data.windows(5), 5, 4, seed=0, count=2).next():
+        first = ((batch["frames"][:, 0, 0, 0, 0] + 1) * 127.5).round().long()
+        assert batch["frames"].shape == (4, 5, 3, 4, 4)
+        torch.testing.assert_close(batch["frames"], to_float(data.frames[torch.from_numpy(rows(first, 5))]))
+        assert torch.equal(batch["actions"], 2 * torch.from_numpy(rows(first, 4)))
+
+
+def test_batches_of_one_call_do_not_share_memory():
+    data = make([50])
+    a, b = Batches(data, data.windows(2), 2, 4, seed=0, count=2).next()
+    assert not torch.equal(a["frames"], b["frames"])
+
+
+def test_domains_are_drawn_independently():
+    pair = DomainPair(make([40]), make([90]), "/data")
+    train, held = split_windows(pair, 4)
+    assert train[0].max() < held[0].min()
+    batches = DomainBatches(pair, train, 4, 8, seed=0)
+    state = batches.state()
+    first = {name: value.clone() for name, value in batches.next()[0].items()}
+    assert first["frames"].shape == first["frames_y"].shape == (8, 4, 3, 4, 4)
+    assert not torch.equal(first["frames"], first["frames_y"])
+    batches.next()
+    batches.load_state(state)
+    assert torch.equal(batches.next()[0]["frames_y"], first["frames_y"])
+
+
+def batch_speed(batch_size, length, size, repeats=7):
+    """How fast a batch comes, as a share of the speed of a plain `x.to(torch.float32)` of the same bytes."""
+    store = torch.randint(0, 256, (512, size, size, 3), dtype=torch.uint8)
+    data = Dataset("/data", "arcs", store, [Arc("a", 0, 512, np.arange(512))], np.array([], np.int64))
+    batches = Batches(data, data.windows(length), length, batch_size, seed=0)
+    plain = torch.randint(0, 256, (batch_size, length, size, size, 3), dtype=torch.uint8)
+    batches.next()
+
+    def seconds(work):
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    times = [(seconds(lambda: plain.to(torch.float32)), seconds(batches.next)) for _ in range(repeats)]
+    reference, ours = (statistics.median(column) for column in zip(*times, strict=True))
+    return reference / ours
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 64), (8, 16, 128)])
+def test_a_batch_comes_at_half_the_speed_of_a_plain_conversion(shape):
+    threads, ratios = torch.get_num_threads(), []
+    torch.set_num_threads(1)  # with more, threads that wait for a busy core decide the figure
+    while len(ratios) < 3 and max(ratios, default=0) < 0.5:
+        ratios.append(batch_speed(*shape))
+    torch.set_num_threads(threads)
+    print(f"{shape}: {[round(ratio, 2) for ratio in ratios]} of the speed of x.to(torch.float32)")
+    assert max(ratios) >= 0.5
