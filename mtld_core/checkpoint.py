@@ -1,0 +1,180 @@
+"""Checkpoints that are whole or not there: written beside, flushed, renamed; checked by sha256 before they are believed.
+
+<run_dir>/latest.json                 {"checkpoint", "step", "sha256"}: the digest of the manifest, which lists the others
+<run_dir>/best.json                   {"checkpoint", "step", "metric", "value"}
+<run_dir>/checkpoints/step_00001000/  model.safetensors, ema.safetensors, train_state.pt, manifest.json
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from filelock import FileLock, Timeout
+
+from mtld_core.runtime import UserError, sha256, write_json
+
+SCHEMA = 1
+
+
+@contextlib.contextmanager
+def run_lock(run_dir):
+    """Hold the folder's lock: one training process a run. The system frees it when the process dies, however it dies."""
+    Path(run_dir).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(Path(run_dir) / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{run_dir} is in use by another training process; wait for it or choose another run_dir") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def save(run_dir, step, weights, train_state, config, ema=None):
+    """Write `checkpoints/step_<step>` and point latest.json at it. Returns its name relative to run_dir.
+
+    weights, ema: dicts of tensors. train_state: what `torch.load(weights_only=True)` may read: tensors, numbers, strings, lists
+    and dicts. config: JSON values, kept in the manifest. On any error (a full disk) the earlier checkpoints stay as they were.
+    """
+    run_dir = Path(run_dir)
+    name = f"checkpoints/step_{step:08d}"
+    final, temporary = run_dir / name, run_dir / f"checkpoints/.step_{step:08d}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        _save_tensors(weights, temporary / "model.safetensors")
+        if ema is not None:
+            _save_tensors(ema, temporary / "ema.safetensors")
+        torch.save(train_state, temporary / "train_state.pt")
+        files = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+        write_json(temporary / "manifest.json", {"schema": SCHEMA, "step": step, "sha256": files, "config": config})
+        for file in temporary.iterdir():
+            _flush(file)
+        if final.exists():  # the same step saved twice: the new one is as good, and was just checked
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+        _flush(final.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    write_json(run_dir / "latest.json", {"checkpoint": name, "step": step, "sha256": sha256(final / "manifest.json")})
+    return name
+
+
+def mark_best(run_dir, name, figure, value):
+    """Let best.json name this checkpoint, which `prune` then keeps."""
+    step = json.loads((Path(run_dir) / name / "manifest.json").read_text())["step"]
+    write_json(Path(run_dir) / "best.json", {"checkpoint": name, "step": step, "metric": figure, "value": value})
+
+
+def prune(run_dir, keep=2):
+    """Delete all checkpoints but the newest `keep` and the best one, and what a killed process left half-written."""
+    run_dir = Path(run_dir)
+    kept = {path.name for path in list_checkpoints(run_dir)[:keep]}
+    if best := read_pointer(run_dir / "best.json"):
+        kept.add(Path(best["checkpoint"]).name)
+    for path in (run_dir / "checkpoints").iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def list_checkpoints(run_dir):
+    """Paths of the checkpoints of a run, newest first; they may still turn out damaged."""
+    return sorted((Path(run_dir) / "checkpoints").glob("step_*"), key=lambda path: path.name, reverse=True)
+
+
+def read_pointer(path):
+    """What latest.json or best.json says, or None where the file is missing or damaged."""
+    with contextlib.suppress(OSError, json.JSONDecodeError):
+        return json.loads(Path(path).read_text())
+
+
+def problem(path):
+    """Why the checkpoint at `path` cannot be believed, in words; None where every file has its recorded sha256."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        for name, digest in manifest["sha256"].items():
+            if sha256(path / name) != digest:
+                return f"{name} does not match its sha256"
+    except (OSError, ValueError, KeyError) as error:
+        return f"{type(error).__name__}: {error}"
+    if manifest["schema"] > SCHEMA:
+        return f"it has schema {manifest['schema']}, newer than this program's {SCHEMA}"
+    return None
+
+
+def find(run_dir, wanted=""):
+    """Path of the checkpoint to use: `wanted` (a name such as "step_00001000", a path, or "best"), "" = the newest good one.
+
+    A damaged newest checkpoint is said and skipped; one that was asked for by name is an error. Raises UserError.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise UserError(f"{run_dir}: no such run folder")
+    if wanted == "best":
+        pointer = read_pointer(run_dir / "best.json")
+        if pointer is None:
+            raise UserError(f"{run_dir} has no best checkpoint yet: nothing was evaluated")
+        wanted = pointer["checkpoint"]
+    if wanted:
+        names = [path.name for path in list_checkpoints(run_dir)]
+        path = next((p for p in (run_dir / wanted, run_dir / "checkpoints" / wanted, Path(wanted)) if p.is_dir()), None)
+        if path is None:
+            raise UserError(f"{run_dir} has no checkpoint {wanted!r}; there are: {', '.join(names) or 'none'}")
+        if reason := problem(path):
+            raise UserError(f"checkpoint {path} is damaged: {reason}; use another one: {', '.join(names)}")
+        return path
+    for path in list_checkpoints(run_dir):
+        reason = problem(path)
+        if reason is None:
+            return path
+        print(f"checkpoint {path} is damaged ({reason}); trying the one before")
+    raise UserError(f"{run_dir} holds no good checkpoint: train it first (notebooks/02_train)")
+
+
+def load_weights(path, ema=True):
+    """dict of tensors of a checkpoint folder (its moving average where it has one), or of a .pth or .safetensors file."""
+    path = Path(path)
+    if path.is_dir():
+        averaged = path / "ema.safetensors"
+        path = averaged if ema and averaged.exists() else path / "model.safetensors"
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_train_state(path):
+    return torch.load(Path(path) / "train_state.pt", map_location="cpu", weights_only=True)
+
+
+def export_pth(checkpoint, path):
+    """Write the weights of a checkpoint folder as a plain torch state dict that `weights_only=True` reads."""
+    torch.save(load_weights(checkpoint), path)
+
+
+def load_state_dict(system, weights, where):
+    """Give `weights` to the system; a UserError names the first tensors that are missing, unknown or of another shape."""
+    own = {name: tuple(value.shape) for name, value in system.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in weights.items()}
+    wrong = [f"{name}: {own.get(name, 'not in this model')} here, {given.get(name, 'missing')} there"
+             for name in sorted(own.keys() | given.keys()) if own.get(name) != given.get(name)]  # fmt: skip
+    if wrong:
+        raise UserError(f"{where} does not fit this {system.name} model ({len(wrong)} tensors differ): {'; '.join(wrong[:3])}")
+    system.load_state_dict(weights)
+
+
+def _save_tensors(tensors, path):
+    """safetensors refuses tensors that share memory and such that are not contiguous: each is stored once, packed."""
+    safetensors.torch.save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+
+
+def _flush(path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

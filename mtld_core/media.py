@@ -1,0 +1,230 @@
+"""Pictures in, pictures and videos out: one image file read safely, frames written one at a time, strips for reports.
+
+A frame is uint8 `[H, W, 3]` RGB, an array or a CPU tensor. A writer is a context manager that gives a function
+`write(frame)`; it holds one frame at a time, and its file appears whole when the block ends, or not at all where the
+block raises.
+"""
+
+import contextlib
+import itertools
+import os
+import re
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps, JpegImagePlugin
+
+from mtld_core.runtime import UserError, atomic_path
+
+MOST_PIXELS = 64_000_000  # that are decoded at once: 8000 x 8000
+LARGE = 2048  # a JPEG whose shorter side is a multiple of this is decoded at 1/2, 1/4 or 1/8
+GIF_MOST_FPS = 50  # browsers slow a GIF with shorter delays down to 10 frames a second
+
+# ---- reading
+
+
+def read_image(path):
+    """Any picture that Pillow opens -> uint8 `[H, W, 3]` array, upright (EXIF), colours as in `to_rgb`.
+
+    Of an animation it is the first frame. A JPEG whose shorter side has 4096 pixels or more comes reduced by 2, 4 or 8,
+    never below 2048, so that its memory stays bounded. Raises UserError naming the file where it is missing, damaged,
+    cut short, no picture, or larger than 64 million pixels.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such image file")
+    try:
+        with _open(path) as image:
+            decodes_whole = image.info.get("progressive")  # such a JPEG keeps all coefficients whatever its scale
+            size = image.size
+            image.draft(None, (LARGE, LARGE))  # does nothing to other formats
+            width, height = size if decodes_whole else image.size
+            if width * height > MOST_PIXELS:
+                raise Image.DecompressionBombError
+            ImageOps.exif_transpose(image, in_place=True)
+            return to_rgb(image)
+    except Image.DecompressionBombError:
+        raise UserError(
+            f"{path} is too large to decode (over {MOST_PIXELS // 10**6} million pixels); shrink it first"
+        ) from None
+    except Exception as error:  # Pillow's readers fail on damaged bytes in many ways
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} cannot be read as a picture: {reason}") from None
+
+
+def to_rgb(image):
+    """Pillow image -> uint8 `[H, W, 3]`: grey and palettes become RGB, alpha lies over black, 16 bits become 8."""
+    if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion would clip at 255
+        grey = (np.clip(np.asarray(image).astype(np.int32), 0, 65535) + 128) // 257
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
+    if image.mode == "F":  # floats: black is 0 and white is 1
+        grey = np.round(np.clip(np.nan_to_num(np.asarray(image)), 0, 1) * 255)
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
+    if image.has_transparency_data:
+        return np.asarray(image.convert("RGBA").convert("RGBa"))[..., :3].copy()  # "a": already multiplied by alpha
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _open(path):
+    with open(path, "rb") as file:
+        jpeg = file.read(3) == b"\xff\xd8\xff"
+    # Image.open refuses a huge JPEG by its full size, although it is never decoded at that size
+    return JpegImagePlugin.JpegImageFile(path) if jpeg else Image.open(path)
+
+
+# ---- writing
+
+
+@contextlib.contextmanager
+def frame_writer(folder):
+    """`write(frame)` saves `<folder>/frame_0000.png`, `frame_0001.png`, ... (five digits from frame 10,000 on).
+
+    The folder replaces an earlier one. Raises UserError where that holds anything but such frames.
+    """
+    folder = Path(folder)
+    temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
+    if folder.exists() and not all(re.fullmatch(r"frame_\d+\.png", name) for name in os.listdir(folder)):
+        raise UserError(f"{folder} holds other files than frames, so it is not replaced; choose another out_dir")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    numbers = itertools.count()
+    try:
+        # level 1 writes three times as fast as the default and takes a tenth more room
+        yield lambda frame: _picture(frame).save(temporary / f"frame_{next(numbers):04d}.png", compress_level=1)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def video_writer(path, fps, height, width):
+    """`write(frame)` appends to an H.264 mp4 that browsers play (yuv420p; odd sides repeat their last pixel)."""
+    import av
+    from av.video.reformatter import ColorRange, Colorspace
+
+    rate = Fraction(fps).limit_denominator(1001)
+    pad = ((0, height % 2), (0, width % 2), (0, 0))
+    with (
+        atomic_path(path) as temporary,
+        av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+    ):
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "16"})
+        stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+        codec = stream.codec_context  # said outright, or players guess the colours from the picture's size
+        codec.colorspace = codec.color_primaries = codec.color_trc = int(Colorspace.ITU709)
+        codec.color_range = int(ColorRange.MPEG)
+        numbers = itertools.count()
+
+        def write(frame):
+            padded = np.pad(np.asarray(frame), pad, mode="edge")
+            picture = av.VideoFrame.from_ndarray(padded, format="rgb24")
+            picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+            picture.pts, picture.time_base = next(numbers), 1 / rate
+            container.mux(stream.encode(picture))
+
+        yield write
+        container.mux(stream.encode())
+
+
+@contextlib.contextmanager
+def gif_writer(path, fps, height, width):
+    """`write(frame)` appends to a GIF that loops for ever; every frame has its own 256 colours, without dither.
+
+    A GIF's clock ticks 100 times a second: delays are whole ticks that keep the rate on average, and 50 frames a second
+    is the most. Pillow would keep all frames in memory; it only picks the colours here.
+    """
+    import av
+
+    ticks = 100 / min(fps, GIF_MOST_FPS)  # a frame
+    options = {"loop": "0", "final_delay": str(round(ticks))}
+    with (
+        atomic_path(path) as temporary,
+        av.open(str(temporary), "w", format="gif", options=options) as container,
+    ):
+        stream = container.add_stream("gif", rate=100)
+        stream.width, stream.height, stream.pix_fmt = width, height, "pal8"
+        numbers = itertools.count()
+
+        def write(frame):
+            picture = _picture(frame)
+            exact = picture.getcolors(256) is not None
+            # for many colours the octree is 70 times as fast as the median cut, and 1 dB behind it
+            method = Image.Quantize.MEDIANCUT if exact else Image.Quantize.FASTOCTREE
+            indexed = picture.quantize(256, method)
+            colours = np.array(indexed.getpalette(), np.uint8).reshape(-1, 3)
+            palette = np.zeros((256, 4), np.uint8)  # alpha, red, green, blue
+            palette[:, 0] = 255
+            palette[: len(colours), 1:] = colours
+            packed = av.VideoFrame.from_ndarray((np.asarray(indexed), palette), format="pal8")
+            packed.pts, packed.time_base = round(next(numbers) * ticks), Fraction(1, 100)
+            container.mux(stream.encode(packed))
+
+        yield write
+        container.mux(stream.encode())
+
+
+@contextlib.contextmanager
+def open_writers(out_dir, fps, height, width):
+    """`write(frame)` feeds `<out_dir>/frames/`, `video.mp4` and `video.gif` together."""
+    out_dir = Path(out_dir)
+    with (
+        frame_writer(out_dir / "frames") as frames,
+        video_writer(out_dir / "video.mp4", fps, height, width) as video,
+        gif_writer(out_dir / "video.gif", fps, height, width) as gif,
+    ):
+
+        def write(frame):
+            for writer in (frames, video, gif):
+                writer(frame)
+
+        yield write
+
+
+# ---- pictures made of frames
+
+
+def side_by_side(left, right):
+    """Two frames of one height -> uint8 `[H, W + W + 2, 3]`, with a grey line of two pixels between them."""
+    left, right = np.asarray(left), np.asarray(right)
+    return np.concatenate([left, np.full((len(left), 2, 3), 128, np.uint8), right], axis=1)
+
+
+def strip(rows, labels=None, columns=None, smallest=96):
+    """Rows of frames -> one uint8 picture `[H', W', 3]` on white.
+
+    rows: lists (or arrays) of frames, all of one size. labels: a word for each row, on its left; columns: a word for
+    each column, above it. Frames lower than `smallest` pixels are enlarged by a whole factor, unsmoothed.
+    """
+    rows = [[np.asarray(frame) for frame in row] for row in rows]
+    factor = max(1, -(-smallest // rows[0][0].shape[0]))
+    height, width = (factor * side for side in rows[0][0].shape[:2])
+    font, gap = ImageFont.load_default(14), 4
+    left = 2 * gap + round(max(map(font.getlength, labels))) if labels else 0
+    top = 24 if columns else 0
+    longest = max(map(len, rows))
+    canvas = Image.new("RGB", (left + longest * (width + gap) - gap, top + len(rows) * (height + gap) - gap), "white")
+    draw = ImageDraw.Draw(canvas)
+    for j, word in enumerate(columns or ()):
+        draw.text((left + j * (width + gap) + width // 2, top // 2), word, "black", font, anchor="mm")
+    for i, row in enumerate(rows):
+        y = top + i * (height + gap)
+        if labels:
+            draw.text((left - gap, y + height // 2), labels[i], "black", font, anchor="rm")
+        for j, frame in enumerate(row):
+            canvas.paste(_picture(frame).resize((width, height), Image.Resampling.NEAREST), (left + j * (width + gap), y))
+    return np.asarray(canvas)
+
+
+def _picture(frame):
+    return Image.fromarray(np.asarray(frame))
+
+
+def save_picture(path, picture):
+    """Write a uint8 `[H, W, 3]` picture as PNG, whole or not at all."""
+    with atomic_path(path) as temporary:
+        Image.fromarray(picture).save(temporary)

@@ -1,0 +1,88 @@
+"""How far frames are from the truth: MSE, PSNR, skill over baselines, SSIM and LPIPS.
+
+Frames are uint8 tensors `[..., H, W, 3]`; every figure is one number a frame, on pixels in [0, 1].
+"""
+
+import importlib.util
+import math
+
+import torch
+import torch.nn.functional as F
+
+LEAST_MSE = 1e-10  # PSNR ends at 100 dB
+SSIM_WINDOW = 11  # pixels
+LPIPS_LEAST = 32  # pixels a side
+PIECE = 8  # pairs of pictures that go through VGG at once, which bounds the memory
+
+
+def mse(a, b):
+    """Mean squared error: uint8 `[..., H, W, 3]` twice (leading axes broadcast) -> float64 `[...]`.
+
+    The squares are summed as integers, so the figure is exact and the same on every device.
+    """
+    squares = (a.int() - b.int()).square_()
+    return squares.sum((-3, -2, -1)).double() / (255**2 * math.prod(squares.shape[-3:]))
+
+
+def psnr(mse):
+    """dB of a tensor of MSEs, which are floored at 1e-10 (100 dB)."""
+    return -10 * torch.log10(mse.clamp(min=LEAST_MSE))
+
+
+def skill_db(baselines, model):
+    """10 log10(MSE of the best baseline / MSE of the model), a float: 0 is no better than the best baseline.
+
+    baselines: list of MSE tensors, model: one; each is pooled, that is averaged over all its elements, first.
+    """
+    best = min(baseline.mean().item() for baseline in baselines)
+    return 10 * math.log10(max(best, LEAST_MSE) / max(model.mean().item(), LEAST_MSE))
+
+
+def ssim(a, b):
+    """Structural similarity (Wang et al. 2004, Gaussian window of 11): uint8 `[..., H, W, 3]` -> float32 `[...]`.
+
+    A frame smaller than the window is continued by its border pixels up to it.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    def similarity(x, y):
+        height, width = x.shape[-2:]
+        pad = (0, max(0, SSIM_WINDOW - width), 0, max(0, SSIM_WINDOW - height))
+        x, y = (F.pad(z.double(), pad, mode="replicate") for z in (x, y))  # float32 loses the variance of flat areas
+        return structural_similarity_index_measure(x, y, data_range=1.0, reduction="none").reshape(-1)
+
+    return _in_pieces(similarity, a, b)
+
+
+def lpips_metric(device, weights=""):
+    """(function, None), or (None, why not) where the LPIPS package or VGG's weights are not on this machine.
+
+    function: uint8 `[..., H, W, 3]` twice -> float32 `[...]`, 0 for equal frames. Frames with a side under 32 pixels
+    are enlarged (bilinear) until it has 32, for VGG halves them four times: compare such figures only at equal size.
+    weights: a file with VGG16's convolutions, where torch's cache has none. Nothing is ever downloaded.
+    """
+    if importlib.util.find_spec("lpips") is None:
+        return None, "the package lpips is not installed"
+    from mtld_core.nn.perceptual import LPIPS, TRUNK_FILE, find_trunk, load_trunk
+
+    if find_trunk(weights) is None:
+        return None, f"VGG16's weights ({TRUNK_FILE}) are not on this machine"
+    network = LPIPS(load_trunk(weights)).to(device)
+
+    def distance(x, y):
+        x, y = (2 * z.to(device) - 1 for z in (x, y))
+        if (scale := LPIPS_LEAST / min(x.shape[-2:])) > 1:
+            size = [math.ceil(side * scale) for side in x.shape[-2:]]
+            x, y = (F.interpolate(z, size, mode="bilinear") for z in (x, y))
+        return network(x, y)
+
+    return lambda a, b: _in_pieces(distance, a, b), None
+
+
+@torch.inference_mode()
+def _in_pieces(function, a, b):
+    """`function` of float `[n, 3, H, W]` pairs in [0, 1], a few at a time -> float32 `[...]` on the CPU."""
+    a, b = torch.broadcast_tensors(a, b)
+    pairs = zip(*(frames.reshape(-1, *frames.shape[-3:]).split(PIECE) for frames in (a, b)), strict=True)
+    parts = [function(*(frames.movedim(-1, -3) / 255 for frames in pair)).float().cpu() for pair in pairs]
+    return torch.cat(parts).reshape(a.shape[:-3])

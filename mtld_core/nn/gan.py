@@ -1,0 +1,46 @@
+"""Discriminators and adversarial losses."""
+
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from mtld_core.nn.blocks import norm2d
+
+
+class PatchDiscriminator(nn.Module):
+    """Pictures `[N, C, H, W]` -> (logits `[N, 1, h, w]`, list of feature maps): one verdict a patch, not a picture.
+
+    PatchGAN (Isola et al. 2017) with spectral norm (Miyato et al. 2018). Each of `channels` but the last halves the grid;
+    logits and features come from the same pass.
+    """
+
+    def __init__(self, channels, norm="instance", in_channels=3):
+        super().__init__()
+        self.blocks, last = nn.ModuleList(), in_channels
+        for i, c in enumerate(channels):
+            conv = spectral_norm(nn.Conv2d(last, c, 4, 2 if i + 1 < len(channels) else 1, 1))
+            self.blocks.append(nn.Sequential(conv, norm2d(norm if i else "none", c), nn.LeakyReLU(0.2)))
+            last = c
+        self.head = spectral_norm(nn.Conv2d(last, 1, 4, 1, 1))
+
+    def forward(self, x):
+        features = []
+        for block in self.blocks:
+            x = block(x)
+            features.append(x)
+        return self.head(x), features
+
+
+def lsgan_discriminator_loss(real_logits, fake_logits):
+    """Least-squares GAN (Mao et al. 2017): real towards 1, fake towards 0."""
+    return 0.5 * ((real_logits - 1).square().mean() + fake_logits.square().mean())
+
+
+def lsgan_generator_loss(fake_logits):
+    """The generator's side of the least-squares GAN: fake towards 1."""
+    return (fake_logits - 1).square().mean()
+
+
+def feature_matching_loss(fake_features, real_features):
+    """Sum over layers of the mean absolute difference (Wang et al. 2018); the real side carries no gradient."""
+    return sum(F.l1_loss(fake, real.detach()) for fake, real in zip(fake_features, real_features, strict=True))
