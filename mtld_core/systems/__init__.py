@@ -1,0 +1,59 @@
+"""The systems by name, and opening a trained one. A new system is one file here and one line in `SYSTEMS`."""
+
+import importlib
+import json
+import types
+from pathlib import Path
+
+from mtld_core import checkpoint as checkpoints
+from mtld_core.config import from_dict, nearest
+from mtld_core.runtime import UserError, pick_device
+
+SYSTEMS = {  # name -> "module:class", imported when asked for
+    "mtld": "mtld_core.systems.mtld:MTLD",
+}
+COMING = ("weight_rnn", "rl_v2v", "tinydreams", "tokenizer", "latent_actions", "dynamics")
+
+
+def system_class(name):
+    """The `System` subclass called `name`. Raises UserError with the nearest known name."""
+    if name in COMING:
+        raise UserError(f"system={name!r} is not built yet; there is: {', '.join(SYSTEMS)}")
+    if name not in SYSTEMS:
+        raise UserError(f"there is no system {name!r}{nearest(name, SYSTEMS)}")
+    module, cls = SYSTEMS[name].split(":")
+    return getattr(importlib.import_module(module), cls)
+
+
+def open_run(path, checkpoint="", device="auto"):
+    """The trained system of a run folder, in eval mode, with the averaged weights where the run keeps them.
+
+    checkpoint: "" = the newest good one, "best", a name such as "step_00001000", or a file of weights (.pth, .safetensors) for
+    this run's model. The system has `config`, and `run` with dir, checkpoint, step, preset, dataset_path and training
+    (the training config as a dict).
+    Raises UserError where there is no run, no good checkpoint, or weights that do not fit.
+    """
+    path = Path(path)
+    try:
+        about = json.loads((path / "config.json").read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is not a run folder: it has no config.json") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path / 'config.json'} is damaged: {error}") from None
+    cls = system_class(about["system"])
+    weights_file = Path(checkpoint) if Path(checkpoint).suffix in (".pth", ".safetensors") else None
+    if weights_file and not weights_file.is_file():
+        raise UserError(f"checkpoint {weights_file}: no such file")
+    folder = weights_file or checkpoints.find(path, checkpoint)
+    system = cls(from_dict(cls.Config, about["config"]))
+    checkpoints.load_state_dict(system, checkpoints.load_weights(folder), folder)
+    step = None if weights_file else json.loads((folder / "manifest.json").read_text())["step"]
+    system.run = types.SimpleNamespace(
+        dir=path,
+        checkpoint=folder.name,
+        step=step,
+        preset=about["preset"],
+        dataset_path=about["dataset"]["path"],
+        training=about["training"],
+    )
+    return system.to(pick_device(device)).eval().requires_grad_(False)

@@ -1,0 +1,145 @@
+"""The contract between a system (what is studied) and everything that trains, judges, plays and saves it.
+
+A system is a `System` subclass with a frozen `Config` dataclass and named `PRESETS`. It overrides what it needs:
+
+    needs()                        what a batch must hold; the loop builds the sampler from it
+    prepare(frames)                once, before the first step: statistics of the data
+    setup_training()               in every session: frozen networks that only the loss needs
+    optimizers()                   one for each phase, by the phase's name
+    training_step(batches, step)   one update of everything: a call `step(phase, loss_fn, batch)` for each phase
+    loss(batch)                    all that a system with a single loss has to give
+    start / step / rollout         generation: the context gives a state, the state gives frame after frame
+    evaluate(dataset, starts)      its own figures beside the general ones
+    extra_state()                  what is neither module nor optimizer: a replay, target networks, counters
+
+Axis letters: B batch, T frames, k context frames, H W pixels, A action. Frames inside are float `[B, T, 3, H, W]` in [-1, 1].
+"""
+
+import dataclasses
+import types
+import typing
+
+import torch
+from torch import nn
+
+from mtld_core.config import ConfigError
+from mtld_core.frames import to_float
+
+
+class Needs(typing.NamedTuple):
+    """What a system asks of a batch."""
+
+    window: int  # T: frames in a training window, context included
+    context: int = 1  # k: real frames that a rollout starts from
+    batches: int = 1  # fresh batches a step (a WGAN critic wants several)
+    actions: bool = False
+    domains: int = 1  # 2: the batch also holds "frames_y", unpaired
+
+
+class Loss(typing.NamedTuple):
+    """What a loss function returns: the scalar to minimise, 0-dim tensors to log, and `[B, ...]` tensors for a later phase."""
+
+    total: torch.Tensor
+    logs: typing.Mapping = types.MappingProxyType({})
+    carry: typing.Mapping = types.MappingProxyType({})
+
+
+class System(nn.Module):
+    name: typing.ClassVar[str]
+    Config: typing.ClassVar[type]
+    PRESETS: typing.ClassVar[dict]  # preset -> fields of Config and of the training config that differ from the defaults
+    action_space = None  # None, an int (n discrete actions) or (low, high) lists of floats
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+
+    @property
+    def device(self):
+        return next(self.parameters()).device
+
+    # ---- training
+
+    @classmethod
+    def fit_config(cls, config, dataset):
+        """The config with all that the data decides filled in; here height and width where they are 0."""
+        height, width = dataset.size
+        return dataclasses.replace(config, height=config.height or height, width=config.width or width)
+
+    def needs(self):
+        raise NotImplementedError
+
+    def prepare(self, frames):
+        """Set buffers that describe the data, from `frames`: uint8 `[n, H, W, 3]`, a sample of the training part.
+
+        Called once in the life of a run, not on resume.
+        """
+
+    def setup_training(self):
+        """Make what only training needs and no checkpoint holds (frozen loss networks). Called in every session."""
+
+    def optimizers(self):
+        """dict phase name -> optimizer (see `adam`). A phase moves the parameters of its own optimizer only."""
+        raise NotImplementedError
+
+    def training_step(self, batches, step):
+        """One update of everything. `batches`: list of `needs().batches` dicts. Returns 0-dim tensors to log."""
+        return step("model", self.loss, batches[0]).logs
+
+    def loss(self, batch):
+        """`Loss` of one batch, for systems whose only phase is "model"."""
+        raise NotImplementedError
+
+    def extra_state(self):
+        """Tensors, numbers, strings, lists and dicts of them, saved with every checkpoint."""
+        return {}
+
+    def load_extra_state(self, state):
+        """Take back what `extra_state` gave."""
+
+    def evaluate(self, dataset, starts):
+        """Figures of this system's own, dict of floats. `starts`: first rows of the held-out windows."""
+        return {}
+
+    # ---- generation
+
+    def start(self, context, generator=None):
+        """Context frames -> state. uint8 `[H,W,3]`, `[k,H,W,3]` or `[B,k,H,W,3]`, or float `[B,k,3,H,W]` in [-1, 1].
+
+        generator: a `torch.Generator` for systems that sample. Raises ConfigError where size or number do not fit.
+        """
+        context = torch.as_tensor(context)
+        if context.dtype == torch.uint8:
+            context = context.reshape(-1, *context.shape[-4:]) if context.dim() >= 4 else context[None, None]
+            context = to_float(context.to(self.device))
+        wanted, (height, width) = self.needs().context, context.shape[-2:]
+        if (height, width) != (self.config.height, self.config.width):
+            raise ConfigError(
+                f"the context is {height}x{width} but this run was trained on {self.config.height}x{self.config.width}; "
+                "resize it (mtld_core.frames.fit_frame does)"
+            )
+        if context.shape[1] < wanted:
+            raise ConfigError(f"this run needs {wanted} context frames, not {context.shape[1]}")
+        return self._start(context[:, -wanted:].to(self.device), generator)
+
+    def _start(self, context, generator):
+        raise NotImplementedError
+
+    def step(self, state, action=None):
+        """(state, action) -> (state, next frame float `[B, 3, H, W]`)."""
+        raise NotImplementedError
+
+    def rollout(self, context, num_frames, actions=None, generator=None):
+        """Yield the predicted frames in order, in pieces of float `[B, t, 3, H, W]`; overridden where pieces are faster.
+
+        actions: sequence of `num_frames` actions, each a `[B]` or `[B, A]` tensor, for systems with an action space.
+        """
+        state = self.start(context, generator)
+        for t in range(num_frames):
+            state, frame = self.step(state, None if actions is None else actions[t])
+            yield frame[:, None]
+
+
+def adam(parameters, lr, betas=(0.9, 0.999), weight_decay=0.0):
+    """AdamW in its fused form, which can also skip a non-finite step without asking the device (`found_inf`)."""
+    return torch.optim.AdamW(list(parameters), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
