@@ -1,0 +1,152 @@
+"""Download videos: files over HTTP(S) as they are, web pages through yt-dlp.
+
+    python data_prep/download_videos.py LIST_FILE FOLDER
+
+The list has lines "url name [start] [duration]"; `extract_frames.py` takes the same list, downloads and cuts in one go.
+"""
+
+import argparse
+import http.client
+import mimetypes
+import os
+import sys
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data_prep.lists import VIDEO_SUFFIXES, distinct, read_list, safe_name
+from mtld_core.runtime import UserError, atomic_path, progress_bar
+
+PIECE = 1 << 18  # bytes read at once
+SILENCE = 30  # seconds without a byte after which a server counts as gone
+
+
+def download(url, folder, name=None, progress=True):
+    """Fetch the video behind `url` and return its path, `<folder>/<name>.<own suffix>`; name None: the video's own.
+
+    What the server sends as a video or as unnamed bytes is saved as it comes, anything else goes to yt-dlp. A file
+    appears in `folder` only when it is whole and holds pictures. Raises UserError with one line that names the URL.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    address = urllib.parse.urlsplit(url)
+    if address.scheme not in ("http", "https"):
+        raise UserError(f"{url}: only http:// and https:// addresses can be downloaded")
+    is_file = Path(address.path).suffix.lower() in VIDEO_SUFFIXES
+    request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0 (compatible; mtld)"})
+    try:
+        with urllib.request.urlopen(request, timeout=SILENCE) as answer:
+            kind = answer.headers.get_content_type() if "Content-Type" in answer.headers else ""
+            if kind.startswith("video/") or kind in ("", "application/octet-stream", "binary/octet-stream"):
+                return _save(answer, url, folder, name or Path(address.path).stem, progress)
+    except urllib.error.HTTPError as error:
+        if is_file:
+            raise UserError(f"{url}: the server answered {error.code} {error.reason}") from None
+    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        raise UserError(f"{url}: no connection ({getattr(error, 'reason', error)})") from None
+    return _yt_dlp(url, folder, name, progress)
+
+
+def _save(answer, url, folder, name, progress):
+    suffix = Path(urllib.parse.urlsplit(url).path).suffix.lower()
+    if suffix not in VIDEO_SUFFIXES:
+        suffix = mimetypes.guess_extension(answer.headers.get_content_type()) or ".mp4"
+    target = folder / (safe_name(urllib.parse.unquote(name)) + suffix)
+    size, came = int(answer.headers.get("Content-Length") or 0), 0
+    with atomic_path(target) as temporary:
+        with open(temporary, "wb") as file, _bar(target.name, size, progress) as bar:
+            while piece := answer.read(PIECE):
+                file.write(piece)
+                came += len(piece)
+                bar.update(len(piece))
+        if size and came != size:  # http.client takes a connection that closes early for the end
+            raise UserError(f"{url}: the connection broke after {came:,} of {size:,} bytes; try again")
+        _check_video(temporary, url)
+    return target
+
+
+def _yt_dlp(url, folder, name, progress):
+    import yt_dlp
+
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch, _bar(name or url, 0, progress) as bar:
+
+        def tell(status):
+            bar.total = status.get("total_bytes") or status.get("total_bytes_estimate")
+            bar.update(status.get("downloaded_bytes", 0) - bar.n)
+
+        options = {
+            "outtmpl": f"{scratch}/%(id).60s.%(ext)s",
+            "format": "bv*/b",  # the best pictures; sound is not needed, so no ffmpeg program to merge with either
+            "playlist_items": "1",
+            "progress_hooks": [tell],
+            "quiet": True,
+            "noprogress": True,
+            "no_warnings": True,
+            "color": "never",
+            "socket_timeout": SILENCE,
+            "logger": _Silent(),
+        }
+        try:
+            with yt_dlp.YoutubeDL(options) as loader:
+                info = loader.extract_info(url)
+        except yt_dlp.utils.YoutubeDLError as error:
+            raise UserError(f"{url}: {str(error).removeprefix('ERROR: ').splitlines()[0]}") from None
+        if info.get("entries") is not None:
+            info = next(iter(info["entries"]), None) or {}
+        if not info.get("requested_downloads"):
+            raise UserError(f"{url}: no video found on this page")
+        came = Path(info["requested_downloads"][0]["filepath"])
+        _check_video(came, url)
+        target = folder / (safe_name(name or info.get("title") or came.stem) + came.suffix)
+        os.replace(came, target)
+    return target
+
+
+class _Silent:
+    """yt-dlp's messages: the error that it raises says the same."""
+
+    debug = info = warning = error = staticmethod(lambda message: None)
+
+
+def _bar(label, total, progress):
+    return progress_bar(desc=label, total=total or None, unit="B", unit_scale=True, disable=not progress)
+
+
+def _check_video(path, url):
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            if container.streams.best("video") is not None:
+                return
+    except av.FFmpegError:
+        pass
+    raise UserError(f"{url}: what came ({path.stat().st_size:,} bytes) is not a video")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Download the videos of a list.")
+    parser.add_argument("list_file", help='text file of lines "url name [start] [duration]"')
+    parser.add_argument("folder", type=Path, help="where the videos go")
+    args = parser.parse_args()
+    failed = []
+    lines = read_list(args.list_file)
+    for line, name in zip(lines, distinct([safe_name(line.name) for line in lines]), strict=True):
+        try:
+            print(download(line.url, args.folder, name))
+        except (UserError, OSError) as error:
+            failed.append(str(error))
+            print(error, file=sys.stderr)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(lines)} videos could not be downloaded")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(str(error))

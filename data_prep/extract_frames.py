@@ -1,0 +1,270 @@
+"""Videos to arcs: `<dataset_root>/<arc>/frame_0000.png ...`, one arc a video, or one a shot.
+
+    python data_prep/extract_frames.py SOURCE DATASET_ROOT [--fps 12 --height 64 --width 64 ...]
+
+An arc is written into a hidden folder and renamed when it is whole; `.arc.json` inside tells what it was made from, so
+that it is not made again. Threads, not processes: decoding, resizing and PNG compression all let go of Python's lock.
+"""
+
+import argparse
+import bisect
+import glob
+import json
+import os
+import shutil
+import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import get_args
+
+import cv2
+import numpy as np
+import psutil
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data_prep.lists import seconds
+from data_prep.report import ArcRow, Extraction, contact_sheet
+from data_prep.sources import find_jobs
+from data_prep.video import Video, at_rate, is_repeat
+from mtld_core.config import nearest
+from mtld_core.data.cuts import cuts_of_arcs, thumbnail
+from mtld_core.data.threads import core_count
+from mtld_core.frames import Fit, fit_frame
+from mtld_core.runtime import UserError, progress_bar, sha256, write_json
+
+RECORD = ".arc.json"
+SCRATCH = ".extracting-"
+
+
+def extract(
+    source,
+    dataset_root,
+    fps=0,
+    height=0,
+    width=0,
+    fit="crop",
+    start=0,
+    duration=0,
+    drop_duplicates=False,
+    split_scenes=False,
+    workers=0,
+    progress=True,
+):
+    """Cut videos into arcs of PNG frames under `dataset_root` and return an `Extraction`.
+
+    source: "sample" (the bundled clip), a video, a folder of videos (not its subfolders), or a text file of lines
+        "url name [start] [duration]"; a url may be a path beside the list. Downloads go to `<dataset_root>/.videos/`.
+    fps: frames a second, 0 as is. A tick gets the frame that the video shows then, so frames are skipped or come again.
+    height, width, fit: as `mtld_core.frames.fit_frame`; 0 as is.
+    start, duration: seconds or "m:ss" or "h:mm:ss"; duration 0: to the end. A list line's own win.
+    drop_duplicates: leave out frames that repeat the last kept one. split_scenes: an arc a shot, `<name>_shot_000` ...
+    workers: videos at once; 0: one a core.
+
+    A finished arc is kept where video and settings are the same, and replaced where not. A video that fails is named in
+    `failed` and the others go on. Raises UserError for a bad setting, a bad list, or when nothing worked.
+    """
+    settings = {"fps": fps, "height": height, "width": width, "fit": fit, "start": seconds(start)}
+    settings |= {"duration": seconds(duration), "drop_duplicates": drop_duplicates, "split_scenes": split_scenes}
+    _check(settings, workers)
+    root = Path(dataset_root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"dataset_root={str(root)!r}: {error.strerror}") from None
+    _sweep(root)
+    jobs, failed = find_jobs(source, root, settings, progress)
+    at_once = max(1, min(workers or core_count(), len(jobs)))
+    stop = threading.Event()
+    bar = progress_bar(unit=" frames", disable=not progress, delay=0.5)
+
+    def one(job):
+        bar.set_description_str(job.arc, refresh=False)
+        try:
+            return _extract_one(job, root, stop, bar)
+        except UserError as error:
+            failed.append((job.source, str(error)))
+        except OSError as error:  # a full disk, say
+            failed.append((job.source, f"{error.strerror} ({error.filename or root})"))
+        return []
+
+    with bar, ThreadPoolExecutor(at_once) as pool:
+        try:
+            rows = [row for rows in pool.map(one, jobs) for row in rows]
+        except BaseException:
+            stop.set()  # the user's Stop must not wait for the videos that are being decoded
+            raise
+    failed.sort()
+    if not rows:
+        name, reason = failed[0]
+        others = f" (and {len(failed) - 1} more failed)" if len(failed) > 1 else ""
+        raise UserError(f"{name}: {reason}{others}")
+    return Extraction(root, rows, failed, contact_sheet(root, rows))
+
+
+def _check(settings, workers):
+    for name, most in {"fps": 1000, "height": 8192, "width": 8192}.items():
+        if not 0 <= settings[name] <= most:
+            raise UserError(f"{name} must be between 0 (as is) and {most}, not {settings[name]!r}")
+    if settings["fit"] not in get_args(Fit):
+        raise UserError(f"fit={settings['fit']!r} is unknown{nearest(settings['fit'], get_args(Fit))}")
+    if workers < 0:
+        raise UserError(f"workers must be 0 (one a core) or more, not {workers!r}")
+
+
+# ---- one video
+
+
+def _extract_one(job, root, stop, bar):
+    """Do one job and return its rows. Raises UserError, in words that do not name the video."""
+    made_from = {"sha256": sha256(job.path), "bytes": job.path.stat().st_size, "settings": job.settings}
+    old = _own_arcs(root, job, made_from["sha256"])
+    if _is_finished(root, old, made_from):
+        return [_row(arc, record, "kept") for arc, record in old.items()]
+    scratch = root / f"{SCRATCH}{job.arc}-{os.getpid()}"
+    scratch.mkdir()
+    try:
+        shots, facts = _write_frames(job, scratch, stop, bar)
+        facts |= {"schema": 1, "name": job.arc, "source": job.source, "made_from": made_from, "shots": len(shots)}
+        new = {}
+        for number, (rows, duplicates) in enumerate(shots):
+            arc = f"{job.arc}_shot_{number:03d}" if job.settings["split_scenes"] else job.arc
+            folder = scratch / "new" / arc
+            folder.mkdir(parents=True)
+            for i, row in enumerate(rows):
+                (scratch / _frame_name(row)).rename(folder / _frame_name(i))
+            seconds_long = round(len(rows) / facts["fps"], 3)
+            new[arc] = facts | {"frames": len(rows), "seconds": seconds_long, "duplicates": duplicates}
+            write_json(folder / RECORD, new[arc])
+        old = _own_arcs(root, job, made_from["sha256"])
+        if _is_finished(root, old, made_from):  # another process was faster
+            return [_row(arc, record, "kept") for arc, record in old.items()]
+        (scratch / "old").mkdir()
+        for arc in [*new, *(old.keys() - new.keys())]:  # shots of an earlier run with other settings go, too
+            if arc in old:
+                (root / arc).rename(scratch / "old" / arc)
+            if arc in new:
+                (scratch / "new" / arc).rename(root / arc)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return [_row(arc, record, "done") for arc, record in new.items()]
+
+
+def _write_frames(job, scratch, stop, bar):
+    """Write the frames into `scratch`. Returns (its frames, repeats dropped) per shot, and facts for the record."""
+    s, begin, last = job.settings, None, None
+    written, dropped = [], []  # where each frame was in the video
+    video = Video(job.path, s["start"], s["duration"])
+    with open(scratch / "thumbs", "w+b") as thumbs:
+        for shown in at_rate(_with_thumbs(video, thumbs) if s["split_scenes"] else video, s["fps"]):
+            if stop.is_set():
+                raise UserError("stopped")
+            begin = shown.begin if begin is None else begin
+            rgb = fit_frame(shown.rgb, s["height"], s["width"], s["fit"])
+            if last is not None and last.shape != rgb.shape:
+                raise UserError(f"the picture changes its size at {float(shown.begin):.2f} s; give height and width")
+            if s["drop_duplicates"] and last is not None and is_repeat(last, rgb):
+                dropped.append(shown.index)
+                continue
+            # Encoded in memory and written by Python: OpenCV's own writer does not tell that a disk is full.
+            png = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+            (scratch / _frame_name(len(written))).write_bytes(png)
+            written.append(shown.index)
+            last = rgb
+            bar.update()
+        if not written:
+            raise UserError(f"no frame begins within the {s['duration']:g} s from {s['start']:g} s on")
+        cuts = []
+        if s["split_scenes"]:
+            thumbs.flush()
+            small = np.memmap(thumbs, np.uint8, "r").reshape(-1, *thumbnail(shown.rgb).shape)
+            cuts = cuts_of_arcs(small, [(0, len(small))], workers=1).tolist()
+    shots, repeats = {}, Counter(bisect.bisect_right(cuts, index) for index in dropped)
+    for row, index in enumerate(written):
+        shots.setdefault(bisect.bisect_right(cuts, index), []).append(row)
+    steps, span = (shown.index, shown.begin - begin) if shown.index else (1, shown.end - begin)
+    facts = {"size": last.shape[:2], "fps": s["fps"] or round(float(steps / span), 3), "note": video.note}
+    return [(rows, repeats[shot]) for shot, rows in shots.items()], facts
+
+
+def _with_thumbs(frames, file):
+    """Pass the frames on, with a small picture of each to `file`: cuts are found at the full rate, whatever fps is."""
+    for shown in frames:
+        file.write(thumbnail(shown.rgb).tobytes())
+        yield shown
+
+
+def _frame_name(number):
+    return f"frame_{number:04d}.png"
+
+
+# ---- what is there already
+
+
+def _own_arcs(root, job, digest):
+    """{arc: record} of what this tool made of the video before. Raises UserError where something else is in the way."""
+    found, split = {}, job.settings["split_scenes"]
+    for folder in [root / job.arc, *sorted(root.glob(f"{glob.escape(job.arc)}_shot_[0-9][0-9][0-9]*"))]:
+        if not folder.exists():
+            continue
+        try:
+            record = json.loads((folder / RECORD).read_text())
+        except (OSError, ValueError):
+            if split != (folder.name == job.arc):
+                raise UserError(f"{folder} is in the way, and this tool did not make it: move it away") from None
+            continue
+        if record["source"] != job.source and record["made_from"]["sha256"] != digest:
+            raise UserError(f"{folder} was made from {record['source']}: rename one of the videos, or delete that arc")
+        found[folder.name] = record
+    return found
+
+
+def _is_finished(root, old, made_from):
+    """Whether the arcs `old` are all there, whole, and made from just this."""
+    return bool(old) and all(
+        record["made_from"] == made_from
+        and record["shots"] == len(old)
+        and sum(1 for _ in (root / arc).glob("frame_*.png")) == record["frames"]
+        for arc, record in old.items()
+    )
+
+
+def _row(arc, record, status):
+    facts = {key: record[key] for key in ("source", "frames", "fps", "seconds", "duplicates", "note")}
+    return ArcRow(arc=arc, size=tuple(record["size"]), status=status, **facts)
+
+
+def _sweep(root):
+    """Remove what runs that were killed have left."""
+    for folder in root.glob(f"{SCRATCH}*"):
+        owner = folder.name.rpartition("-")[2]
+        if owner.isdigit() and (int(owner) == os.getpid() or not psutil.pid_exists(int(owner))):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Cut videos into arcs of PNG frames.")
+    parser.add_argument("source", help='"sample", a video, a folder of videos, or a text file of "url name [start] [duration]"')
+    parser.add_argument("dataset_root", help="where the arcs go")
+    parser.add_argument("--fps", type=float, default=0, help="frames a second; 0: as is")
+    parser.add_argument("--height", type=int, default=0, help="0: as is")
+    parser.add_argument("--width", type=int, default=0, help="0: as is")
+    parser.add_argument("--fit", default="crop", help="crop, pad or stretch")
+    parser.add_argument("--start", default="0", help="seconds, m:ss or h:mm:ss")
+    parser.add_argument("--duration", default="0", help="the same; 0: to the end")
+    parser.add_argument("--drop-duplicates", action="store_true", help="leave out frames that repeat the one before")
+    parser.add_argument("--split-scenes", action="store_true", help="an arc for each shot")
+    parser.add_argument("--workers", type=int, default=0, help="videos at once; 0: one a core")
+    extraction = extract(**vars(parser.parse_args()))
+    print(extraction.table())
+    print(f"Look at {extraction.contact_sheet}")
+    extraction.check()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(str(error))

@@ -1,0 +1,76 @@
+"""What an extraction made: a table in words, and one picture with a labelled row of frames for each arc."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from mtld_core.runtime import UserError, atomic_path
+
+FRAMES, ARCS = 8, 40  # shown at most: frames of an arc, arcs of a dataset
+SIDE, GAP, LINE = 128, 4, 20  # pixels: a picture's width, the space between, the height of a label
+
+
+@dataclasses.dataclass
+class ArcRow:
+    """One arc on disk. size: (H, W); fps: frames a second in the video's time, before repeats were dropped."""
+
+    arc: str
+    source: str
+    frames: int
+    size: tuple
+    fps: float
+    seconds: float
+    status: str  # "done", or "kept": it was finished before
+    duplicates: int  # dropped
+    note: str = ""
+
+
+@dataclasses.dataclass
+class Extraction:
+    """rows: list of ArcRow; failed: list of (source, reason); contact_sheet: path of the picture of all arcs."""
+
+    dataset_root: Path
+    rows: list
+    failed: list
+    contact_sheet: Path
+
+    def table(self):
+        """Markdown: a row per arc, a line of totals, a line per failure."""
+        lines = ["| arc | frames | size | fps | seconds | repeats dropped | status |", "|---|---|---|---|---|---|---|"]
+        for r in self.rows:
+            status = f"{r.status} ({r.note})" if r.note else r.status
+            size = f"{r.size[0]}x{r.size[1]}"
+            lines.append(f"| {r.arc} | {r.frames} | {size} | {r.fps:g} | {r.seconds:.2f} | {r.duplicates} | {status} |")
+        frames = sum(row.frames for row in self.rows)
+        lines += ["", f"{len(self.rows)} arcs, {frames:,} frames (size: height x width) in {self.dataset_root}"]
+        return "\n".join(lines + [f"\nFAILED {source}: {reason}" for source, reason in self.failed])
+
+    def check(self):
+        """Raise UserError where a video failed."""
+        if self.failed:
+            names = ", ".join(Path(source).name for source, _ in self.failed)
+            raise UserError(f"{len(self.failed)} of the videos failed ({names}); the table says why")
+
+
+def contact_sheet(root, rows):
+    """Write `<root>/contact_sheet.png` and return its path. rows: a list of ArcRow."""
+    shown = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), ARCS)).astype(int))]
+    scales = [min(SIDE / row.size[1], 2 * SIDE / row.size[0]) for row in shown]
+    heights = [max(1, round(row.size[0] * scale)) for row, scale in zip(shown, scales, strict=True)]
+    size = (FRAMES * (SIDE + GAP) + GAP, sum(heights) + (LINE + GAP) * len(shown) + GAP)
+    sheet = Image.new("RGB", size, "white")
+    draw, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(13), GAP
+    for row, scale, height in zip(shown, scales, heights, strict=True):
+        label = f"{row.arc}: {row.frames} frames, {row.size[1]} x {row.size[0]}, {row.fps:g} fps"
+        draw.text((GAP, top), label, fill="black", font=font)
+        for column, number in enumerate(np.unique(np.linspace(0, row.frames - 1, FRAMES).round().astype(int))):
+            with Image.open(root / row.arc / f"frame_{number:04d}.png") as frame:
+                filter = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
+                small = frame.resize((max(1, round(frame.width * scale)), height), filter)
+            sheet.paste(small, (GAP + column * (SIDE + GAP), top + LINE))
+        top += height + LINE + GAP
+    with atomic_path(root / "contact_sheet.png") as temporary:
+        sheet.save(temporary)
+    return root / "contact_sheet.png"

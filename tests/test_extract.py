@@ -1,0 +1,411 @@
+"""Videos to arcs. A frame's number is written into its brightness, so that a test can tell which frame it got."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep import extract_frames, sources, video
+from data_prep.extract_frames import extract
+from mtld_core.runtime import UserError
+
+SCRIPT = Path(extract_frames.__file__)
+
+
+def numbered(count, height=48, width=64, first=0):
+    """Frames whose brightness is 30 + 6 x their number, with a ramp that says where left and top are."""
+    ramp = np.linspace(0, 20, width)[None, :, None] + np.linspace(0, 20, height)[:, None, None]
+    return [np.broadcast_to(30 + 6 * (first + i) + ramp, (height, width, 3)).astype(np.uint8) for i in range(count)]
+
+
+def numbers(folder):
+    """The numbers of the frames in an arc, read back from their brightness."""
+    return [round((picture.mean() - 50) / 6) for picture in pictures(folder)]
+
+
+def pictures(folder):
+    return [np.asarray(Image.open(path).convert("RGB")).astype(float) for path in sorted(folder.glob("frame_*.png"))]
+
+
+def write_video(path, frames, rate=10, times=None, **options):
+    """H.264, with keyframes every 8 frames; times: presentation times in 1/1000 s (else evenly at `rate`)."""
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "4", "g": "8", "threads": "1"})
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
+        if times:
+            stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        for i, rgb in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+            if times:
+                frame.pts, frame.time_base = times[i], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def run_script(*args):
+    return subprocess.run([sys.executable, SCRIPT, *map(str, args)], capture_output=True, text=True, cwd=SCRIPT.parents[1])
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4", numbered(20))
+
+
+# ---- which frames
+
+
+@pytest.mark.parametrize(
+    ("fps", "expected"),
+    [
+        (0, list(range(20))),
+        (5, list(range(0, 20, 2))),
+        (20, [i // 2 for i in range(40)]),
+        (4, [0, 2, 5, 7, 10, 12, 15, 17]),
+    ],
+)
+def test_frame_rate_picks_the_frame_that_is_shown(clip, tmp_path, fps, expected):
+    row = extract(clip, tmp_path, fps=fps, progress=False).rows[0]
+    assert numbers(tmp_path / "clip") == expected
+    assert (row.frames, row.fps, row.seconds) == (len(expected), fps or 10, 2)
+
+
+def test_variable_frame_rate_follows_the_times(tmp_path):
+    path = write_video(tmp_path / "slow.mkv", numbered(4), times=[0, 100, 700, 800])
+    extract(path, tmp_path / "root", fps=10, progress=False)
+    assert numbers(tmp_path / "root" / "slow")[:9] == [0, 1, 1, 1, 1, 1, 1, 2, 3]
+
+
+@pytest.mark.parametrize("start", [1, "0:01", "0:00:01.0"])
+def test_start_and_duration(clip, tmp_path, start):
+    extract(clip, tmp_path, start=start, duration=0.5, progress=False)
+    assert numbers(tmp_path / "clip") == [10, 11, 12, 13, 14]
+
+
+class LateSeek:
+    """A container whose jumps land a second too far, as those of some formats do."""
+
+    def __init__(self, path):
+        self.container = open_video(path)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.container.close()
+
+    def __getattr__(self, name):
+        return getattr(self.container, name)
+
+    def seek(self, offset, stream):
+        self.container.seek(offset + int(1 / stream.time_base), stream=stream)
+
+
+open_video = av.open
+
+
+def test_a_jump_that_lands_too_late_is_noticed(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(video.av, "open", LateSeek)
+    extract(clip, tmp_path, start=1, duration=0.5, progress=False)
+    assert numbers(tmp_path / "clip") == [10, 11, 12, 13, 14]
+
+
+def test_repeats_are_dropped_but_not_small_motion(tmp_path):
+    frames = [frame for frame in numbered(5) for _ in range(3)]
+    path = write_video(tmp_path / "threes.mp4", frames)
+    row = extract(path, tmp_path / "root", drop_duplicates=True, progress=False).rows[0]
+    assert numbers(tmp_path / "root" / "threes") == [0, 1, 2, 3, 4] and row.duplicates == 10
+    still = numbered(1)[0]
+    moved = still.copy()
+    moved[20, 20] = 255  # an eye that opens
+    assert video.is_repeat(still, still + np.uint8(0)) and not video.is_repeat(still, moved)
+
+
+def test_the_sample_has_five_repeats(tmp_path):
+    row = extract("sample", tmp_path, height=64, width=64, drop_duplicates=True, progress=False).rows[0]
+    assert (row.frames, row.duplicates, row.size, row.fps) == (127, 5, (64, 64), 25)
+
+
+def test_shots_become_arcs(tmp_path):
+    rng = np.random.default_rng(0)
+    scenes = [np.kron(rng.integers(0, 255, (4, 4, 3)), np.ones((12, 16, 1))) for _ in range(3)]
+    frames = [np.clip(scene + i, 0, 255).astype(np.uint8) for scene in scenes for i in range(14)]
+    path = write_video(tmp_path / "film.mp4", frames)
+    rows = extract(path, tmp_path / "root", split_scenes=True, progress=False).rows
+    assert [(row.arc, row.frames) for row in rows] == [(f"film_shot_{i:03d}", 14) for i in range(3)]
+    for i, scene in enumerate(scenes):
+        arc = pictures(tmp_path / "root" / f"film_shot_{i:03d}")
+        assert all(np.abs(picture - np.clip(scene + 7, 0, 255)).mean() < 20 for picture in arc)
+    extract(path, tmp_path / "root", split_scenes=False, progress=False)
+    assert sorted(p.name for p in (tmp_path / "root").iterdir()) == ["contact_sheet.png", "film"]  # the shots are gone
+    assert len(pictures(tmp_path / "root" / "film")) == 42
+
+
+# ---- what they look like
+
+
+def test_crop_pad_and_stretch(clip, tmp_path):
+    size = {"height": 24, "width": 24}
+    got = {}
+    for fit in ("crop", "pad", "stretch"):
+        extract(clip, tmp_path / fit, fit=fit, **size, progress=False)
+        got[fit] = pictures(tmp_path / fit / "clip")[19].mean(2)
+        assert got[fit].shape == (24, 24)
+    left_to_right = {fit: picture[12, -1] - picture[12, 0] for fit, picture in got.items()}
+    assert left_to_right["stretch"] > left_to_right["crop"] + 2  # the crop lacks the ends of the ramp
+    assert got["pad"][0].max() == got["pad"][-1].max() == 0 and got["pad"][12].min() > 100
+    extract(clip, tmp_path / "wide", width=32, progress=False)
+    assert pictures(tmp_path / "wide" / "clip")[0].shape == (24, 32, 3)  # the height follows
+
+
+def test_a_turned_phone_video_comes_out_upright(clip, tmp_path):
+    data = bytearray(clip.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40  # the matrix in the track's header
+    assert data[at : at + 4] == (0x10000).to_bytes(4, "big")
+    for i, value in enumerate([0, 0x10000, 0, -0x10000, 0, 0]):  # a quarter turn clockwise
+        data[at + 4 * i : at + 4 * i + 4] = value.to_bytes(4, "big", signed=True)
+    (tmp_path / "turned.mp4").write_bytes(data)
+    extract(tmp_path / "turned.mp4", tmp_path / "root", progress=False)
+    extract(clip, tmp_path / "root", progress=False)
+    turned, straight = (pictures(tmp_path / "root" / name)[5] for name in ("turned", "clip"))
+    assert np.array_equal(turned, np.rot90(straight, -1))
+
+
+def test_pixels_that_are_not_square(tmp_path):
+    with av.open(str(tmp_path / "dvd.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(3, 2)
+        for frame in numbered(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    assert extract(tmp_path / "dvd.mp4", tmp_path / "root", progress=False).rows[0].size == (48, 96)
+
+
+def test_contact_sheet_and_table(clip, tmp_path):
+    extraction = extract(clip, tmp_path, progress=False)
+    with Image.open(extraction.contact_sheet) as sheet:
+        row = np.asarray(sheet)[60, 66::132]
+    assert (np.diff(row.mean(1).astype(int)) > 0).sum() >= 6  # the frames of the row grow brighter
+    assert "| clip | 20 | 48x64 | 10 | 2.00 | 0 | done |" in extraction.table()
+
+
+# ---- what is there already
+
+
+def test_a_finished_arc_is_not_decoded_again(clip, tmp_path, monkeypatch):
+    extract(clip, tmp_path, progress=False)
+    monkeypatch.setattr(extract_frames, "Video", None)  # whoever decodes now fails
+    assert extract(clip, tmp_path, progress=False).rows[0].status == "kept"
+
+
+@pytest.mark.parametrize("change", [{"fps": 5}, {"height": 24}, {"start": 1}, {"drop_duplicates": True}])
+def test_other_settings_replace_the_arc(clip, tmp_path, change):
+    extract(clip, tmp_path, progress=False)
+    assert extract(clip, tmp_path, progress=False, **change).rows[0].status == "done"
+    record = json.loads((tmp_path / "clip" / ".arc.json").read_text())
+    assert record["made_from"]["settings"][next(iter(change))] == next(iter(change.values()))
+    assert len(pictures(tmp_path / "clip")) == record["frames"]
+
+
+def test_a_changed_video_or_a_lost_frame_is_done_anew(tmp_path):
+    path, root = write_video(tmp_path / "a.mp4", numbered(5)), tmp_path / "root"
+    extract(path, root, progress=False)
+    (root / "a" / "frame_0003.png").unlink()
+    assert extract(path, root, progress=False).rows[0].status == "done" and len(pictures(root / "a")) == 5
+    write_video(path, numbered(5, first=3))
+    extract(path, root, progress=False)
+    assert numbers(root / "a") == [3, 4, 5, 6, 7]
+
+
+def test_what_others_made_is_never_deleted(clip, tmp_path):
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "frame_0000.png").write_bytes(b"mine")
+    with pytest.raises(UserError, match="clip is in the way"):
+        extract(clip, tmp_path, progress=False)
+    assert (tmp_path / "clip" / "frame_0000.png").read_bytes() == b"mine"
+
+
+def test_another_video_of_the_same_name_does_not_replace_the_arc(clip, tmp_path):
+    extract(clip, tmp_path / "root", progress=False)
+    other = write_video(tmp_path / "clip.mp4", numbered(5))
+    with pytest.raises(UserError, match="was made from"):
+        extract(other, tmp_path / "root", progress=False)
+    assert len(pictures(tmp_path / "root" / "clip")) == 20
+
+
+def test_kill_leaves_no_half_arc(tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    long = write_video(videos / "long.mp4", [np.roll(frame, i) for i, frame in enumerate(numbered(20) * 60)])
+    root = tmp_path / "root"
+    child = subprocess.Popen([sys.executable, SCRIPT, long, root, "--height", "720"], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(root.glob(".extracting-*/frame_0005.png")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert list(root.glob(".extracting-*")) and not (root / "long").exists()  # it was killed in the middle
+    row = extract(long, root, height=24, progress=False).rows[0]
+    assert (row.status, row.frames, len(pictures(root / "long"))) == ("done", 1200, 1200)
+    assert not list(root.glob(".extracting-*"))
+
+
+def test_two_processes_at_once_make_one_arc(clip, tmp_path, monkeypatch):
+    write = extract_frames._write_frames
+
+    def while_another_does_it(*args):
+        result = write(*args)
+        monkeypatch.setattr(extract_frames, "_write_frames", write)
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        assert extract(clip, tmp_path, progress=False).rows[0].status == "done"
+        return result
+
+    monkeypatch.setattr(extract_frames, "_write_frames", while_another_does_it)
+    monkeypatch.setattr(extract_frames.psutil, "pid_exists", lambda pid: True)
+    assert extract(clip, tmp_path, progress=False).rows[0].status == "kept"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip", "contact_sheet.png"]
+
+
+def test_full_disk(clip, tmp_path, monkeypatch):
+    def full(self, data):
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        extract(clip, tmp_path, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- several videos, and bad ones
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory, clip):
+    """A folder with one good video and one of each kind of bad one."""
+    folder = tmp_path_factory.mktemp("broken")
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 255, (64, 64, 3), np.uint8) for _ in range(30)]
+    data = write_video(folder / "cut.mp4", noise, movflags="faststart").read_bytes()
+    begin = data.index(b"mdat")
+    (folder / "cut.mp4").write_bytes(data[: begin + (len(data) - begin) // 20])  # claims 30 frames, holds 1
+    (folder / "text.mp4").write_text("this is no video\n" * 50)
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "short.mp4").write_bytes(write_video(folder / "short.mp4", numbered(2)).read_bytes())
+    (folder / "good.mp4").write_bytes(clip.read_bytes())
+    with av.open(str(folder / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return folder
+
+
+def test_bad_videos_are_named_and_the_others_go_on(broken, tmp_path):
+    extraction = extract(broken, tmp_path, start=0.5, duration=1, progress=False)
+    assert [row.arc for row in extraction.rows] == ["good"]
+    failed = {Path(source).name: reason for source, reason in extraction.failed}
+    assert set(failed) == {"cut.mp4", "text.mp4", "empty.mp4", "short.mp4", "sound.mp4"}
+    assert "the file is empty" in failed["empty.mp4"] and "not a readable video" in failed["text.mp4"]
+    assert "start 0.5 s lies beyond" in failed["short.mp4"] and "no picture" in failed["sound.mp4"]
+    assert all(f"{name}: {reason}" in extraction.table() for name, reason in failed.items())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["contact_sheet.png", "good"]
+
+
+def test_a_damaged_video_says_how_much_decodes(broken, tmp_path):
+    with pytest.raises(UserError, match=r"cut\.mp4: damaged: 1 of 30 frames can be decoded"):
+        extract(broken / "cut.mp4", tmp_path, progress=False)
+
+
+def test_one_bad_frame_is_left_out_and_noted(tmp_path):
+    path = write_video(tmp_path / "spot.mp4", numbered(30))
+    with av.open(str(path)) as container:
+        packet = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size][-1]
+    data = bytearray(path.read_bytes())
+    data[packet[0] : sum(packet)] = b"\xff" * packet[1]
+    path.write_bytes(data)
+    row = extract(path, tmp_path / "root", progress=False).rows[0]
+    assert row.frames == 29 and row.note == "damaged: 29 of 30 frames can be decoded"
+
+
+def test_two_workers_give_the_same_bytes_as_one(clip, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name in ("b.mp4", "a.mp4", "a.MKV", "Q 1 (x).mp4"):
+        (videos / name).write_bytes(clip.read_bytes())
+    made = {}
+    for workers in (1, 2):
+        root = tmp_path / f"root{workers}"
+        rows = extract(videos, root, fps=7, height=20, workers=workers, progress=False).rows
+        assert [row.arc for row in rows] == ["Q_1_x", "a", "a_2", "b"]
+        made[workers] = {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    assert len(made[1]) == 4 * 15 + 1 and made[1] == made[2]
+
+
+def test_a_list_names_parts_of_videos(clip, tmp_path):
+    listing = tmp_path / "list.txt"
+    (tmp_path / "local.mp4").write_bytes(clip.read_bytes())
+    listing.write_text("# url name start duration\n\nlocal.mp4 one 0:01 0.3\nlocal.mp4 two\nlocal.mp4 two 1.9\nno.mp4 gone\n")
+    extraction = extract(listing, tmp_path / "root", start=0.2, duration=0.4, progress=False)
+    assert [row.arc for row in extraction.rows] == ["one", "two", "two_2"]
+    assert [numbers(tmp_path / "root" / name) for name in ("one", "two", "two_2")] == [[10, 11, 12], [2, 3, 4, 5], [19]]
+    assert [source for source, _ in extraction.failed] == ["no.mp4"]
+
+
+def test_a_list_downloads_each_address_once(clip, tmp_path, monkeypatch):
+    asked = []
+
+    def fake(url, folder, name, progress):
+        asked.append(url)
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.mp4").write_bytes(clip.read_bytes())
+        return folder / f"{name}.mp4"
+
+    monkeypatch.setattr(sources, "download", fake)
+    (tmp_path / "list.txt").write_text("http://127.0.0.1/v a 0 1\nhttp://127.0.0.1/v b 1 1\n")
+    for _ in range(2):
+        assert len(extract(tmp_path / "list.txt", tmp_path / "root", progress=False).rows) == 2
+    assert asked == ["http://127.0.0.1/v"] and len(list((tmp_path / "root" / ".videos").iterdir())) == 1
+
+
+def test_bad_lines_are_named_by_number(tmp_path):
+    (tmp_path / "list.txt").write_text("a.mp4 a\njust-one\na.mp4 a 1:xx\na.mp4 a 1 2 3\n")
+    with pytest.raises(UserError, match=r"line 2 .*, line 3 \('1:xx' is not a time.*, line 4 "):
+        extract(tmp_path / "list.txt", tmp_path / "root", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fps": -1}, "fps must be"),
+        ({"height": -2}, "height must be"),
+        ({"fit": "crob"}, "did you mean 'crop'"),
+        ({"start": "soon"}, "is not a time"),
+        ({"duration": -1}, "is not a time"),
+        ({"workers": -1}, "workers must be"),
+        ({"source": "nowhere.mp4"}, "no such file"),
+        ({"source": "."}, "no video in this folder"),
+    ],
+)
+def test_bad_settings(clip, tmp_path, monkeypatch, settings, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        extract(**{"source": clip, "dataset_root": tmp_path / "root", "progress": False} | settings)
+
+
+def test_the_script_says_with_its_exit_code_what_happened(broken, tmp_path):
+    good = run_script(broken / "good.mp4", tmp_path / "a", "--fps", 5, "--height", 24, "--duration", "0:01")
+    assert good.returncode == 0 and "| good | 5 | 24x32 | 5 | 1.00 |" in good.stdout
+    some = run_script(broken, tmp_path / "b", "--drop-duplicates")
+    assert some.returncode == 1 and some.stderr.splitlines()[-1].startswith("4 of the videos failed (cut.mp4, empty")
+    assert "text.mp4: not a readable video" in some.stdout and "Traceback" not in some.stderr
