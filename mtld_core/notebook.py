@@ -1,0 +1,63 @@
+"""What every notebook needs: a place to work from, checked parameters, and results shown on the page."""
+
+import ast
+import base64
+import os
+from pathlib import Path
+
+from mtld_core.config import nearest
+from mtld_core.runtime import UserError
+
+
+def setup():
+    """Work from the project's root folder when the notebook was opened inside notebooks/, so that runs/ is the same for all."""
+    if Path.cwd().name == "notebooks" and (Path.cwd().parent / "mtld_core").is_dir():
+        os.chdir("..")
+
+
+def parameters(namespace, names):
+    """dict of the notebook's parameters: `names` (words in one string) looked up in `namespace`, its `globals()`.
+
+    papermill only warns when it is given a name that the notebook does not have; here that is a UserError.
+    """
+    names = names.split()
+    for source in namespace.get("In", []):  # IPython's record of the cells run so far
+        if source.startswith("# Parameters\n"):  # the cell that papermill puts in
+            for name in _assigned(source):
+                if name not in names:
+                    raise UserError(f"this notebook has no parameter {name!r}{nearest(name, names)}")
+    return {name: namespace[name] for name in names}
+
+
+def _assigned(source):
+    """Names that a cell of plain assignments sets."""
+    targets = [target for node in ast.parse(source).body if isinstance(node, ast.Assign) for target in node.targets]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def show_picture(picture):
+    """A picture on the page: a file's path or a uint8 array `[H, W, 3]`."""
+    from IPython.display import display
+    from PIL import Image
+
+    display(Image.fromarray(picture) if hasattr(picture, "dtype") else Image.open(picture))
+
+
+def show_video(path):
+    """A video on the page, playing and repeating."""
+    from IPython.display import HTML, display
+
+    display(HTML(video_tag(path)))
+
+
+def video_tag(path, height=256):
+    """HTML that plays a video file again and again, enlarged without smoothing. The file's bytes are inside it."""
+    data = base64.b64encode(Path(path).read_bytes()).decode()
+    style = f"height:{height}px; max-width:100%; image-rendering:pixelated"
+    return f'<video autoplay loop muted controls playsinline style="{style}" src="data:video/mp4;base64,{data}"></video>'
+
+
+def show_table(rows):
+    """A dict as a two-column table of text."""
+    width = max(map(len, rows), default=0)
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))

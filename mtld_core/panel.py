@@ -1,0 +1,111 @@
+"""A form to generate with: choose a run and a start, press Generate, and the video appears beside the truth.
+
+Core ipywidgets only, in the forms that 7.7 (Colab) and 8.1 share. One click does all its work at once, in the kernel's
+main thread, so it also works where widgets cannot be updated from another one.
+"""
+
+import html
+import tempfile
+from pathlib import Path
+
+import ipywidgets as widgets
+
+from mtld_core.checkpoint import list_checkpoints
+from mtld_core.data import open_dataset
+from mtld_core.generate import generate
+from mtld_core.notebook import video_tag
+from mtld_core.runtime import UserError
+from mtld_core.systems import open_run
+
+NEWEST = "newest good one"
+
+
+class GeneratePanel(widgets.VBox):
+    """The form, for the runs beside `run_dir`. Its parts are fields: `panel.button.click()` is what a person does."""
+
+    def __init__(self, run_dir="runs/demo", num_frames=48, fps=12, seed=0):
+        runs = sorted(path.parent.as_posix() for path in Path(run_dir).parent.glob("*/config.json"))
+        chosen = Path(run_dir).as_posix()
+        self.run = widgets.Dropdown(options=runs, value=chosen if chosen in runs else None, description="run")
+        self.checkpoint = widgets.Dropdown(options=[NEWEST], description="checkpoint")
+        self.start = widgets.ToggleButtons(options=["dataset", "picture"], description="start from")
+        self.arc = widgets.Dropdown(options=[], description="arc")
+        self.frame = widgets.SelectionSlider(options=[0], description="frame", continuous_update=False)
+        self.upload = widgets.FileUpload(accept="image/*", multiple=False)
+        self.num_frames = widgets.IntSlider(num_frames, 2, max(240, num_frames), description="frames")
+        self.fps = widgets.IntSlider(round(fps), 1, 60, description="fps")
+        self.seed = widgets.IntText(seed, description="seed")
+        self.button = widgets.Button(description="Generate", button_style="primary")
+        self.message, self.video = widgets.HTML(), widgets.HTML()
+        self.result = None  # what generation.json holds, of the latest click
+        self._arcs = {}  # name -> numbers of the frames that a rollout can start from
+        self.run.observe(lambda _: self._try(self._fill), "value")
+        self.arc.observe(lambda _: self._fill_frames(), "value")
+        self.button.on_click(lambda _: self._try(self._generate))
+        dataset, picture = widgets.VBox([self.arc, self.frame]), self.upload
+        options = widgets.VBox([self.num_frames, self.fps, self.seed])
+        form = [self.run, self.checkpoint, self.start, dataset, picture, options, self.button, self.message, self.video]
+        super().__init__(form)
+        self._try(self._fill)
+
+    def _fill(self):
+        """The chosen run's checkpoints and arcs."""
+        if not self.run.value:
+            raise UserError("choose a run" if self.run.options else "there is no run yet: train one (notebooks/02_train)")
+        _offer(self.checkpoint, [NEWEST, *(path.name for path in list_checkpoints(self.run.value))])
+        system = open_run(self.run.value)
+        dataset = open_dataset(system.run.dataset_path, system.config.height, system.config.width, progress=False)
+        first = system.needs().context - 1
+        self._arcs = {arc.name: arc.numbers[first:].tolist() for arc in dataset.arcs if len(arc) > first}
+        _offer(self.arc, list(self._arcs))
+        self._fill_frames()  # an arc of the same name is no change, but its frames may be others
+
+    def _fill_frames(self):
+        _offer(self.frame, self._arcs.get(self.arc.value, [0]))
+
+    def _generate(self):
+        checkpoint = "" if self.checkpoint.value == NEWEST else self.checkpoint.value
+        settings = {"checkpoint": checkpoint, "fps": self.fps.value, "seed": self.seed.value}
+        with tempfile.TemporaryDirectory() as folder:
+            source = f"dataset:{self.arc.value}/{self.frame.value}"
+            if self.start.value == "picture":
+                name, content = uploaded(self.upload.value)
+                source = str(Path(folder) / Path(name).name)
+                Path(source).write_bytes(content)
+            self.result = generate(self.run.value, source, self.num_frames.value, **settings)
+        name = "comparison.mp4" if "comparison.mp4" in self.result["files"] else "video.mp4"
+        self.video.value = video_tag(Path(self.result["out_dir"]) / name)
+        told = "truth | generated" if name == "comparison.mp4" else "generated"
+        self._say(f"{told}: {self.result['out_dir']}")
+
+    def _try(self, action):
+        """Run `action` with the button off; an error becomes one line in the form."""
+        self.button.disabled = True
+        self._say("working ...")
+        try:
+            action()
+            if action == self._fill:
+                self._say("")
+        except Exception as error:  # a traceback inside a callback would reach nobody
+            self.video.value = ""
+            words = " ".join(str(error).split()) or type(error).__name__
+            self._say(words if isinstance(error, UserError) else f"{type(error).__name__}: {words}", "#c00")
+        finally:
+            self.button.disabled = False
+
+    def _say(self, text, colour="inherit"):
+        self.message.value = f'<span style="color:{colour}">{html.escape(text)}</span>'
+
+
+def _offer(widget, options):
+    """Give a selection new options and choose the first: of itself ipywidgets may choose none."""
+    widget.options = options
+    widget.value = options[0] if options else None
+
+
+def uploaded(value):
+    """(name, bytes) from a FileUpload's value: a dict in ipywidgets 7, a tuple in 8. Raises UserError if empty."""
+    if not value:
+        raise UserError("upload a picture first, or start from the dataset")
+    name, entry = next(iter(value.items())) if isinstance(value, dict) else (value[0]["name"], value[0])
+    return name, bytes(entry["content"])

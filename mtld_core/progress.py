@@ -1,0 +1,39 @@
+"""Telling a person how training goes: a bar where one watches, a line every half minute where nobody does."""
+
+import datetime
+import sys
+import time
+
+from mtld_core.runtime import is_interactive
+
+SECONDS_BETWEEN_LINES = 30
+
+
+class Progress:
+    """`update(step, total, text)` as often as you like; `close()` at the end. total 0: not known yet."""
+
+    def __init__(self, start, interactive="auto"):
+        self.bar, self.last_line, self.started, self.start = None, time.monotonic(), time.monotonic(), start
+        if is_interactive(interactive) or sys.stderr.isatty():
+            from tqdm.auto import tqdm
+
+            self.bar = tqdm(initial=start, unit="step", dynamic_ncols=True)
+
+    def update(self, step, total, text):
+        if self.bar is not None:
+            self.bar.total = total or None
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(step - self.bar.n)
+        elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = time.monotonic()
+            print(f"step {step}{self._eta(step, total)}  {text}", flush=True)
+
+    def _eta(self, step, total):
+        if not total or step == self.start:
+            return ""
+        seconds = int((total - step) * (time.monotonic() - self.started) / (step - self.start))
+        return f"/{total}  {100 * step // total} %  left {datetime.timedelta(seconds=seconds)}"
+
+    def close(self):
+        if self.bar is not None:
+            self.bar.close()

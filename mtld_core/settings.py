@@ -1,0 +1,98 @@
+"""From names and numbers to what a training job needs: configs, the dataset, the system."""
+
+import dataclasses
+import typing
+from pathlib import Path
+
+import torch
+
+from mtld_core.config import check, field_names, from_dict, nearest, parse_object
+from mtld_core.data import open_dataset
+from mtld_core.runtime import UserError, seed_of
+from mtld_core.systems import system_class
+
+SAMPLE_SIZE = 64  # pixels along a side of the bundled clip where no setting asks for another size
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How to train, whatever the system."""
+
+    preset: str = ""  # a label for the report
+    run_dir: str = ""  # "": runs/<system>_<time stamp>
+    steps: int = 0  # in total over all resumes; 0: epochs or the time budget decide
+    epochs: int = 0  # in total; 0: steps or the time budget decide
+    time_budget_minutes: float = 0.0  # of this session, wall clock; 0: none
+    batch_size: int = 8
+    seed: int = 0
+    resume: str = "auto"  # "auto": go on where run_dir stopped; "never"; or another run's folder to start from
+    device: str = "auto"
+    devices: int = 1
+    interactive: bool | str = "auto"
+    precision: typing.Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    channels_last: bool = True
+    accumulate: int = 1  # parts that a batch is computed in
+    clip_norm: float = 1.0  # of each phase's gradient; 0: none
+    ema_decay: float = 0.999  # moving average of the weights, used for judging and generating; 0: none
+    lr_schedule: typing.Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 50
+    restitution: bool = False  # train and judge on all windows: learning one clip by heart
+    holdout: float = 0.1  # share of arcs, or of each arc's tail, that is only judged on
+    cross_cuts: bool = False
+    eval_horizon: int = 0  # predicted frames that are judged; 0: all of a window
+    eval_windows: int = 256
+    log_every_steps: int = 10
+    save_every_steps: int = 1000  # 0: by the clock alone
+    save_every_minutes: float = 10.0  # 0: by steps alone
+    eval_every_steps: int = 1000  # 0: at the end alone
+    preview_every_steps: int = 500  # 0: at the end alone
+    keep_checkpoints: int = 2
+
+    def __post_init__(self):
+        for name in ("steps", "epochs", "time_budget_minutes", "clip_norm", "warmup_steps", "eval_horizon", "save_every_steps",
+                     "save_every_minutes", "eval_every_steps", "preview_every_steps"):  # fmt: skip
+            check(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
+        for name in ("batch_size", "accumulate", "log_every_steps", "keep_checkpoints", "eval_windows"):
+            check(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        check(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), not {self.ema_decay}")
+        check(0 < self.holdout < 1, f"holdout must be between 0 and 1, not {self.holdout}")
+        check(self.devices == 1, f"devices={self.devices}: several processes are not built yet; use devices=1")
+        check(self.interactive in (True, False, "auto"), f"interactive must be 'auto', true or false, not {self.interactive!r}")
+
+
+def plan(system, preset="small", overrides="{}", **settings):
+    """(system's class, its config, TrainConfig) from a preset, then settings, then overrides (JSON text or a dict).
+
+    Settings with the value 0 or "" leave the preset's. Raises ConfigError for unknown names, offering the nearest one.
+    """
+    cls = system_class(system)
+    if preset not in cls.PRESETS:
+        raise UserError(f"{system} has no preset {preset!r}{nearest(preset, cls.PRESETS)}")
+    given = {name: value for name, value in settings.items() if value not in (0, "") or name in ("seed", "interactive")}
+    extra = overrides if isinstance(overrides, dict) else parse_object(overrides, "overrides")
+    own, general = field_names(cls.Config), field_names(TrainConfig)
+    for name in extra:
+        check(name in own or name in general, f"overrides: no setting {name!r}{nearest(name, [*own, *general])}")
+    merged = cls.PRESETS[preset] | {"preset": preset} | given | extra
+    if (merged.get("time_budget_minutes") or merged.get("epochs")) and "steps" not in given | extra:
+        merged.pop("steps", None)  # a budget replaces the preset's own number of steps
+    config = from_dict(cls.Config, {name: value for name, value in merged.items() if name in own})
+    return cls, config, from_dict(TrainConfig, {name: value for name, value in merged.items() if name not in own})
+
+
+def open_data(dataset_root, config):
+    """The dataset at `dataset_root` in the size that the system's config asks for; "sample" is the bundled clip."""
+    if dataset_root == "sample":
+        from data_prep.extract_frames import extract
+
+        height, width = config.height or SAMPLE_SIZE, config.width or SAMPLE_SIZE
+        dataset_root = Path("dataset") / f"sample_{height}x{width}"
+        extract("sample", dataset_root, height=height, width=width)
+    return open_dataset(dataset_root, height=config.height, width=config.width)
+
+
+def build(cls, config, dataset, seed=0):
+    """A new system for this dataset; the same seed gives the same initial weights."""
+    torch.manual_seed(seed_of(seed, "init"))
+    return cls(cls.fit_config(config, dataset))

@@ -1,0 +1,76 @@
+"""What a generation starts from: a picture, a clip, or a frame of the run's own dataset, at the run's frame size."""
+
+import typing
+from pathlib import Path
+
+import torch
+
+from mtld_core.data import open_dataset, split_windows
+from mtld_core.frames import fit_frame
+from mtld_core.media import read_image
+from mtld_core.runtime import UserError
+
+DATASET_SUFFIXES = (".jsonl", ".h5", ".hdf5")  # files that hold many frames; any other file is taken for a picture
+
+
+class Source(typing.NamedTuple):
+    text: str  # as `read_source` takes it
+    name: str  # as part of a file name
+    context: torch.Tensor  # uint8 [k, H, W, 3]
+    truth: torch.Tensor  # uint8 [n, H, W, 3]: the frames that really follow; n = 0 for a single picture
+
+
+def read_source(system, source):
+    """`Source` for an opened run.
+
+    source: an image file (it stands for all k context frames), a clip's folder (its first k frames),
+    "dataset:<arc>/<frame>" (the last context frame, by the number in its file name, from the run's own dataset), or ""
+    for the first held-out window. The truth ends with the arc, or before it with the shot. Raises UserError.
+    """
+    k, size = system.needs().context, (system.config.height, system.config.width)
+    if not source or source.startswith("dataset:"):
+        dataset = open_dataset(system.run.dataset_path, *size)
+        row = _named_row(dataset, source) if source else _first_held_out(dataset, system) + k - 1
+        return _from_row(dataset, row, k)
+    path = Path(source).expanduser()
+    if path.is_dir() or path.suffix.lower() in DATASET_SUFFIXES:
+        dataset = open_dataset(path, *size, cache=False, progress=False)
+        if len(dataset.arcs) > 1:
+            raise UserError(f"{path} holds {len(dataset.arcs)} arcs; name one, such as {path / dataset.arcs[0].name}")
+        if len(dataset.frames) < k:
+            raise UserError(f"{path} has {len(dataset.frames)} frames; this run starts from {k}")
+        return _from_row(dataset, k - 1, k)._replace(text=str(source), name=path.stem)
+    picture = read_image(path)
+    if picture.shape[:2] != size:
+        height, width = picture.shape[:2]
+        print(f"{path.name} is {width}x{height}: its centre is cut out and scaled to {size[1]}x{size[0]}")
+        picture = fit_frame(picture, *size)
+    if k > 1:
+        print(f"this run starts from {k} frames: the picture stands for all of them, so nothing in it moves yet")
+    context = torch.from_numpy(picture).expand(k, -1, -1, -1)
+    return Source(str(source), path.stem, context, torch.empty(0, *size, 3, dtype=torch.uint8))
+
+
+def _named_row(dataset, source):
+    arc, _, number = source.removeprefix("dataset:").rpartition("/")
+    if not arc or not number.isdecimal():
+        raise UserError(f'source={source!r} is not "dataset:<arc>/<frame number>", such as "dataset:arc_1/120"')
+    return dataset.row(arc, int(number))
+
+
+def _first_held_out(dataset, system):
+    """The row where the first window starts that the run was judged on."""
+    held_out = {name: system.run.training[name] for name in ("holdout", "cross_cuts", "restitution")}
+    return int(split_windows(dataset, system.needs().window, **held_out)[1][0])
+
+
+def _from_row(dataset, row, k):
+    """The `Source` whose last context frame is `row` of the dataset."""
+    arc = next(arc for arc in dataset.arcs if arc.start <= row < arc.stop)
+    if row - k + 1 < arc.start:
+        first = f"frame {arc.numbers[k - 1]}" if len(arc) >= k else f"none, for it has {len(arc)}"
+        raise UserError(f"this run starts from {k} frames; the first frame of arc {arc.name!r} with that many is {first}")
+    end = min([arc.stop, *(int(cut) for cut in dataset.cuts if cut > row)])
+    number, frames = int(arc.numbers[row - arc.start]), dataset.frames
+    name = f"{arc.name}_{number}".replace("/", "_")
+    return Source(f"dataset:{arc.name}/{number}", name, frames[row - k + 1 : row + 1].cpu(), frames[row + 1 : end])

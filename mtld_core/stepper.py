@@ -1,0 +1,98 @@
+"""One optimisation phase of a training step: split, autocast, backward, clip, guard, update.
+
+A system with several networks calls its stepper once a phase. As the batch is split *inside* a phase, accumulating and halving
+on a full GPU keep the order of a full batch: the generator's update is whole before the discriminator's begins.
+"""
+
+import itertools
+
+import torch
+
+from mtld_core.runtime import UserError
+from mtld_core.systems.base import Loss
+
+
+class Stepper:
+    """`stepper(phase, loss_fn, batch)` -> `Loss` whose logs and carry are detached and cover the whole batch.
+
+    loss_fn(batch) -> Loss. batch: dict of tensors `[B, ...]`. Only the parameters of `optimizers[phase]` receive gradient,
+    whatever networks the loss runs through. Nothing here waits for the device: a step whose gradient is not finite is skipped
+    on the device (`found_inf`) and counted in `skipped`, a 0-dim tensor.
+    """
+
+    def __init__(self, optimizers, device, dtype=torch.float32, accumulate=1, clip_norm=0.0):
+        unfused = [name for name, optimizer in optimizers.items() if not optimizer.defaults.get("fused")]
+        if unfused:
+            raise TypeError(
+                f"optimizers {unfused} must be fused (fused=True): only those can skip a step without a device sync"
+            )
+        self.optimizers = optimizers
+        self.parameters = {name: [p for g in o.param_groups for p in g["params"]] for name, o in optimizers.items()}
+        scaled = dtype == torch.float16
+        self.scalers = {name: torch.amp.GradScaler(device.type, enabled=scaled) for name in optimizers}
+        self.splits = dict.fromkeys(optimizers, accumulate)
+        self.device, self.dtype, self.clip_norm = device, dtype, clip_norm
+        self.skipped = torch.zeros((), device=device)
+
+    def __call__(self, phase, loss_fn, batch):
+        size = len(next(iter(batch.values())))
+        while True:
+            try:
+                result = self._backward(phase, loss_fn, batch, size)
+                break
+            except torch.OutOfMemoryError:
+                if self.splits[phase] >= size:
+                    raise UserError(
+                        f"out of memory in phase {phase!r} even with one sample at a time: make the model smaller"
+                    ) from None
+                self.splits[phase] *= 2
+                print(f"out of memory in phase {phase!r}: going on with the batch in {self.splits[phase]} parts")
+            torch.cuda.empty_cache()  # outside the except block, where the traceback no longer holds the graph
+        self._update(phase)
+        return result
+
+    def _backward(self, phase, loss_fn, batch, size):
+        parameters = self.parameters[phase]
+        self.optimizers[phase].zero_grad(set_to_none=True)
+        logs, carry = {}, []
+        for first, last in _parts(size, self.splits[phase]):
+            share = (last - first) / size
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                loss = loss_fn({name: value[first:last] for name, value in batch.items()})
+            self.scalers[phase].scale(loss.total * share).backward(inputs=parameters)
+            for name, value in loss.logs.items():
+                logs[name] = logs.get(name, 0) + value.detach() * share
+            carry.append({name: value.detach() for name, value in loss.carry.items()})
+        joined = carry[0] if len(carry) == 1 else {name: torch.cat([part[name] for part in carry]) for name in carry[0]}
+        return Loss(loss.total.detach(), logs, joined)
+
+    def _update(self, phase):
+        optimizer, scaler, parameters = self.optimizers[phase], self.scalers[phase], self.parameters[phase]
+        if scaler.is_enabled():
+            scaler.unscale_(optimizer)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        if self.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm, foreach=True)
+        bad = (~torch.isfinite(norm)).float()
+        self.skipped += bad
+        if scaler.is_enabled():
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.grad_scale, optimizer.found_inf = None, bad
+            optimizer.step()
+
+    def state(self):
+        return {"scalers": {name: scaler.state_dict() for name, scaler in self.scalers.items()}}
+
+    def load_state(self, state):
+        for name, scaler in self.scalers.items():
+            scaler.load_state_dict(state["scalers"][name])
+
+
+def _parts(size, splits):
+    """(first, last) of `splits` nearly equal parts of `range(size)`; fewer where there are not as many samples."""
+    splits = min(splits, size)
+    edges = [size * i // splits for i in range(splits + 1)]
+    return list(itertools.pairwise(edges))

@@ -1,0 +1,379 @@
+"""Training: `train` is the whole job, `fit` its last step: from a system and a dataset to a run folder.
+
+`python -m mtld_core.train --config config.json` runs `train` with the arguments in that file (a JSON object).
+"""
+
+import argparse
+import contextlib
+import copy
+import json
+import math
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from mtld_core import checkpoint as checkpoints
+from mtld_core import media
+from mtld_core.config import ConfigError, check, parse_object, to_dict
+from mtld_core.data import Batches, split_windows
+from mtld_core.evaluate import Judge, evenly
+from mtld_core.progress import Progress
+from mtld_core.runtime import UserError, peak_memory_mb, pick_device, pick_precision, seed_of, versions, write_json
+from mtld_core.schedule import Schedule
+from mtld_core.settings import TrainConfig, build, open_data, plan
+from mtld_core.stepper import Stepper
+
+PATIENCE = 20  # steps in a row without a finite update, after which the run is given up
+
+
+def train(system="mtld", preset="small", dataset_root="sample", overrides="{}", **settings):
+    """From names to a trained run. `settings`: any field of `TrainConfig` (run_dir, steps, time_budget_minutes, seed, ...).
+
+    Returns what report.json holds. Raises UserError or ConfigError for anything the caller can mend.
+    """
+    cls, config, training = plan(system, preset, overrides, **settings)
+    dataset = open_data(dataset_root, config)
+    return fit(build(cls, config, dataset, training.seed), dataset, training)
+
+
+def fit(system, dataset, config=TrainConfig(), stop=None):  # noqa: B008 (frozen)
+    """Train `system` on `dataset` into `config.run_dir`; returns what report.json holds.
+
+    stop: a `threading.Event`; once set, the run is saved after the step in progress and ends with status "stopped". Ctrl-C,
+    SIGINT and SIGTERM set it, too; a second Ctrl-C interrupts at once.
+    """
+    run_dir = Path(config.run_dir or f"runs/{system.name}_{time.strftime('%Y%m%d_%H%M%S')}").absolute()
+    stop = stop or threading.Event()
+    with checkpoints.run_lock(run_dir), _stop_on_signal(stop):
+        training = Training(system, dataset, config, run_dir, stop)
+        try:
+            return training.run()
+        except BaseException as error:
+            training.write_report("failed", f"{type(error).__name__}: {error}")
+            raise
+
+
+# ---- the loop
+
+
+class Training:
+    """A run in progress: what `fit` holds while it trains. `run()` is the loop."""
+
+    def __init__(self, system, dataset, config, run_dir, stop):
+        self.config, self.run_dir = config, run_dir
+        self.device = pick_device(config.device)
+        self.dtype, why = pick_precision(self.device, config.precision)
+        self.needs = system.needs()
+        self._split(system, dataset.to(self.device))
+        memory = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.system = system.to(self.device, memory_format=memory).train()
+        self.optimizers = system.optimizers()
+        self.learning_rates = {name: [group["lr"] for group in o.param_groups] for name, o in self.optimizers.items()}
+        self.ema = copy.deepcopy(system).eval().requires_grad_(False) if config.ema_decay else None
+        self.stepper = Stepper(self.optimizers, self.device, self.dtype, config.accumulate, config.clip_norm)
+        self.schedule = Schedule(config, self.batches.steps_per_epoch, stop)
+        self.step = self.lost_steps = 0
+        self.train_seconds = self.earlier_wall_seconds = 0.0
+        self.saved, self.metrics = None, {}  # the checkpoint that holds the present state, the newest figures
+        self._resume_or_begin()
+        self.session_step, self.session_seconds = self.step, self.train_seconds  # where this session began
+        system.setup_training()
+        if config.compile:
+            for child in system.children():
+                child.compile()
+        write_json(run_dir / "config.json", self._about())
+        print(f"{system.name}: {self.parameters / 1e6:.1f} M parameters on {self.device} in {self.precision} ({why})")
+        print(f"{len(self.batches.starts)} windows of {self.needs.window} frames to learn, {len(self.judge.starts)} to judge")
+        print(f"run folder {run_dir}" + (f", going on at step {self.step}" if self.step else ""), flush=True)
+
+    def run(self):
+        config = self.config
+        self.progress = Progress(self.step, config.interactive)
+        self.saved_at = time.monotonic()
+        while (end := self._reason_to_end()) is None:
+            # ---- every step: train
+            began = time.monotonic()
+            logs = self._train_step()
+            self.step += 1
+            if log := self.step % config.log_every_steps == 0:
+                values = self._fetch(logs)  # the only wait for the device
+            self.train_seconds += time.monotonic() - began
+            if log:
+                self._log(values)
+
+            # ---- once in a while: preview, judge, save
+            if _due(self.step, config.preview_every_steps):
+                self._preview()
+            if _due(self.step, config.eval_every_steps):
+                self._evaluate()
+            late = config.save_every_minutes and time.monotonic() - self.saved_at > 60 * config.save_every_minutes
+            if _due(self.step, config.save_every_steps) or late:
+                self._save()
+        self.progress.close()
+
+        # ---- once: the end
+        self._preview()
+        self._evaluate()
+        self._save()
+        report = self.write_report(*end)
+        print(f"{end[0]} at step {self.step} ({end[1]}): {_summary(self.metrics)}", flush=True)
+        return report
+
+    def _train_step(self):
+        torch.manual_seed(seed_of(self.config.seed, "step", self.step))  # whatever draws unkeyed: the same after a resume
+        factor = self.schedule.learning_rate(self.step)
+        for name, rates in self.learning_rates.items():
+            for group, rate in zip(self.optimizers[name].param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+        logs = self.system.training_step(self.batches.next(), self.stepper)
+        if self.ema is not None:
+            decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))  # a short memory while much still moves
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.system.parameters()), 1 - decay)
+            for averaged, buffer in zip(self.ema.buffers(), self.system.buffers(), strict=True):
+                averaged.copy_(buffer)
+        return logs
+
+    def _reason_to_end(self):
+        return self.schedule.reason_to_end(self.step, self.step - self.session_step, self.train_seconds - self.session_seconds)
+
+    # ---- beginning
+
+    def _split(self, system, dataset):
+        """Training batches, and the judge with its held-out windows."""
+        config, needs = self.config, self.needs
+        size = (system.config.height, system.config.width)
+        check(
+            size == dataset.size,
+            f"the system is built for frames of {size}, the dataset has {dataset.size}: see settings.build",
+        )
+        starts, held = split_windows(dataset, needs.window, config.holdout, config.cross_cuts, config.restitution)
+        horizon = config.eval_horizon or needs.window - needs.context
+        if needs.context + horizon > needs.window:
+            held = held[torch.isin(held, dataset.windows(needs.context + horizon, config.cross_cuts))]
+            check(len(held), f"eval_horizon={horizon} is too long: no held-out window has {needs.context} + {horizon} frames")
+        rows = torch.unique(starts[:, None] + torch.arange(needs.window))
+        self.dataset, self.sample = dataset, dataset.frames[evenly(rows, 512)]
+        self.judge = Judge(dataset, held, needs.context, horizon, self.sample, config.eval_windows)
+        self.batches = Batches(
+            dataset, starts, needs.window, config.batch_size, config.seed, count=needs.batches, device=self.device
+        )
+
+    def _resume_or_begin(self):
+        folder = self._checkpoint_to_resume()
+        if folder is None:
+            self.system.prepare(self.sample)
+            if self.ema is not None:
+                self.ema.load_state_dict(self.system.state_dict())
+            return
+        about = json.loads((folder / "manifest.json").read_text())["config"]
+        if about["system"] != self.system.name:
+            raise UserError(f"{folder} is a checkpoint of {about['system']!r}, not of {self.system.name!r}")
+        checkpoints.load_state_dict(self.system, checkpoints.load_weights(folder, ema=False), folder)
+        if self.ema is not None:
+            self.ema.load_state_dict(checkpoints.load_weights(folder))
+        state = checkpoints.load_train_state(folder)
+        self.step, self.train_seconds = state["step"], state["train_seconds"]
+        self.earlier_wall_seconds = state["wall_seconds"]
+        self.schedule.resume(state["total"])
+        self.batches.load_state(state["batches"])
+        self.stepper.load_state(state["stepper"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.system.load_extra_state(state["extra"])
+        if folder.parent.parent == self.run_dir:
+            self.saved = f"checkpoints/{folder.name}"
+        log = self.run_dir / "metrics.jsonl"
+        if log.exists():  # lines past the checkpoint will be written again
+            lines = [line for line in log.read_text().splitlines() if _step_of(line) <= self.step]
+            log.write_text("".join(line + "\n" for line in lines))
+
+    def _checkpoint_to_resume(self):
+        """The checkpoint folder to go on from, or None for a new run."""
+        own = checkpoints.list_checkpoints(self.run_dir)
+        if self.config.resume == "auto":
+            return checkpoints.find(self.run_dir) if own else None
+        if own:
+            raise UserError(f"{self.run_dir} already holds a run: choose another run_dir, or go on with it by resume='auto'")
+        if self.config.resume == "never":
+            return None
+        path = Path(self.config.resume)
+        return checkpoints.find(path.parent.parent, path.name) if path.parent.name == "checkpoints" else checkpoints.find(path)
+
+    # ---- once in a while
+
+    def _fetch(self, logs):
+        values = torch.stack([value.float() for value in logs.values()] + [self.stepper.skipped]).tolist()
+        self.stepper.skipped.zero_()
+        return dict(zip([*logs, "skipped_updates"], values, strict=True))
+
+    def _log(self, values):
+        steps, seconds = self.step - self.session_step, self.train_seconds - self.session_seconds
+        speed = steps * self.config.batch_size * self.needs.window / seconds
+        rates = {f"lr_{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+        line = {"step": self.step, "seconds": round(self.train_seconds, 3)} | values | rates | {"frames_per_second": speed}
+        with open(self.run_dir / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+        name, value = next(iter(values.items()))
+        memory = torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else (peak_memory_mb() or 0) / 1e3
+        self.progress.update(self.step, self.schedule.total, f"{name} {value:.4f}  {speed:.0f} frames/s  {memory:.1f} GB")
+        lost = values["skipped_updates"] >= self.config.log_every_steps * len(self.optimizers)
+        self.lost_steps = self.lost_steps + self.config.log_every_steps if lost else 0
+        if self.lost_steps >= PATIENCE:
+            self._save()
+            raise UserError(
+                f"no finite update in the last {self.lost_steps} steps (now at step {self.step}); lower the learning rates, or "
+                "go on with precision='fp32' from an earlier checkpoint"
+            )
+
+    def _judged(self):
+        return self.ema if self.ema is not None else self.system.eval()
+
+    def _preview(self):
+        rows, labels, columns = self.judge.preview(self._judged())
+        self.system.train()
+        media.save_picture(self.run_dir / "previews" / f"step_{self.step:08d}.png", media.strip(rows, labels, columns))
+
+    def _evaluate(self):
+        best = checkpoints.read_pointer(self.run_dir / "best.json")
+        self.metrics = self.judge(self._judged())
+        self.system.train()
+        self.write_report("running", "")
+        figure = "psnr" if self.config.restitution else "skill_db"
+        if best is None or self.metrics[figure] > best["value"]:
+            checkpoints.mark_best(self.run_dir, self._save(), figure, self.metrics[figure])
+
+    def _save(self):
+        name = f"checkpoints/step_{self.step:08d}"
+        if self.saved == name:
+            return name
+        state = {
+            "step": self.step,
+            "total": self.schedule.total,
+            "train_seconds": self.train_seconds,
+            "wall_seconds": self._wall_seconds(),
+            "batches": self.batches.state(),
+            "stepper": self.stepper.state(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "extra": self.system.extra_state(),
+        }
+        ema = None if self.ema is None else self.ema.state_dict()
+        self.saved = checkpoints.save(self.run_dir, self.step, self.system.state_dict(), state, self._about(), ema)
+        checkpoints.prune(self.run_dir, self.config.keep_checkpoints)
+        self.saved_at = time.monotonic()
+        return self.saved
+
+    # ---- the run folder
+
+    def _about(self):
+        return {
+            "schema": checkpoints.SCHEMA,
+            "system": self.system.name,
+            "preset": self.config.preset,
+            "config": to_dict(self.system.config),
+            "training": to_dict(self.config),
+            "dataset": self.dataset.describe(),
+        }
+
+    @property
+    def precision(self):
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def parameters(self):
+        return sum(p.numel() for p in self.system.parameters())
+
+    def _wall_seconds(self):
+        return self.earlier_wall_seconds + time.monotonic() - self.schedule.started
+
+    def write_report(self, status, reason):
+        steps, seconds = self.step - self.session_step, self.train_seconds - self.session_seconds
+        speed = steps / seconds if seconds else 0.0
+        report = {
+            "schema": 1,
+            "system": self.system.name,
+            "preset": self.config.preset,
+            "run_dir": str(self.run_dir),
+            "status": status,
+            "reason": reason,
+            "step": self.step,
+            "steps_total": self.schedule.total,
+            "steps_per_second": speed,
+            "frames_per_second": speed * self.config.batch_size * self.needs.window,
+            "train_seconds": self.train_seconds,
+            "paused_seconds": 0.0,
+            "wall_seconds": self._wall_seconds(),
+            "peak_memory_mb": peak_memory_mb(),
+            "peak_gpu_memory_mb": torch.cuda.max_memory_allocated() / 1e6 if self.device.type == "cuda" else None,
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            "precision": self.precision,
+            "parameters": self.parameters,
+            "seed": self.config.seed,
+            "restitution": self.config.restitution,
+            "dataset": self.dataset.describe(),
+            "versions": versions(),
+            "metrics": self.metrics,
+        }
+        write_json(self.run_dir / "report.json", report)
+        return report
+
+
+def _due(step, every):
+    return every > 0 and step % every == 0
+
+
+def _step_of(line):
+    """The step of a line of metrics.jsonl; a line that a kill cut short counts as never written."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return math.inf
+
+
+def _summary(metrics):
+    psnr, copy_psnr, skill = (metrics[name] for name in ("psnr", "baseline_copy_psnr", "skill_db"))
+    return f"psnr {psnr:.2f} dB (copying the last frame: {copy_psnr:.2f}), skill {skill:+.2f} dB"
+
+
+@contextlib.contextmanager
+def _stop_on_signal(stop):
+    """SIGINT and SIGTERM set `stop`, so that the step in progress ends whole; the second one interrupts as usual."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number, frame):
+        if stop.is_set():
+            raise KeyboardInterrupt
+        print("stopping after this step; once more to stop at once", flush=True)
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m mtld_core.train", description="Train a system from a file of settings.")
+    parser.add_argument("--config", required=True, help="JSON object with the arguments of mtld_core.train.train")
+    path = parser.parse_args(arguments).config
+    try:
+        try:
+            text = Path(path).read_text()
+        except OSError as error:
+            raise UserError(f"--config {path}: {error.strerror}") from None
+        report = train(**parse_object(text, path))
+    except (UserError, ConfigError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 130 if report["reason"] == "asked to stop" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

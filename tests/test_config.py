@@ -1,0 +1,133 @@
+"""Settings survive JSON, and whatever is wrong with one is said with its name."""
+
+import dataclasses
+import json
+import typing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtld_core.config import ConfigError, check, field_names, from_dict, from_json, nearest, parse_object, to_dict, to_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Everything:
+    """One field for each kind of annotation that config.py promises."""
+
+    count: int = 1
+    rate: float = 0.5
+    on: bool = False
+    word: str = "a"
+    widths: tuple[int, ...] = (1, 2)
+    shares: tuple[float, ...] = (0.5,)
+    names: tuple[str, ...] = ()
+    mode: bool | str = "auto"
+    norm: typing.Literal["instance", "group", "none"] = "group"
+
+    def __post_init__(self):
+        check(self.count >= 0, f"count must not be negative, it is {self.count}")
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+everything = st.builds(
+    Everything,
+    count=st.integers(0, 2**60),
+    rate=finite,
+    on=st.booleans(),
+    word=st.text(),
+    widths=st.lists(st.integers()).map(tuple),
+    shares=st.lists(finite).map(tuple),
+    names=st.lists(st.text()).map(tuple),
+    mode=st.booleans() | st.text(),
+    norm=st.sampled_from(["instance", "group", "none"]),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(everything)
+def test_json_round_trip_loses_nothing(config):
+    back = from_json(Everything, to_json(config))
+    assert back == config
+    assert [type(value) for value in vars(back).values()] == [type(value) for value in vars(config).values()]
+    assert from_dict(Everything, to_dict(config)) == config
+    assert json.loads(to_json(config)) == to_dict(config) and list(to_dict(config)) == field_names(Everything)
+
+
+def test_fields_left_out_keep_their_defaults():
+    assert from_json(Everything, '{"rate": 2}') == Everything(rate=2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "stored"),
+    [("rate", 3, 3.0), ("count", 3.0, 3), ("shares", [1, 0.5], (1.0, 0.5)), ("widths", (3, 4), (3, 4)), ("mode", True, True)],
+)
+def test_what_may_be_bent(name, value, stored):
+    found = getattr(from_dict(Everything, {name: value}), name)
+    assert found == stored and type(found) is type(stored)
+    if isinstance(stored, tuple):
+        assert [type(item) for item in found] == [type(item) for item in stored]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("count", True, "type int"),
+        ("count", 2.5, "type int"),
+        ("count", "3", "type int"),
+        ("count", None, "type int"),
+        ("rate", True, "type float"),
+        ("rate", "0.1", "type float"),
+        ("rate", [0.1], "type float"),
+        ("on", 1, "type bool"),
+        ("on", "true", "type bool"),
+        ("word", 3, "type str"),
+        ("word", ["a"], "type str"),
+        ("widths", 3, "must be a list"),
+        ("widths", "12", "must be a list"),
+        ("widths", {"a": 1}, "must be a list"),
+        ("mode", 1, "bool or str"),
+        ("mode", None, "bool or str"),
+        ("norm", "batch", "'instance', 'group', 'none'"),
+        ("norm", 0, "'instance', 'group', 'none'"),
+    ],
+)
+def test_a_wrong_type_names_field_value_and_what_is_wanted(name, value, wanted):
+    with pytest.raises(ConfigError) as error:
+        from_dict(Everything, {name: value})
+    text = str(error.value)
+    assert text.startswith(f"Everything.{name} ") and wanted in text and repr(value) in text and "\n" not in text
+
+
+@pytest.mark.parametrize("bad", [True, 1.5, "1", None])
+def test_a_wrong_element_is_named_by_its_place(bad):
+    with pytest.raises(ConfigError, match=r"Everything\.widths\[1\] must be of type int"):
+        from_dict(Everything, {"widths": [1, bad]})
+
+
+def test_an_unknown_key_names_the_nearest():
+    with pytest.raises(ConfigError, match="Everything has no setting 'widhts'; did you mean 'widths'"):
+        from_dict(Everything, {"widhts": [1]})
+    with pytest.raises(ConfigError, match=r"no setting 'zzzzzz'; known: count, mode, .*widths, word"):
+        from_json(Everything, '{"zzzzzz": 1}')
+    assert nearest("mltd", ["rl_v2v", "mtld"]) == "; did you mean 'mtld'?"
+
+
+def test_a_value_out_of_range_is_refused_by_the_dataclass():
+    with pytest.raises(ConfigError, match="count must not be negative, it is -1"):
+        from_json(Everything, '{"count": -1}')
+    check(True, "never said")
+    assert issubclass(ConfigError, ValueError)
+
+
+def test_broken_json_names_line_and_column():
+    with pytest.raises(ConfigError, match=r"overrides is not valid JSON \(line 3, column 1: "):
+        parse_object('{\n "a": 1,\n}', "overrides")
+    with pytest.raises(ConfigError, match=r"Everything is not valid JSON \(line 1, column 10: "):
+        from_json(Everything, '{"count" 1}')
+
+
+@pytest.mark.parametrize(("text", "kind"), [("[1]", "list"), ("3", "int"), ("null", "NoneType"), ('"a"', "str")])
+def test_json_that_is_no_object_is_refused(text, kind):
+    with pytest.raises(ConfigError, match=f"Everything must be a JSON object .* not {kind}"):
+        from_json(Everything, text)

@@ -1,0 +1,212 @@
+"""What every system must keep, the registered ones and two toys that stress the contract. A new system is found by itself."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import moving_square
+from toys import TOYS, ToyGAN, ToyPlayer, ToyStage
+
+from mtld_core import systems
+from mtld_core.checkpoint import list_checkpoints, load_train_state, load_weights
+from mtld_core.config import ConfigError, field_names, from_dict, from_json, to_json
+from mtld_core.data import Arc, Dataset
+from mtld_core.settings import TrainConfig, build, plan
+from mtld_core.stepper import Stepper
+from mtld_core.train import fit
+
+EVERY = [*systems.SYSTEMS, *TOYS]
+
+
+@pytest.fixture(autouse=True)
+def toys_are_registered(monkeypatch):
+    for name, cls in TOYS.items():
+        monkeypatch.setitem(systems.SYSTEMS, name, f"toys:{cls.__name__}")
+
+
+def data(actions=True):
+    """Six arcs of 16 frames of 16x16, with two discrete actions."""
+    frames = torch.cat([torch.from_numpy(moving_square(16, seed=i)) for i in range(6)])
+    spans = [Arc(f"arc_{i}", 16 * i, 16 * i + 16, torch.arange(16).numpy()) for i in range(6)]
+    chosen = torch.arange(len(frames)) % 2 if actions else None
+    return Dataset("memory", "arcs", frames, spans, torch.zeros(0, dtype=torch.int64).numpy(), chosen)
+
+
+def run(name, run_dir, dataset=None, **settings):
+    """(report, system) of a tiny run."""
+    cls, config, training = plan(name, "tiny", run_dir=str(run_dir), **settings)
+    dataset = dataset or data()
+    system = build(cls, config, dataset, training.seed)
+    return fit(system, dataset, training), system
+
+
+def tensors(state, prefix=""):
+    """Every tensor and number in nested dicts and lists, by its path."""
+    if isinstance(state, dict):
+        return {k: v for name, value in state.items() for k, v in tensors(value, f"{prefix}/{name}").items()}
+    if isinstance(state, (list, tuple)):
+        return {k: v for i, value in enumerate(state) for k, v in tensors(value, f"{prefix}/{i}").items()}
+    return {prefix: state}
+
+
+def everything(run_dir):
+    """All that the newest checkpoint of a run holds, but the clock's readings."""
+    folder = list_checkpoints(run_dir)[0]
+    state = {name: value for name, value in load_train_state(folder).items() if not name.endswith("seconds")}
+    return tensors({"state": state, "model": load_weights(folder, ema=False), "ema": load_weights(folder)})
+
+
+def differing(a, b):
+    assert a.keys() == b.keys()
+    return [name for name in a if not (torch.equal(a[name], b[name]) if torch.is_tensor(a[name]) else a[name] == b[name])]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_config_round_trip_and_names_apart_from_the_training_fields(name):
+    cls = systems.system_class(name)
+    assert not set(field_names(cls.Config)) & set(field_names(TrainConfig))
+    for preset in cls.PRESETS:
+        _, config, training = plan(name, preset, steps=1)
+        assert from_json(cls.Config, to_json(config)) == config
+        assert from_json(TrainConfig, to_json(training)) == training
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_trains_reports_and_opens_again(name, tmp_path):
+    report, system = run(name, tmp_path / "run")
+    assert report == json.loads((tmp_path / "run" / "report.json").read_text())
+    assert (report["status"], report["step"], report["system"]) == ("finished", 20, name)
+    assert report["metrics"]["psnr"] > 5 and len(report["metrics"]["psnr_by_horizon"]) == system.needs().window - 1
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2  # every 10 steps
+    opened = systems.open_run(tmp_path / "run", device="cpu")
+    assert not opened.training and opened.run.step == 20
+    weights = load_weights(list_checkpoints(tmp_path / "run")[0])
+    assert not differing(weights, dict(opened.state_dict()))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_start_and_step_give_the_rollout(name):
+    cls, config, _ = plan(name, "tiny")
+    dataset = data()
+    system = build(cls, config, dataset).eval()
+    context = dataset.frames[: system.needs().context]
+    actions = [torch.tensor([t % 2]) for t in range(20)] if system.action_space else None
+    with torch.inference_mode():
+        state, stepped = system.start(context), []
+        for t in range(20):
+            state, frame = system.step(state, actions and actions[t])
+            assert frame.shape == (1, 3, 16, 16)
+            stepped.append(frame)
+        rolled = torch.cat(list(system.rollout(context, 20, actions)), 1)
+    assert rolled.shape == (1, 20, 3, 16, 16)
+    torch.testing.assert_close(torch.stack(stepped, 1), rolled, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_wrong_context_is_refused(name):
+    cls, config, _ = plan(name, "tiny")
+    system = build(cls, config, data())
+    with pytest.raises(ConfigError, match=r"24x16.*16x16"):
+        system.start(torch.zeros(24, 16, 3, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_two_runs_of_a_seed_are_equal_and_another_seed_is_not(name, tmp_path):
+    run(name, tmp_path / "a", seed=3)
+    run(name, tmp_path / "b", seed=3)
+    run(name, tmp_path / "c", seed=4)
+    assert not differing(everything(tmp_path / "a"), everything(tmp_path / "b"))
+    assert differing(everything(tmp_path / "a"), everything(tmp_path / "c"))
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = {paths!r}
+from mtld_core import systems
+from toys import TOYS
+systems.SYSTEMS |= {{name: f"toys:{{cls.__name__}}" for name, cls in TOYS.items()}}
+import test_contract
+from mtld_core.train import Training
+
+train_step = Training._train_step
+def dying(self):
+    if self.step == 13:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return train_step(self)
+Training._train_step = dying
+test_contract.run({name!r}, {run_dir!r}, overrides={{"save_every_steps": 10}})
+"""
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_killed_and_resumed_equals_uninterrupted(name, tmp_path):
+    paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    code = KILLED.format(paths=paths, name=name, run_dir=str(tmp_path / "killed"))
+    env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert [path.name for path in list_checkpoints(tmp_path / "killed")] == ["step_00000010"]
+    report, _ = run(name, tmp_path / "killed")
+    assert report["step"] == 20
+    run(name, tmp_path / "straight")
+    assert not differing(everything(tmp_path / "killed"), everything(tmp_path / "straight"))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [10, 20]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_accumulating_equals_the_whole_batch(name):
+    """In fp64 a step taken in parts moves every weight as the whole batch does: the phases keep their order."""
+    moved = []
+    for parts in (1, 2):
+        cls, config, _ = plan(name, "tiny")
+        dataset = data()
+        system = build(cls, config, dataset).double().train()
+        stepper = Stepper(system.optimizers(), torch.device("cpu"), torch.float32, accumulate=parts)
+        keys = torch.arange(4) + 100
+        rows = torch.arange(4)[:, None] * 16 + torch.arange(system.needs().window)
+        batch = {"frames": dataset.frames[rows].double().movedim(-1, -3) / 127.5 - 1, "key": keys}
+        batch["actions"] = dataset.actions[rows[:, :-1]]
+        if hasattr(system, "discriminator"):
+            system.discriminator.eval()
+        for _ in range(2):
+            system.training_step([batch] * system.needs().batches, stepper)
+        moved.append({k: v.detach().clone() for k, v in system.named_parameters()})
+    for name, value in moved[0].items():
+        torch.testing.assert_close(moved[1][name], value, rtol=1e-6, atol=1e-9)
+
+
+def test_extra_state_comes_back_and_the_critic_gets_fresh_batches(tmp_path):
+    _, system = run("toy_gan", tmp_path / "run", overrides={"save_every_steps": 10})
+    assert system.seen == 20 * 3 * 4
+    cls, config, training = plan("toy_gan", "tiny", run_dir=str(tmp_path / "run"), steps=21)
+    again = build(cls, config, data(), 0)
+    fit(again, data(), training)
+    assert again.seen == 21 * 3 * 4 and again.replay[:-1] == system.replay[-4:]
+
+
+def test_second_stage_holds_the_frozen_first(tmp_path):
+    _, first = run("toy_stage", tmp_path / "first")
+    dataset = data()
+    second = ToyPlayer(ToyPlayer.fit_config(from_dict(ToyPlayer.Config, {}), dataset), first)
+    before = {name: value.clone() for name, value in first.state_dict().items()}
+    report = fit(second, dataset, TrainConfig(run_dir=str(tmp_path / "second"), steps=20, batch_size=4))
+    assert report["metrics"]["judged_windows"] > 0
+    (tmp_path / "first").rename(tmp_path / "gone")
+    opened = systems.open_run(tmp_path / "second", device="cpu")
+    assert isinstance(opened.stage, ToyStage) and isinstance(first, ToyStage)
+    assert not differing(before, dict(opened.stage.state_dict()))
+
+
+def test_a_checkpoint_of_another_system_is_refused(tmp_path):
+    run("toy_gan", tmp_path / "run")
+    from mtld_core.runtime import UserError
+
+    with pytest.raises(UserError, match="'toy_gan', not of 'toy_stage'"):
+        run("toy_stage", tmp_path / "run")
+    assert isinstance(systems.open_run(tmp_path / "run", device="cpu"), ToyGAN)

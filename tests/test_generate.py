@@ -1,0 +1,177 @@
+"""The whole job of generating: what is written, what it is compared with, and what is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from rolling import Toy, open_toy, picture, write_rolling_arcs
+
+from mtld_core import generate as generation
+from mtld_core import media
+from mtld_core.runtime import UserError
+
+
+@pytest.fixture
+def opened(tmp_path, monkeypatch):
+    """A toy run is opened; the fixture is a function that opens another toy."""
+    write_rolling_arcs(tmp_path / "data")
+    open_toy(monkeypatch, tmp_path)
+    return lambda *space, **config: open_toy(monkeypatch, tmp_path, *space, **config)
+
+
+def folder_of(path):
+    return sorted(p.name for p in Path(path).iterdir())
+
+
+def test_from_a_picture(opened, tmp_path, capsys):
+    Image.fromarray(picture()).save(tmp_path / "start.png")
+    result = generation.generate("run", str(tmp_path / "start.png"), 6, fps=10)
+    out = tmp_path / "run/samples/start_7"
+    assert folder_of(out) == ["frames", "generation.json", "strip.png", "video.gif", "video.mp4"]
+    assert folder_of(out / "frames") == [f"frame_{i:04d}.png" for i in range(6)]
+    for i in range(6):
+        assert np.array_equal(media.read_image(out / f"frames/frame_{i:04d}.png"), np.roll(picture(), i, 1))
+    with av.open(str(out / "video.mp4")) as video:
+        assert len(list(video.decode(video=0))) == 6 and video.streams.video[0].average_rate == 10
+    with Image.open(out / "video.gif") as gif:
+        assert gif.n_frames == 6
+    assert json.loads((out / "generation.json").read_text()) == result
+    assert "psnr" not in result and result["size"] == [16, 24] and result["step"] == 7 and result["num_frames"] == 6
+    assert capsys.readouterr().out == ""
+
+
+def test_a_picture_of_another_size_is_fitted_and_said(opened, tmp_path, capsys):
+    Image.fromarray(picture(100, 80)).save(tmp_path / "big.jpg")
+    result = generation.generate("run", str(tmp_path / "big.jpg"), 2)
+    assert "big.jpg is 80x100: its centre is cut out and scaled to 24x16" in capsys.readouterr().out
+    assert media.read_image(Path(result["out_dir"]) / "frames/frame_0001.png").shape == (16, 24, 3)
+
+
+def test_from_the_dataset_with_its_truth(opened, tmp_path):
+    result = generation.generate("run", "dataset:moves/13", 30, out_dir=str(tmp_path / "out"))
+    assert len(result["psnr_by_horizon"]) == 16 and result["psnr"] == 100  # frames 14 to 29; the toy is right
+    assert 10 < result["baseline_copy_psnr"] < 40
+    assert {"comparison.mp4", "strip.png"} <= set(result["files"])
+    with av.open(str(tmp_path / "out/comparison.mp4")) as video:
+        pairs = [f.to_ndarray(format="rgb24") for f in video.decode(video=0)]
+    assert len(pairs) == 17 and pairs[0].shape == (16, 50, 3)
+    truth = media.read_image(tmp_path / "data/moves/frame_0023.png")
+    for half in (pairs[10][:, :24], pairs[10][:, 26:]):
+        assert np.abs(half[:, 2:-2].astype(int) - truth[:, 2:-2]).mean() < 6
+    assert len(folder_of(tmp_path / "out/frames")) == 30
+
+
+def test_psnr_by_horizon_is_that_of_the_written_frames(opened, tmp_path):
+    opened(noise=0.1)
+    result = generation.generate("run", "dataset:moves/12", 5, out_dir=str(tmp_path / "out"))
+    read = [media.read_image(tmp_path / f"out/frames/frame_{t:04d}.png") / 255 for t in range(5)]
+    real = [media.read_image(tmp_path / f"data/moves/frame_{12 + t:04d}.png") / 255 for t in range(5)]
+    wanted = [-10 * np.log10(((read[t] - real[t]) ** 2).mean()) for t in range(1, 5)]
+    copies = [-10 * np.log10(((real[0] - real[t]) ** 2).mean()) for t in range(1, 5)]
+    assert result["psnr_by_horizon"] == pytest.approx(wanted) and result["psnr"] == pytest.approx(np.mean(wanted))
+    assert result["baseline_copy_psnr"] == pytest.approx(np.mean(copies))
+
+
+def test_from_a_clip_and_from_nothing(opened, tmp_path):
+    opened(context=3)
+    result = generation.generate("run", str(tmp_path / "data/moves"), 4)
+    first = media.read_image(Path(result["out_dir"]) / "frames/frame_0000.png")
+    assert np.array_equal(first, media.read_image(tmp_path / "data/moves/frame_0012.png")) and result["psnr"] == 100
+    result = generation.generate("run", "", 4)
+    assert result["source"].startswith("dataset:") and len(result["psnr_by_horizon"]) > 0
+    assert generation.generate("run", result["source"], 4)["psnr"] == result["psnr"]
+
+
+def test_again_and_bit_for_bit(opened, tmp_path):
+    opened(noise=0.1)
+    first, again = (generation.generate("run", "dataset:other/10", 8, out_dir=str(tmp_path / n)) for n in "ab")
+    for name in [f"frames/frame_{i:04d}.png" for i in range(8)] + ["video.mp4", "video.gif"]:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    shorter = generation.generate("run", "dataset:other/10", 3, out_dir=str(tmp_path / "a"))
+    assert len(folder_of(tmp_path / "a/frames")) == 3 and shorter["num_frames"] == 3 and first["seed"] == again["seed"]
+
+
+def test_generate_sequence(opened, tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "start.png")
+    result = generation.generate_sequence("run", tmp_path / "start.png", 3, tmp_path / "out")
+    assert len(folder_of(tmp_path / "out/frames")) == 3 and result["checkpoint"] == "step_00000007"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"num_frames": 1}, "num_frames must be at least 2"),
+        ({"fps": 0}, "fps must be positive"),
+        ({"direction": "y_to_x"}, "direction='y_to_x' is for translators"),
+        ({"source": "none.png"}, "none.png: no such image file"),
+        ({"source": "dataset:moves"}, 'is not "dataset:<arc>/<frame number>"'),
+        ({"source": "dataset:move/12"}, "no arc 'move'; did you mean 'moves'"),
+        ({"source": "dataset:moves/99"}, "no frame 99; its frames go from 10 to 29"),
+        ({"source": "log.jsonl"}, r"log\.jsonl"),
+        ({"actions": "[1]"}, "takes no actions"),
+        ({"actions": "[1,"}, "not valid JSON"),
+        ({"actions": '"left"'}, "must be a JSON list"),
+    ],
+)
+def test_mistakes_are_one_plain_line_and_leave_nothing(opened, tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        generation.generate("run", **({"source": "dataset:moves/10", "out_dir": str(tmp_path / "out")} | arguments))
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_contexts_that_the_source_cannot_fill(opened, tmp_path):
+    opened(context=3)
+    with pytest.raises(UserError, match="the first frame of arc 'moves' with that many is frame 12"):
+        generation.generate("run", "dataset:moves/11", 4)
+    with pytest.raises(UserError, match="holds 2 arcs; name one"):
+        generation.generate("run", str(tmp_path / "data"), 4)
+
+
+def test_a_run_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        generation.generate(str(tmp_path / "nowhere"))
+
+
+def test_a_failing_model_leaves_nothing_half_written(opened, tmp_path, monkeypatch):
+    def broken(self, state, action=None):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(Toy, "step", broken)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        generation.generate("run", "dataset:moves/10", 4, out_dir=str(tmp_path / "out"))
+    assert folder_of(tmp_path / "out") == []
+
+
+def test_somebody_elses_frames_are_not_replaced(opened, tmp_path):
+    (tmp_path / "out/frames").mkdir(parents=True)
+    Image.fromarray(picture()).save(tmp_path / "out/frames/frame_0000.png")
+    with pytest.raises(UserError, match="was not written by a generation"):
+        generation.generate("run", "dataset:moves/10", 4, out_dir=str(tmp_path / "out"))
+
+
+MEMORY = """
+import sys, types; sys.path[:0] = ["tests", "."]
+from mtld_core import generate as generation
+from mtld_core.runtime import peak_memory_mb
+from PIL import Image
+from rolling import Toy, ToyConfig
+system = Toy(ToyConfig(96, 128)).eval()
+system.run = types.SimpleNamespace(dir=sys.argv[1], checkpoint="step_1", step=1, preset="", dataset_path="")
+generation.open_run = lambda *_: system
+Image.new("RGB", (128, 96), "teal").save(sys.argv[1] + "/start.png")
+for length in (200, 2000):
+    generation.generate("", sys.argv[1] + "/start.png", length, sys.argv[1] + "/out")
+    print(peak_memory_mb())
+"""
+
+
+def test_ten_times_the_frames_take_no_more_memory(tmp_path):
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], cwd=root, capture_output=True, text=True, check=True)
+    short, long = map(float, done.stdout.split())
+    assert long - short < 20, f"{short} MB, then {long} MB"  # all 2,000 frames at once would be 74 MB

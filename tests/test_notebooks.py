@@ -1,0 +1,116 @@
+"""The notebooks: each .ipynb equals its .py, and each runs through papermill at tiny size."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import pytest
+from conftest import write_arcs
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "notebooks").glob("*.py"))
+NAMES = {  # the parameters that INTERFACE promises
+    "01_extract_frames": "source dataset_root fps height width fit start duration drop_duplicates split_scenes workers",
+    "02_train": "system preset dataset_root run_dir steps time_budget_minutes batch_size seed resume devices interactive "
+    "overrides",
+    "03_generate": "run_dir checkpoint source direction num_frames actions out_dir fps seed interactive",
+}
+
+
+def cells(notebook):
+    return [(cell.cell_type, cell.source.strip(), cell.metadata.get("tags", [])) for cell in notebook.cells]
+
+
+def parameters_cell(page):
+    [cell] = [cell for cell in jupytext.read(page).cells if "parameters" in cell.metadata.get("tags", [])]
+    return cell.source
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_pair_is_equal_and_carries_no_output(page):
+    paired = jupytext.read(page.with_suffix(".ipynb"))
+    assert cells(jupytext.read(page)) == cells(paired), f"run `make notebooks`: {page.stem}.ipynb differs from its .py"
+    code = [cell for cell in paired.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert paired.metadata.kernelspec.name == "python3"
+
+
+def test_every_page_is_there_and_sets_up_alike():
+    assert [page.stem for page in PAGES] == sorted(NAMES)
+    first_code = {next(source for kind, source, _ in cells(jupytext.read(page)) if kind == "code") for page in PAGES}
+    assert len(first_code) == 1
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_parameters_are_flat_literals_with_the_promised_names(page):
+    body = ast.parse(parameters_cell(page)).body
+    assert all(
+        isinstance(node, ast.Assign) and isinstance(ast.literal_eval(node.value), (str, int, float, bool)) for node in body
+    )
+    assert [node.targets[0].id for node in body] == NAMES[page.stem].split()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_notebook_is_thin(page):
+    tree = ast.parse(page.read_text())
+    assert all(node.end_lineno - node.lineno < 8 for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    assert not any(isinstance(node, (ast.For, ast.While, ast.ClassDef)) for node in ast.walk(tree))
+
+
+def papermill(page, folder, **parameters):
+    """Run a notebook in `folder`, as a person's batch script would; returns (exit code, output, executed notebook)."""
+    out = folder / f"{page}.out.ipynb"
+    command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / f"{page}.ipynb"), str(out), "--no-progress-bar"]
+    for name, value in parameters.items():
+        command += ["-p", name, str(value)]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    return result.returncode, result.stdout + result.stderr, json.loads(out.read_text())
+
+
+def outputs(page):
+    return json.dumps([cell["outputs"] for cell in page["cells"] if cell["cell_type"] == "code"])
+
+
+def test_from_a_video_to_a_generated_sequence_through_papermill(tmp_path):
+    code, text, page = papermill("01_extract_frames", tmp_path, dataset_root="data", height=16, width=16, duration=2)
+    assert code == 0, text
+    assert len(list(tmp_path.glob("data/*/frame_*.png"))) == 50 and "image/png" in outputs(page)
+
+    code, text, page = papermill("02_train", tmp_path, preset="tiny", dataset_root="data", run_dir="run", steps=4,
+                                 overrides='{"restitution": true}')  # fmt: skip
+    assert code == 0, text
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert (report["status"], report["step"]) == ("finished", 4) and "image/png" in outputs(page)
+
+    code, text, page = papermill("03_generate", tmp_path, run_dir="run", num_frames=6, out_dir="out")
+    assert code == 0, text
+    assert len(list((tmp_path / "out" / "frames").glob("frame_*.png"))) == 6
+    assert (tmp_path / "out" / "video.mp4").exists() and (tmp_path / "out" / "video.gif").exists()
+    assert json.loads((tmp_path / "out" / "generation.json").read_text())["num_frames"] == 6
+    assert "<video" in outputs(page)
+    assert "widget-view" not in outputs(page)  # nobody watches: no form
+
+
+@pytest.mark.parametrize(
+    ("page", "wrong", "message"),
+    [
+        ("01_extract_frames", {"hight": 16}, "did you mean 'height'"),
+        ("02_train", {"step": 4}, "did you mean 'steps'"),
+        ("03_generate", {"frames": 4}, "no parameter 'frames'"),
+    ],
+)
+def test_an_unknown_parameter_is_an_error(page, wrong, message, tmp_path):
+    code, text, _ = papermill(page, tmp_path, **wrong)
+    assert code != 0 and message in text
+
+
+def test_training_does_not_resume_by_chance_into_a_dated_folder(tmp_path):
+    write_arcs(tmp_path / "arcs", [20] * 6)
+    code, text, _ = papermill("02_train", tmp_path, preset="tiny", dataset_root="arcs", steps=2)
+    assert code == 0, text
+    [run] = (tmp_path / "runs").glob("mtld_*")
+    assert json.loads((run / "report.json").read_text())["step"] == 2

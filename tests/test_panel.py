@@ -1,0 +1,59 @@
+"""The form, pressed without a browser: widgets are plain objects."""
+
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rolling import open_toy, picture, write_rolling_arcs
+
+from mtld_core import media, panel
+
+
+@pytest.fixture
+def form(tmp_path, monkeypatch):
+    write_rolling_arcs(tmp_path / "data")
+    open_toy(monkeypatch, tmp_path)
+    for name in ("run", "second"):
+        (tmp_path / "runs" / name / "checkpoints/step_00000007").mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.json").write_text("{}")
+    return panel.GeneratePanel(str(tmp_path / "runs/run"), num_frames=5, fps=10)
+
+
+def test_the_panel_offers_what_there_is(form, tmp_path):
+    assert [Path(run).name for run in form.run.options] == ["run", "second"]
+    assert Path(form.run.value).name == "run" and form.checkpoint.options[1:] == ("step_00000007",)
+    assert (form.checkpoint.value, form.arc.value, form.frame.value) == (panel.NEWEST, "moves", 10)
+    assert form.arc.options == ("moves", "other") and form.frame.options == tuple(range(10, 30))
+    assert form.message.value == '<span style="color:inherit"></span>' and not form.button.disabled
+
+
+def test_a_click_generates_beside_the_truth(form):
+    form.arc.value, form.frame.value = "other", 15
+    form.button.click()
+    assert form.result["source"] == "dataset:other/15" and form.result["num_frames"] == 5 and form.result["psnr"] == 100
+    assert "<video" in form.video.value and "truth | generated" in form.message.value and not form.button.disabled
+
+
+@pytest.mark.parametrize("version", [7, 8])
+def test_an_uploaded_picture_in_both_versions_forms(form, version, tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "up.png")
+    content = (tmp_path / "up.png").read_bytes()
+    value = {"up.png": {"content": content}} if version == 7 else ({"name": "up.png", "content": memoryview(content)},)
+    form.start.value, form.upload = "picture", types.SimpleNamespace(value=value)
+    form.button.click()
+    assert "psnr" not in form.result and "<video" in form.video.value
+    first = media.read_image(Path(form.result["out_dir"]) / "frames/frame_0000.png")
+    assert np.array_equal(first, picture())
+
+
+def test_an_error_is_one_line_in_the_panel(form):
+    form.start.value = "picture"
+    form.button.click()
+    assert "upload a picture first" in form.message.value and "#c00" in form.message.value
+    assert form.video.value == "" and form.result is None and not form.button.disabled
+
+
+def test_a_panel_without_runs_says_so(tmp_path):
+    assert "there is no run yet" in panel.GeneratePanel(str(tmp_path / "runs/demo")).message.value

@@ -1,0 +1,264 @@
+"""The loop: when it ends, what it writes, what stops it, and how it refuses to lose anything."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import write_arcs
+
+from mtld_core import train as train_module
+from mtld_core.checkpoint import list_checkpoints, read_pointer
+from mtld_core.config import ConfigError
+from mtld_core.runtime import UserError
+from mtld_core.train import Training, fit, main, train
+
+
+def tiny(arcs, run_dir, overrides=None, **settings):
+    overrides = {"save_every_minutes": 0} | (overrides or {})
+    return train("mtld", "tiny", str(arcs), overrides, run_dir=str(run_dir), **settings)
+
+
+def lines(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_report_has_every_name_that_others_rely_on(arcs, tmp_path):
+    report = tiny(arcs, tmp_path / "run", seed=7)
+    wanted = (
+        "schema system preset status reason step steps_per_second frames_per_second train_seconds paused_seconds wall_seconds "
+        "peak_memory_mb peak_gpu_memory_mb device precision parameters seed restitution dataset versions metrics"
+    )
+    assert set(wanted.split()) <= report.keys()
+    assert report["schema"] == 1 and report["seed"] == 7 and report["preset"] == "tiny" and report["restitution"] is False
+    assert report["dataset"] == {"path": str(arcs.resolve()), "arcs": 6, "frames": 120, "size": [16, 16]}
+    assert 0 < report["train_seconds"] < report["wall_seconds"]
+    metrics = report["metrics"]
+    assert {"psnr", "ssim", "lpips", "baseline_copy_psnr", "skill_db", "reconstruction_psnr"} <= metrics.keys()
+    assert metrics["lpips"] is not None or metrics["lpips_reason"]
+    assert len(metrics["psnr_by_horizon"]) == len(metrics["skill_db_by_horizon"]) == 3
+    assert report == json.loads((tmp_path / "run" / "report.json").read_text())
+
+
+def test_the_run_folder_is_laid_out_as_documented(arcs, tmp_path):
+    run = tmp_path / "run"
+    tiny(arcs, run, {"save_every_steps": 5, "eval_every_steps": 10, "preview_every_steps": 10})
+    latest = json.loads((run / "latest.json").read_text())
+    assert latest["step"] == 20 and (run / latest["checkpoint"] / "model.safetensors").exists()
+    best = json.loads((run / "best.json").read_text())
+    assert (run / best["checkpoint"]).exists() and best["metric"] == "skill_db"
+    kept = {path.name for path in list_checkpoints(run)}
+    assert {"step_00000020", "step_00000015"} <= kept <= {"step_00000020", "step_00000015", "step_00000010"}
+    assert sorted(path.name for path in (run / "previews").iterdir()) == ["step_00000010.png", "step_00000020.png"]
+    assert [line["step"] for line in lines(run)] == [10, 20] and {"l1", "seconds"} <= lines(run)[0].keys()
+
+
+def test_epochs_count_every_window_once(arcs, tmp_path):
+    # 5 training arcs x 17 windows, 5 at a time
+    assert tiny(arcs, tmp_path / "run", epochs=2, batch_size=5)["step"] == 34
+
+
+def test_a_time_budget_alone_fixes_the_total_and_ends_the_run(arcs, tmp_path):
+    report = tiny(arcs, tmp_path / "run", {"lr_schedule": "cosine", "log_every_steps": 1}, time_budget_minutes=0.03)
+    assert report["status"] == "finished" and report["steps_total"] > 0
+    assert report["wall_seconds"] < 60
+    rates = [line["lr_generator"] for line in lines(tmp_path / "run")]
+    assert rates[-1] < 0.3 * max(rates)  # the cosine knew its end
+
+
+def test_a_budget_shorter_than_the_steps_stops_and_the_next_session_finishes(arcs, tmp_path):
+    report = tiny(arcs, tmp_path / "run", steps=10**6, time_budget_minutes=0.01)
+    assert (report["status"], report["reason"]) == ("stopped", "time budget spent")
+    more = tiny(arcs, tmp_path / "run", steps=report["step"] + 3)
+    assert (more["status"], more["step"]) == ("finished", report["step"] + 3)
+    assert more["train_seconds"] > report["train_seconds"]
+
+
+def test_a_finished_run_is_left_as_it_is(arcs, tmp_path):
+    tiny(arcs, tmp_path / "run")
+    before = (tmp_path / "run" / "latest.json").read_text()
+    report = tiny(arcs, tmp_path / "run")
+    assert (report["status"], report["step"]) == ("finished", 20)
+    assert (tmp_path / "run" / "latest.json").read_text() == before
+
+
+def test_never_resuming_refuses_to_write_over_a_run_and_another_run_can_be_the_start(arcs, tmp_path):
+    tiny(arcs, tmp_path / "run")
+    with pytest.raises(UserError, match="already holds a run"):
+        tiny(arcs, tmp_path / "run", resume="never")
+    report = tiny(arcs, tmp_path / "branch", resume=str(tmp_path / "run"), steps=25)
+    assert report["step"] == 25 and report["status"] == "finished"
+    picked = tiny(arcs, tmp_path / "picked", resume=str(tmp_path / "run" / "checkpoints" / "step_00000020"), steps=21)
+    assert picked["step"] == 21
+
+
+def test_resuming_with_another_model_names_what_differs(arcs, tmp_path):
+    tiny(arcs, tmp_path / "run")
+    with pytest.raises(UserError, match="tensors differ"):
+        tiny(arcs, tmp_path / "run", {"latent_dim": 16})
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(arcs, tmp_path, capsys):
+    tiny(arcs, tmp_path / "run", {"save_every_steps": 10})
+    weights = tmp_path / "run" / "checkpoints" / "step_00000020" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(bytes(data))
+    report = tiny(arcs, tmp_path / "run", {"save_every_steps": 10}, steps=22)
+    assert report["step"] == 22
+    out = capsys.readouterr().out
+    assert "step_00000020 is damaged" in out and "going on at step 10" in out
+
+
+INTERRUPTED = """
+import sys
+from mtld_core.train import main
+sys.exit(main(["--config", sys.argv[1]]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_ends_cleanly(arcs, tmp_path, number):
+    job = tmp_path / "job.json"
+    run = tmp_path / "run"
+    settings = {"system": "mtld", "preset": "tiny", "dataset_root": str(arcs), "run_dir": str(run), "steps": 10**6}
+    job.write_text(json.dumps(settings | {"overrides": json.dumps({"log_every_steps": 1})}))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mtld_core.train", "--config", str(job)], stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
+    report = json.loads((run / "report.json").read_text())
+    assert (report["status"], report["reason"]) == ("stopped", "asked to stop")
+    assert report["step"] == read_pointer(run / "latest.json")["step"] == lines(run)[-1]["step"] > 0
+
+
+def test_the_second_ctrl_c_interrupts_at_once(arcs, tmp_path, monkeypatch):
+    def twice(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Training, "_train_step", twice)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        tiny(arcs, tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["status"] == "failed"
+
+
+def test_a_loss_that_is_never_finite_stops_with_the_way_out(arcs, tmp_path, monkeypatch):
+    from mtld_core.systems.mtld import MTLD
+
+    honest = MTLD.generator_loss
+
+    def broken(self, batch):
+        loss = honest(self, batch)
+        return loss._replace(total=loss.total * float("nan"))
+
+    monkeypatch.setattr(MTLD, "generator_loss", broken)
+    with pytest.raises(UserError, match="no finite update in the last 20 steps"):
+        tiny(arcs, tmp_path / "run", {"lambda_adv": 0, "lambda_fm": 0}, steps=100)
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["status"] == "failed"
+    assert list_checkpoints(tmp_path / "run")  # the finite weights are kept
+
+
+def test_one_run_folder_takes_one_process(arcs, tmp_path):
+    from mtld_core.checkpoint import run_lock
+
+    with run_lock(tmp_path / "run"), pytest.raises(UserError, match="in use by another"):
+        tiny(arcs, tmp_path / "run")
+
+
+def test_restitution_judges_all_windows_and_holdout_does_not(arcs, tmp_path):
+    assert tiny(arcs, tmp_path / "a", {"restitution": True})["metrics"]["windows"] == 6 * 17
+    assert tiny(arcs, tmp_path / "b")["metrics"]["windows"] == 17
+    assert tiny(arcs, tmp_path / "c", {"eval_windows": 5})["metrics"]["windows"] == 5
+
+
+def test_a_longer_eval_horizon_and_one_that_is_too_long(arcs, tmp_path):
+    assert len(tiny(arcs, tmp_path / "a", {"eval_horizon": 9})["metrics"]["psnr_by_horizon"]) == 9
+    with pytest.raises((UserError, ConfigError), match=r"eval_horizon=40|windows of 41"):
+        tiny(arcs, tmp_path / "b", {"eval_horizon": 40})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"system": "mtdl"}, "did you mean 'mtld'"),
+        ({"system": "dynamics"}, "not built yet"),
+        ({"preset": "smal"}, "did you mean 'small'"),
+        ({"overrides": '{"latent_dims": 3}'}, "did you mean 'latent_dim'"),
+        ({"overrides": "{latent_dim: 3}"}, "overrides is not valid JSON"),
+        ({"overrides": '{"batch_size": "four"}'}, "batch_size must be of type int"),
+        ({"devices": 2}, "devices=2"),
+        ({"dataset_root": "nowhere"}, "nowhere"),
+        ({"stepps": 3}, "did you mean 'steps'"),
+    ],
+)
+def test_bad_settings_are_named_with_a_way_out(settings, message, arcs, tmp_path, capsys):
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps({"preset": "tiny", "dataset_root": str(arcs), "run_dir": str(tmp_path / "run")} | settings))
+    assert main(["--config", str(job)]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_moving_average_off_saves_none_and_on_differs_from_the_weights(arcs, tmp_path):
+    tiny(arcs, tmp_path / "off", {"ema_decay": 0})
+    assert not (list_checkpoints(tmp_path / "off")[0] / "ema.safetensors").exists()
+    tiny(arcs, tmp_path / "on")
+    folder = list_checkpoints(tmp_path / "on")[0]
+    assert (folder / "ema.safetensors").read_bytes() != (folder / "model.safetensors").read_bytes()
+
+
+def test_saving_by_the_clock(arcs, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(
+        train_module.checkpoints, "save", lambda run_dir, step, *rest: saved.append(step) or f"checkpoints/step_{step:08d}"
+    )
+    monkeypatch.setattr(train_module.checkpoints, "prune", lambda *rest: None)
+    monkeypatch.setattr(train_module.checkpoints, "mark_best", lambda *rest: None)
+    tiny(arcs, tmp_path / "run", {"save_every_steps": 0, "save_every_minutes": 1e-9}, steps=4)
+    assert saved == [1, 2, 3, 4]
+
+
+def test_a_stop_event_ends_training_in_a_thread(arcs, tmp_path):
+    import threading
+
+    from mtld_core.settings import build, open_data, plan
+
+    cls, config, training = plan("mtld", "tiny", run_dir=str(tmp_path / "run"), steps=10**6)
+    dataset = open_data(str(arcs), config)
+    stop, reports = threading.Event(), []
+    system = build(cls, config, dataset)
+    thread = threading.Thread(target=lambda: reports.append(fit(system, dataset, training, stop)))
+    thread.start()
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        time.sleep(0.02)
+    asked = time.monotonic()
+    stop.set()
+    thread.join(30)
+    assert reports and reports[0]["reason"] == "asked to stop" and time.monotonic() - asked < 20
+
+
+def test_frame_size_of_model_and_data_must_agree(arcs, tmp_path):
+    from mtld_core.settings import build, open_data, plan
+
+    cls, config, training = plan("mtld", "tiny", run_dir=str(tmp_path / "run"))
+    system = build(cls, config, open_data(str(arcs), config))
+    other = open_data(str(write_arcs(tmp_path / "wide", [20] * 6, 16, 24)), config)
+    with pytest.raises(ConfigError, match=r"\(16, 16\).*\(16, 24\)"):
+        fit(system, other, training)
+
+
+def test_overrides_of_the_frame_size_resize_the_data(arcs, tmp_path):
+    report = tiny(arcs, tmp_path / "run", {"height": 8, "width": 24}, steps=2)
+    assert report["dataset"]["size"] == [8, 24]
