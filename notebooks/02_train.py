@@ -1,0 +1,98 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Train a small video model
+#
+# Give it a folder of frames (notebook 01 makes one), a system and a preset, and let it run. Everything that it learns goes into
+# `run_dir`: stop it when you like, run this notebook again, and it goes on where it stopped.
+
+# %%
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(folder) for folder in [Path.cwd(), *Path.cwd().parents] if (folder / "mtld_core").is_dir()][:1]
+from mtld_core import notebook
+
+notebook.setup()
+
+# %% [markdown]
+# ## What to train
+#
+# `steps=0` takes as many steps as fit into `time_budget_minutes`, or the preset's own number where that is 0, too. Any other
+# setting goes into `overrides`, as JSON: `{"latent_dim": 128, "restitution": true}`.
+
+# %% tags=["parameters"]
+system = "mtld"
+preset = "small"
+dataset_root = "sample"
+run_dir = ""
+steps = 0
+time_budget_minutes = 0
+batch_size = 0
+seed = 0
+resume = "auto"
+devices = 1
+interactive = "auto"
+overrides = "{}"
+
+# %%
+from mtld_core.settings import build, open_data, plan
+from mtld_core.train import fit
+
+names = "system preset dataset_root run_dir steps time_budget_minutes batch_size seed resume devices interactive overrides"
+settings = notebook.parameters(globals(), names)
+root = settings.pop("dataset_root")
+cls, config, training = plan(**settings)
+notebook.show_table(vars(config))
+
+# %% [markdown]
+# ## The data
+#
+# Frames are decoded once, kept as bytes in memory, and turned into numbers batch by batch.
+
+# %%
+dataset = open_data(root, config)
+print(*dataset.warnings, sep="\n")
+notebook.show_table(dataset.describe())
+
+# %%
+from mtld_core.evaluate import evenly
+from mtld_core.media import strip
+
+notebook.show_picture(strip([evenly(dataset.frames, 8)]))
+
+# %% [markdown]
+# ## The model and its training
+#
+# Interrupt the kernel to stop: the step in progress ends, everything is saved, and the report is written.
+
+# %%
+model = build(cls, config, dataset, training.seed)
+report = fit(model, dataset, training)
+
+# %% [markdown]
+# ## What came out
+#
+# Truth, rollout and error for windows that were set aside; then the figures, with the baselines beside them.
+
+# %%
+preview = sorted(Path(report["run_dir"], "previews").glob("*.png"))[-1]
+notebook.show_picture(preview)
+
+# %%
+figures = {name: report[name] for name in ("status", "reason", "step", "train_seconds", "frames_per_second", "run_dir")}
+notebook.show_table(figures | report["metrics"])
+
+# %% [markdown]
+# Next: notebook 03 draws a sequence from one image with this run.

@@ -1,0 +1,82 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # From one image to a sequence
+#
+# A trained run (notebook 02 makes one) continues a picture. Where the picture is a frame of a known clip, what really
+# came next is shown beside what the model made of it.
+
+# %%
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(folder) for folder in [Path.cwd(), *Path.cwd().parents] if (folder / "mtld_core").is_dir()][:1]
+from mtld_core import notebook
+
+notebook.setup()
+
+# %% [markdown]
+# ## What to generate
+#
+# `source` is an image file, a folder of frames, or `"dataset:<arc>/<frame number>"` of the data that the run learned
+# from; empty, it is the first window that was held out. `checkpoint` is empty for the newest good one. `num_frames`
+# counts the given frame, too. `actions` is a JSON list for systems that are steered.
+
+# %% tags=["parameters"]
+run_dir = "runs/demo"
+checkpoint = ""
+source = ""
+direction = "x_to_y"
+num_frames = 48
+actions = ""
+out_dir = ""
+fps = 12
+seed = 0
+interactive = "auto"
+
+# %%
+from mtld_core.generate import generate
+from mtld_core.panel import GeneratePanel
+from mtld_core.runtime import is_interactive
+
+names = "run_dir checkpoint source direction num_frames actions out_dir fps seed interactive"
+settings = notebook.parameters(globals(), names)
+live = is_interactive(settings.pop("interactive"))
+
+# %% [markdown]
+# ## The sequence
+#
+# Its frames, an mp4, a GIF and `generation.json` lie in `out_dir`. In the strip, `+5` is the fifth predicted frame.
+
+# %%
+result = generate(**settings)
+notebook.show_table(result)
+
+# %%
+folder = Path(result["out_dir"])
+notebook.show_picture(folder / "strip.png")
+
+# %%
+video = "comparison.mp4" if "comparison.mp4" in result["files"] else "video.mp4"
+notebook.show_video(folder / video)
+
+# %% [markdown]
+# ## Try others
+#
+# Where somebody sits in front of this notebook, here is a form: choose a run, a frame or a picture of your own, and
+# press Generate.
+
+# %%
+panel = GeneratePanel(run_dir, num_frames, fps, seed) if live else "interactive=False: no form"
+panel
