@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import safetensors.torch
 import torch
 from filelock import FileLock, Timeout
 
-from mtld_core.runtime import UserError, sha256, write_json
+from mtld_core.runtime import UserError, atomic_path, sha256, write_json
 
 SCHEMA = 1
 
@@ -52,7 +53,8 @@ def save(run_dir, step, weights, train_state, config, ema=None):
             _save_tensors(ema, temporary / "ema.safetensors")
         torch.save(train_state, temporary / "train_state.pt")
         files = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
-        write_json(temporary / "manifest.json", {"schema": SCHEMA, "step": step, "sha256": files, "config": config})
+        manifest = {"schema": SCHEMA, "step": step, "sha256": files, "config": config}
+        write_json(temporary / "manifest.json", manifest | {"self": _digest(manifest)})
         for file in temporary.iterdir():
             _flush(file)
         if final.exists():  # the same step saved twice: the new one is as good, and was just checked
@@ -74,7 +76,10 @@ def mark_best(run_dir, name, figure, value):
 def prune(run_dir, keep=2):
     """Delete all checkpoints but the newest `keep` and the best one, and what a killed process left half-written."""
     run_dir = Path(run_dir)
-    kept = {path.name for path in list_checkpoints(run_dir)[:keep]}
+    names = [path.name for path in list_checkpoints(run_dir)]
+    if latest := read_pointer(run_dir / "latest.json"):  # newer ones were damaged, and training went on from before them
+        names = [name for name in names if name <= Path(latest["checkpoint"]).name]
+    kept = set(names[:keep])
     if best := read_pointer(run_dir / "best.json"):
         kept.add(Path(best["checkpoint"]).name)
     for path in (run_dir / "checkpoints").iterdir():
@@ -89,18 +94,21 @@ def list_checkpoints(run_dir):
 
 def read_pointer(path):
     """What latest.json or best.json says, or None where the file is missing or damaged."""
-    with contextlib.suppress(OSError, json.JSONDecodeError):
-        return json.loads(Path(path).read_text())
+    with contextlib.suppress(OSError, ValueError):
+        pointer = json.loads(Path(path).read_text())
+        return pointer if isinstance(pointer, dict) and "checkpoint" in pointer else None
 
 
 def problem(path):
     """Why the checkpoint at `path` cannot be believed, in words; None where every file has its recorded sha256."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
+        if manifest.pop("self") != _digest(manifest):
+            return "manifest.json does not match its own sha256"
         for name, digest in manifest["sha256"].items():
             if sha256(path / name) != digest:
                 return f"{name} does not match its sha256"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     if manifest["schema"] > SCHEMA:
         return f"it has schema {manifest['schema']}, newer than this program's {SCHEMA}"
@@ -133,7 +141,9 @@ def find(run_dir, wanted=""):
         if reason is None:
             return path
         print(f"checkpoint {path} is damaged ({reason}); trying the one before")
-    raise UserError(f"{run_dir} holds no good checkpoint: train it first (notebooks/02_train)")
+    if list_checkpoints(run_dir):
+        raise UserError(f"every checkpoint of {run_dir} is damaged: train it anew in another run_dir, or restore a copy")
+    raise UserError(f"{run_dir} holds no checkpoint yet: train it first (notebooks/02_train)")
 
 
 def load_weights(path, ema=True):
@@ -153,7 +163,8 @@ def load_train_state(path):
 
 def export_pth(checkpoint, path):
     """Write the weights of a checkpoint folder as a plain torch state dict that `weights_only=True` reads."""
-    torch.save(load_weights(checkpoint), path)
+    with atomic_path(path) as temporary:
+        torch.save(load_weights(checkpoint), temporary)
 
 
 def load_state_dict(system, weights, where):
@@ -167,9 +178,16 @@ def load_state_dict(system, weights, where):
     system.load_state_dict(weights)
 
 
+def _digest(manifest):
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
 def _save_tensors(tensors, path):
     """safetensors refuses tensors that share memory and such that are not contiguous: each is stored once, packed."""
-    safetensors.torch.save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+    packed = {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for name, value in tensors.items()
+    }
+    safetensors.torch.save_file(packed, path)
 
 
 def _flush(path):

@@ -29,7 +29,7 @@ def scale_in_place(pixels):
     """float32 tensor `[..., H, W, 3]` of 0..255 -> the same memory as `[..., 3, H, W]` in [-1, 1]."""
     import torch
 
-    return torch.add(torch.tensor(-1.0, device=pixels.device), pixels, alpha=2 / 255, out=pixels).movedim(-1, -3)
+    return torch.add(torch.full((), -1.0, device=pixels.device), pixels, alpha=2 / 255, out=pixels).movedim(-1, -3)
 
 
 def to_uint8(frames):
@@ -47,6 +47,8 @@ def fit_frame(frame, height, width, fit="crop"):
     """
     import cv2
 
+    if fit not in typing.get_args(Fit):
+        raise ValueError(f"fit={fit!r} is not one of {', '.join(typing.get_args(Fit))}")
     h, w = frame.shape[:2]
     if not height and not width:
         return frame

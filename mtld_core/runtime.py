@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -57,6 +58,8 @@ def pick_device(wanted="auto"):
 
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
+        raise UserError(f"device={wanted!r} is not 'auto', 'cpu', 'cuda' or 'cuda:<number>'")
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device={wanted!r}: no CUDA device here; use device='auto' or 'cpu'")
     return torch.device(wanted)
@@ -93,7 +96,9 @@ def free_memory(device=None):
     free = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):  # control groups: absent on many systems, "max" where unlimited
         group = Path("/sys/fs/cgroup")
-        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        cached = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
+        used = int((group / "memory.current").read_text()) - int(cached[1] if cached else 0)  # the page cache gives way
+        free = min(free, int((group / "memory.max").read_text()) - used)
     return free
 
 
@@ -120,6 +125,11 @@ def versions():
 
 # ---- front end
 
+SERVERS = {
+    "jupyter-lab", "jupyter-notebook", "jupyter-server", "jupyter-labhub", "jupyter-voila", "jupyterhub-singleuser",
+    "jupyterlab", "notebook", "jupyter_server", "voila",
+}  # fmt: skip
+
 
 def is_interactive(setting="auto"):
     """True where a front end is attached that can show widgets. In doubt it is False: a training thread dies with its kernel.
@@ -136,11 +146,18 @@ def is_interactive(setting="auto"):
     import psutil
 
     try:
-        launcher = " ".join(psutil.Process(int(os.environ.get("JPY_PARENT_PID", os.getppid()))).cmdline()).lower()
+        return _is_server(psutil.Process(int(os.environ.get("JPY_PARENT_PID", os.getppid()))).cmdline())
     except (psutil.Error, ValueError):
         return False
-    served = any(word in launcher for word in ("jupyter", "colab", "voila"))
-    return served and not any(word in launcher for word in ("papermill", "nbconvert", "execute", "ipykernel", "nbclient"))
+
+
+def _is_server(command):
+    """Does this command line (a list of words) run one of the servers that show notebooks to people?"""
+    names = [Path(word).name.lower() for word in command if not word.startswith("-")]
+    if names and names[0].startswith("python"):
+        names = names[1:]
+    name = "-".join(names[:2]) if names[:1] == ["jupyter"] else "".join(names[:1])
+    return name in SERVERS or name.startswith("colab")
 
 
 def progress_bar(**options):
@@ -181,7 +198,6 @@ def keyed_uniform(keys, purpose, size):
     x = (keys ^ seed_of(purpose))[:, None] + counter
     x = (x ^ shift_right(x, 30)) * signed(0xBF58476D1CE4E5B9)
     x = (x ^ shift_right(x, 27)) * signed(0x94D049BB133111EB)
-    x = x ^ shift_right(x, 31)
     return shift_right(x, 40).to(torch.float32) * 2.0**-24
 
 

@@ -5,6 +5,8 @@ import time
 
 from mtld_core.config import check
 
+WARM_STEPS = 5  # steps that say nothing about the speed (compiling, filling caches), and how many do
+
 
 class Schedule:
     """Ends a run at its number of steps or epochs, at its time budget, or when asked to, whichever comes first.
@@ -21,7 +23,7 @@ class Schedule:
             "nothing says how long to train: set steps, epochs or time_budget_minutes",
         )
         self.budget = 60 * config.time_budget_minutes
-        self.started = time.monotonic()
+        self.started, self.warm = time.monotonic(), None  # warm: steps, seconds and time when the first slow steps were over
 
     def resume(self, total):
         """Take over the total of an earlier session; what this session's settings say comes first."""
@@ -45,6 +47,9 @@ class Schedule:
         if self.budget and elapsed >= self.budget:
             whole = not (self.config.steps or self.config.epochs)
             return ("finished" if whole else "stopped"), "time budget spent"
-        if not self.total and session_steps >= 5 and elapsed > 0.05 * self.budget:
-            self.total = step + int(0.98 * (self.budget - elapsed) * session_steps / session_seconds)
+        if not self.total and session_steps >= WARM_STEPS:
+            self.warm = self.warm or (session_steps, session_seconds, elapsed)
+            steps, seconds = session_steps - self.warm[0], session_seconds - self.warm[1]
+            if steps >= WARM_STEPS and elapsed - self.warm[2] > 0.05 * self.budget:
+                self.total = step + int(0.98 * (self.budget - elapsed) * steps / seconds)
         return None

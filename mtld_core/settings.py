@@ -69,7 +69,7 @@ def plan(system, preset="small", overrides="{}", **settings):
     cls = system_class(system)
     if preset not in cls.PRESETS:
         raise UserError(f"{system} has no preset {preset!r}{nearest(preset, cls.PRESETS)}")
-    given = {name: value for name, value in settings.items() if value not in (0, "") or name in ("seed", "interactive")}
+    given = {k: v for k, v in settings.items() if isinstance(v, bool) or v not in (0, "") or k == "seed"}
     extra = overrides if isinstance(overrides, dict) else parse_object(overrides, "overrides")
     own, general = field_names(cls.Config), field_names(TrainConfig)
     for name in extra:

@@ -17,7 +17,7 @@ class Stepper:
 
     loss_fn(batch) -> Loss. batch: dict of tensors `[B, ...]`. Only the parameters of `optimizers[phase]` receive gradient,
     whatever networks the loss runs through. Nothing here waits for the device: a step whose gradient is not finite is skipped
-    on the device (`found_inf`) and counted in `skipped`, a 0-dim tensor.
+    on the device (`found_inf`) and counted in `skipped[phase]`, a 0-dim tensor.
     """
 
     def __init__(self, optimizers, device, dtype=torch.float32, accumulate=1, clip_norm=0.0):
@@ -32,7 +32,7 @@ class Stepper:
         self.scalers = {name: torch.amp.GradScaler(device.type, enabled=scaled) for name in optimizers}
         self.splits = dict.fromkeys(optimizers, accumulate)
         self.device, self.dtype, self.clip_norm = device, dtype, clip_norm
-        self.skipped = torch.zeros((), device=device)
+        self.skipped = {name: torch.zeros((), device=device) for name in optimizers}
 
     def __call__(self, phase, loss_fn, batch):
         size = len(next(iter(batch.values())))
@@ -54,17 +54,18 @@ class Stepper:
     def _backward(self, phase, loss_fn, batch, size):
         parameters = self.parameters[phase]
         self.optimizers[phase].zero_grad(set_to_none=True)
-        logs, carry = {}, []
+        total, logs, carry = 0, {}, []
         for first, last in _parts(size, self.splits[phase]):
             share = (last - first) / size
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 loss = loss_fn({name: value[first:last] for name, value in batch.items()})
             self.scalers[phase].scale(loss.total * share).backward(inputs=parameters)
+            total = total + loss.total.detach() * share
             for name, value in loss.logs.items():
                 logs[name] = logs.get(name, 0) + value.detach() * share
             carry.append({name: value.detach() for name, value in loss.carry.items()})
         joined = carry[0] if len(carry) == 1 else {name: torch.cat([part[name] for part in carry]) for name in carry[0]}
-        return Loss(loss.total.detach(), logs, joined)
+        return Loss(total, logs, joined)
 
     def _update(self, phase):
         optimizer, scaler, parameters = self.optimizers[phase], self.scalers[phase], self.parameters[phase]
@@ -75,7 +76,7 @@ class Stepper:
         if self.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm, foreach=True)
         bad = (~torch.isfinite(norm)).float()
-        self.skipped += bad
+        self.skipped[phase] += bad
         if scaler.is_enabled():
             scaler.step(optimizer)
             scaler.update()
@@ -84,11 +85,14 @@ class Stepper:
             optimizer.step()
 
     def state(self):
-        return {"scalers": {name: scaler.state_dict() for name, scaler in self.scalers.items()}}
+        scalers = {name: scaler.state_dict() for name, scaler in self.scalers.items()}
+        return {"scalers": scalers, "splits": dict(self.splits)}
 
     def load_state(self, state):
         for name, scaler in self.scalers.items():
-            scaler.load_state_dict(state["scalers"][name])
+            if state["scalers"][name]:  # empty where the earlier session ran in fp32 or bf16
+                scaler.load_state_dict(state["scalers"][name])
+            self.splits[name] = max(self.splits[name], state["splits"][name])
 
 
 def _parts(size, splits):

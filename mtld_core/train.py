@@ -6,8 +6,6 @@
 import argparse
 import contextlib
 import copy
-import json
-import math
 import signal
 import sys
 import threading
@@ -22,6 +20,7 @@ from mtld_core.config import ConfigError, check, parse_object, to_dict
 from mtld_core.data import Batches, split_windows
 from mtld_core.evaluate import Judge, evenly
 from mtld_core.progress import Progress
+from mtld_core.run_folder import append_log, checkpoint_to_resume, trim_log
 from mtld_core.runtime import UserError, peak_memory_mb, pick_device, pick_precision, seed_of, versions, write_json
 from mtld_core.schedule import Schedule
 from mtld_core.settings import TrainConfig, build, open_data, plan
@@ -69,8 +68,7 @@ class Training:
         self.dtype, why = pick_precision(self.device, config.precision)
         self.needs = system.needs()
         self._split(system, dataset.to(self.device))
-        memory = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.system = system.to(self.device, memory_format=memory).train()
+        self.system = _laid_out(system.to(self.device), config.channels_last).train()
         self.optimizers = system.optimizers()
         self.learning_rates = {name: [group["lr"] for group in o.param_groups] for name, o in self.optimizers.items()}
         self.ema = copy.deepcopy(system).eval().requires_grad_(False) if config.ema_decay else None
@@ -113,12 +111,12 @@ class Training:
             late = config.save_every_minutes and time.monotonic() - self.saved_at > 60 * config.save_every_minutes
             if _due(self.step, config.save_every_steps) or late:
                 self._save()
-        self.progress.close()
 
-        # ---- once: the end
+        # ---- once: the end; first what must not be lost
+        self.progress.close()
+        self._save()
         self._preview()
         self._evaluate()
-        self._save()
         report = self.write_report(*end)
         print(f"{end[0]} at step {self.step} ({end[1]}): {_summary(self.metrics)}", flush=True)
         return report
@@ -163,15 +161,16 @@ class Training:
         )
 
     def _resume_or_begin(self):
-        folder = self._checkpoint_to_resume()
+        folder, manifest = checkpoint_to_resume(self.run_dir, self.config.resume)
+        trim_log(self.run_dir, manifest["step"] if folder else 0)
         if folder is None:
             self.system.prepare(self.sample)
             if self.ema is not None:
                 self.ema.load_state_dict(self.system.state_dict())
             return
-        about = json.loads((folder / "manifest.json").read_text())["config"]
-        if about["system"] != self.system.name:
-            raise UserError(f"{folder} is a checkpoint of {about['system']!r}, not of {self.system.name!r}")
+        trained = manifest["config"]["system"]
+        if trained != self.system.name:
+            raise UserError(f"{folder} is a checkpoint of {trained!r}, not of {self.system.name!r}")
         checkpoints.load_state_dict(self.system, checkpoints.load_weights(folder, ema=False), folder)
         if self.ema is not None:
             self.ema.load_state_dict(checkpoints.load_weights(folder))
@@ -183,44 +182,31 @@ class Training:
         self.stepper.load_state(state["stepper"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+            for parameter, moments in optimizer.state.items():  # the fused kernel pairs raw memory: lay it out alike
+                moments |= {k: torch.empty_like(parameter).copy_(v) for k, v in moments.items() if v.shape == parameter.shape}
         self.system.load_extra_state(state["extra"])
         if folder.parent.parent == self.run_dir:
             self.saved = f"checkpoints/{folder.name}"
-        log = self.run_dir / "metrics.jsonl"
-        if log.exists():  # lines past the checkpoint will be written again
-            lines = [line for line in log.read_text().splitlines() if _step_of(line) <= self.step]
-            log.write_text("".join(line + "\n" for line in lines))
-
-    def _checkpoint_to_resume(self):
-        """The checkpoint folder to go on from, or None for a new run."""
-        own = checkpoints.list_checkpoints(self.run_dir)
-        if self.config.resume == "auto":
-            return checkpoints.find(self.run_dir) if own else None
-        if own:
-            raise UserError(f"{self.run_dir} already holds a run: choose another run_dir, or go on with it by resume='auto'")
-        if self.config.resume == "never":
-            return None
-        path = Path(self.config.resume)
-        return checkpoints.find(path.parent.parent, path.name) if path.parent.name == "checkpoints" else checkpoints.find(path)
 
     # ---- once in a while
 
     def _fetch(self, logs):
-        values = torch.stack([value.float() for value in logs.values()] + [self.stepper.skipped]).tolist()
-        self.stepper.skipped.zero_()
-        return dict(zip([*logs, "skipped_updates"], values, strict=True))
+        skipped = {f"skipped_{name}": count for name, count in self.stepper.skipped.items()}
+        values = torch.stack([value.float() for value in (logs | skipped).values()]).tolist()
+        for count in skipped.values():
+            count.zero_()
+        return dict(zip(logs | skipped, values, strict=True))
 
     def _log(self, values):
         steps, seconds = self.step - self.session_step, self.train_seconds - self.session_seconds
         speed = steps * self.config.batch_size * self.needs.window / seconds
         rates = {f"lr_{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
         line = {"step": self.step, "seconds": round(self.train_seconds, 3)} | values | rates | {"frames_per_second": speed}
-        with open(self.run_dir / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_log(self.run_dir, line)
         name, value = next(iter(values.items()))
         memory = torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else (peak_memory_mb() or 0) / 1e3
         self.progress.update(self.step, self.schedule.total, f"{name} {value:.4f}  {speed:.0f} frames/s  {memory:.1f} GB")
-        lost = values["skipped_updates"] >= self.config.log_every_steps * len(self.optimizers)
+        lost = any(values[f"skipped_{name}"] >= self.config.log_every_steps for name in self.optimizers)
         self.lost_steps = self.lost_steps + self.config.log_every_steps if lost else 0
         if self.lost_steps >= PATIENCE:
             self._save()
@@ -321,16 +307,17 @@ class Training:
         return report
 
 
+def _laid_out(system, channels_last):
+    """The system with its convolutions' weights in the memory order that suits the kernels; other tensors as they are."""
+    for parameter in system.parameters():
+        if parameter.dim() == 4:
+            order = torch.channels_last if channels_last else torch.contiguous_format
+            parameter.data = parameter.data.contiguous(memory_format=order)
+    return system
+
+
 def _due(step, every):
     return every > 0 and step % every == 0
-
-
-def _step_of(line):
-    """The step of a line of metrics.jsonl; a line that a kill cut short counts as never written."""
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return math.inf
 
 
 def _summary(metrics):
@@ -348,8 +335,8 @@ def _stop_on_signal(stop):
     def handle(number, frame):
         if stop.is_set():
             raise KeyboardInterrupt
-        print("stopping after this step; once more to stop at once", flush=True)
         stop.set()
+        print("stopping after this step; once more to stop at once", flush=True)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -119,7 +119,7 @@ def test_two_damaged_ones_are_skipped_and_when_all_are_it_is_an_error(run, capsy
     assert checkpoints.find(run) == folder(run, 1)
     assert capsys.readouterr().out.count("is damaged") == 2
     flip(folder(run, 1) / "model.safetensors", 100)
-    with pytest.raises(UserError, match="holds no good checkpoint"):
+    with pytest.raises(UserError, match="every checkpoint of .* is damaged"):
         checkpoints.find(run)
 
 
@@ -190,7 +190,7 @@ def test_an_unknown_name_lists_what_there_is(run):
 
 
 def test_a_run_without_checkpoints_says_so(tmp_path):
-    with pytest.raises(UserError, match="holds no good checkpoint: train it first"):
+    with pytest.raises(UserError, match="holds no checkpoint yet: train it first"):
         checkpoints.find(tmp_path)
     with pytest.raises(UserError, match="there are: none"):
         checkpoints.find(tmp_path, "step_00000001")

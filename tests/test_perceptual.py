@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mtld_core.nn import perceptual
-from mtld_core.nn.perceptual import LPIPS, TRUNK_FILE, find_trunk, load_trunk
+from mtld_core.nn.perceptual import CONVERTED_FILE, LPIPS, TRUNK_FILE, find_trunk, load_trunk
 from mtld_core.runtime import UserError
 
 CHANNELS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
@@ -170,6 +170,15 @@ def test_the_cache_comes_before_the_given_file_and_that_before_a_download(hub, t
     assert find_trunk(str(given)) == given and load_trunk(str(given)) == mark(2)
     assert calls == []
     assert load_trunk() == mark(3) and calls == [perceptual.TRUNK_URL] and find_trunk() == hub
+
+
+def test_a_converted_file_in_the_cache_comes_second(hub, tmp_path):
+    converted, given = hub.parent / CONVERTED_FILE, tmp_path / "given.pth"
+    for number, path in enumerate((hub, converted, given)):
+        torch.save(mark(number), path)
+    for number, path in enumerate((hub, converted, given)):
+        assert find_trunk(str(given)) == path and load_trunk(str(given)) == mark(number)
+        path.unlink()
 
 
 def test_a_cached_trunk_is_loaded_and_used(hub, trunk, network):

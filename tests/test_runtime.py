@@ -171,8 +171,8 @@ def machine(tmp_path, monkeypatch):
     [
         (1000, {}, 1000),
         (1000, {"memory_max": "max\n", "memory_current": "5\n"}, 1000),
-        (1000, {"memory_max": "900\n", "memory_current": "600\n"}, 300),
-        (100, {"memory_max": "900\n", "memory_current": "600\n"}, 100),
+        (1000, {"memory_max": "900\n", "memory_current": "600\n", "memory_stat": "anon 1\n"}, 300),
+        (100, {"memory_max": "900\n", "memory_current": "600\n", "memory_stat": "anon 1\n"}, 100),
         (1000, {"memory_max": "900\n"}, 1000),
     ],
 )
@@ -332,6 +332,7 @@ def test_keyed_uniform_is_the_same_for_ever():
     """Written down once: a run that was begun with one version goes on with the next."""
     found = keyed_uniform(torch.tensor([0, 1, 2**62 + 1]), "test", 2)
     assert (found * 2**24).long().tolist() == [[1811630, 12544366], [9551696, 8027197], [10132572, 12971703]]
+    assert keyed_normal(torch.tensor([7]), "test", 3)[0].tolist() == pytest.approx([1.531778, 0.065763, -0.282685], abs=1e-5)
 
 
 @pytest.mark.parametrize("draw", [keyed_uniform, keyed_normal])

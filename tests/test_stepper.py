@@ -89,7 +89,7 @@ def test_an_unused_parameter_is_left_alone():
     net, spare = network(), nn.Parameter(torch.ones(2, dtype=torch.float64))
     step = Stepper({"model": adam([*net.parameters(), spare], 0.01)}, CPU, clip_norm=1.0)
     step("model", squares(net), batch(3))
-    assert spare.grad is None and spare.tolist() == [1, 1] and step.skipped.item() == 0
+    assert spare.grad is None and spare.tolist() == [1, 1] and step.skipped["model"].item() == 0
 
 
 def test_logs_and_carry_are_detached():
@@ -173,10 +173,10 @@ def test_a_step_without_a_finite_gradient_changes_nothing(value, accumulate, cli
     bad["y"][-1, 0] = value  # the last sample alone
     for count in (1, 2):
         step("model", squares(net), bad)
-        assert step.skipped.item() == count and step.skipped.dim() == 0
+        assert step.skipped["model"].item() == count and step.skipped["model"].dim() == 0
         assert identical(snapshot(net, step.optimizers["model"]), before)
     step("model", squares(net), batch(6, seed=3))
-    assert step.skipped.item() == 2
+    assert step.skipped["model"].item() == 2
     after = snapshot(net, step.optimizers["model"])
     assert not identical(after[0], before[0]) and all(torch.isfinite(p).all() for p in net.parameters())
 
@@ -316,7 +316,7 @@ def test_scaled_gradients_are_unscaled_before_clipping():
     step = stepper_of(scaled, dtype=torch.float16, clip_norm=0.3)
     step("model", squares(scaled), batch(6, torch.float32))
     norm = torch.cat([p.grad.flatten() for p in scaled.parameters()]).norm().item()
-    assert step.skipped.item() == 0 and norm == pytest.approx(0.3, rel=1e-3)
+    assert step.skipped["model"].item() == 0 and norm == pytest.approx(0.3, rel=1e-3)
     for p, q in zip(plain.parameters(), scaled.parameters(), strict=True):
         assert torch.allclose(p.grad, q.grad, atol=2e-3)
 
@@ -329,7 +329,7 @@ def test_an_overflow_under_fp16_skips_the_step_and_halves_the_scale():
     bad = batch(6, torch.float32)
     bad["y"][0] = math.inf
     step("model", squares(net), bad)
-    assert step.skipped.item() == 1 and step.scalers["model"].get_scale() == scale / 2
+    assert step.skipped["model"].item() == 1 and step.scalers["model"].get_scale() == scale / 2
     assert identical(snapshot(net, step.optimizers["model"]), before)
 
 
@@ -356,7 +356,7 @@ def test_a_run_may_go_on_in_another_precision(then, now):
     old("model", squares(net), batch(6, torch.float32))
     new.load_state(old.state())
     new("model", squares(net), batch(6, torch.float32))
-    assert new.skipped.item() == 0
+    assert new.skipped["model"].item() == 0
 
 
 def test_the_parts_that_fit_into_memory_survive_a_resume():
@@ -389,4 +389,4 @@ def test_no_value_is_fetched_in_a_step(dtype):
         for _ in range(3):
             step("model", squares(net), data)
         with pytest.raises(AssertionError, match="_local_scalar_dense"):
-            step.skipped.item()
+            step.skipped["model"].item()

@@ -98,10 +98,10 @@ class Batches:
 
     def _batch(self, slot):
         chosen, keys = self._draw()
-        batch = {"frames": self._frames(chosen, slot), "key": keys.to(self.device)}
+        batch = {"frames": self._frames(chosen, slot), "key": keys.to(self.device, non_blocking=True)}
         if self.dataset.actions is not None:
             rows = chosen[:, None] + torch.arange(self.length - 1)
-            batch["actions"] = self.dataset.actions[rows.to(self.dataset.actions.device)].to(self.device)
+            batch["actions"] = self.dataset.actions[rows.to(self.dataset.actions.device)].to(self.device, non_blocking=True)
         return batch
 
     def _draw(self):
@@ -127,7 +127,7 @@ class Batches:
         store = self.dataset.frames
         if store.device.type != "cpu":
             rows = chosen[:, None] + torch.arange(self.length)
-            return to_float(store[rows.to(store.device)])
+            return to_float(store[rows.to(store.device, non_blocking=True)])
         shape = (self.batch_size, self.length, *store.shape[1:])
         windows = [store[start : start + self.length] for start in chosen.tolist()]
         if self.device.type == "cpu":
