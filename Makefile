@@ -28,7 +28,7 @@ demo: setup
 	$(RUN) notebooks/02_train.ipynb demo/02_train.ipynb -p preset demo -p dataset_root demo/dataset -p run_dir demo/run \
 		-p time_budget_minutes 3.75
 	$(RUN) notebooks/03_generate.ipynb demo/03_generate.ipynb -p run_dir demo/run -p source dataset:bigbuckbunny/20 \
-		-p num_frames 16 -p out_dir demo/generated
+		-p num_frames 64 -p out_dir demo/generated
 	@echo "done: open demo/generated/video.mp4 (or video.gif); the pages that made it are demo/*.ipynb"
 
 test: setup

@@ -119,7 +119,7 @@ def test_two_damaged_ones_are_skipped_and_when_all_are_it_is_an_error(run, capsy
     assert checkpoints.find(run) == folder(run, 1)
     assert capsys.readouterr().out.count("is damaged") == 2
     flip(folder(run, 1) / "model.safetensors", 100)
-    with pytest.raises(UserError, match="every checkpoint of .* is damaged"):
+    with pytest.raises(UserError, match=r"every checkpoint of .* is damaged"):
         checkpoints.find(run)
 
 

@@ -1,0 +1,269 @@
+"""MTLD: each setting on and off, and the mistakes of the public original, which must not come back."""
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import write_arcs
+from torch.nn import functional as F
+
+from mtld_core.checkpoint import export_pth, list_checkpoints
+from mtld_core.config import ConfigError
+from mtld_core.generate import generate, rollout
+from mtld_core.nn.perceptual import LPIPS
+from mtld_core.runtime import keyed_uniform
+from mtld_core.settings import plan
+from mtld_core.stepper import Stepper
+from mtld_core.systems import open_run
+from mtld_core.systems.mtld import MTLD, MTLDConfig
+from mtld_core.train import train
+
+
+def model(height=16, width=16, **overrides):
+    _, config, _ = plan("mtld", "tiny", overrides={"height": height, "width": width} | overrides)
+    torch.manual_seed(0)
+    return MTLD(config)
+
+
+def batch(size=3, height=16, width=16, length=4):
+    torch.manual_seed(1)
+    return {"frames": torch.rand(size, length, 3, height, width) * 2 - 1, "key": torch.arange(size) + 5}
+
+
+def one_step(system, data, accumulate=1):
+    stepper = Stepper(system.optimizers(), torch.device("cpu"), accumulate=accumulate)
+    return system.training_step([data], stepper)
+
+
+class Counter:
+    """Counts a module's forward passes, and the pictures in them."""
+
+    def __init__(self, module):
+        self.passes, self.pictures, self.graded = 0, 0, []
+        module.register_forward_hook(self)
+
+    def __call__(self, module, inputs, output):
+        self.passes, self.pictures = self.passes + 1, self.pictures + len(inputs[0])
+        self.graded.append(torch.is_grad_enabled())
+
+
+# ---- the original's mistakes
+
+
+def test_the_encoder_learns_and_only_the_latent_targets_are_detached():
+    system = model(lambda_adv=0, lambda_fm=0)
+    loss = system.generator_loss(batch())
+    only_latent = F.mse_loss(torch.zeros(1), torch.zeros(1)) + loss.logs["latent"]
+    reconstruction = torch.autograd.grad(loss.logs["reconstruction"], system.encoder.head.weight, retain_graph=True)[0]
+    assert reconstruction.abs().sum() > 0
+    # through the trajectory the latent loss reaches the encoding of the first frame, but not that of its targets
+    target = batch()
+    target["frames"][:, 1:] += 0.1
+    assert not torch.equal(system.generator_loss(target).logs["latent"], loss.logs["latent"])
+    gradient = torch.autograd.grad(only_latent, system.trajectory.head.weight)[0]
+    assert gradient.abs().sum() > 0
+
+
+def test_latent_targets_carry_no_gradient():
+    """With the trajectory's input cut off, the latent loss has no way into the encoder."""
+    system = model(lambda_adv=0, lambda_fm=0)
+    system.trajectory.init.requires_grad_(False)
+    forward = system.trajectory.forward
+    system.trajectory.forward = lambda z, length: forward(z.detach(), length)
+    loss = system.generator_loss(batch()).logs["latent"]
+    found = torch.autograd.grad(loss, list(system.encoder.parameters()), allow_unused=True)
+    assert all(gradient is None for gradient in found)
+
+
+def test_three_passes_through_the_discriminator_and_real_features_without_gradient():
+    system = model()
+    counter = Counter(system.discriminator)
+    one_step(system, batch(size=3))
+    fakes = 3 * 2  # two decoded frames a window
+    assert counter.passes == 3 and counter.pictures == fakes + fakes + 2 * fakes
+    assert counter.graded == [True, False, True]
+
+
+def test_each_phase_moves_its_own_networks():
+    system = model()
+    before = {name: value.clone() for name, value in system.state_dict().items()}
+    stepper = Stepper(system.optimizers(), torch.device("cpu"))
+    result = stepper("generator", system.generator_loss, batch())
+    moved = {n for n, p in system.named_parameters() if not torch.equal(p, before[n])}
+    assert moved and not any(name.startswith("discriminator") for name in moved)
+    before = {name: value.clone() for name, value in system.state_dict().items()}
+    stepper("discriminator", system.discriminator_loss, result.carry)
+    moved = {n for n, p in system.named_parameters() if not torch.equal(p, before[n])}
+    assert moved and all(name.startswith("discriminator") for name in moved)
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize("wanted", [1, 3, 0])
+def test_decode_frames_bounds_what_is_decoded(wanted):
+    system = model(decode_frames=wanted if wanted < 3 else 0, lambda_adv=0, lambda_fm=0)
+    counter = Counter(system.decoder)
+    loss = system.generator_loss(batch(size=2))
+    frames = wanted or 3  # T - 1 frames of the future
+    assert counter.pictures == 2 * 2 * frames  # of the trajectory and of the encodings
+    assert loss.carry["fake"].shape == (2, frames, 3, 16, 16)
+
+
+def test_the_decoded_frames_change_from_sample_to_sample_and_match_their_truth():
+    system = model(sequence_length=9, decode_frames=2, lambda_adv=0, lambda_fm=0)
+    data = batch(size=4, length=9)
+    data["frames"] = data["frames"] * 0 + torch.arange(9.0)[:, None, None, None] / 10  # frame t is filled with t / 10
+    real = system.generator_loss(data).carry["real"][:, :, 0, 0, 0] * 10
+    picked = keyed_uniform(data["key"], "decode_frames", 8).argsort(1)[:, :2] + 1
+    torch.testing.assert_close(real, picked.float())
+    assert real.min() >= 1 and len({tuple(row) for row in real.tolist()}) > 1  # never the priming frame
+
+
+def test_without_adversarial_terms_there_is_no_discriminator():
+    assert model(lambda_adv=0, lambda_fm=0).discriminator is None
+    for only in ("lambda_adv", "lambda_fm"):
+        system = model(**{only: 0})
+        assert "discriminator" in one_step(system, batch())
+
+
+@pytest.mark.parametrize("name", ["lambda_l1", "lambda_reconstruction", "lambda_latent", "lambda_adv", "lambda_fm"])
+def test_every_weight_scales_its_term(name):
+    term = {"lambda_adv": "adversarial", "lambda_fm": "feature_matching"}.get(name, name.removeprefix("lambda_"))
+    system = model(lambda_adv=1, lambda_fm=1).eval()
+    low = system.generator_loss(batch())
+    system.config = dataclasses.replace(system.config, **{name: getattr(system.config, name) + 3})
+    high = system.generator_loss(batch())
+    torch.testing.assert_close(high.total - low.total, 3 * low.logs[term], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_lpips_sees_its_share_and_never_the_priming_frame(share):
+    system = model(64, 64, sequence_length=11, decode_frames=0, lpips_frames=share, perceptual="vgg", lambda_adv=0, lambda_fm=0)
+    seen = []
+    system.frozen["lpips"] = lambda fake, real: seen.append(real) or (fake - real).square().mean((1, 2, 3))
+    data = batch(2, 64, 64, length=11)
+    loss = system.generator_loss(data)
+    assert seen[0].shape == (2 * round(10 * share), 3, 64, 64) and "lpips" in loss.logs
+    assert not any(torch.equal(picture, first) for picture in seen[0] for first in data["frames"][:, 0])
+
+
+def test_lpips_can_be_left_out_and_is_in_no_checkpoint(monkeypatch, tmp_path):
+    import torchvision
+
+    torch.manual_seed(0)
+    layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"])
+    trunk = {f"features.{name}": value for name, value in layers.state_dict().items()}
+    monkeypatch.setattr("mtld_core.systems.mtld.load_trunk", lambda given: trunk)
+    off, on = model(), model(perceptual="vgg")
+    for system in (off, on):
+        system.setup_training()
+    assert not off.frozen and isinstance(on.frozen["lpips"], LPIPS)
+    assert on.state_dict().keys() == off.state_dict().keys()
+
+
+@pytest.mark.parametrize("decoder", [
+    {"decoder": "shuffle"}, {"decoder": "shuffle", "decoder_blocks": 0}, {"decoder": "shuffle", "decoder_norm": "group"},
+    {"decoder": "resize", "decoder_channels": [8, 8]}, {"decoder": "transposed", "decoder_channels": [8, 8, 8]},
+    {"decoder": "transposed", "decoder_channels": [8, 8], "decoder_norm": "instance"},
+    {"encoder_norm": "none"}, {"encoder_norm": "group"}, {"gru_layers": 3}, {"decode_frames": 0},
+])  # fmt: skip
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 40)])
+def test_every_shape_of_network_trains_on_any_size(decoder, height, width):
+    system = model(height, width, **decoder)
+    before = {n: p.detach().clone() for n, p in system.named_parameters()}
+    logs = one_step(system, batch(2, height, width))
+    assert all(torch.isfinite(value) for value in logs.values())
+    still = [name for name, p in system.named_parameters() if torch.equal(p, before[name]) and "conv1" not in name]
+    assert not still or all("norm" in name for name in still), still
+
+
+def test_the_shuffle_decoder_begins_at_the_mean_picture():
+    system = model(decoder_blocks=1)
+    frames = torch.randint(0, 255, (20, 16, 16, 3), dtype=torch.uint8)
+    system.prepare(frames)
+    mean = frames.float().mean(0).movedim(-1, 0) / 127.5 - 1
+    torch.testing.assert_close(system.decoder.mean, mean, atol=1e-5, rtol=0)
+    system.decoder.head.weight.data.zero_(), system.decoder.head.bias.data.zero_()
+    torch.testing.assert_close(system.decoder(torch.randn(2, 8)), mean.expand(2, -1, -1, -1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"height": 20}, "height=20 is not divisible by 8; use 16"),
+        ({"width": 4}, "width=4 is not divisible by 8; use 8"),
+        ({"lpips_frames": 0.0}, r"lpips_frames must be in \(0, 1\]"),
+        ({"decode_frames": 4}, "decode_frames must be from 0"),
+        ({"sequence_length": 1}, "sequence_length must be at least 2"),
+        ({"decoder_channels": [8, 8]}, "decoder='shuffle' takes one width"),
+        ({"decoder": "transpose"}, "decoder must be one of"),
+        ({"encoder_channels": []}, "encoder_channels must list positive widths"),
+        ({"latent_dim": 0}, "latent_dim must be positive"),
+    ],
+)
+def test_bad_settings_name_the_field_and_the_way_out(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        model(**{"height": 16, "width": 16} | overrides)
+
+
+def test_the_original_preset_has_the_sources_values():
+    _, config, training = plan("mtld", "original")
+    source = {
+        "height": 256, "width": 256, "sequence_length": 16, "latent_dim": 256, "gru_hidden": 512, "gru_layers": 2,
+        "lr_g": 2e-4, "lr_d": 4e-4, "beta1": 0.5, "beta2": 0.999, "decoder": "transposed", "perceptual": "vgg",
+        "lambda_l1": 100, "lambda_lpips": 10, "lambda_latent": 150, "lambda_adv": 1, "lambda_fm": 10,
+        "decode_frames": 0, "lpips_frames": 1.0,
+    }  # fmt: skip
+    assert {name: getattr(config, name) for name in source} == source
+    assert (training.batch_size, training.epochs, training.lr_schedule, training.ema_decay) == (2, 100, "constant", 0)
+    with torch.device("meta"):
+        system = MTLD(config)
+    sizes = {name: sum(p.numel() for p in child.parameters()) for name, child in system.named_children()}
+    # weights of the public script's layers, added up by hand; here some convolutions before a norm have a bias more
+    public = {"encoder": 32_116_032, "decoder": 32_132_099, "trajectory": 3_284_224, "discriminator": 2_764_737}
+    assert sizes == {name: pytest.approx(count, rel=1e-3) for name, count in public.items()}
+
+
+def test_small_keeps_every_default():
+    _, config, _ = plan("mtld", "small")
+    assert config == MTLDConfig()
+
+
+# ---- generation
+
+
+def test_a_run_generates_the_same_frames_every_time_and_from_its_pth(tmp_path):
+    run, data = tmp_path / "run", write_arcs(tmp_path / "data", [20] * 6)
+    train("mtld", "tiny", str(data), run_dir=str(run), steps=3)
+    system = open_run(run, device="cpu")
+    context = torch.full((16, 16, 3), 90, dtype=torch.uint8)
+    first = rollout(system, context, 40)
+    assert torch.equal(first, rollout(open_run(run, device="cpu"), context, 40))
+    assert first.float().std() > 0 and first.shape == (40, 16, 16, 3)
+
+    export_pth(list_checkpoints(run)[0], tmp_path / "weights.pth")
+    weights = torch.load(tmp_path / "weights.pth", weights_only=True)
+    assert weights.keys() == system.state_dict().keys()
+    again = open_run(run, str(tmp_path / "weights.pth"), device="cpu")
+    assert torch.equal(rollout(again, context, 40), first)
+    result = generate(run, "dataset:arc_1/3", 5, tmp_path / "out", checkpoint=str(tmp_path / "weights.pth"), device="cpu")
+    assert result["checkpoint"] == "weights.pth"
+
+
+def test_a_longer_rollout_begins_with_the_shorter_one():
+    system = model().eval()
+    context = torch.full((16, 16, 3), 90, dtype=torch.uint8)
+    short, long = rollout(system, context, 16), rollout(system, context, 35)
+    assert (short.int() - long[:16].int()).abs().max() <= 1  # the last piece of a rollout may be rounded otherwise
+
+
+def test_more_training_brings_the_picture_closer(tmp_path):
+    data = write_arcs(tmp_path / "data", [24])
+    psnr = [
+        train("mtld", "tiny", str(data), {"restitution": True, "lr_g": 3e-3}, run_dir=str(tmp_path / str(n)), steps=n)[
+            "metrics"
+        ]["psnr"]
+        for n in (2, 150)
+    ]
+    assert psnr[1] > psnr[0] + 1
