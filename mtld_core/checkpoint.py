@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -82,14 +83,16 @@ def prune(run_dir, keep=2):
     kept = set(names[:keep])
     if best := read_pointer(run_dir / "best.json"):
         kept.add(Path(best["checkpoint"]).name)
-    for path in (run_dir / "checkpoints").iterdir():
+    leftovers = (run_dir / "checkpoints").glob(".step_*.tmp")
+    for path in [*list_checkpoints(run_dir), *leftovers]:
         if path.name not in kept:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def list_checkpoints(run_dir):
     """Paths of the checkpoints of a run, newest first; they may still turn out damaged."""
-    return sorted((Path(run_dir) / "checkpoints").glob("step_*"), key=lambda path: path.name, reverse=True)
+    named = [path for path in (Path(run_dir) / "checkpoints").glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name)]
+    return sorted(named, key=lambda path: path.name, reverse=True)
 
 
 def read_pointer(path):
@@ -152,9 +155,15 @@ def load_weights(path, ema=True):
     if path.is_dir():
         averaged = path / "ema.safetensors"
         path = averaged if ema and averaged.exists() else path / "model.safetensors"
-    if path.suffix == ".safetensors":
-        return safetensors.torch.load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged and foreign files fail in many ways
+        raise UserError(f"{path} is no file of weights that can be read: {type(error).__name__}") from None
+    if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
+        raise UserError(f"{path} holds no plain state dict (names -> tensors)")
+    return weights
 
 
 def load_train_state(path):
@@ -191,8 +200,10 @@ def _save_tensors(tensors, path):
 
 
 def _flush(path):
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Have a file or folder on disk, as far as the file system can promise that."""
+    with contextlib.suppress(OSError):  # Windows opens no folder, some network drives flush none
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

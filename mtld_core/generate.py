@@ -185,6 +185,8 @@ def _write(system, given, num_frames, actions, fps, seed, out_dir):
             compare = stack.enter_context(media.video_writer(out_dir / "comparison.mp4", fps, height, 2 * width + 2))
             compare(media.side_by_side(first, first))
             files.append("comparison.mp4")
+        else:
+            (out_dir / "comparison.mp4").unlink(missing_ok=True)  # of an earlier generation
         frames = stream(system, given.context, num_frames - 1, actions, seed)
         for t in range(1, num_frames):
             before = time.perf_counter()

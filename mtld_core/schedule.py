@@ -25,9 +25,9 @@ class Schedule:
         self.budget = 60 * config.time_budget_minutes
         self.started, self.warm = time.monotonic(), None  # warm: steps, seconds and time when the first slow steps were over
 
-    def resume(self, total):
-        """Take over the total of an earlier session; what this session's settings say comes first."""
-        self.total = self.total or total
+    def resume(self, step, total):
+        """Take over an earlier session's total, where this one's settings do not say and it is not reached yet."""
+        self.total = self.total or (total if step < total else 0)
 
     def learning_rate(self, step):
         """The factor on every learning rate, in (0, 1]: a linear warm-up, then constant or half a cosine down to 0."""
@@ -50,6 +50,6 @@ class Schedule:
         if not self.total and session_steps >= WARM_STEPS:
             self.warm = self.warm or (session_steps, session_seconds, elapsed)
             steps, seconds = session_steps - self.warm[0], session_seconds - self.warm[1]
-            if steps >= WARM_STEPS and elapsed - self.warm[2] > 0.05 * self.budget:
+            if steps >= WARM_STEPS and elapsed - self.warm[2] > 0.1 * self.budget:
                 self.total = step + int(0.98 * (self.budget - elapsed) * steps / seconds)
         return None

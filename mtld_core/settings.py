@@ -11,6 +11,8 @@ from mtld_core.data import open_dataset
 from mtld_core.runtime import UserError, seed_of
 from mtld_core.systems import system_class
 
+LENGTHS = ("steps", "epochs", "time_budget_minutes")
+LEFT_ALONE = (*LENGTHS, "batch_size", "run_dir")  # settings that notebooks always give, 0 or "" where nobody chose one
 SAMPLE_SIZE = 64  # pixels along a side of the bundled clip where no setting asks for another size
 
 
@@ -64,19 +66,20 @@ class TrainConfig:
 def plan(system, preset="small", overrides="{}", **settings):
     """(system's class, its config, TrainConfig) from a preset, then settings, then overrides (JSON text or a dict).
 
-    Settings with the value 0 or "" leave the preset's. Raises ConfigError for unknown names, offering the nearest one.
+    Steps, time budget, batch size and run folder of 0 or "" leave the preset's. Raises ConfigError for unknown names, offering
+    the nearest one.
     """
     cls = system_class(system)
     if preset not in cls.PRESETS:
         raise UserError(f"{system} has no preset {preset!r}{nearest(preset, cls.PRESETS)}")
-    given = {k: v for k, v in settings.items() if isinstance(v, bool) or v not in (0, "") or k == "seed"}
+    given = {k: v for k, v in settings.items() if k not in LEFT_ALONE or v not in (0, "")}
     extra = overrides if isinstance(overrides, dict) else parse_object(overrides, "overrides")
     own, general = field_names(cls.Config), field_names(TrainConfig)
     for name in extra:
         check(name in own or name in general, f"overrides: no setting {name!r}{nearest(name, [*own, *general])}")
     merged = cls.PRESETS[preset] | {"preset": preset} | given | extra
-    if (merged.get("time_budget_minutes") or merged.get("epochs")) and "steps" not in given | extra:
-        merged.pop("steps", None)  # a budget replaces the preset's own number of steps
+    if any((given | extra).get(name) for name in LENGTHS):  # what the caller says replaces the preset's own length
+        merged |= {name: (given | extra).get(name, 0) for name in LENGTHS}
     config = from_dict(cls.Config, {name: value for name, value in merged.items() if name in own})
     return cls, config, from_dict(TrainConfig, {name: value for name, value in merged.items() if name not in own})
 
@@ -89,7 +92,10 @@ def open_data(dataset_root, config):
         height, width = config.height or SAMPLE_SIZE, config.width or SAMPLE_SIZE
         dataset_root = Path("dataset") / f"sample_{height}x{width}"
         extract("sample", dataset_root, height=height, width=width)
-    return open_dataset(dataset_root, height=config.height, width=config.width)
+    dataset = open_dataset(dataset_root, height=config.height, width=config.width)
+    for line in dataset.warnings:
+        print(line)
+    return dataset
 
 
 def build(cls, config, dataset, seed=0):

@@ -29,6 +29,10 @@ def read_source(system, source):
     """
     k, size = system.needs().context, (system.config.height, system.config.width)
     if not source or source.startswith("dataset:"):
+        if not Path(system.run.dataset_path).exists():
+            raise UserError(
+                f"the run's dataset {system.run.dataset_path} is not there (any more): name an image file as source"
+            )
         dataset = open_dataset(system.run.dataset_path, *size)
         row = _named_row(dataset, source) if source else _first_held_out(dataset, system) + k - 1
         return _from_row(dataset, row, k)

@@ -6,6 +6,7 @@
 import argparse
 import contextlib
 import copy
+import os
 import signal
 import sys
 import threading
@@ -17,7 +18,7 @@ import torch
 from mtld_core import checkpoint as checkpoints
 from mtld_core import media
 from mtld_core.config import ConfigError, check, parse_object, to_dict
-from mtld_core.data import Batches, split_windows
+from mtld_core.data import Batches, DomainBatches, DomainPair, split_windows
 from mtld_core.evaluate import Judge, evenly
 from mtld_core.progress import Progress
 from mtld_core.run_folder import append_log, checkpoint_to_resume, trim_log
@@ -85,7 +86,7 @@ class Training:
                 child.compile()
         write_json(run_dir / "config.json", self._about())
         print(f"{system.name}: {self.parameters / 1e6:.1f} M parameters on {self.device} in {self.precision} ({why})")
-        print(f"{len(self.batches.starts)} windows of {self.needs.window} frames to learn, {len(self.judge.starts)} to judge")
+        print(f"{self.batches.windows} windows of {self.needs.window} frames to learn, {len(self.judge.starts)} to judge")
         print(f"run folder {run_dir}" + (f", going on at step {self.step}" if self.step else ""), flush=True)
 
     def run(self):
@@ -103,20 +104,22 @@ class Training:
             if log:
                 self._log(values)
 
-            # ---- once in a while: preview, judge, save
+            # ---- once in a while: save, preview, judge
+            late = config.save_every_minutes and time.monotonic() - self.saved_at > 60 * config.save_every_minutes
+            if _due(self.step, config.save_every_steps) or late:
+                self._save()
             if _due(self.step, config.preview_every_steps):
                 self._preview()
             if _due(self.step, config.eval_every_steps):
                 self._evaluate()
-            late = config.save_every_minutes and time.monotonic() - self.saved_at > 60 * config.save_every_minutes
-            if _due(self.step, config.save_every_steps) or late:
-                self._save()
 
         # ---- once: the end; first what must not be lost
         self.progress.close()
         self._save()
-        self._preview()
-        self._evaluate()
+        if not _due(self.step, config.preview_every_steps):
+            self._preview()
+        if not (self.metrics and _due(self.step, config.eval_every_steps)):
+            self._evaluate()
         report = self.write_report(*end)
         print(f"{end[0]} at step {self.step} ({end[1]}): {_summary(self.metrics)}", flush=True)
         return report
@@ -129,11 +132,15 @@ class Training:
                 group["lr"] = rate * factor
         logs = self.system.training_step(self.batches.next(), self.stepper)
         if self.ema is not None:
-            decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))  # a short memory while much still moves
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.system.parameters()), 1 - decay)
-            for averaged, buffer in zip(self.ema.buffers(), self.system.buffers(), strict=True):
-                averaged.copy_(buffer)
+            self._average()
         return logs
+
+    @torch.no_grad()
+    def _average(self):
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))  # a short memory while much still moves
+        torch._foreach_lerp_(list(self.ema.parameters()), list(self.system.parameters()), 1 - decay)
+        for averaged, buffer in zip(self.ema.buffers(), self.system.buffers(), strict=True):
+            averaged.copy_(buffer)
 
     def _reason_to_end(self):
         return self.schedule.reason_to_end(self.step, self.step - self.session_step, self.train_seconds - self.session_seconds)
@@ -148,17 +155,23 @@ class Training:
             size == dataset.size,
             f"the system is built for frames of {size}, the dataset has {dataset.size}: see settings.build",
         )
-        starts, held = split_windows(dataset, needs.window, config.holdout, config.cross_cuts, config.restitution)
-        horizon = config.eval_horizon or needs.window - needs.context
-        if needs.context + horizon > needs.window:
-            held = held[torch.isin(held, dataset.windows(needs.context + horizon, config.cross_cuts))]
-            check(len(held), f"eval_horizon={horizon} is too long: no held-out window has {needs.context} + {horizon} frames")
-        rows = torch.unique(starts[:, None] + torch.arange(needs.window))
-        self.dataset, self.sample = dataset, dataset.frames[evenly(rows, 512)]
-        self.judge = Judge(dataset, held, needs.context, horizon, self.sample, config.eval_windows)
-        self.batches = Batches(
-            dataset, starts, needs.window, config.batch_size, config.seed, count=needs.batches, device=self.device
+        pair = isinstance(dataset, DomainPair)
+        check(pair == (needs.domains == 2), f"{system.name} needs {needs.domains} domain(s); {dataset.path} holds {1 + pair}")
+        first = dataset.x if pair else dataset
+        check(
+            not needs.actions or first.actions is not None,
+            f"{system.name} needs actions and {dataset.path} has none: use an HDF5 file with a dataset 'actions'",
         )
+        horizon = 0 if system.reconstructs else config.eval_horizon or needs.window - needs.context
+        split = split_windows(
+            dataset, needs.window, config.holdout, config.cross_cuts, config.restitution, needs.context + horizon
+        )
+        starts, held = (part[0] if pair else part for part in split)
+        rows = torch.unique(starts[:, None] + torch.arange(needs.window))
+        self.dataset, self.sample = dataset, first.frames[evenly(rows, 512)]
+        self.judge = Judge(first, held, needs, horizon, self.sample, config.eval_windows, system.lpips_weights)
+        kind = DomainBatches if pair else Batches
+        self.batches = kind(dataset, split[0], needs.window, config.batch_size, config.seed, needs.batches, self.device)
 
     def _resume_or_begin(self):
         folder, manifest = checkpoint_to_resume(self.run_dir, self.config.resume)
@@ -168,16 +181,14 @@ class Training:
             if self.ema is not None:
                 self.ema.load_state_dict(self.system.state_dict())
             return
-        trained = manifest["config"]["system"]
-        if trained != self.system.name:
-            raise UserError(f"{folder} is a checkpoint of {trained!r}, not of {self.system.name!r}")
+        self._check_origin(folder, manifest["config"])
         checkpoints.load_state_dict(self.system, checkpoints.load_weights(folder, ema=False), folder)
         if self.ema is not None:
             self.ema.load_state_dict(checkpoints.load_weights(folder))
         state = checkpoints.load_train_state(folder)
         self.step, self.train_seconds = state["step"], state["train_seconds"]
         self.earlier_wall_seconds = state["wall_seconds"]
-        self.schedule.resume(state["total"])
+        self.schedule.resume(self.step, state["total"])
         self.batches.load_state(state["batches"])
         self.stepper.load_state(state["stepper"])
         for name, optimizer in self.optimizers.items():
@@ -187,6 +198,19 @@ class Training:
         self.system.load_extra_state(state["extra"])
         if folder.parent.parent == self.run_dir:
             self.saved = f"checkpoints/{folder.name}"
+
+    def _check_origin(self, folder, then):
+        """Refuse to go on with another system, other data or another seed than the run began with."""
+        if then["system"] != self.system.name:
+            raise UserError(f"{folder} is a checkpoint of {then['system']!r}, not of {self.system.name!r}")
+        now = self._about()
+        for where, names in (("dataset", ("frames", "arcs", "size")), ("training", ("seed",))):
+            for name in names:
+                if then[where][name] != now[where][name]:
+                    raise UserError(
+                        f"{folder} was trained with {where} {name}={then[where][name]}, now it is {now[where][name]}; "
+                        "give what it began with, or start in another run_dir"
+                    )
 
     # ---- once in a while
 
@@ -204,7 +228,9 @@ class Training:
         line = {"step": self.step, "seconds": round(self.train_seconds, 3)} | values | rates | {"frames_per_second": speed}
         append_log(self.run_dir, line)
         name, value = next(iter(values.items()))
-        memory = torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else (peak_memory_mb() or 0) / 1e3
+        memory = (
+            torch.cuda.max_memory_allocated(self.device) / 1e9 if self.device.type == "cuda" else (peak_memory_mb() or 0) / 1e3
+        )
         self.progress.update(self.step, self.schedule.total, f"{name} {value:.4f}  {speed:.0f} frames/s  {memory:.1f} GB")
         lost = any(values[f"skipped_{name}"] >= self.config.log_every_steps for name in self.optimizers)
         self.lost_steps = self.lost_steps + self.config.log_every_steps if lost else 0
@@ -227,9 +253,9 @@ class Training:
         best = checkpoints.read_pointer(self.run_dir / "best.json")
         self.metrics = self.judge(self._judged())
         self.system.train()
-        self.write_report("running", "")
-        figure = "psnr" if self.config.restitution else "skill_db"
-        if best is None or self.metrics[figure] > best["value"]:
+        self.write_report("stopped", "still running, or killed")
+        figure = "psnr" if self.config.restitution or self.metrics["skill_db"] is None else "skill_db"
+        if best is None or best["metric"] != figure or self.metrics[figure] > best["value"]:
             checkpoints.mark_best(self.run_dir, self._save(), figure, self.metrics[figure])
 
     def _save(self):
@@ -276,8 +302,7 @@ class Training:
         return self.earlier_wall_seconds + time.monotonic() - self.schedule.started
 
     def write_report(self, status, reason):
-        steps, seconds = self.step - self.session_step, self.train_seconds - self.session_seconds
-        speed = steps / seconds if seconds else 0.0
+        speed = self.step / self.train_seconds if self.train_seconds else 0.0
         report = {
             "schema": 1,
             "system": self.system.name,
@@ -293,7 +318,7 @@ class Training:
             "paused_seconds": 0.0,
             "wall_seconds": self._wall_seconds(),
             "peak_memory_mb": peak_memory_mb(),
-            "peak_gpu_memory_mb": torch.cuda.max_memory_allocated() / 1e6 if self.device.type == "cuda" else None,
+            "peak_gpu_memory_mb": torch.cuda.max_memory_allocated(self.device) / 1e6 if self.device.type == "cuda" else None,
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             "precision": self.precision,
             "parameters": self.parameters,
@@ -321,8 +346,10 @@ def _due(step, every):
 
 
 def _summary(metrics):
-    psnr, copy_psnr, skill = (metrics[name] for name in ("psnr", "baseline_copy_psnr", "skill_db"))
-    return f"psnr {psnr:.2f} dB (copying the last frame: {copy_psnr:.2f}), skill {skill:+.2f} dB"
+    if metrics["skill_db"] is None:
+        return f"psnr {metrics['psnr']:.2f} dB (reconstruction)"
+    copied, skill = metrics["baseline_copy_psnr"], metrics["skill_db"]
+    return f"psnr {metrics['psnr']:.2f} dB (copying the last frame: {copied:.2f}), skill {skill:+.2f} dB"
 
 
 @contextlib.contextmanager
@@ -336,7 +363,7 @@ def _stop_on_signal(stop):
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        print("stopping after this step; once more to stop at once", flush=True)
+        os.write(1, b"stopping after this step; once more to stop at once\n")  # print may be what was interrupted
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -21,7 +21,8 @@
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(folder) for folder in [Path.cwd(), *Path.cwd().parents] if (folder / "mtld_core").is_dir()][:1]
+places = [Path.cwd(), *Path.cwd().parents, *Path.cwd().glob("*")]
+sys.path[:0] = [str(place) for place in places if (place / "mtld_core" / "__init__.py").is_file()][:1]
 from mtld_core import notebook
 
 notebook.setup()
@@ -29,14 +30,16 @@ notebook.setup()
 # %% [markdown]
 # ## What to train
 #
-# `steps=0` takes as many steps as fit into `time_budget_minutes`, or the preset's own number where that is 0, too. Any other
-# setting goes into `overrides`, as JSON: `{"latent_dim": 128, "restitution": true}`.
+# The presets: `demo` learns a short clip by heart in a few minutes on a laptop, `small` is for a GPU and an evening, `original`
+# has the source's own values, `tiny` takes seconds. `steps=0` takes as many steps as fit into `time_budget_minutes`, or the
+# preset's own number where that is 0, too. Any other setting goes into `overrides`, as JSON:
+# `{"latent_dim": 128, "restitution": true}`.
 
 # %% tags=["parameters"]
 system = "mtld"
-preset = "small"
+preset = "demo"
 dataset_root = "sample"
-run_dir = ""
+run_dir = "runs/demo"
 steps = 0
 time_budget_minutes = 0
 batch_size = 0
@@ -63,7 +66,6 @@ notebook.show_table(vars(config))
 
 # %%
 dataset = open_data(root, config)
-print(*dataset.warnings, sep="\n")
 notebook.show_table(dataset.describe())
 
 # %%

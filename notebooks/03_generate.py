@@ -21,7 +21,8 @@
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(folder) for folder in [Path.cwd(), *Path.cwd().parents] if (folder / "mtld_core").is_dir()][:1]
+places = [Path.cwd(), *Path.cwd().parents, *Path.cwd().glob("*")]
+sys.path[:0] = [str(place) for place in places if (place / "mtld_core" / "__init__.py").is_file()][:1]
 from mtld_core import notebook
 
 notebook.setup()

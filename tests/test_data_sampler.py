@@ -85,7 +85,7 @@ def test_a_cut_in_the_tail_moves_it_back():
 def test_restitution_and_too_little_to_hold_out():
     train, held = split_windows(make([20]), 8, restitution=True)
     assert train.tolist() == held.tolist() == list(range(13))
-    with pytest.raises(UserError, match=r"longest arc has 20 frames, and windows of 8 need 24 .*restitution=true"):
+    with pytest.raises(UserError, match=r"longest arc has 20 frames, and 24 in one shot .*restitution=true"):
         split_windows(make([20]), 8)
 
 
@@ -194,3 +194,11 @@ def test_a_batch_comes_at_half_the_speed_of_a_plain_conversion(shape):
     torch.set_num_threads(threads)
     print(f"{shape}: {[round(ratio, 2) for ratio in ratios]} of the speed of x.to(torch.float32)")
     assert max(ratios) >= 0.5
+
+
+def test_longer_judged_windows_get_a_longer_tail_and_their_own_starts():
+    train, held = split_windows(make([200]), 4, judged=65)
+    assert len(held) and held.max() == 200 - 65 and train.max() + 4 <= held.min() - 4
+    train, held = split_windows(make([30, 30, 30, 80, 30]), 4, judged=40)
+    assert 90 <= held.min() and held.max() + 40 <= 170 and not ((train >= 90) & (train < 170)).any()
+    assert len(split_windows(make([20]), 8, restitution=True, judged=12)[1]) == 9

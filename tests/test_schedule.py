@@ -68,7 +68,7 @@ def test_a_budget_alone_fixes_the_total_once(clock):
         step, trained, clock.now = step + 1, trained + seconds, clock.now + seconds
         totals.append(plan.total)
     fixed = sorted(set(totals))
-    assert len(fixed) == 2 and fixed[0] == 0 and totals.count(0) <= 40  # known after some 5 % of the time
+    assert len(fixed) == 2 and fixed[0] == 0 and totals.count(0) <= 75  # known after about a tenth of the time
     assert 0.95 * 600 <= fixed[1] <= 600
     assert plan.reason_to_end(step, step, trained) == ("finished", "all steps done")
 
@@ -124,17 +124,17 @@ def test_a_stop_comes_before_all(clock):
 
 def test_a_resumed_run_keeps_its_total(clock):
     plan = make(time_budget_minutes=10)
-    plan.resume(500)
+    plan.resume(100, 500)
     assert plan.total == 500
     assert run(plan, clock, begin=400) == (500, ("finished", "all steps done"))
 
 
 def test_what_this_session_says_comes_before_the_earlier_total(clock):
     plan = make(steps=800)
-    plan.resume(500)
+    plan.resume(100, 500)
     assert plan.total == 800
     plan = make(time_budget_minutes=10)
-    plan.resume(0)  # stopped before the total was known
+    plan.resume(100, 0)  # stopped before the total was known
     assert run(plan, clock, begin=3)[0] == pytest.approx(3 + 595, abs=12)
 
 
@@ -169,7 +169,7 @@ def test_warm_up_and_cosine_together(clock):
 def test_a_cosine_without_a_known_end_waits_for_it(clock):
     plan = make(time_budget_minutes=10, warmup_steps=0, lr_schedule="cosine")
     assert plan.learning_rate(5) == 1.0
-    plan.resume(10)
+    plan.resume(5, 10)
     assert plan.learning_rate(5) == pytest.approx(0.5)
 
 

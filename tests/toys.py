@@ -141,4 +141,31 @@ class ToyPlayer(System):
         return (z, size), self.stage.decode(z).view(-1, 3, *size)
 
 
-TOYS = {cls.name: cls for cls in (ToyGAN, ToyStage, ToyPlayer)}
+class ToyAutoencoder(ToyStage):
+    """Judged by reconstruction, on windows of a single frame."""
+
+    name, reconstructs = "toy_autoencoder", True
+
+    def needs(self):
+        return Needs(window=1)
+
+    def reconstruct(self, frames):
+        return self.decode(self.encode(flat(frames))).view_as(frames)
+
+
+class ToyTranslator(ToyAutoencoder):
+    """Two unpaired domains."""
+
+    name = "toy_translator"
+
+    def needs(self):
+        return Needs(window=self.config.sequence_length, domains=2)
+
+    def loss(self, batch):
+        x, y = flat(batch["frames"]), flat(batch["frames_y"])
+        there = self.decode(self.encode(x))
+        loss = (self.decode(self.encode(there)) - x).square().mean() + 0.1 * (there.mean(1) - y.mean(1)).square().mean()
+        return Loss(loss, {"loss": loss})
+
+
+TOYS = {cls.name: cls for cls in (ToyGAN, ToyStage, ToyPlayer, ToyAutoencoder, ToyTranslator)}

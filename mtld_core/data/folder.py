@@ -45,8 +45,7 @@ class Folder:
         arcs = {name: found for name, found in inner.items() if found[0]}
         if arcs:
             self.base = root
-            beside = [name for name in images + others if name != CONTACT_SHEET]
-            self.notes += [f"{name}: lies beside the arcs, left out" for name in beside]
+            self.notes += [f"{name}: lies beside the arcs, left out" for name in images + others]
             self.notes += [f"{name}: a folder without images, left out" for name in inner if name not in arcs]
         elif images:
             self.base, arcs = root.parent, {root.name: (images, others, [])}
@@ -156,7 +155,7 @@ def _listing(folder):
     """(images, other files, folders) by name; hidden ones are passed over."""
     images, others, folders = [], [], []
     for entry in os.scandir(folder):
-        if not entry.name.startswith("."):
+        if not entry.name.startswith(".") and entry.name != CONTACT_SHEET:
             kind = folders if entry.is_dir() else images if entry.name.lower().endswith(SUFFIXES) else others
             kind.append(entry.name)
     return images, sorted(others), folders

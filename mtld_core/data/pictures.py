@@ -5,11 +5,13 @@ import struct
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
+
+from mtld_core.media import to_rgb
 
 
 def read_picture(path):
-    """uint8 `[H, W, 3]`: grey and palettes become RGB, alpha is laid over black, 16 bits are scaled to 8.
+    """uint8 `[H, W, 3]`, upright (EXIF), colours as in `media.to_rgb`.
 
     Raises what Pillow raises where the file is damaged, cut short or too large to be meant. Plain PNG goes through OpenCV,
     which gives up Python's lock for the whole of a file, so that threads share the work well, and which refuses damaged
@@ -22,15 +24,7 @@ def read_picture(path):
         if picture is not None and picture.dtype == np.uint8 and picture.shape[2:] == (3,):
             return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
     with Image.open(io.BytesIO(content)) as image:
-        if image.mode == "RGB" and not image.has_transparency_data:
-            return np.asarray(image)
-        if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion would clip at 255
-            grey = (np.clip(np.asarray(image).astype(np.int32), 0, 65535) + 128) // 257
-            return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
-        if image.has_transparency_data:
-            rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
-            return ((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)
-        return np.asarray(image.convert("RGB"))
+        return to_rgb(ImageOps.exif_transpose(image))
 
 
 def _pixels(png):

@@ -14,45 +14,49 @@ from mtld_core.runtime import UserError, seed_of
 CACHE_BYTES = 2**21  # floats converted at once: still in the processor's cache when they are scaled
 
 
-def split_windows(dataset, length, holdout=0.1, cross_cuts=False, restitution=False):
+def split_windows(dataset, length, holdout=0.1, cross_cuts=False, restitution=False, judged=0):
     """(training, held-out) start rows of windows of `length` frames, int64 tensors; never dependent on a seed.
 
     Five arcs or more: about `holdout` of them, evenly spaced, are held out whole. Fewer: the tail of each arc, about
     `holdout` of its frames, with `length` frames or more unused between the last training frame and the first held-out
-    one; an arc too short for that trains only. restitution: all windows train and judge. For a DomainPair both are
-    pairs (x, y). Raises UserError where no window fits or none can be held out.
+    one; an arc too short for that trains only. restitution: all windows train and judge. judged: frames of a held-out
+    window, where they are more than `length`. For a DomainPair both are pairs (x, y). Raises UserError where no window fits
+    or none can be held out.
     """
     if isinstance(dataset, DomainPair):
-        x, y = (split_windows(domain, length, holdout, cross_cuts, restitution) for domain in (dataset.x, dataset.y))
+        x, y = (split_windows(domain, length, holdout, cross_cuts, restitution, judged) for domain in (dataset.x, dataset.y))
         return (x[0], y[0]), (x[1], y[1])
+    judged = max(length, judged)
     starts = dataset.windows(length, cross_cuts)
     if restitution:
-        return starts, starts
-    arcs = [(arc, dataset.arc_windows(arc, length, cross_cuts)) for arc in dataset.arcs]
-    arcs = [(arc, windows) for arc, windows in arcs if len(windows)]
-    if len(arcs) >= 5:
-        count = min(len(arcs) - 1, max(1, round(holdout * len(arcs))))
-        held = {int((i + 0.5) * len(arcs) / count) for i in range(count)}
-        parts = [(windows[:0], windows) if i in held else (windows, windows[:0]) for i, (_, windows) in enumerate(arcs)]
+        return starts, dataset.windows(judged, cross_cuts)
+    arcs = [(arc, *(dataset.arc_windows(arc, frames, cross_cuts) for frames in (length, judged))) for arc in dataset.arcs]
+    arcs = [(arc, train, judge) for arc, train, judge in arcs if len(train)]
+    long = [arc for arc, _, judge in arcs if len(judge)]
+    if len(arcs) >= 5 and long:
+        count = min(len(long), len(arcs) - 1, max(1, round(holdout * len(arcs))))
+        held = {long[int((i + 0.5) * len(long) / count)].start for i in range(count)}
+        parts = [(train[:0], judge) if arc.start in held else (train, judge[:0]) for arc, train, judge in arcs]
     else:
-        parts = [_split_tail(arc, windows, length, holdout) for arc, windows in arcs]
+        parts = [_split_tail(*part, length, judged, holdout) for part in arcs]
     train, judge = (torch.cat(part) for part in zip(*parts, strict=True))
     if not len(judge):
         longest = max(arc.stop - arc.start for arc in dataset.arcs)
         raise UserError(
-            f"{dataset.path}: nothing can be held out: the longest arc has {longest} frames, and windows of {length} "
-            f"need {3 * length} in one shot (training, a gap, judging) or five arcs; add frames, use a shorter window, or "
-            f"set restitution=true, which trains and judges on all windows"
+            f"{dataset.path}: nothing can be held out: the longest arc has {longest} frames, and {2 * length + judged} in one "
+            f"shot are needed ({length} to train, {length} for a gap, {judged} to judge), or five arcs; add frames, use a "
+            f"shorter window or eval_horizon, or set restitution=true, which trains and judges on all windows"
         )
     return train, judge
 
 
-def _split_tail(arc, windows, length, holdout):
+def _split_tail(arc, train, judge, length, judged, holdout):
     """(training, held-out) windows of one arc; a cut inside the tail moves its start back to a whole window."""
-    tail = arc.stop - max(length, round(holdout * (arc.stop - arc.start)))
-    tail = min(tail, int(windows[-1]))
-    train, judge = windows[windows + length <= tail - length], windows[windows >= tail]
-    return (train, judge) if len(train) else (windows, windows[:0])
+    if not len(judge):
+        return train, judge
+    tail = min(arc.stop - max(judged, round(holdout * (arc.stop - arc.start))), int(judge[-1]))
+    kept = train[train + length <= tail - length]
+    return (kept, judge[judge >= tail]) if len(kept) else (train, judge[:0])
 
 
 class Batches:
@@ -75,6 +79,10 @@ class Batches:
         self.epoch = self.index = 0
         self._order = None, None  # (epoch, its order)
         self._slots = [None] * count
+
+    @property
+    def windows(self):
+        return len(self.starts)
 
     @property
     def steps_per_epoch(self):
@@ -162,6 +170,10 @@ class DomainBatches:
     def __init__(self, pair, starts, length, batch_size, seed, count=1, device=None, purpose="train"):
         self.x = Batches(pair.x, starts[0], length, batch_size, seed, count, device, purpose)
         self.y = Batches(pair.y, starts[1], length, batch_size, seed, count, device, f"{purpose}/y")
+
+    @property
+    def windows(self):
+        return self.x.windows + self.y.windows
 
     @property
     def steps_per_epoch(self):

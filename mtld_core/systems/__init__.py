@@ -36,16 +36,16 @@ def open_run(path, checkpoint="", device="auto"):
     path = Path(path)
     try:
         about = json.loads((path / "config.json").read_text())
-    except FileNotFoundError:
+        cls, config = system_class(about["system"]), about["config"]
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} is not a run folder: it has no config.json") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path / 'config.json'} is damaged: {error}") from None
-    cls = system_class(about["system"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path / 'config.json'} is damaged: {type(error).__name__}: {error}") from None
     weights_file = Path(checkpoint) if Path(checkpoint).suffix in (".pth", ".safetensors") else None
     if weights_file and not weights_file.is_file():
         raise UserError(f"checkpoint {weights_file}: no such file")
     folder = weights_file or checkpoints.find(path, checkpoint)
-    system = cls(from_dict(cls.Config, about["config"]))
+    system = cls(from_dict(cls.Config, config))
     checkpoints.load_state_dict(system, checkpoints.load_weights(folder), folder)
     step = None if weights_file else json.loads((folder / "manifest.json").read_text())["step"]
     system.run = types.SimpleNamespace(

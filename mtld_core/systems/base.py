@@ -10,6 +10,7 @@ A system is a `System` subclass with a frozen `Config` dataclass and named `PRES
     loss(batch)                    all that a system with a single loss has to give
     start / step / rollout         generation: the context gives a state, the state gives frame after frame
     evaluate(dataset, starts)      its own figures beside the general ones
+    reconstruct(frames)            what a system with `reconstructs = True` is judged by, instead of rollouts
     extra_state()                  what is neither module nor optimizer: a replay, target networks, counters
 
 Axis letters: B batch, T frames, k context frames, H W pixels, A action. Frames inside are float `[B, T, 3, H, W]` in [-1, 1].
@@ -49,6 +50,7 @@ class System(nn.Module):
     Config: typing.ClassVar[type]
     PRESETS: typing.ClassVar[dict]  # preset -> fields of Config and of the training config that differ from the defaults
     action_space = None  # None, an int (n discrete actions) or (low, high) lists of floats
+    reconstructs = False  # True: judged by `reconstruct`, not by rollouts (a tokenizer, a translator)
 
     def __init__(self, config):
         super().__init__()
@@ -57,6 +59,11 @@ class System(nn.Module):
     @property
     def device(self):
         return next(self.parameters()).device
+
+    @property
+    def lpips_weights(self):
+        """The file with VGG's weights that the config names, if it has such a field."""
+        return getattr(self.config, "lpips_weights", "")
 
     # ---- training
 
@@ -100,6 +107,10 @@ class System(nn.Module):
     def evaluate(self, dataset, starts):
         """Figures of this system's own, dict of floats. `starts`: first rows of the held-out windows."""
         return {}
+
+    def reconstruct(self, frames):
+        """What the system makes of frames that it is shown, both float `[B, T, 3, H, W]`, where `reconstructs` is True."""
+        raise NotImplementedError
 
     # ---- generation
 

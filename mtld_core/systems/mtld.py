@@ -66,6 +66,10 @@ class MTLDConfig:
             check(size >= 0, f"{side} must be 0 (as the dataset) or positive, not {size}")
             check(size % factor == 0, f"{side}={size} is not divisible by {factor}; use {max(1, size // factor) * factor}, "
                   "extract the frames at such a size, or use fewer encoder_channels")  # fmt: skip
+            least = 3 << (len(self.discriminator_channels) - 1)  # the last two convolutions take a pixel each
+            check(not self.adversarial or size == 0 or size >= least,
+                  f"{side}={size} is too small for so many discriminator_channels, which need {least} pixels; "
+                  "use fewer, or lambda_adv=0 and lambda_fm=0")  # fmt: skip
         check(self.sequence_length >= 2, f"sequence_length must be at least 2, not {self.sequence_length}")
         check(0 < self.lpips_frames <= 1, f"lpips_frames must be in (0, 1], not {self.lpips_frames}")
         check(0 <= self.decode_frames < self.sequence_length,
