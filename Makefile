@@ -35,7 +35,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 lab: setup
-	$(BIN)/jupyter lab notebooks/02_train.ipynb
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" notebooks/02_train.ipynb
 
 notebooks: setup
 	$(BIN)/jupytext --to ipynb --update notebooks/*.py

@@ -10,15 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from mtld_core import media, metrics
 from mtld_core.frames import to_uint8
-from mtld_core.runtime import UserError, atomic_path, write_json
+from mtld_core.runtime import UserError, write_json
 from mtld_core.source import read_source
 from mtld_core.systems import open_run
 
-STRIP_COLUMNS = 12
+STRIP_COLUMNS = 8
 
 # ---- frames from a system
 
@@ -203,6 +202,5 @@ def _write(system, given, num_frames, actions, fps, seed, out_dir):
                 columns.append(cells)
         labels = ["truth", "generated", "error x4"] if len(truth) else ["generated"]
         picture = media.strip(list(zip(*columns, strict=True)), labels, [f"+{t}" for t in sorted(shown)])
-        with atomic_path(out_dir / "strip.png") as temporary:
-            Image.fromarray(picture).save(temporary)
+        media.save_picture(out_dir / "strip.png", picture)
     return files, time.perf_counter() - started, model_seconds, errors

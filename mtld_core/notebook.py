@@ -2,10 +2,15 @@
 
 import ast
 import base64
+import io
 import os
 from pathlib import Path
 
-from mtld_core.config import nearest
+import numpy as np
+from IPython import get_ipython
+from IPython.display import HTML, Image, display
+
+from mtld_core.config import ConfigError, nearest
 from mtld_core.runtime import UserError
 
 
@@ -13,6 +18,13 @@ def setup():
     """Work from the project's root folder when the notebook was opened inside notebooks/, so that runs/ is the same for all."""
     if Path.cwd().name == "notebooks" and (Path.cwd().parent / "mtld_core").is_dir():
         os.chdir("..")
+    if shell := get_ipython():
+        shell.set_custom_exc((UserError, ConfigError), _show_user_error)
+
+
+def _show_user_error(shell, kind, error, traceback, tb_offset=None):
+    """Of what the user can mend the page shows the message alone; papermill still sees a failed cell."""
+    shell.showtraceback((kind, error, traceback), exception_only=True)
 
 
 def parameters(namespace, names):
@@ -37,16 +49,21 @@ def _assigned(source):
 
 def show_picture(picture):
     """A picture on the page: a file's path or a uint8 array `[H, W, 3]`."""
-    from IPython.display import display
+    data = Path(picture).read_bytes() if isinstance(picture, (str, Path)) else png_bytes(picture)
+    display(Image(data, format="png"))  # a Pillow image would go in twice, as PNG and as JPEG
+
+
+def png_bytes(picture):
+    """A uint8 array or tensor `[H, W, 3]` as the bytes of a PNG file."""
     from PIL import Image
 
-    display(Image.fromarray(picture) if hasattr(picture, "dtype") else Image.open(picture))
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(picture)).save(file, "png")
+    return file.getvalue()
 
 
 def show_video(path):
     """A video on the page, playing and repeating."""
-    from IPython.display import HTML, display
-
     display(HTML(video_tag(path)))
 
 
@@ -58,6 +75,8 @@ def video_tag(path, height=256):
 
 
 def show_table(rows):
-    """A dict as a two-column table of text."""
+    """A dict as a two-column table of text, without what is empty and without lists of figures."""
+    rows = {name: value for name, value in rows.items() if value not in ("", None) and not name.endswith("_by_horizon")}
     width = max(map(len, rows), default=0)
-    print("\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value:.4g}" if isinstance(value, float) else f"{name:<{width}}  {value}")

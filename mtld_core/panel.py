@@ -4,7 +4,9 @@ Core ipywidgets only, in the forms that 7.7 (Colab) and 8.1 share. One click doe
 main thread, so it also works where widgets cannot be updated from another one.
 """
 
+import contextlib
 import html
+import io
 import tempfile
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import ipywidgets as widgets
 from mtld_core.checkpoint import list_checkpoints
 from mtld_core.data import open_dataset
 from mtld_core.generate import generate
-from mtld_core.notebook import video_tag
+from mtld_core.notebook import png_bytes, video_tag
 from mtld_core.runtime import UserError
 from mtld_core.systems import open_run
 
@@ -28,11 +30,13 @@ class GeneratePanel(widgets.VBox):
         chosen = Path(run_dir).as_posix()
         self.run = widgets.Dropdown(options=runs, value=chosen if chosen in runs else None, description="run")
         self.checkpoint = widgets.Dropdown(options=[NEWEST], description="checkpoint")
-        self.start = widgets.ToggleButtons(options=["dataset", "picture"], description="start from")
+        self.start = widgets.ToggleButtons(
+            options=["dataset", "picture"], description="start from", style={"button_width": "94px"}
+        )
         self.arc = widgets.Dropdown(options=[], description="arc")
         self.frame = widgets.SelectionSlider(options=[0], description="frame", continuous_update=False)
         self.upload = widgets.FileUpload(accept="image/*", multiple=False)
-        self.num_frames = widgets.IntSlider(num_frames, 2, max(240, num_frames), description="frames")
+        self.num_frames = widgets.IntSlider(num_frames, 2, max(240, num_frames), description="length")
         self.fps = widgets.IntSlider(round(fps), 1, 60, description="fps")
         self.seed = widgets.IntText(seed, description="seed")
         self.button = widgets.Button(description="Generate", button_style="primary")
@@ -42,10 +46,16 @@ class GeneratePanel(widgets.VBox):
         self.run.observe(lambda _: self._try(self._fill), "value")
         self.arc.observe(lambda _: self._fill_frames(), "value")
         self.button.on_click(lambda _: self._try(self._generate))
-        dataset, picture = widgets.VBox([self.arc, self.frame]), self.upload
+        self.upload.observe(lambda _: self._uploaded(), "value")
+        self.frame.observe(lambda _: self._show_start(), "value")
+        self.start.observe(lambda _: self._show_start(), "value")
+        self.picture = widgets.Image(layout={"width": "128px"})  # what it will start from
+        self._from_dataset, self._from_picture = widgets.VBox([self.arc, self.frame]), widgets.VBox([self.upload])
+        self._dataset = None
         options = widgets.VBox([self.num_frames, self.fps, self.seed])
-        form = [self.run, self.checkpoint, self.start, dataset, picture, options, self.button, self.message, self.video]
-        super().__init__(form)
+        start = [self.start, self._from_dataset, self._from_picture, self.picture]
+        form = widgets.VBox([self.run, self.checkpoint, *start, options, self.button])
+        super().__init__([widgets.HBox([form, self.video]), self.message])
         self._try(self._fill)
 
     def _fill(self):
@@ -55,6 +65,7 @@ class GeneratePanel(widgets.VBox):
         _offer(self.checkpoint, [NEWEST, *(path.name for path in list_checkpoints(self.run.value))])
         system = open_run(self.run.value)
         dataset = open_dataset(system.run.dataset_path, system.config.height, system.config.width, progress=False)
+        self._dataset = dataset
         first = system.needs().context - 1
         self._arcs = {arc.name: arc.numbers[first:].tolist() for arc in dataset.arcs if len(arc) > first}
         _offer(self.arc, list(self._arcs))
@@ -62,6 +73,24 @@ class GeneratePanel(widgets.VBox):
 
     def _fill_frames(self):
         _offer(self.frame, self._arcs.get(self.arc.value, [0]))
+        self._show_start()
+
+    def _uploaded(self):
+        if self.upload.value:
+            self.start.value = "picture"
+            self._show_start()
+
+    def _show_start(self):
+        """The chosen frame or picture, and only the fields that belong to it."""
+        picture = self.start.value == "picture"
+        self._from_dataset.layout.display = "none" if picture else ""
+        self._from_picture.layout.display = "" if picture else "none"
+        shown = b""
+        if picture and self.upload.value:
+            shown = uploaded(self.upload.value)[1]
+        elif not picture and self._dataset is not None and self.arc.value:
+            shown = png_bytes(self._dataset.frames[self._dataset.row(self.arc.value, self.frame.value)].cpu())
+        self.picture.value, self.picture.layout.display = shown, "" if shown else "none"
 
     def _generate(self):
         checkpoint = "" if self.checkpoint.value == NEWEST else self.checkpoint.value
@@ -72,11 +101,15 @@ class GeneratePanel(widgets.VBox):
                 name, content = uploaded(self.upload.value)
                 source = str(Path(folder) / Path(name).name)
                 Path(source).write_bytes(content)
-            self.result = generate(self.run.value, source, self.num_frames.value, **settings)
+            with contextlib.redirect_stdout(io.StringIO()) as told:  # what a callback prints would go to JupyterLab's log
+                try:
+                    self.result = generate(self.run.value, source, self.num_frames.value, **settings)
+                except UserError as error:
+                    raise UserError(str(error).replace(f"{folder}/", "")) from None
         name = "comparison.mp4" if "comparison.mp4" in self.result["files"] else "video.mp4"
         self.video.value = video_tag(Path(self.result["out_dir"]) / name)
-        told = "truth | generated" if name == "comparison.mp4" else "generated"
-        self._say(f"{told}: {self.result['out_dir']}")
+        what = "truth | generated" if name == "comparison.mp4" else "generated"
+        self._say(". ".join([f"{what}: {self.result['out_dir']}", *told.getvalue().splitlines()]))
 
     def _try(self, action):
         """Run `action` with the button off; an error becomes one line in the form."""

@@ -10,7 +10,7 @@ SECONDS_BETWEEN_LINES = 30
 
 
 class Progress:
-    """`update(step, total, text)` as often as you like; `close()` at the end. total 0: not known yet."""
+    """`update(step, total, text)` as often as you like; `close(step)` at the end. total 0: not known yet."""
 
     def __init__(self, start, interactive="auto"):
         self.bar, self.last_line, self.started, self.start = None, time.monotonic(), time.monotonic(), start
@@ -21,7 +21,8 @@ class Progress:
 
     def update(self, step, total, text):
         if self.bar is not None:
-            self.bar.total = total or None
+            if total and total != self.bar.total:
+                self.bar.reset(total)  # a notebook's bar has a maximum of its own, which this sets, too
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(step - self.bar.n)
         elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
@@ -34,6 +35,9 @@ class Progress:
         seconds = int((total - step) * (time.monotonic() - self.started) / (step - self.start))
         return f"/{total}  {100 * step // total} %  left {datetime.timedelta(seconds=seconds)}"
 
-    def close(self):
+    def close(self, step):
+        """The end, at `step`, which may be before the last one: that is no failure, so the bar must not turn red."""
         if self.bar is not None:
+            self.bar.update(step - self.bar.n)
+            self.bar.total = step
             self.bar.close()

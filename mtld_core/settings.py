@@ -90,7 +90,7 @@ def open_data(dataset_root, config):
         from data_prep.extract_frames import extract
 
         height, width = config.height or SAMPLE_SIZE, config.width or SAMPLE_SIZE
-        dataset_root = Path("dataset") / f"sample_{height}x{width}"
+        dataset_root = Path("dataset_sample") / f"{height}x{width}"
         extract("sample", dataset_root, height=height, width=width)
     dataset = open_dataset(dataset_root, height=config.height, width=config.width)
     for line in dataset.warnings:

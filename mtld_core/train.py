@@ -86,7 +86,8 @@ class Training:
                 child.compile()
         write_json(run_dir / "config.json", self._about())
         print(f"{system.name}: {self.parameters / 1e6:.1f} M parameters on {self.device} in {self.precision} ({why})")
-        print(f"{self.batches.windows} windows of {self.needs.window} frames to learn, {len(self.judge.starts)} to judge")
+        judged = "the same ones (restitution)" if config.restitution else f"{len(self.judge.starts)} held-out ones"
+        print(f"{self.batches.windows} windows of {self.needs.window} frames to learn, judged on {judged}")
         print(f"run folder {run_dir}" + (f", going on at step {self.step}" if self.step else ""), flush=True)
 
     def run(self):
@@ -114,7 +115,8 @@ class Training:
                 self._evaluate()
 
         # ---- once: the end; first what must not be lost
-        self.progress.close()
+        self.progress.close(self.step)
+        print("saving and judging ...", flush=True)
         self._save()
         if not _due(self.step, config.preview_every_steps):
             self._preview()

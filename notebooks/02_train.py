@@ -1,7 +1,6 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -86,7 +85,7 @@ report = fit(model, dataset, training)
 # %% [markdown]
 # ## What came out
 #
-# Truth, rollout and error for windows that were set aside; then the figures, with the baselines beside them.
+# Truth, rollout and error for some of the windows that it is judged on; then the figures, with the baselines beside them.
 
 # %%
 preview = sorted(Path(report["run_dir"], "previews").glob("*.png"))[-1]

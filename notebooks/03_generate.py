@@ -1,7 +1,6 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -31,7 +30,7 @@ notebook.setup()
 # ## What to generate
 #
 # `source` is an image file, a folder of frames, or `"dataset:<arc>/<frame number>"` of the data that the run learned
-# from; empty, it is the first window that was held out. `checkpoint` is empty for the newest good one. `num_frames`
+# from; empty, it is the first window that the run is judged on. `checkpoint` is empty for the newest good one. `num_frames`
 # counts the given frame, too. `actions` is a JSON list for systems that are steered.
 
 # %% tags=["parameters"]

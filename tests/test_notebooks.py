@@ -110,7 +110,7 @@ def test_an_unknown_parameter_is_an_error(page, wrong, message, tmp_path):
 
 def test_training_does_not_resume_by_chance_into_a_dated_folder(tmp_path):
     write_arcs(tmp_path / "arcs", [20] * 6)
-    code, text, _ = papermill("02_train", tmp_path, preset="tiny", dataset_root="arcs", steps=2)
+    code, text, _ = papermill("02_train", tmp_path, preset="tiny", dataset_root="arcs", steps=2, run_dir="")
     assert code == 0, text
     [run] = (tmp_path / "runs").glob("mtld_*")
     assert json.loads((run / "report.json").read_text())["step"] == 2

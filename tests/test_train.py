@@ -184,7 +184,7 @@ def test_restitution_judges_all_windows_and_holdout_does_not(arcs, tmp_path):
 
 def test_a_longer_eval_horizon_and_one_that_is_too_long(arcs, tmp_path):
     assert len(tiny(arcs, tmp_path / "a", {"eval_horizon": 9})["metrics"]["psnr_by_horizon"]) == 9
-    with pytest.raises((UserError, ConfigError), match=r"eval_horizon=40|windows of 41"):
+    with pytest.raises((UserError, ConfigError), match=r"nothing can be held out.*41 to judge.*eval_horizon"):
         tiny(arcs, tmp_path / "b", {"eval_horizon": 40})
 
 

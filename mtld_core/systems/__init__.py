@@ -38,7 +38,7 @@ def open_run(path, checkpoint="", device="auto"):
         about = json.loads((path / "config.json").read_text())
         cls, config = system_class(about["system"]), about["config"]
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path} is not a run folder: it has no config.json") from None
+        raise UserError(f"{path} is not a run folder: it has no config.json; train one with notebooks/02_train") from None
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path / 'config.json'} is damaged: {type(error).__name__}: {error}") from None
     weights_file = Path(checkpoint) if Path(checkpoint).suffix in (".pth", ".safetensors") else None
