@@ -78,5 +78,5 @@ notebook.show_video(folder / video)
 # press Generate.
 
 # %%
-panel = GeneratePanel(run_dir, num_frames, fps, seed) if live else "interactive=False: no form"
-panel
+if live:
+    display(GeneratePanel(run_dir, num_frames, fps, seed))

@@ -1,5 +1,7 @@
 """The form, pressed without a browser: widgets are plain objects."""
 
+import datetime
+import io
 import types
 from pathlib import Path
 
@@ -9,6 +11,8 @@ from PIL import Image
 from rolling import open_toy, picture, write_rolling_arcs
 
 from mtld_core import media, panel
+
+NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
 
 @pytest.fixture
@@ -57,3 +61,19 @@ def test_an_error_is_one_line_in_the_panel(form):
 
 def test_a_panel_without_runs_says_so(tmp_path):
     assert "there is no run yet" in panel.GeneratePanel(str(tmp_path / "runs/demo")).message.value
+
+
+def test_the_form_shows_what_it_will_start_from(form, tmp_path):
+    def shown():
+        return np.asarray(Image.open(io.BytesIO(form.picture.value)))
+
+    form.frame.value = 12
+    before = shown()
+    form.frame.value = 17
+    assert before.shape == picture().shape and not np.array_equal(before, shown())
+    form.start.value = "picture"
+    assert form.picture.layout.display == "none" and form._from_dataset.layout.display == "none"
+    form.start.value = "dataset"
+    assert form.picture.layout.display == "" and form._from_picture.layout.display == "none"
+    form.upload.set_trait("value", ({"name": "up.png", "content": b"", "type": "", "size": 0, "last_modified": NOW},))
+    assert form.start.value == "picture"  # who uploads a picture wants to start from it
