@@ -46,3 +46,19 @@ def checkpoint_to_resume(run_dir, resume):
     inside = path.parent.name == "checkpoints"
     folder = checkpoints.find(path.parent.parent, path.name) if inside else checkpoints.find(path)
     return folder, json.loads((folder / "manifest.json").read_text())
+
+
+def check_origin(folder, then, now):
+    """Refuse to go on from `folder` with another system, other data or another seed than the run began with.
+
+    then, now: what a manifest keeps under "config", of the checkpoint and of this session.
+    """
+    if then["system"] != now["system"]:
+        raise UserError(f"{folder} is a checkpoint of {then['system']!r}, not of {now['system']!r}")
+    for where, names in (("dataset", ("frames", "arcs", "size")), ("training", ("seed",))):
+        for name in names:
+            if then[where][name] != now[where][name]:
+                raise UserError(
+                    f"{folder} was trained with {where} {name}={then[where][name]}, now it is {now[where][name]}; "
+                    "give what it began with, or start in another run_dir"
+                )

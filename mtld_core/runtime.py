@@ -9,7 +9,9 @@ import json
 import os
 import platform
 import re
+import signal
 import sys
+import threading
 from pathlib import Path
 
 
@@ -169,6 +171,27 @@ def progress_bar(**options):
     from tqdm import tqdm
 
     return tqdm(**{"mininterval": 0.1 if sys.stderr.isatty() else 30} | options)
+
+
+@contextlib.contextmanager
+def stop_on_signal(stop):
+    """SIGINT and SIGTERM set `stop`, so that the step in progress ends whole; the second one interrupts as usual."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number, frame):
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        os.write(1, b"stopping after this step; once more to stop at once\n")  # print may be what was interrupted
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # ---- chance that depends on names, not on history

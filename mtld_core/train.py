@@ -4,10 +4,7 @@
 """
 
 import argparse
-import contextlib
 import copy
-import os
-import signal
 import sys
 import threading
 import time
@@ -21,11 +18,21 @@ from mtld_core.config import ConfigError, check, parse_object, to_dict
 from mtld_core.data import Batches, DomainBatches, DomainPair, split_windows
 from mtld_core.evaluate import Judge, evenly
 from mtld_core.progress import Progress
-from mtld_core.run_folder import append_log, checkpoint_to_resume, trim_log
-from mtld_core.runtime import UserError, peak_memory_mb, pick_device, pick_precision, seed_of, versions, write_json
+from mtld_core.run_folder import append_log, check_origin, checkpoint_to_resume, trim_log
+from mtld_core.runtime import (
+    UserError,
+    peak_memory_mb,
+    pick_device,
+    pick_precision,
+    seed_of,
+    stop_on_signal,
+    versions,
+    write_json,
+)
 from mtld_core.schedule import Schedule
 from mtld_core.settings import TrainConfig, build, open_data, plan
 from mtld_core.stepper import Stepper
+from mtld_core.systems.base import to_channels_last
 
 PATIENCE = 20  # steps in a row without a finite update, after which the run is given up
 
@@ -48,7 +55,7 @@ def fit(system, dataset, config=TrainConfig(), stop=None):  # noqa: B008 (frozen
     """
     run_dir = Path(config.run_dir or f"runs/{system.name}_{time.strftime('%Y%m%d_%H%M%S')}").absolute()
     stop = stop or threading.Event()
-    with checkpoints.run_lock(run_dir), _stop_on_signal(stop):
+    with checkpoints.run_lock(run_dir), stop_on_signal(stop):
         training = Training(system, dataset, config, run_dir, stop)
         try:
             return training.run()
@@ -69,7 +76,9 @@ class Training:
         self.dtype, why = pick_precision(self.device, config.precision)
         self.needs = system.needs()
         self._split(system, dataset.to(self.device))
-        self.system = _laid_out(system.to(self.device), config.channels_last).train()
+        self.system = system.to(self.device).train()
+        if config.channels_last:
+            to_channels_last(system)
         self.optimizers = system.optimizers()
         self.learning_rates = {name: [group["lr"] for group in o.param_groups] for name, o in self.optimizers.items()}
         self.ema = copy.deepcopy(system).eval().requires_grad_(False) if config.ema_decay else None
@@ -183,7 +192,7 @@ class Training:
             if self.ema is not None:
                 self.ema.load_state_dict(self.system.state_dict())
             return
-        self._check_origin(folder, manifest["config"])
+        check_origin(folder, manifest["config"], self._about())
         checkpoints.load_state_dict(self.system, checkpoints.load_weights(folder, ema=False), folder)
         if self.ema is not None:
             self.ema.load_state_dict(checkpoints.load_weights(folder))
@@ -200,19 +209,6 @@ class Training:
         self.system.load_extra_state(state["extra"])
         if folder.parent.parent == self.run_dir:
             self.saved = f"checkpoints/{folder.name}"
-
-    def _check_origin(self, folder, then):
-        """Refuse to go on with another system, other data or another seed than the run began with."""
-        if then["system"] != self.system.name:
-            raise UserError(f"{folder} is a checkpoint of {then['system']!r}, not of {self.system.name!r}")
-        now = self._about()
-        for where, names in (("dataset", ("frames", "arcs", "size")), ("training", ("seed",))):
-            for name in names:
-                if then[where][name] != now[where][name]:
-                    raise UserError(
-                        f"{folder} was trained with {where} {name}={then[where][name]}, now it is {now[where][name]}; "
-                        "give what it began with, or start in another run_dir"
-                    )
 
     # ---- once in a while
 
@@ -334,15 +330,6 @@ class Training:
         return report
 
 
-def _laid_out(system, channels_last):
-    """The system with its convolutions' weights in the memory order that suits the kernels; other tensors as they are."""
-    for parameter in system.parameters():
-        if parameter.dim() == 4:
-            order = torch.channels_last if channels_last else torch.contiguous_format
-            parameter.data = parameter.data.contiguous(memory_format=order)
-    return system
-
-
 def _due(step, every):
     return every > 0 and step % every == 0
 
@@ -352,27 +339,6 @@ def _summary(metrics):
         return f"psnr {metrics['psnr']:.2f} dB (reconstruction)"
     copied, skill = metrics["baseline_copy_psnr"], metrics["skill_db"]
     return f"psnr {metrics['psnr']:.2f} dB (copying the last frame: {copied:.2f}), skill {skill:+.2f} dB"
-
-
-@contextlib.contextmanager
-def _stop_on_signal(stop):
-    """SIGINT and SIGTERM set `stop`, so that the step in progress ends whole; the second one interrupts as usual."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number, frame):
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        os.write(1, b"stopping after this step; once more to stop at once\n")  # print may be what was interrupted
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def main(arguments=None):

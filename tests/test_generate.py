@@ -90,7 +90,7 @@ def test_from_a_clip_and_from_nothing(opened, tmp_path):
 def test_again_and_bit_for_bit(opened, tmp_path):
     opened(noise=0.1)
     first, again = (generation.generate("run", "dataset:other/10", 8, out_dir=str(tmp_path / n)) for n in "ab")
-    for name in [f"frames/frame_{i:04d}.png" for i in range(8)] + ["video.mp4", "video.gif"]:
+    for name in [f"frames/frame_{i:04d}.png" for i in range(8)]:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     shorter = generation.generate("run", "dataset:other/10", 3, out_dir=str(tmp_path / "a"))
     assert len(folder_of(tmp_path / "a/frames")) == 3 and shorter["num_frames"] == 3 and first["seed"] == again["seed"]

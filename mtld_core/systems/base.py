@@ -154,3 +154,10 @@ class System(nn.Module):
 def adam(parameters, lr, betas=(0.9, 0.999), weight_decay=0.0):
     """AdamW in its fused form, which can also skip a non-finite step without asking the device (`found_inf`)."""
     return torch.optim.AdamW(list(parameters), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+
+
+def to_channels_last(system):
+    """Lay out the weights of all 2-d convolutions as the fast kernels like them; everything else stays as it is."""
+    for parameter in system.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
