@@ -36,11 +36,15 @@ class Judge:
             self.baselines = {"copy_last": torch.cat(copies), "median": torch.cat(medians)}
 
     @torch.inference_mode()
-    def __call__(self, system):
-        """Figures as report.json lists them under "metrics"; the system's own come last."""
+    def __call__(self, system, between=lambda: None):
+        """Figures as report.json lists them under "metrics"; the system's own come last.
+
+        between: called before each piece of the work; it may raise to give it up.
+        """
         errors, predicted, true = [], [], []
         rows = evenly(torch.arange(len(self.starts) * self.horizon), PICTURE_PAIRS)  # the pairs that SSIM and LPIPS see
         for i, part in enumerate(self.starts.split(self.batch_size)):
+            between()
             truth, fake = self._truth(part), self.made_by(system, part)
             errors.append(metrics.mse(fake, truth))
             first = i * self.batch_size * self.horizon
@@ -48,12 +52,17 @@ class Judge:
             predicted.append(fake.flatten(0, 1)[inside])
             true.append(truth.flatten(0, 1)[inside])
         errors, predicted, true = torch.cat(errors), torch.cat(predicted), torch.cat(true)
+
+        def average(figure):
+            pairs = zip(predicted.split(metrics.PIECE), true.split(metrics.PIECE), strict=True)
+            return torch.cat([figure(*pair) for pair in pairs if between() is None]).mean().item()
+
         lpips, reason = metrics.lpips_metric(system.device, self.lpips_weights)
         psnr = metrics.psnr(errors)
         figures = {
             "psnr": psnr.mean().item(),
-            "ssim": metrics.ssim(predicted, true).mean().item(),
-            "lpips": lpips(predicted, true).mean().item() if lpips else None,
+            "ssim": average(metrics.ssim),
+            "lpips": average(lpips) if lpips else None,
             "psnr_by_horizon": psnr.mean(0).tolist(),
             "skill_db": None,
             "windows": len(self.starts),

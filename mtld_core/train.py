@@ -6,7 +6,6 @@
 import argparse
 import copy
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from mtld_core import checkpoint as checkpoints
 from mtld_core import media
 from mtld_core.config import ConfigError, check, parse_object, to_dict
+from mtld_core.controls import Controls
 from mtld_core.data import Batches, DomainBatches, DomainPair, split_windows
 from mtld_core.evaluate import Judge, evenly
 from mtld_core.progress import Progress
@@ -34,6 +34,7 @@ from mtld_core.settings import TrainConfig, build, open_data, plan
 from mtld_core.stepper import Stepper
 from mtld_core.systems.base import to_channels_last
 
+SECONDS_BETWEEN_LOOKS = 0.1  # while paused
 PATIENCE = 20  # steps in a row without a finite update, after which the run is given up
 
 
@@ -47,16 +48,16 @@ def train(system="mtld", preset="small", dataset_root="sample", overrides="{}", 
     return fit(build(cls, config, dataset, training.seed), dataset, training)
 
 
-def fit(system, dataset, config=TrainConfig(), stop=None):  # noqa: B008 (frozen)
+def fit(system, dataset, config=TrainConfig(), controls=None):  # noqa: B008 (frozen)
     """Train `system` on `dataset` into `config.run_dir`; returns what report.json holds.
 
-    stop: a `threading.Event`; once set, the run is saved after the step in progress and ends with status "stopped". Ctrl-C,
-    SIGINT and SIGTERM set it, too; a second Ctrl-C interrupts at once.
+    controls: events with which another thread stops it (status "stopped"), pauses it or has it saved. Ctrl-C, SIGINT and
+    SIGTERM stop it, too, after the step in progress; a second Ctrl-C interrupts at once.
     """
     run_dir = Path(config.run_dir or f"runs/{system.name}_{time.strftime('%Y%m%d_%H%M%S')}").absolute()
-    stop = stop or threading.Event()
-    with checkpoints.run_lock(run_dir), stop_on_signal(stop):
-        training = Training(system, dataset, config, run_dir, stop)
+    controls = controls or Controls()
+    with checkpoints.run_lock(run_dir), stop_on_signal(controls.stop):
+        training = Training(system, dataset, config, run_dir, controls)
         try:
             return training.run()
         except BaseException as error:
@@ -67,11 +68,15 @@ def fit(system, dataset, config=TrainConfig(), stop=None):  # noqa: B008 (frozen
 # ---- the loop
 
 
+class GivenUp(Exception):
+    """Judging on the way was given up, because the run is to end."""
+
+
 class Training:
     """A run in progress: what `fit` holds while it trains. `run()` is the loop."""
 
-    def __init__(self, system, dataset, config, run_dir, stop):
-        self.config, self.run_dir = config, run_dir
+    def __init__(self, system, dataset, config, run_dir, controls):
+        self.config, self.run_dir, self.controls = config, run_dir, controls
         self.device = pick_device(config.device)
         self.dtype, why = pick_precision(self.device, config.precision)
         self.needs = system.needs()
@@ -83,10 +88,10 @@ class Training:
         self.learning_rates = {name: [group["lr"] for group in o.param_groups] for name, o in self.optimizers.items()}
         self.ema = copy.deepcopy(system).eval().requires_grad_(False) if config.ema_decay else None
         self.stepper = Stepper(self.optimizers, self.device, self.dtype, config.accumulate, config.clip_norm)
-        self.schedule = Schedule(config, self.batches.steps_per_epoch, stop)
+        self.schedule = Schedule(config, self.batches.steps_per_epoch, controls.stop)
         self.step = self.lost_steps = 0
-        self.train_seconds = self.earlier_wall_seconds = 0.0
-        self.saved, self.metrics = None, {}  # the checkpoint that holds the present state, the newest figures
+        self.train_seconds = self.paused_seconds = self.earlier_wall_seconds = 0.0
+        self.saved, self.metrics, self.judged_at = None, {}, None  # the checkpoint of the present state, the newest figures
         self._resume_or_begin()
         self.session_step, self.session_seconds = self.step, self.train_seconds  # where this session began
         system.setup_training()
@@ -103,7 +108,7 @@ class Training:
         config = self.config
         self.progress = Progress(self.step, config.interactive)
         self.saved_at = time.monotonic()
-        while (end := self._reason_to_end()) is None:
+        while (end := self._attend()) is None:
             # ---- every step: train
             began = time.monotonic()
             logs = self._train_step()
@@ -121,7 +126,7 @@ class Training:
             if _due(self.step, config.preview_every_steps):
                 self._preview()
             if _due(self.step, config.eval_every_steps):
-                self._evaluate()
+                self._evaluate(self._attend_judging)
 
         # ---- once: the end; first what must not be lost
         self.progress.close(self.step)
@@ -129,8 +134,8 @@ class Training:
         self._save()
         if not _due(self.step, config.preview_every_steps):
             self._preview()
-        if not (self.metrics and _due(self.step, config.eval_every_steps)):
-            self._evaluate()
+        if self.judged_at != self.step:
+            self._evaluate(between=lambda: None)
         report = self.write_report(*end)
         print(f"{end[0]} at step {self.step} ({end[1]}): {_summary(self.metrics)}", flush=True)
         return report
@@ -152,6 +157,28 @@ class Training:
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.system.parameters()), 1 - decay)
         for averaged, buffer in zip(self.ema.buffers(), self.system.buffers(), strict=True):
             averaged.copy_(buffer)
+
+    def _attend(self, doing="training"):
+        """Save if asked to, wait while a person wants it; None to go on `doing`, else (status, reason) to end."""
+        controls, began = self.controls, time.monotonic()
+        while True:
+            if controls.save.is_set():
+                self._save()
+                controls.save.clear()
+            end = self._reason_to_end()
+            if end or not controls.pause.is_set():
+                break
+            controls.doing = "paused"
+            controls.stop.wait(SECONDS_BETWEEN_LOOKS)
+        if controls.doing == "paused":
+            self.paused_seconds += time.monotonic() - began
+        controls.doing = doing
+        return end
+
+    def _attend_judging(self):
+        self._attend("judging")
+        if self.controls.stop.is_set():  # the end of the run judges once more anyway
+            raise GivenUp
 
     def _reason_to_end(self):
         return self.schedule.reason_to_end(self.step, self.step - self.session_step, self.train_seconds - self.session_seconds)
@@ -197,7 +224,7 @@ class Training:
         if self.ema is not None:
             self.ema.load_state_dict(checkpoints.load_weights(folder))
         state = checkpoints.load_train_state(folder)
-        self.step, self.train_seconds = state["step"], state["train_seconds"]
+        self.step, self.train_seconds, self.paused_seconds = state["step"], state["train_seconds"], state["paused_seconds"]
         self.earlier_wall_seconds = state["wall_seconds"]
         self.schedule.resume(self.step, state["total"])
         self.batches.load_state(state["batches"])
@@ -247,10 +274,16 @@ class Training:
         self.system.train()
         media.save_picture(self.run_dir / "previews" / f"step_{self.step:08d}.png", media.strip(rows, labels, columns))
 
-    def _evaluate(self):
+    def _evaluate(self, between):
         best = checkpoints.read_pointer(self.run_dir / "best.json")
-        self.metrics = self.judge(self._judged())
-        self.system.train()
+        self.controls.doing = "judging"
+        try:
+            self.metrics = self.judge(self._judged(), between)
+        except GivenUp:
+            return
+        finally:
+            self.system.train()
+        self.judged_at = self.step
         self.write_report("stopped", "still running, or killed")
         figure = "psnr" if self.config.restitution or self.metrics["skill_db"] is None else "skill_db"
         if best is None or best["metric"] != figure or self.metrics[figure] > best["value"]:
@@ -264,6 +297,7 @@ class Training:
             "step": self.step,
             "total": self.schedule.total,
             "train_seconds": self.train_seconds,
+            "paused_seconds": self.paused_seconds,
             "wall_seconds": self._wall_seconds(),
             "batches": self.batches.state(),
             "stepper": self.stepper.state(),
@@ -313,7 +347,7 @@ class Training:
             "steps_per_second": speed,
             "frames_per_second": speed * self.config.batch_size * self.needs.window,
             "train_seconds": self.train_seconds,
-            "paused_seconds": 0.0,
+            "paused_seconds": self.paused_seconds,
             "wall_seconds": self._wall_seconds(),
             "peak_memory_mb": peak_memory_mb(),
             "peak_gpu_memory_mb": torch.cuda.max_memory_allocated(self.device) / 1e6 if self.device.type == "cuda" else None,

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -13,7 +14,10 @@ from conftest import write_arcs
 from mtld_core import train as train_module
 from mtld_core.checkpoint import list_checkpoints, read_pointer
 from mtld_core.config import ConfigError
+from mtld_core.controls import Controls
+from mtld_core.evaluate import Judge
 from mtld_core.runtime import UserError
+from mtld_core.settings import build, open_data, plan
 from mtld_core.train import Training, fit, main, train
 
 
@@ -230,21 +234,17 @@ def test_saving_by_the_clock(arcs, tmp_path, monkeypatch):
     assert saved == [1, 2, 3, 4]
 
 
-def test_a_stop_event_ends_training_in_a_thread(arcs, tmp_path):
-    import threading
-
-    from mtld_core.settings import build, open_data, plan
-
+def test_stop_ends_training_in_a_thread(arcs, tmp_path):
     cls, config, training = plan("mtld", "tiny", run_dir=str(tmp_path / "run"), steps=10**6)
     dataset = open_data(str(arcs), config)
-    stop, reports = threading.Event(), []
+    controls, reports = Controls(), []
     system = build(cls, config, dataset)
-    thread = threading.Thread(target=lambda: reports.append(fit(system, dataset, training, stop)))
+    thread = threading.Thread(target=lambda: reports.append(fit(system, dataset, training, controls)))
     thread.start()
     while not (tmp_path / "run" / "metrics.jsonl").exists():
         time.sleep(0.02)
     asked = time.monotonic()
-    stop.set()
+    controls.stop.set()
     thread.join(30)
     assert reports and reports[0]["reason"] == "asked to stop" and time.monotonic() - asked < 20
 
@@ -262,3 +262,89 @@ def test_frame_size_of_model_and_data_must_agree(arcs, tmp_path):
 def test_overrides_of_the_frame_size_resize_the_data(arcs, tmp_path):
     report = tiny(arcs, tmp_path / "run", {"height": 8, "width": 24}, steps=2)
     assert report["dataset"]["size"] == [8, 24]
+
+
+# ---- asked from another thread
+
+
+@pytest.fixture
+def in_thread(arcs, tmp_path):
+    """Start a tiny run of `system` without an end in a thread: yields (its controls, its reports, its folder)."""
+    controls, reports, run = Controls(), [], tmp_path / "run"
+    cls, config, training = plan("mtld", "tiny", {"save_every_minutes": 0, "log_every_steps": 1}, run_dir=str(run), steps=10**6)
+    dataset = open_data(str(arcs), config)
+    job = threading.Thread(target=lambda: reports.append(fit(build(cls, config, dataset), dataset, training, controls)))
+    job.start()
+    wait_until(lambda: (run / "metrics.jsonl").exists())
+    yield controls, reports, run
+    controls.stop.set()
+    job.join(30)
+
+
+def wait_until(true, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_pause_waits_within_a_second_and_is_counted_apart(in_thread):
+    controls, reports, run = in_thread
+    controls.pause.set()
+    wait_until(lambda: controls.doing == "paused", seconds=1)
+    before = lines(run)[-1]["step"]
+    time.sleep(0.5)
+    assert lines(run)[-1]["step"] == before
+    controls.pause.clear()
+    wait_until(lambda: lines(run)[-1]["step"] > before, seconds=1)
+    controls.stop.set()
+    wait_until(lambda: reports)
+    assert 0.5 < reports[0]["paused_seconds"] < 5
+    assert reports[0]["train_seconds"] + reports[0]["paused_seconds"] < reports[0]["wall_seconds"]
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_save_now_saves_within_a_second(in_thread, paused):
+    controls, _, run = in_thread
+    if paused:
+        controls.pause.set()
+        wait_until(lambda: controls.doing == "paused")
+    assert not list_checkpoints(run)
+    controls.save.set()
+    wait_until(lambda: not controls.save.is_set(), seconds=1)
+    assert read_pointer(run / "latest.json")["step"] > 0
+
+
+def test_stop_ends_a_pause(in_thread):
+    controls, reports, run = in_thread
+    controls.pause.set()
+    wait_until(lambda: controls.doing == "paused")
+    controls.stop.set()
+    wait_until(lambda: read_pointer(run / "latest.json"), seconds=1)
+    wait_until(lambda: reports)
+    assert reports[0]["status"] == "stopped"
+
+
+def test_judging_on_the_way_is_given_up_for_a_stop_and_waits_for_a_pause(arcs, tmp_path, monkeypatch):
+    """Each piece of judging looks at the controls; the end judges once more, whole."""
+    controls, seen, run = Controls(), [], tmp_path / "run"
+    honest = Judge.__call__
+
+    def slow(self, system, between):
+        def asked():
+            seen.append(controls.doing)
+            if len(seen) == 1:
+                controls.save.set()
+            if len(seen) == 2:
+                assert read_pointer(run / "latest.json")["step"] == 2
+                controls.stop.set()
+            between()
+
+        return honest(self, system, asked)
+
+    monkeypatch.setattr(Judge, "__call__", slow)
+    cls, config, training = plan("mtld", "tiny", {"eval_every_steps": 2}, run_dir=str(run), steps=9)
+    dataset = open_data(str(arcs), config)
+    report = fit(build(cls, config, dataset), dataset, training, controls)
+    assert (report["status"], report["step"]) == ("stopped", 2) and report["metrics"]["psnr"] > 0
+    assert seen[:2] == ["judging", "judging"] and len(seen) > 4
