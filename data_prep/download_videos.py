@@ -18,7 +18,8 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from data_prep.lists import VIDEO_SUFFIXES, distinct, read_list, safe_name
+from data_prep.lists import distinct, read_list, safe_name
+from mtld_core.data.folder import VIDEO_SUFFIXES
 from mtld_core.runtime import UserError, atomic_path, progress_bar
 
 PIECE = 1 << 18  # bytes read at once

@@ -101,7 +101,12 @@ def extract(
         name, reason = failed[0]
         others = f" (and {len(failed) - 1} more failed)" if len(failed) > 1 else ""
         raise UserError(f"{name}: {reason}{others}")
-    return Extraction(root, rows, failed, contact_sheet(root, rows))
+    try:
+        sheet = contact_sheet(root, rows)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{root}: the frames are there, but contact_sheet.png cannot be written ({reason})") from error
+    return Extraction(root, rows, failed, sheet)
 
 
 def _check(settings, workers):

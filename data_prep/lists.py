@@ -7,22 +7,6 @@ from typing import NamedTuple
 
 from mtld_core.runtime import UserError
 
-VIDEO_SUFFIXES = {
-    ".mp4",
-    ".m4v",
-    ".mov",
-    ".mkv",
-    ".webm",
-    ".avi",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".flv",
-    ".ogv",
-    ".wmv",
-    ".gif",
-}
-
 
 class Line(NamedTuple):
     """One line of a list: start and duration in seconds, None where the line says nothing."""

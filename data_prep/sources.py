@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from data_prep.download_videos import download
-from data_prep.lists import VIDEO_SUFFIXES, distinct, read_list, safe_name
+from data_prep.lists import distinct, read_list, safe_name
+from mtld_core.data.folder import VIDEO_SUFFIXES
 from mtld_core.runtime import UserError, seed_of
 
 SAMPLE = Path(__file__).parent / "sample" / "bigbuckbunny.mp4"

@@ -16,6 +16,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from mtld_core.runtime import UserError, atomic_path, sha256, write_json
 
@@ -24,17 +25,41 @@ SCHEMA = 1
 
 @contextlib.contextmanager
 def run_lock(run_dir):
-    """Hold the folder's lock: one training process a run. The system frees it when the process dies, however it dies."""
-    Path(run_dir).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(Path(run_dir) / ".lock")
+    """Hold the folder's lock: one training process a run. The system frees it when the process dies, however it dies.
+
+    A folder that was made for this and holds nothing else in the end goes again. Raises UserError where the folder cannot be
+    written, or is in use.
+    """
+    run_dir = Path(run_dir)
+    made = not run_dir.exists()
     try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run_dir / ".lock")
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"{run_dir} is in use by another training process; wait for it or choose another run_dir") from None
+    except OSError as error:
+        raise UserError(f"{run_dir} cannot be a run's folder ({error.strerror}); choose another run_dir") from None
     try:
         yield
     finally:
+        if made and os.listdir(run_dir) == [".lock"]:
+            with contextlib.suppress(OSError):  # Windows deletes nothing that is open
+                (run_dir / ".lock").unlink()
+                run_dir.rmdir()
         lock.release()
+
+
+@contextlib.contextmanager
+def disk_errors(run_dir):
+    """What the disk refuses (it is full, say) becomes one line with the way out."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{run_dir}: {' '.join(str(error).split())}; its checkpoints are whole: make room on that disk, or mend what is "
+            "said here, and start the same again to go on from the newest"
+        ) from error
 
 
 def save(run_dir, step, weights, train_state, config, ema=None):
@@ -52,7 +77,7 @@ def save(run_dir, step, weights, train_state, config, ema=None):
         _save_tensors(weights, temporary / "model.safetensors")
         if ema is not None:
             _save_tensors(ema, temporary / "ema.safetensors")
-        torch.save(train_state, temporary / "train_state.pt")
+        _torch_save(train_state, temporary / "train_state.pt")
         files = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
         manifest = {"schema": SCHEMA, "step": step, "sha256": files, "config": config}
         write_json(temporary / "manifest.json", manifest | {"self": _digest(manifest)})
@@ -99,7 +124,7 @@ def read_pointer(path):
     """What latest.json or best.json says, or None where the file is missing or damaged."""
     with contextlib.suppress(OSError, ValueError):
         pointer = json.loads(Path(path).read_text())
-        return pointer if isinstance(pointer, dict) and "checkpoint" in pointer else None
+        return pointer if isinstance(pointer, dict) and isinstance(pointer.get("checkpoint"), str) else None
 
 
 def problem(path):
@@ -173,7 +198,7 @@ def load_train_state(path):
 def export_pth(checkpoint, path):
     """Write the weights of a checkpoint folder as a plain torch state dict that `weights_only=True` reads."""
     with atomic_path(path) as temporary:
-        torch.save(load_weights(checkpoint), temporary)
+        _torch_save(load_weights(checkpoint), temporary)
 
 
 def load_state_dict(system, weights, where):
@@ -197,6 +222,17 @@ def _save_tensors(tensors, path):
         name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for name, value in tensors.items()
     }
     safetensors.torch.save_file(packed, path)
+
+
+def _torch_save(value, path):
+    """Of a full disk torch says "unexpected pos 704"; the system's own error lies behind that."""
+    with open(path, "wb") as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _flush(path):

@@ -7,6 +7,7 @@ Every class that can be configured has its dataclass beside it. A field's annota
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 
@@ -48,6 +49,7 @@ def from_json(cls, text):
 
 def parse_object(text, what):
     """The dict in `text` (JSON). Raises ConfigError naming `what`, the line and the column where it is not one."""
+    check(isinstance(text, str), f"{what} must be JSON text, not {text!r}")
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
@@ -90,4 +92,5 @@ def _convert(name, hint, value):
         return int(value)
     right = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     check(right, f"{name} must be of type {hint.__name__}, not {value!r}")
+    check(hint is not float or math.isfinite(value), f"{name} must be finite, not {value!r}")
     return value

@@ -1,4 +1,4 @@
-"""What a person may ask of a run in progress, from any thread."""
+"""What a person may ask of a run in progress, from any thread, and what it answers."""
 
 import threading
 
@@ -7,9 +7,11 @@ class Controls:
     """Three events that the loop looks at between two steps and while it judges, and its answer in words.
 
     stop: save, judge and end. pause: wait until it is cleared. save: write a checkpoint; the loop clears it when that is done.
-    doing: "starting", "training", "paused", "judging", ... or why it waits.
+    doing: "starting", "training", "paused", "judging", ... or why it waits. step, total: how far it is; total 0: not known yet.
+    say: a function that takes the loop's lines of text.
     """
 
-    def __init__(self):
+    def __init__(self, say=lambda text: print(text, flush=True)):
         self.stop, self.pause, self.save = (threading.Event() for _ in range(3))
-        self.doing = "starting"
+        self.doing, self.step, self.total = "starting", 0, 0
+        self.say = say

@@ -25,6 +25,7 @@ class Judge:
         self.dataset, self.needs, self.batch_size = dataset, needs, batch_size
         self.context, self.horizon = (needs.context, horizon) if horizon else (0, needs.window)
         self.starts, self.lpips_weights = evenly(starts, max_windows), lpips_weights
+        metrics.lpips_metric("cpu", lpips_weights)  # a damaged file is said now, not after the training
         self.baselines = {}  # name -> MSE [windows, h]
         if horizon:
             median = torch.from_numpy(np.median(training_frames.cpu().numpy(), axis=0).astype(np.uint8)).to(

@@ -110,10 +110,15 @@ def generate(
     "frames_per_second" counts the model alone, "seconds" the writing, too. Any length takes the same memory.
     Raises UserError for whatever the user can mend; then nothing half-written is left.
     """
+    for name, value in {"num_frames": num_frames, "fps": fps, "seed": seed}.items():
+        if not isinstance(value, (int, float) if name == "fps" else int):
+            raise UserError(f"{name} must be a {'' if name == 'fps' else 'whole '}number, not {value!r}")
     if num_frames < 2:
         raise UserError(f"num_frames must be at least 2 (the first frame is the given one), not {num_frames}")
-    if fps <= 0:
-        raise UserError(f"fps must be positive, not {fps}")
+    if not 0.01 <= fps <= 1000:
+        raise UserError(f"fps must be from 0.01 to 1000, not {fps}")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed must be from 0 to 2^63 - 1, not {seed}")
     if direction != "x_to_y":
         raise UserError(f"direction={direction!r} is for translators between two domains; use 'x_to_y'")
     system = open_run(run_dir, checkpoint, device)
@@ -124,7 +129,11 @@ def generate(
     out_dir = Path(out_dir or Path(run.dir) / "samples" / f"{given.name}_{step}")
     if (out_dir / "frames").exists() and not (out_dir / "generation.json").exists():
         raise UserError(f"{out_dir / 'frames'} was not written by a generation; choose another out_dir, or remove it")
-    files, seconds, model_seconds, errors = _write(system, given, num_frames, actions, fps, seed, out_dir)
+    try:
+        files, seconds, model_seconds, errors = _write(system, given, num_frames, actions, fps, seed, out_dir)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{out_dir} cannot be written ({reason}); make room there or choose another out_dir") from error
     result = {
         "run": str(Path(run.dir).absolute()),
         "system": system.name,

@@ -6,6 +6,7 @@ block raises.
 """
 
 import contextlib
+import glob
 import itertools
 import os
 import re
@@ -14,6 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import psutil
 from PIL import Image, ImageDraw, ImageFont, ImageOps, JpegImagePlugin
 
 from mtld_core.runtime import UserError, atomic_path
@@ -87,7 +89,7 @@ def frame_writer(folder):
     temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
     if folder.exists() and not all(re.fullmatch(r"frame_\d+\.png", name) for name in os.listdir(folder)):
         raise UserError(f"{folder} holds other files than frames, so it is not replaced; choose another out_dir")
-    shutil.rmtree(temporary, ignore_errors=True)
+    _sweep(folder)
     temporary.mkdir(parents=True)
     numbers = itertools.count()
     try:
@@ -99,6 +101,14 @@ def frame_writer(folder):
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(folder):
+    """Remove what writers of `folder` left that were killed."""
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
+        owner = re.search(r"\.(\d+)\.(tmp|old)$", left.name)
+        if owner and (int(owner[1]) == os.getpid() or not psutil.pid_exists(int(owner[1]))):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 import ast
 import base64
+import html
 import io
+import mimetypes
 import os
 from pathlib import Path
 
@@ -74,9 +76,33 @@ def video_tag(path, height=256):
     return f'<video autoplay loop muted controls playsinline style="{style}" src="data:video/mp4;base64,{data}"></video>'
 
 
+def download_link(path, text):
+    """HTML: a link that saves a file's bytes, which are inside it. It needs no server, so it works on Colab and Kaggle, too."""
+    kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
+    data = base64.b64encode(Path(path).read_bytes()).decode()
+    style = "color: #1976d2; text-decoration: underline"  # some front ends take away what makes a link look like one
+    return (
+        f'<a style="{style}" download="{html.escape(Path(path).name)}" href="data:{kind};base64,{data}">{html.escape(text)}</a>'
+    )
+
+
 def show_table(rows):
     """A dict as a two-column table of text, without what is empty and without lists of figures."""
-    rows = {name: value for name, value in rows.items() if value not in ("", None) and not name.endswith("_by_horizon")}
+    rows = _worth_showing(rows)
     width = max(map(len, rows), default=0)
     for name, value in rows.items():
-        print(f"{name:<{width}}  {value:.4g}" if isinstance(value, float) else f"{name:<{width}}  {value}")
+        print(f"{name:<{width}}  {value}")
+
+
+def table_html(rows):
+    """The same as HTML."""
+    lines = [
+        f"<tr><td>{html.escape(name)}&emsp;</td><td>{html.escape(value)}</td></tr>"
+        for name, value in _worth_showing(rows).items()
+    ]
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _worth_showing(rows):
+    rows = {name: value for name, value in rows.items() if value not in ("", None) and not name.endswith("_by_horizon")}
+    return {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in rows.items()}

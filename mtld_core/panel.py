@@ -13,13 +13,17 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from mtld_core.checkpoint import list_checkpoints
+from mtld_core.config import ConfigError
 from mtld_core.data import open_dataset
+from mtld_core.frames import fit_frame
 from mtld_core.generate import generate
-from mtld_core.notebook import png_bytes, video_tag
+from mtld_core.media import read_image
+from mtld_core.notebook import download_link, png_bytes, video_tag
 from mtld_core.runtime import UserError
 from mtld_core.systems import open_run
 
 NEWEST = "newest good one"
+BESIDE_LABELS = {"margin": "2px 0 2px 90px"}  # where the fields begin
 
 
 class GeneratePanel(widgets.VBox):
@@ -30,17 +34,16 @@ class GeneratePanel(widgets.VBox):
         chosen = Path(run_dir).as_posix()
         self.run = widgets.Dropdown(options=runs, value=chosen if chosen in runs else None, description="run")
         self.checkpoint = widgets.Dropdown(options=[NEWEST], description="checkpoint")
-        self.start = widgets.ToggleButtons(
-            options=["dataset", "picture"], description="start from", style={"button_width": "94px"}
-        )
+        self.start = widgets.ToggleButtons(options=["dataset", "picture"], style={"button_width": "97px"}, layout=BESIDE_LABELS)
         self.arc = widgets.Dropdown(options=[], description="arc")
         self.frame = widgets.SelectionSlider(options=[0], description="frame", continuous_update=False)
-        self.upload = widgets.FileUpload(accept="image/*", multiple=False)
+        self.upload = widgets.FileUpload(accept="image/*", multiple=False, layout=BESIDE_LABELS)
         self.num_frames = widgets.IntSlider(num_frames, 2, max(240, num_frames), description="length")
         self.fps = widgets.IntSlider(round(fps), 1, 60, description="fps")
         self.seed = widgets.IntText(seed, description="seed")
-        self.button = widgets.Button(description="Generate", button_style="primary")
-        self.message, self.video = widgets.HTML(), widgets.HTML()
+        self.button = widgets.Button(description="Generate", button_style="primary", layout=BESIDE_LABELS)
+        self.message, self.video, self.links = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self.strip = widgets.Image(layout={"max_width": "100%", "display": "none", "align_self": "flex-start"})
         self.result = None  # what generation.json holds, of the latest click
         self._arcs = {}  # name -> numbers of the frames that a rollout can start from
         self.run.observe(lambda _: self._try(self._fill), "value")
@@ -48,14 +51,17 @@ class GeneratePanel(widgets.VBox):
         self.button.on_click(lambda _: self._try(self._generate))
         self.upload.observe(lambda _: self._uploaded(), "value")
         self.frame.observe(lambda _: self._show_start(), "value")
-        self.start.observe(lambda _: self._show_start(), "value")
-        self.picture = widgets.Image(layout={"width": "128px"})  # what it will start from
+        self.start.observe(lambda _: self._try(self._show_start), "value")
+        self.picture = widgets.Image(layout={"width": "128px", "margin": BESIDE_LABELS["margin"]})  # what it will start from
+        self._folder = tempfile.TemporaryDirectory()  # of the uploaded picture
         self._from_dataset, self._from_picture = widgets.VBox([self.arc, self.frame]), widgets.VBox([self.upload])
-        self._dataset = None
+        self._dataset, self._size = None, (0, 0)
         options = widgets.VBox([self.num_frames, self.fps, self.seed])
         start = [self.start, self._from_dataset, self._from_picture, self.picture]
         form = widgets.VBox([self.run, self.checkpoint, *start, options, self.button])
-        super().__init__([widgets.HBox([form, self.video]), self.message])
+        shown = widgets.VBox([self.video, self.links], layout={"margin": "0 0 0 24px"})
+        super().__init__([widgets.HBox([form, shown], layout={"flex_flow": "row wrap"}), self.message, self.strip])
+        self.add_class("mtld-generate")
         self._try(self._fill)
 
     def _fill(self):
@@ -65,7 +71,7 @@ class GeneratePanel(widgets.VBox):
         _offer(self.checkpoint, [NEWEST, *(path.name for path in list_checkpoints(self.run.value))])
         system = open_run(self.run.value)
         dataset = open_dataset(system.run.dataset_path, system.config.height, system.config.width, progress=False)
-        self._dataset = dataset
+        self._dataset, self._size = dataset, dataset.size
         first = system.needs().context - 1
         self._arcs = {arc.name: arc.numbers[first:].tolist() for arc in dataset.arcs if len(arc) > first}
         _offer(self.arc, list(self._arcs))
@@ -76,58 +82,74 @@ class GeneratePanel(widgets.VBox):
         self._show_start()
 
     def _uploaded(self):
-        if self.upload.value:
-            self.start.value = "picture"
-            self._show_start()
+        if self.upload.value and self.start.value == "picture":
+            self._try(self._show_start)
+        elif self.upload.value:
+            self.start.value = "picture"  # which shows it
 
     def _show_start(self):
-        """The chosen frame or picture, and only the fields that belong to it."""
+        """The chosen frame or picture as the model will see it, and only the fields that belong to it."""
         picture = self.start.value == "picture"
         self._from_dataset.layout.display = "none" if picture else ""
         self._from_picture.layout.display = "" if picture else "none"
-        shown = b""
+        self.picture.layout.display = "none"  # until there is one: an empty one would look broken
+        frame = None
         if picture and self.upload.value:
-            shown = uploaded(self.upload.value)[1]
+            frame = fit_frame(read_image(self._uploaded_file()), *self._size)
         elif not picture and self._dataset is not None and self.arc.value:
-            shown = png_bytes(self._dataset.frames[self._dataset.row(self.arc.value, self.frame.value)].cpu())
-        self.picture.value, self.picture.layout.display = shown, "" if shown else "none"
+            frame = self._dataset.frames[self._dataset.row(self.arc.value, self.frame.value)].cpu()
+        if frame is not None:
+            self.picture.value, self.picture.layout.display = png_bytes(frame), ""
+
+    def _uploaded_file(self):
+        name, content = uploaded(self.upload.value)
+        file = Path(self._folder.name) / Path(name).name
+        file.write_bytes(content)
+        return file
 
     def _generate(self):
         checkpoint = "" if self.checkpoint.value == NEWEST else self.checkpoint.value
         settings = {"checkpoint": checkpoint, "fps": self.fps.value, "seed": self.seed.value}
-        with tempfile.TemporaryDirectory() as folder:
-            source = f"dataset:{self.arc.value}/{self.frame.value}"
-            if self.start.value == "picture":
-                name, content = uploaded(self.upload.value)
-                source = str(Path(folder) / Path(name).name)
-                Path(source).write_bytes(content)
-            with contextlib.redirect_stdout(io.StringIO()) as told:  # what a callback prints would go to JupyterLab's log
-                try:
-                    self.result = generate(self.run.value, source, self.num_frames.value, **settings)
-                except UserError as error:
-                    raise UserError(str(error).replace(f"{folder}/", "")) from None
+        picture = self.start.value == "picture"
+        source = str(self._uploaded_file()) if picture else f"dataset:{self.arc.value}/{self.frame.value}"
+        with contextlib.redirect_stdout(io.StringIO()) as told:  # what a callback prints would go to JupyterLab's log
+            self.result = generate(self.run.value, source, self.num_frames.value, **settings)
+        folder = Path(self.result["out_dir"])
         name = "comparison.mp4" if "comparison.mp4" in self.result["files"] else "video.mp4"
-        self.video.value = video_tag(Path(self.result["out_dir"]) / name)
         what = "truth | generated" if name == "comparison.mp4" else "generated"
-        self._say(". ".join([f"{what}: {self.result['out_dir']}", *told.getvalue().splitlines()]))
+        self.video.value = video_tag(folder / name)
+        links = [download_link(folder / file, text) for file, text in (("video.mp4", "mp4"), ("video.gif", "GIF"))]
+        self.links.value = f"{what} · download: {' · '.join(links)}"
+        self.strip.value, self.strip.layout.display = (folder / "strip.png").read_bytes(), ""
+        return ". ".join([f"frames, videos and strip are in {folder}", *told.getvalue().splitlines()])
 
     def _try(self, action):
-        """Run `action` with the button off; an error becomes one line in the form."""
+        """Run `action` with the button off and show the words that it returns; an error becomes one line in the form."""
         self.button.disabled = True
         self._say("working ...")
         try:
-            action()
-            if action == self._fill:
-                self._say("")
-        except Exception as error:  # a traceback inside a callback would reach nobody
-            self.video.value = ""
-            words = " ".join(str(error).split()) or type(error).__name__
-            self._say(words if isinstance(error, UserError) else f"{type(error).__name__}: {words}", "#c00")
+            self._say(action() or "")
+        except (Exception, KeyboardInterrupt) as error:  # a traceback inside a callback would reach nobody
+            self.video.value = self.links.value = ""
+            self.strip.layout.display = "none"
+            self._say(error_line(error).replace(f"{self._folder.name}/", ""), "#c00")
         finally:
             self.button.disabled = False
 
     def _say(self, text, colour="inherit"):
-        self.message.value = f'<span style="color:{colour}">{html.escape(text)}</span>'
+        self.message.value = in_colour(text, colour)
+
+
+def error_line(error):
+    """An error in one line; of what the user can mend the message alone."""
+    words = " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return words if isinstance(error, (UserError, ConfigError)) else f"{type(error).__name__}: {words}".removesuffix(": ")
+
+
+def in_colour(text, colour="inherit"):
+    return f'<span style="color:{colour}">{html.escape(text)}</span>'
 
 
 def _offer(widget, options):

@@ -10,9 +10,13 @@ SECONDS_BETWEEN_LINES = 30
 
 
 class Progress:
-    """`update(step, total, text)` as often as you like; `close(step)` at the end. total 0: not known yet."""
+    """`update(step, total, text)` as often as you like; `close(step)` at the end. total 0: not known yet.
 
-    def __init__(self, start, interactive="auto"):
+    say: takes the lines.
+    """
+
+    def __init__(self, start, interactive="auto", say=print):
+        self.say = say
         self.bar, self.last_line, self.started, self.start = None, time.monotonic(), time.monotonic(), start
         if is_interactive(interactive) or sys.stderr.isatty():
             from tqdm.auto import tqdm
@@ -27,7 +31,7 @@ class Progress:
             self.bar.update(step - self.bar.n)
         elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
-            print(f"step {step}{self._eta(step, total)}  {text}", flush=True)
+            self.say(f"step {step}{self._eta(step, total)}  {text}")
 
     def _eta(self, step, total):
         if not total or step == self.start:

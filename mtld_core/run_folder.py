@@ -1,11 +1,17 @@
-"""The files of a run that are text: its log, and where it goes on."""
+"""A run's folder: its name, its log, and where it goes on."""
 
 import json
 import math
+import time
 from pathlib import Path
 
 from mtld_core import checkpoint as checkpoints
 from mtld_core.runtime import UserError, atomic_path
+
+
+def folder_of(run_dir, system):
+    """Absolute path of a run's folder; "" stands for `runs/<system's name>_<time stamp>`."""
+    return Path(run_dir or f"runs/{system}_{time.strftime('%Y%m%d_%H%M%S')}").absolute()
 
 
 def append_log(run_dir, line):
@@ -15,29 +21,39 @@ def append_log(run_dir, line):
         file.write(json.dumps(finite) + "\n")
 
 
-def trim_log(run_dir, step):
-    """Drop the lines of metrics.jsonl past `step`, which will be written again, and one that a kill cut short."""
+def rewind(run_dir, step):
+    """Forget what lies past `step`, where the run goes on: lines of metrics.jsonl, and a best.json that names a later one.
+
+    A line that a kill cut short goes, too.
+    """
     log = run_dir / "metrics.jsonl"
     if log.exists():
-        lines = [line for line in log.read_text().splitlines() if _step_of(line) <= step]
+        lines = [line for line in log.read_text(errors="replace").splitlines() if _step_of(line) <= step]
         with atomic_path(log) as temporary:
             temporary.write_text("".join(line + "\n" for line in lines))
+    best = checkpoints.read_pointer(run_dir / "best.json")
+    if best and not (best.keys() >= {"step", "metric", "value"} and best["step"] <= step):
+        (run_dir / "best.json").unlink()
 
 
 def _step_of(line):
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
         return math.inf
 
 
 def checkpoint_to_resume(run_dir, resume):
     """(folder, its manifest) of the checkpoint to go on from, or (None, None) for a new run.
 
-    resume: "auto" (what run_dir holds, if anything), "never", or another run's folder or one of its checkpoints.
-    Raises UserError where run_dir holds a run and something else is to start there.
+    resume: "auto" (what run_dir holds, if anything), "never", or another run's folder or one of its checkpoints; given again
+    to the run that began so, it means "auto". Raises UserError where run_dir holds a run and another is to start there.
     """
     own = checkpoints.list_checkpoints(run_dir)
+    if own and resume not in ("auto", "never"):
+        newest = checkpoints.find(run_dir)
+        if json.loads((newest / "manifest.json").read_text())["config"]["training"]["resume"] == resume:
+            resume = "auto"
     if resume != "auto" and own:
         raise UserError(f"{run_dir} already holds a run: choose another run_dir, or go on with it by resume='auto'")
     if resume == "never" or (resume == "auto" and not own):

@@ -4,6 +4,7 @@ torch is imported only where it is needed, so that `import mtld_core` stays inst
 """
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -51,7 +52,9 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# ---- device and precision
+# ---- device, precision and memory
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def pick_device(wanted="auto"):
@@ -102,6 +105,29 @@ def free_memory(device=None):
         used = int((group / "memory.current").read_text()) - int(cached[1] if cached else 0)  # the page cache gives way
         free = min(free, int((group / "memory.max").read_text()) - used)
     return free
+
+
+@contextlib.contextmanager
+def warm_memory():
+    """While it lasts, glibc keeps freed memory for the next request instead of giving it back to the system.
+
+    By default every large tensor is fresh memory whose pages the system has to clear first: a sixth of a CPU's training step.
+    The peak may grow by a third, for kept pieces are not always of the size wanted next. In a thread that is not the main one
+    only pieces under 64 MB are kept. No effect with other C libraries.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        libc.mallopt(M_MMAP_MAX, 65536)  # glibc's own defaults
+        libc.mallopt(M_TRIM_THRESHOLD, 128 * 1024)
+        libc.malloc_trim(0)
 
 
 def peak_memory_mb():

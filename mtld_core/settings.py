@@ -13,6 +13,7 @@ from mtld_core.systems import system_class
 
 LENGTHS = ("steps", "epochs", "time_budget_minutes")
 LEFT_ALONE = (*LENGTHS, "batch_size", "run_dir")  # settings that notebooks always give, 0 or "" where nobody chose one
+MINUTES_A_DAY = 24 * 60
 SAMPLE_SIZE = 64  # pixels along a side of the bundled clip where no setting asks for another size
 
 
@@ -50,15 +51,35 @@ class TrainConfig:
     eval_every_steps: int = 1000  # 0: at the end alone
     preview_every_steps: int = 500  # 0: at the end alone
     keep_checkpoints: int = 2
+    max_temperature: float = 85.0  # °C: above it, or where the GPU slows down because of heat, training rests; 0: no guard
+    resume_temperature: float = 75.0  # °C below which it goes on
+    max_power_percent: float = 0.0  # of the GPU's power limit: above it training rests for one poll; 0: power does not matter
+    heat_poll_seconds: float = 2.0  # between two looks at the sensors
+    heat_rest_minutes: float = 1.0  # a rest from heat takes at least this long
+    heat_patience_minutes: float = 15.0  # after a rest as long as this, the run is saved and stopped
+    heat_alerts: int = 5  # so many rests from heat begun within heat_window_minutes: the run is saved and stopped
+    heat_window_minutes: float = 5.0
 
     def __post_init__(self):
         for name in ("steps", "epochs", "time_budget_minutes", "clip_norm", "warmup_steps", "eval_horizon", "save_every_steps",
-                     "save_every_minutes", "eval_every_steps", "preview_every_steps"):  # fmt: skip
+                     "save_every_minutes", "eval_every_steps", "preview_every_steps", "max_temperature",
+                     "heat_rest_minutes"):  # fmt: skip
             check(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
-        for name in ("batch_size", "accumulate", "log_every_steps", "keep_checkpoints", "eval_windows"):
+        for name in ("batch_size", "accumulate", "log_every_steps", "keep_checkpoints", "eval_windows", "heat_alerts"):
             check(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         check(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), not {self.ema_decay}")
         check(0 < self.holdout < 1, f"holdout must be between 0 and 1, not {self.holdout}")
+        low, high = self.resume_temperature, self.max_temperature
+        check(not high or 0 < low < high, f"resume_temperature must be above 0 and below max_temperature={high}, not {low}")
+        check(0 <= self.max_power_percent < 100, f"max_power_percent must be in [0, 100), not {self.max_power_percent}")
+        check(high or not self.max_power_percent, "max_power_percent needs the heat guard: give max_temperature, too")
+        check(0 < self.heat_poll_seconds <= 60, f"heat_poll_seconds must be in (0, 60], not {self.heat_poll_seconds}")
+        check(
+            self.heat_rest_minutes < self.heat_patience_minutes <= MINUTES_A_DAY,
+            f"heat_patience_minutes must be above heat_rest_minutes={self.heat_rest_minutes} and at most {MINUTES_A_DAY}, "
+            f"not {self.heat_patience_minutes}",
+        )
+        check(self.heat_window_minutes > 0, f"heat_window_minutes must be above 0, not {self.heat_window_minutes}")
         check(self.devices == 1, f"devices={self.devices}: several processes are not built yet; use devices=1")
         check(self.interactive in (True, False, "auto"), f"interactive must be 'auto', true or false, not {self.interactive!r}")
 

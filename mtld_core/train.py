@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import copy
 import sys
 import time
@@ -12,13 +13,13 @@ from pathlib import Path
 import torch
 
 from mtld_core import checkpoint as checkpoints
-from mtld_core import media
+from mtld_core import media, thermal
 from mtld_core.config import ConfigError, check, parse_object, to_dict
 from mtld_core.controls import Controls
 from mtld_core.data import Batches, DomainBatches, DomainPair, split_windows
 from mtld_core.evaluate import Judge, evenly
 from mtld_core.progress import Progress
-from mtld_core.run_folder import append_log, check_origin, checkpoint_to_resume, trim_log
+from mtld_core.run_folder import append_log, check_origin, checkpoint_to_resume, folder_of, rewind
 from mtld_core.runtime import (
     UserError,
     peak_memory_mb,
@@ -27,6 +28,7 @@ from mtld_core.runtime import (
     seed_of,
     stop_on_signal,
     versions,
+    warm_memory,
     write_json,
 )
 from mtld_core.schedule import Schedule
@@ -43,6 +45,8 @@ def train(system="mtld", preset="small", dataset_root="sample", overrides="{}", 
 
     Returns what report.json holds. Raises UserError or ConfigError for anything the caller can mend.
     """
+    for name, value in {"system": system, "preset": preset, "dataset_root": dataset_root}.items():
+        check(isinstance(value, (str, Path)), f"{name} must be a text, not {value!r}")
     cls, config, training = plan(system, preset, overrides, **settings)
     dataset = open_data(dataset_root, config)
     return fit(build(cls, config, dataset, training.seed), dataset, training)
@@ -54,14 +58,17 @@ def fit(system, dataset, config=TrainConfig(), controls=None):  # noqa: B008 (fr
     controls: events with which another thread stops it (status "stopped"), pauses it or has it saved. Ctrl-C, SIGINT and
     SIGTERM stop it, too, after the step in progress; a second Ctrl-C interrupts at once.
     """
-    run_dir = Path(config.run_dir or f"runs/{system.name}_{time.strftime('%Y%m%d_%H%M%S')}").absolute()
+    run_dir = folder_of(config.run_dir, system.name)
+    check(run_dir.resolve() != Path(dataset.path).resolve(), f"run_dir={run_dir} is the dataset's own folder; choose another")
     controls = controls or Controls()
-    with checkpoints.run_lock(run_dir), stop_on_signal(controls.stop):
+    with checkpoints.run_lock(run_dir), checkpoints.disk_errors(run_dir), stop_on_signal(controls.stop), warm_memory():
         training = Training(system, dataset, config, run_dir, controls)
         try:
-            return training.run()
+            with thermal.watched(training.heat, training.device):
+                return training.run()
         except BaseException as error:
-            training.write_report("failed", f"{type(error).__name__}: {error}")
+            with contextlib.suppress(OSError):  # on a full disk the report must not hide what happened
+                training.write_report("failed", f"{type(error).__name__}: {error}")
             raise
 
 
@@ -89,6 +96,7 @@ class Training:
         self.ema = copy.deepcopy(system).eval().requires_grad_(False) if config.ema_decay else None
         self.stepper = Stepper(self.optimizers, self.device, self.dtype, config.accumulate, config.clip_norm)
         self.schedule = Schedule(config, self.batches.steps_per_epoch, controls.stop)
+        self.heat = thermal.Heat(config)
         self.step = self.lost_steps = 0
         self.train_seconds = self.paused_seconds = self.earlier_wall_seconds = 0.0
         self.saved, self.metrics, self.judged_at = None, {}, None  # the checkpoint of the present state, the newest figures
@@ -98,15 +106,17 @@ class Training:
         if config.compile:
             for child in system.children():
                 child.compile()
+        rewind(run_dir, self.step)
         write_json(run_dir / "config.json", self._about())
-        print(f"{system.name}: {self.parameters / 1e6:.1f} M parameters on {self.device} in {self.precision} ({why})")
+        say = controls.say
+        say(f"{system.name}: {self.parameters / 1e6:.1f} M parameters on {self.device} in {self.precision} ({why})")
         judged = "the same ones (restitution)" if config.restitution else f"{len(self.judge.starts)} held-out ones"
-        print(f"{self.batches.windows} windows of {self.needs.window} frames to learn, judged on {judged}")
-        print(f"run folder {run_dir}" + (f", going on at step {self.step}" if self.step else ""), flush=True)
+        say(f"{self.batches.windows} windows of {self.needs.window} frames to learn, judged on {judged}")
+        say(f"run folder {run_dir}" + (f", going on at step {self.step}" if self.step else ""))
 
     def run(self):
         config = self.config
-        self.progress = Progress(self.step, config.interactive)
+        self.progress = Progress(self.step, config.interactive, self.controls.say)
         self.saved_at = time.monotonic()
         while (end := self._attend()) is None:
             # ---- every step: train
@@ -130,14 +140,15 @@ class Training:
 
         # ---- once: the end; first what must not be lost
         self.progress.close(self.step)
-        print("saving and judging ...", flush=True)
+        self.controls.doing = "saving and judging"
+        self.controls.say("saving and judging ...")
         self._save()
         if not _due(self.step, config.preview_every_steps):
             self._preview()
-        if self.judged_at != self.step:
+        if self.judged_at != self.step and not self.heat.emergency:  # judging is as hard work as training
             self._evaluate(between=lambda: None)
         report = self.write_report(*end)
-        print(f"{end[0]} at step {self.step} ({end[1]}): {_summary(self.metrics)}", flush=True)
+        self.controls.say(f"{end[0]} at step {self.step} ({end[1]}): {_summary(self.metrics)}")
         return report
 
     def _train_step(self):
@@ -159,28 +170,34 @@ class Training:
             averaged.copy_(buffer)
 
     def _attend(self, doing="training"):
-        """Save if asked to, wait while a person wants it; None to go on `doing`, else (status, reason) to end."""
-        controls, began = self.controls, time.monotonic()
+        """Save if asked to, wait while a person or the heat wants it; None to go on `doing`, else (status, reason) to end."""
+        controls, began, waited = self.controls, time.monotonic(), False
+        controls.step, controls.total = self.step, self.schedule.total
         while True:
             if controls.save.is_set():
                 self._save()
                 controls.save.clear()
+            while self.heat.news:
+                controls.say(self.heat.news.popleft())
             end = self._reason_to_end()
-            if end or not controls.pause.is_set():
+            why = "paused" if controls.pause.is_set() else self.heat.resting
+            if end or not why:
                 break
-            controls.doing = "paused"
+            controls.doing, waited = why, True
             controls.stop.wait(SECONDS_BETWEEN_LOOKS)
-        if controls.doing == "paused":
+        if waited:
             self.paused_seconds += time.monotonic() - began
         controls.doing = doing
         return end
 
     def _attend_judging(self):
         self._attend("judging")
-        if self.controls.stop.is_set():  # the end of the run judges once more anyway
+        if self.controls.stop.is_set() or self.heat.emergency:  # the end of the run judges once more, or must not
             raise GivenUp
 
     def _reason_to_end(self):
+        if too_hot := self.heat.reason_to_end(time.monotonic()):
+            return "stopped", too_hot
         return self.schedule.reason_to_end(self.step, self.step - self.session_step, self.train_seconds - self.session_seconds)
 
     # ---- beginning
@@ -195,6 +212,12 @@ class Training:
         )
         pair = isinstance(dataset, DomainPair)
         check(pair == (needs.domains == 2), f"{system.name} needs {needs.domains} domain(s); {dataset.path} holds {1 + pair}")
+        for domain in (dataset.x, dataset.y) if pair else (dataset,):
+            if unused := domain.too_short(needs.window, config.cross_cuts):
+                self.controls.say(
+                    f"{domain.path}: nothing is learnt from {len(unused)} of {len(domain.arcs)} arcs, which hold no window of "
+                    f"{needs.window} frames without a cut: {', '.join(unused)}"
+                )
         first = dataset.x if pair else dataset
         check(
             not needs.actions or first.actions is not None,
@@ -213,7 +236,6 @@ class Training:
 
     def _resume_or_begin(self):
         folder, manifest = checkpoint_to_resume(self.run_dir, self.config.resume)
-        trim_log(self.run_dir, manifest["step"] if folder else 0)
         if folder is None:
             self.system.prepare(self.sample)
             if self.ema is not None:
@@ -251,6 +273,8 @@ class Training:
         speed = steps * self.config.batch_size * self.needs.window / seconds
         rates = {f"lr_{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
         line = {"step": self.step, "seconds": round(self.train_seconds, 3)} | values | rates | {"frames_per_second": speed}
+        if self.heat.temperature is not None:
+            line["temperature"] = self.heat.temperature
         append_log(self.run_dir, line)
         name, value = next(iter(values.items()))
         memory = (
@@ -348,6 +372,7 @@ class Training:
             "frames_per_second": speed * self.config.batch_size * self.needs.window,
             "train_seconds": self.train_seconds,
             "paused_seconds": self.paused_seconds,
+            "heat": self.heat.facts(),
             "wall_seconds": self._wall_seconds(),
             "peak_memory_mb": peak_memory_mb(),
             "peak_gpu_memory_mb": torch.cuda.max_memory_allocated(self.device) / 1e6 if self.device.type == "cuda" else None,
@@ -369,6 +394,8 @@ def _due(step, every):
 
 
 def _summary(metrics):
+    if not metrics:
+        return "not judged yet"
     if metrics["skill_db"] is None:
         return f"psnr {metrics['psnr']:.2f} dB (reconstruction)"
     copied, skill = metrics["baseline_copy_psnr"], metrics["skill_db"]

@@ -49,6 +49,7 @@ interactive = "auto"
 overrides = "{}"
 
 # %%
+from mtld_core.runtime import is_interactive
 from mtld_core.settings import build, open_data, plan
 from mtld_core.train import fit
 
@@ -56,6 +57,7 @@ names = "system preset dataset_root run_dir steps time_budget_minutes batch_size
 settings = notebook.parameters(globals(), names)
 root = settings.pop("dataset_root")
 cls, config, training = plan(**settings)
+live = is_interactive(training.interactive)
 notebook.show_table(vars(config))
 
 # %% [markdown]
@@ -76,24 +78,35 @@ notebook.show_picture(strip([evenly(dataset.frames, 8)]))
 # %% [markdown]
 # ## The model and its training
 #
-# Interrupt the kernel to stop: the step in progress ends, everything is saved, and the report is written.
+# Where nobody watches (papermill, a batch run), it trains right here, and then shows truth, rollout and error for some of the
+# windows that it is judged on, and the figures with the baselines beside them. SIGINT stops it: the step in progress ends,
+# everything is saved, and the report is written.
 
 # %%
 model = build(cls, config, dataset, training.seed)
-report = fit(model, dataset, training)
+report = None if live else fit(model, dataset, training)
+
+# %%
+if report:
+    notebook.show_picture(sorted(Path(report["run_dir"], "previews").glob("*.png"))[-1])
+
+# %%
+if report:
+    named = ("status", "reason", "step", "train_seconds", "frames_per_second", "run_dir")
+    notebook.show_table({name: report[name] for name in named} | report["metrics"])
 
 # %% [markdown]
-# ## What came out
+# ## Watch it train
 #
-# Truth, rollout and error for some of the windows that it is judged on; then the figures, with the baselines beside them.
+# Where somebody sits in front of this notebook, training runs in the background from here on: the notebook stays usable, and
+# the buttons act at once. *Stop* saves, judges and ends; *Go on* trains on from there. On Colab the panel may stand still
+# until you press a button; *Refresh* does nothing else.
 
 # %%
-preview = sorted(Path(report["run_dir"], "previews").glob("*.png"))[-1]
-notebook.show_picture(preview)
+if live:
+    from mtld_core.train_panel import train_panel
 
-# %%
-figures = {name: report[name] for name in ("status", "reason", "step", "train_seconds", "frames_per_second", "run_dir")}
-notebook.show_table(figures | report["metrics"])
+    display(train_panel(model, dataset, training))
 
 # %% [markdown]
 # Next: notebook 03 draws a sequence from one image with this run.

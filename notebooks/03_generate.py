@@ -47,7 +47,6 @@ interactive = "auto"
 
 # %%
 from mtld_core.generate import generate
-from mtld_core.panel import GeneratePanel
 from mtld_core.runtime import is_interactive
 
 names = "run_dir checkpoint source direction num_frames actions out_dir fps seed interactive"
@@ -79,4 +78,6 @@ notebook.show_video(folder / video)
 
 # %%
 if live:
+    from mtld_core.panel import GeneratePanel
+
     display(GeneratePanel(run_dir, num_frames, fps, seed))

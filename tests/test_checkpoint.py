@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -258,8 +259,8 @@ def test_prune_never_deletes_what_was_just_saved(run, capsys, keep):
     "problem", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed")]
 )
 def test_a_full_disk_leaves_the_earlier_ones_usable(run, monkeypatch, problem):
-    def half(state, path):
-        Path(path).write_bytes(b"half of the file")
+    def half(state, file):
+        file.write(b"half of the file")
         raise problem
 
     monkeypatch.setattr(torch, "save", half)
@@ -274,9 +275,23 @@ def test_a_full_disk_leaves_the_earlier_ones_usable(run, monkeypatch, problem):
     assert checkpoints.find(run) == folder(run, 4)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no such limits on Windows")
+def test_torchs_own_words_for_a_full_disk_give_way_to_the_systems(run):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))  # no file larger than that can be written
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoints.save(run, 4, {"a": torch.zeros(1)}, {"large": torch.zeros(10_000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert checkpoints.find(run) == folder(run, 3)
+
+
 def test_a_full_disk_leaves_no_half_an_export(run, tmp_path, monkeypatch):
-    def half(state, path):
-        Path(path).write_bytes(b"half of the file")
+    def half(state, file):
+        file.write(b"half of the file")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", half)

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from toys import TOYS, ToyGAN, ToyPlayer, ToyStage
 from mtld_core import systems
 from mtld_core.checkpoint import list_checkpoints, load_train_state, load_weights
 from mtld_core.config import ConfigError, field_names, from_dict, from_json, to_json
+from mtld_core.controls import Controls
 from mtld_core.data import Arc, Dataset, DomainPair
 from mtld_core.runtime import UserError
 from mtld_core.settings import TrainConfig, build, plan
@@ -252,6 +252,6 @@ def test_the_moving_average_carries_no_graph(tmp_path):
     """A graph through every step's average would grow for as long as the run lasts."""
     _, _, training = plan("toy_stage", "tiny", run_dir=str(tmp_path))
     system = build(ToyStage, ToyStage.Config(), data(), 0)
-    going = Training(system, data(), training, tmp_path, threading.Event())
+    going = Training(system, data(), training, tmp_path, Controls())
     going.run()
     assert not any(p.requires_grad for p in going.ema.parameters())

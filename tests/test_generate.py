@@ -106,7 +106,7 @@ def test_generate_sequence(opened, tmp_path):
     "arguments, message",
     [
         ({"num_frames": 1}, "num_frames must be at least 2"),
-        ({"fps": 0}, "fps must be positive"),
+        ({"fps": 0}, "fps must be from 0.01"),
         ({"direction": "y_to_x"}, "direction='y_to_x' is for translators"),
         ({"source": "none.png"}, "none.png: no such image file"),
         ({"source": "dataset:moves"}, 'is not "dataset:<arc>/<frame number>"'),

@@ -1,5 +1,6 @@
 """The form, pressed without a browser: widgets are plain objects."""
 
+import base64
 import datetime
 import io
 import types
@@ -37,7 +38,7 @@ def test_a_click_generates_beside_the_truth(form):
     form.arc.value, form.frame.value = "other", 15
     form.button.click()
     assert form.result["source"] == "dataset:other/15" and form.result["num_frames"] == 5 and form.result["psnr"] == 100
-    assert "<video" in form.video.value and "truth | generated" in form.message.value and not form.button.disabled
+    assert "<video" in form.video.value and "truth | generated" in form.links.value and not form.button.disabled
 
 
 @pytest.mark.parametrize("version", [7, 8])
@@ -75,5 +76,36 @@ def test_the_form_shows_what_it_will_start_from(form, tmp_path):
     assert form.picture.layout.display == "none" and form._from_dataset.layout.display == "none"
     form.start.value = "dataset"
     assert form.picture.layout.display == "" and form._from_picture.layout.display == "none"
-    form.upload.set_trait("value", ({"name": "up.png", "content": b"", "type": "", "size": 0, "last_modified": NOW},))
-    assert form.start.value == "picture"  # who uploads a picture wants to start from it
+
+
+@pytest.fixture
+def upload(form):
+    """`upload(name, bytes)`: what a person's upload sets, in the form of the installed ipywidgets."""
+
+    def upload(name, content):
+        entry = {"name": name, "content": content, "type": "", "size": len(content), "last_modified": NOW}
+        form.upload.set_trait("value", {name: entry} if form.upload.value == {} else (entry,))
+
+    return upload
+
+
+def test_who_uploads_a_picture_wants_to_start_from_it(form, upload):
+    Image.fromarray(picture()).save(file := io.BytesIO(), "png")
+    upload("up.png", file.getvalue())
+    assert form.start.value == "picture" and form.picture.layout.display == ""
+    assert np.array_equal(Image.open(io.BytesIO(form.picture.value)), picture())
+
+
+def test_an_upload_that_is_no_picture_is_said_at_once(form, upload):
+    upload("notes.png", b"no picture")
+    assert "notes.png cannot be read as a picture" in form.message.value and "/tmp" not in form.message.value
+    assert form.picture.layout.display == "none"
+
+
+def test_what_was_generated_can_be_downloaded(form):
+    form.button.click()
+    folder = Path(form.result["out_dir"])
+    for name, kind in (("video.mp4", "video/mp4"), ("video.gif", "image/gif")):
+        data = base64.b64encode((folder / name).read_bytes()).decode()
+        assert f'download="{name}" href="data:{kind};base64,{data}"' in form.links.value
+    assert bytes(form.strip.value) == (folder / "strip.png").read_bytes()

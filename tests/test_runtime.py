@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import textwrap
@@ -386,3 +387,43 @@ def test_keyed_normal_has_the_moments_of_a_normal():
         assert (n**power).mean().item() == pytest.approx(moment, abs=margin)
     assert 4 < n.abs().max() < 6
     assert abs(torch.corrcoef(n.T).fill_diagonal_(0)).max() < 0.01
+
+
+# ---- memory that is kept
+
+
+FAULTS = """
+import contextlib, resource, sys, threading
+import torch
+from mtld_core.runtime import warm_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(12, 1024, 1024).add(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def report():
+    with warm_memory() if sys.argv[1] == "warm" else contextlib.nullcontext():
+        faults()
+        print(faults())
+    print(faults())
+
+if sys.argv[2] == "thread":
+    thread = threading.Thread(target=report)
+    thread.start(), thread.join()
+else:
+    report()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+@pytest.mark.parametrize("where", ["main", "thread"])
+def test_warm_memory_spares_the_page_faults_and_is_undone(where):
+    def run(kind):
+        command = [sys.executable, "-c", FAULTS, kind, where]
+        return map(int, subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split())
+
+    inside, after = run("warm")
+    cold, _ = run("cold")
+    assert cold > 1000 and inside < cold / 20 and after > 1000

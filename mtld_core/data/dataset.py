@@ -74,6 +74,10 @@ class Dataset:
             f"{len(longest)} frames); use a shorter window, or cross_cuts=true"
         )
 
+    def too_short(self, length, cross_cuts=False):
+        """Names of the arcs that hold no window of `length` frames."""
+        return [arc.name for arc in self.arcs if not len(self.arc_windows(arc, length, cross_cuts))]
+
     def row(self, arc, number):
         """The row of frame `number` (as in its file name) of the arc named `arc`. Raises UserError if there is none."""
         found = next((one for one in self.arcs if one.name == arc), None)

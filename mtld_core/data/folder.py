@@ -21,7 +21,7 @@ from mtld_core.frames import fit_frame
 from mtld_core.runtime import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".gif")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".ogv", ".wmv", ".gif")
 LAYOUT = "<folder>/<arc>/frame_0000.png"
 BAD_SHARE = 0.05  # of the files may be unreadable or of another size; with more, something is wrong with the folder
 CONTACT_SHEET = "contact_sheet.png"  # data_prep puts it beside the arcs
@@ -48,13 +48,13 @@ class Folder:
             self.notes += [f"{name}: lies beside the arcs, left out" for name in images + others]
             self.notes += [f"{name}: a folder without images, left out" for name in inner if name not in arcs]
         elif images:
-            self.base, arcs = root.parent, {root.name: (images, others, [])}
+            self.base, arcs = root.parent, {root.name: (images, others, folders)}
         else:
             files = others + [name for found in inner.values() for name in found[1]]
-            if any(name.lower().endswith(VIDEOS) for name in files):
+            if any(name.lower().endswith(VIDEO_SUFFIXES) for name in files):
                 raise UserError(f"{root} holds videos, not frames: run notebooks/01_extract_frames on it first")
             raise UserError(f"{root} holds no images ({', '.join(SUFFIXES)}); wanted is {LAYOUT}")
-        numbered = [self._add(name, images, others) for name, (images, others, _) in arcs.items()]
+        numbered = [self._add(name, *found) for name, found in arcs.items()]
         self.kind = "arcs" if any(numbered) else "images"
 
     @property
@@ -125,8 +125,9 @@ class Folder:
     def _file(self, i):
         return os.path.join(self.base, self.names[i])
 
-    def _add(self, arc, images, others):
+    def _add(self, arc, images, others, folders):
         """Append an arc's files in their order. True where one has a number."""
+        self.notes += [f"{arc}/{name}: a folder inside an arc, left out" for name in sorted(folders)]
         self.notes += [f"{arc}/{name}: not an image ({', '.join(SUFFIXES)}), left out" for name in others]
         numbered = sorted((number, name) for name in images if (number := _number(name)) is not None)
         plain = sorted((name for name in images if _number(name) is None), key=_natural)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from mtld_core.data.dataset import Dataset, DomainPair
-from mtld_core.data.folder import LAYOUT, VIDEOS, Folder
+from mtld_core.data.folder import LAYOUT, VIDEO_SUFFIXES, Folder
 from mtld_core.data.hdf5 import Hdf5
 from mtld_core.data.store import load
 from mtld_core.runtime import UserError
@@ -56,7 +56,7 @@ def _source(path, *fit):
     if path.is_dir():
         files = [file for suffix in ("*.h5", "*.hdf5") for file in path.glob(suffix)]
         return Hdf5(files[0], *fit) if len(files) == 1 else Folder(path, *fit)
-    if path.suffix.lower() in VIDEOS:
+    if path.suffix.lower() in VIDEO_SUFFIXES:
         raise UserError(f"{path} is a video, not frames: run notebooks/01_extract_frames on it first")
     return Hdf5(path, *fit)
 

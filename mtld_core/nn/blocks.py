@@ -1,4 +1,6 @@
-"""Convolutional encoders and decoders between pictures and latent vectors."""
+"""Convolutional encoders and decoders between pictures and latents (vectors or maps), and a convolutional GRU."""
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +15,15 @@ def norm2d(kind, channels):
 
 
 class ConvEncoder(nn.Module):
-    """Picture float `[N, 3, H, W]` -> latent `[N, latent_dim]`: 4x4 convolutions of stride 2, then one linear layer.
+    """Picture float `[N, 3, H, W]` -> latent `[N, latent_dim]`, or with `as_map` `[N, latent_dim, h, w]`.
+
+    4x4 convolutions of stride 2, then one linear layer (a 1x1 convolution for a map).
 
     H and W must be divisible by 2 ** len(channels). No norm after the first convolution (Radford et al. 2016) nor on a 1x1 map,
     which instance norm would erase.
     """
 
-    def __init__(self, height, width, channels, latent_dim, norm="instance", in_channels=3):
+    def __init__(self, height, width, channels, latent_dim, norm="instance", as_map=False, in_channels=3):
         super().__init__()
         layers, last = [], in_channels
         for i, c in enumerate(channels):
@@ -28,10 +32,26 @@ class ConvEncoder(nn.Module):
             layers += [nn.Conv2d(last, c, 4, 2, 1), norm2d(kind, c), nn.LeakyReLU(0.2)]
             last = c
         self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(last * height * width, latent_dim)
+        flat = nn.Sequential(nn.Flatten(), nn.Linear(last * height * width, latent_dim))
+        self.head = nn.Conv2d(last, latent_dim, 1) if as_map else flat
 
     def forward(self, x):
-        return self.head(self.body(x).flatten(1))
+        return self.head(self.body(x))
+
+
+class ConvGRUCell(nn.Module):
+    """`nn.GRUCell` on maps: (input `[N, C, h, w]`, hidden `[N, hidden, h, w]`) -> new hidden (Ballas et al. 2016)."""
+
+    def __init__(self, channels, hidden):
+        super().__init__()
+        self.from_input = nn.Conv2d(channels, 3 * hidden, 3, 1, 1)
+        self.from_hidden = nn.Conv2d(hidden, 3 * hidden, 3, 1, 1)
+
+    def forward(self, x, hidden):
+        reset_x, update_x, new_x = self.from_input(x).chunk(3, 1)
+        reset_h, update_h, new_h = self.from_hidden(hidden).chunk(3, 1)
+        new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
+        return torch.lerp(new, hidden, torch.sigmoid(update_x + update_h))
 
 
 class ResBlock(nn.Module):
@@ -49,17 +69,23 @@ class ResBlock(nn.Module):
         return x + self.conv2(F.silu(self.norm(self.conv1(F.silu(x)))))
 
 
+def stem(latent_dim, grid, as_map):
+    """Latent -> the first map of a decoder, `[N, *grid]`: a 3x3 convolution of a map, a linear layer of a vector."""
+    if as_map:
+        return nn.Conv2d(latent_dim, grid[0], 3, 1, 1)
+    return nn.Sequential(nn.Linear(latent_dim, math.prod(grid)), nn.Unflatten(1, grid))
+
+
 class UpDecoder(nn.Module):
-    """Latent `[N, latent_dim]` -> picture `[N, 3, H, W]` in (-1, 1): len(channels) doublings of a linear map's grid.
+    """Latent -> picture `[N, 3, H, W]` in (-1, 1): len(channels) doublings of a linear map's grid.
 
     kind "transposed": 4x4 transposed convolutions; "resize": nearest-neighbour doubling and a 3x3 convolution, which leaves no
     checkerboard (Odena et al. 2016).
     """
 
-    def __init__(self, height, width, channels, latent_dim, norm="instance", kind="transposed"):
+    def __init__(self, height, width, channels, latent_dim, norm="instance", kind="transposed", as_map=False):
         super().__init__()
-        self.grid = (channels[0], height >> len(channels), width >> len(channels))
-        self.stem = nn.Linear(latent_dim, self.grid[0] * self.grid[1] * self.grid[2])
+        self.stem = stem(latent_dim, (channels[0], height >> len(channels), width >> len(channels)), as_map)
         layers = []
         for i, c in enumerate(channels):
             last = i + 1 == len(channels)
@@ -71,26 +97,46 @@ class UpDecoder(nn.Module):
             layers += [nn.Tanh()] if last else [norm2d(norm, out), nn.ReLU()]
         self.body = nn.Sequential(*layers)
 
-    def forward(self, z):
-        return self.body(self.stem(z).unflatten(1, self.grid))
+    def forward(self, z, given=None):
+        return self.body(self.stem(z))
 
 
 class ShuffleDecoder(nn.Module):
-    """Latent `[N, latent_dim]` -> picture `[N, 3, H, W]`: all work on the coarse grid, a pixel shuffle, plus the mean.
+    """Latent -> picture `[N, 3, H, W]`: all work on the coarse grid, a pixel shuffle, plus a picture to start from.
 
     The last convolution gives 3 r^2 channels a cell, which the shuffle lays out as r x r pixels (Shi et al. 2016). Its output
-    is a change to `mean` (a buffer that the data sets), so learning starts where the average frame already is. Values are not
-    squashed; the border to uint8 clips them.
+    is a change: to `mean` (a buffer that the data sets), or, with a `skip`, to the priming frame, whose pixels then also enter
+    the coarse grid. skip "warp" first moves that frame's pixels by a flow that comes out of the same convolution. So learning
+    starts at the average frame, or at the copied one. Values are not squashed; the border to uint8 clips them.
     """
 
-    def __init__(self, height, width, channels, latent_dim, factor, blocks, norm="none"):
+    def __init__(self, height, width, channels, latent_dim, factor, blocks, norm="none", as_map=False, skip="none"):
         super().__init__()
-        self.grid = (channels, height // factor, width // factor)
-        self.stem = nn.Linear(latent_dim, channels * self.grid[1] * self.grid[2])
+        self.skip = skip
+        self.stem = stem(latent_dim, (channels, height // factor, width // factor), as_map)
         self.body = nn.Sequential(*[ResBlock(channels, norm) for _ in range(blocks)])
-        self.head = nn.Conv2d(channels, 3 * factor**2, 3, 1, 1)
+        self.head = nn.Conv2d(channels, (5 if skip == "warp" else 3) * factor**2, 3, 1, 1)
         self.shuffle = nn.PixelShuffle(factor)
-        self.register_buffer("mean", torch.zeros(3, height, width))
+        if skip == "none":
+            self.register_buffer("mean", torch.zeros(3, height, width))
+        else:
+            self.embed = nn.Sequential(nn.PixelUnshuffle(factor), nn.Conv2d(3 * factor**2, channels, 1))
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
 
-    def forward(self, z):
-        return self.mean + self.shuffle(self.head(self.body(self.stem(z).unflatten(1, self.grid))))
+    def forward(self, z, given=None):
+        """given: priming frames `[M, 3, H, W]`, each for the next N / M latents; unused without a skip."""
+        x = self.stem(z)
+        if self.skip == "none":
+            return self.mean + self.shuffle(self.head(self.body(x)))
+        repeats = len(z) // len(given)
+        x = self.shuffle(self.head(self.body(x + self.embed(given).repeat_interleave(repeats, 0))))
+        given = given.repeat_interleave(repeats, 0)
+        return given + x if self.skip == "features" else warp(given, x[:, 3:]) + x[:, :3]
+
+
+def warp(pictures, flow):
+    """Each pixel of `[N, C, H, W]` taken from where `flow` `[N, 2, H, W]` (x and y, in half sides of the picture) points to."""
+    identity = torch.eye(2, 3, dtype=flow.dtype, device=flow.device).expand(len(flow), -1, -1)
+    grid = F.affine_grid(identity, list(pictures.shape), align_corners=False) + flow.movedim(1, -1)
+    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)

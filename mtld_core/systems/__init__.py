@@ -37,10 +37,13 @@ def open_run(path, checkpoint="", device="auto"):
     try:
         about = json.loads((path / "config.json").read_text())
         cls, config = system_class(about["system"]), about["config"]
+        facts = {name: about[name] for name in ("preset", "training")} | {"dataset_path": about["dataset"]["path"]}
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} is not a run folder: it has no config.json; train one with notebooks/02_train") from None
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path / 'config.json'} is damaged: {type(error).__name__}: {error}") from None
+        raise UserError(
+            f"{path / 'config.json'} is damaged ({type(error).__name__}: {error}); training writes it anew"
+        ) from None
     weights_file = Path(checkpoint) if Path(checkpoint).suffix in (".pth", ".safetensors") else None
     if weights_file and not weights_file.is_file():
         raise UserError(f"checkpoint {weights_file}: no such file")
@@ -52,8 +55,6 @@ def open_run(path, checkpoint="", device="auto"):
         dir=path,
         checkpoint=folder.name,
         step=step,
-        preset=about["preset"],
-        dataset_path=about["dataset"]["path"],
-        training=about["training"],
+        **facts,
     )
     return system.to(pick_device(device)).eval().requires_grad_(False)

@@ -1,8 +1,8 @@
 """MTLD: one image in, a sequence out. An encoder, a GRU that walks through latent space, a decoder, a patch discriminator.
 
-Source: sources text 1 (MTLD, "modele a trajectoire latente deterministe"). The first frame gives z_1 and the GRU's initial
-state; the GRU feeds its own output back and emits z_2 .. z_T, each of which the decoder turns into a frame.
-L latent size, n decoded frames a window; other letters as in base.py.
+Source: sources text 1 (MTLD, "modele a trajectoire latente deterministe"). The priming frame gives z_k and the GRU's initial
+state; the GRU feeds its own output back and emits z_k+1 .. z_T, each of which the decoder turns into a frame.
+L latent size (Z stands for `L`, or `L, h, w` of a latent map), n decoded frames a window; other letters as in base.py.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from torch import nn
 from mtld_core import metrics
 from mtld_core.config import check
 from mtld_core.frames import to_float, to_uint8
-from mtld_core.nn.blocks import ConvEncoder, ShuffleDecoder, UpDecoder
+from mtld_core.nn.blocks import ConvEncoder, ConvGRUCell, ShuffleDecoder, UpDecoder
 from mtld_core.nn.gan import (
     PatchDiscriminator,
     feature_matching_loss,
@@ -32,7 +32,9 @@ from mtld_core.systems.base import Loss, Needs, System, adam
 class MTLDConfig:
     height: int = 0  # pixels; 0: the dataset's own size
     width: int = 0
-    sequence_length: int = 16  # T: the priming frame and T-1 frames to predict
+    sequence_length: int = 16  # T: the priming frames and those to predict
+    context_frames: int = 1  # k: priming frames; one shows no movement
+    latent: typing.Literal["vector", "map"] = "vector"  # map: one vector a cell of the encoder's last grid, and a ConvGRU
     latent_dim: int = 256
     gru_hidden: int = 512
     gru_layers: int = 2
@@ -43,8 +45,10 @@ class MTLDConfig:
     decoder_blocks: int = 2  # shuffle: residual blocks on the coarse grid
     decoder_norm: typing.Literal["instance", "group", "none"] = "none"
     shuffle_factor: int = 8  # shuffle: pixels a cell, along each side
+    skip: typing.Literal["none", "features", "warp"] = "none"  # shuffle: draw a change to the (moved) priming frame
     discriminator_channels: tuple[int, ...] = (32, 64, 128, 256)
     decode_frames: int = 4  # n: random frames of each window that are decoded and compared each step; 0: all
+    rebuild_frames: float = 1.0  # share of those that are also decoded from their own encoding, in (0, 1]
     lr_g: float = 2e-4
     lr_d: float = 4e-4
     beta1: float = 0.5
@@ -55,8 +59,9 @@ class MTLDConfig:
     lambda_lpips: float = 10.0
     lambda_adv: float = 1.0
     lambda_fm: float = 10.0  # feature matching
+    lambda_temporal: float = 0.0  # a second discriminator, which sees two frames in a row
     perceptual: typing.Literal["vgg", "none"] = "vgg"
-    lpips_frames: float = 0.25  # share of the decoded frames that LPIPS sees, in (0, 1]
+    lpips_frames: float = 0.0625  # share of a batch's decoded frames that LPIPS sees, in (0, 1]
     lpips_weights: str = ""  # a file with VGG16's convolutions, where torch's cache has none
 
     def __post_init__(self):
@@ -71,13 +76,32 @@ class MTLDConfig:
                   f"{side}={size} is too small for so many discriminator_channels, which need {least} pixels; "
                   "use fewer, or lambda_adv=0 and lambda_fm=0")  # fmt: skip
         check(self.sequence_length >= 2, f"sequence_length must be at least 2, not {self.sequence_length}")
-        check(0 < self.lpips_frames <= 1, f"lpips_frames must be in (0, 1], not {self.lpips_frames}")
-        check(0 <= self.decode_frames < self.sequence_length,
-              f"decode_frames must be from 0 (all) to sequence_length - 1, not {self.decode_frames}")  # fmt: skip
+        check(
+            1 <= self.context_frames < self.sequence_length,
+            f"context_frames must be from 1 to sequence_length - 1, not {self.context_frames}",
+        )
+        for name in ("lpips_frames", "rebuild_frames"):
+            check(0 < getattr(self, name) <= 1, f"{name} must be in (0, 1], not {getattr(self, name)}")
+        check(
+            0 <= self.decode_frames <= self.future,
+            f"decode_frames must be from 0 (all) to {self.future} (the frames to predict), not {self.decode_frames}",
+        )
+        check(
+            self.lambda_temporal == 0 or (self.decode_frames or self.future) > 1,
+            "lambda_temporal needs decode_frames of at least 2: its discriminator sees two frames in a row",
+        )
+        check(self.latent == "vector" or up == down,
+              f"latent='map' needs a decoder that enlarges ({up} times) as much as the encoder shrinks ({down} times); change "
+              f"{'shuffle_factor' if self.decoder == 'shuffle' else 'decoder_channels'} or encoder_channels")  # fmt: skip
+        check(self.skip == "none" or self.decoder == "shuffle", f"skip={self.skip!r} needs decoder='shuffle'")
         check(self.decoder != "shuffle" or len(self.decoder_channels) == 1,
               f"decoder='shuffle' takes one width in decoder_channels, not {list(self.decoder_channels)}")  # fmt: skip
         for name in ("encoder_channels", "decoder_channels", "discriminator_channels"):
             check(min(getattr(self, name), default=0) > 0, f"{name} must list positive widths")
+        for name in ("beta1", "beta2"):
+            check(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), not {getattr(self, name)}")
+        for name in (field.name for field in dataclasses.fields(self) if field.name.startswith("lambda_")):
+            check(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
         for name in ("latent_dim", "gru_hidden", "gru_layers", "shuffle_factor", "lr_g", "lr_d"):
             check(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
 
@@ -86,21 +110,27 @@ class MTLDConfig:
         return self.shuffle_factor if self.decoder == "shuffle" else 2 ** len(self.decoder_channels)
 
     @property
+    def future(self):
+        return self.sequence_length - self.context_frames
+
+    @property
     def adversarial(self):
         return self.lambda_adv > 0 or self.lambda_fm > 0
 
 
 class Trajectory(nn.Module):
-    """z_1 `[B, L]` -> z_2, z_3, ... by a GRU that reads its own output. The state is a list of `[B, hidden]`, one a layer."""
+    """z_k `[B, Z]` -> z_k+1, ... by a GRU that reads its own output. The state is a list of `[B, hidden, ...]`, one a layer."""
 
-    def __init__(self, latent_dim, hidden, layers):
+    def __init__(self, latent_dim, hidden, layers, context=1, as_map=False):
         super().__init__()
-        self.init = nn.Sequential(nn.Linear(latent_dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
-        self.cells = nn.ModuleList([nn.GRUCell(hidden if i else latent_dim, hidden) for i in range(layers)])
-        self.head = nn.Linear(hidden, latent_dim)
+        dense, cell = (Conv3x3, ConvGRUCell) if as_map else (nn.Linear, nn.GRUCell)
+        self.init = nn.Sequential(dense(context * latent_dim, hidden), nn.ReLU(), dense(hidden, hidden))
+        self.cells = nn.ModuleList([cell(hidden if i else latent_dim, hidden) for i in range(layers)])
+        self.head = dense(hidden, latent_dim)
 
     def start(self, z):
-        return [self.init(z)] * len(self.cells)
+        """Latents of the priming frames `[B, k, Z]` -> the initial state."""
+        return [self.init(z.flatten(1, 2))] * len(self.cells)
 
     def step(self, z, hidden):
         new, x = [], z
@@ -110,8 +140,8 @@ class Trajectory(nn.Module):
         return self.head(x), new
 
     def forward(self, z, length):
-        """`[B, L]` -> `[B, length, L]`."""
-        hidden, out = self.start(z), []
+        """`[B, k, Z]` -> `[B, length, Z]`."""
+        hidden, z, out = self.start(z), z[:, -1], []
         for _ in range(length):
             z, hidden = self.step(z, hidden)
             out.append(z)
@@ -129,7 +159,7 @@ class MTLD(System):
             "decoder_channels": (64,), "decoder_blocks": 1,
             "lambda_latent": 10.0, "lambda_adv": 0.0, "lambda_fm": 0.0, "perceptual": "none",
             "lr_g": 2e-3, "beta1": 0.9, "lr_schedule": "cosine", "clip_norm": 100.0, "ema_decay": 0.99,
-            "restitution": True, "steps": 3000, "log_every_steps": 25, "eval_every_steps": 0, "preview_every_steps": 1000,
+            "restitution": True, "steps": 3000, "log_every_steps": 25, "eval_every_steps": 0, "preview_every_steps": 250,
         },
         # the source's own values
         "original": {
@@ -148,24 +178,25 @@ class MTLD(System):
 
     def __init__(self, config):
         super().__init__(config)
-        size = (config.height, config.width)
-        self.encoder = ConvEncoder(*size, config.encoder_channels, config.latent_dim, config.encoder_norm)
-        if config.decoder == "shuffle":
-            self.decoder = ShuffleDecoder(*size, config.decoder_channels[0], config.latent_dim, config.shuffle_factor,
-                                          config.decoder_blocks, config.decoder_norm)  # fmt: skip
+        c, size, as_map = config, (config.height, config.width), config.latent == "map"
+        self.encoder = ConvEncoder(*size, c.encoder_channels, c.latent_dim, c.encoder_norm, as_map)
+        if c.decoder == "shuffle":
+            self.decoder = ShuffleDecoder(*size, c.decoder_channels[0], c.latent_dim, c.shuffle_factor, c.decoder_blocks,
+                                          c.decoder_norm, as_map, c.skip)  # fmt: skip
         else:
-            self.decoder = UpDecoder(*size, config.decoder_channels, config.latent_dim, config.decoder_norm, config.decoder)
-        self.trajectory = Trajectory(config.latent_dim, config.gru_hidden, config.gru_layers)
-        self.discriminator = PatchDiscriminator(config.discriminator_channels) if config.adversarial else None
+            self.decoder = UpDecoder(*size, c.decoder_channels, c.latent_dim, c.decoder_norm, c.decoder, as_map)
+        self.trajectory = Trajectory(c.latent_dim, c.gru_hidden, c.gru_layers, c.context_frames, as_map)
+        self.discriminator = PatchDiscriminator(c.discriminator_channels) if c.adversarial else None
+        self.temporal = PatchDiscriminator(c.discriminator_channels, in_channels=6) if c.lambda_temporal > 0 else None
         self.frozen = {}  # networks of the loss: a dict, so that no checkpoint and no optimizer sees them
 
     # ---- training
 
     def needs(self):
-        return Needs(window=self.config.sequence_length)
+        return Needs(window=self.config.sequence_length, context=self.config.context_frames)
 
     def prepare(self, frames):
-        if self.config.decoder == "shuffle":
+        if self.config.decoder == "shuffle" and self.config.skip == "none":
             self.decoder.mean.copy_(to_float(frames).mean(0))
 
     def setup_training(self):
@@ -176,8 +207,9 @@ class MTLD(System):
         c = self.config
         makers = [self.encoder, self.decoder, self.trajectory]
         phases = {"generator": adam((p for m in makers for p in m.parameters()), c.lr_g, (c.beta1, c.beta2))}
-        if self.discriminator is not None:
-            phases["discriminator"] = adam(self.discriminator.parameters(), c.lr_d, (c.beta1, c.beta2))
+        for name in ("discriminator", "temporal"):
+            if (network := getattr(self, name)) is not None:
+                phases[name] = adam(network.parameters(), c.lr_d, (c.beta1, c.beta2))
         return phases
 
     def training_step(self, batches, step):
@@ -185,67 +217,110 @@ class MTLD(System):
         logs = result.logs
         if self.discriminator is not None:
             logs = logs | step("discriminator", self.discriminator_loss, result.carry).logs
+        if self.temporal is not None:
+            logs = logs | step("temporal", self.temporal_loss, result.carry).logs
         return logs
+
+    def _encode(self, frames):
+        """`[B, t, 3, H, W]` -> `[B, t, Z]`."""
+        return self.encoder(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+
+    def _pick(self, keys):
+        """Which predicted frames are decoded and compared: `[B, n]` of 0 .. future-1.
+
+        In random order; where two neighbours are judged together, in a row (after the last comes the first). The trajectory
+        runs through the whole window in any case.
+        """
+        future = self.config.future
+        n = self.config.decode_frames or future
+        if self.temporal is None:
+            return keyed_uniform(keys, "decode_frames", future).argsort(1)[:, :n]
+        first = (keyed_uniform(keys, "decode_frames", 1) * future).long()
+        return (first + torch.arange(n, device=first.device)) % future
 
     def generator_loss(self, batch):
         c, frames = self.config, batch["frames"]
-        size, future = len(frames), c.sequence_length - 1
-        n = c.decode_frames or future
-        # a random subset of the future is decoded; the trajectory always runs through the whole window
-        picked = keyed_uniform(batch["key"], "decode_frames", future).argsort(1)[:, :n]  # [B, n] of 0 .. T-2
-        real = frames[torch.arange(size, device=frames.device)[:, None], picked + 1].flatten(0, 1)  # [B*n, 3, H, W]
-        z_first, z_real = self.encoder(torch.cat([frames[:, 0], real])).split([size, len(real)])
-        path = self.trajectory(z_first, future)  # [B, T-1, L]
-        z_fake = path.gather(1, picked[..., None].expand(-1, -1, c.latent_dim)).flatten(0, 1)  # [B*n, L]
-        fake, rebuilt = self.decoder(torch.cat([z_fake, z_real])).chunk(2)
+        size, k, picked = len(frames), c.context_frames, self._pick(batch["key"])
+        n, rows = picked.shape[1], torch.arange(len(frames), device=frames.device)[:, None]
+        m = max(1, round(c.rebuild_frames * n))  # of the n, the first m are also rebuilt
+        real = frames[rows, picked + k]  # [B, n, 3, H, W]
+        z = self._encode(torch.cat([frames[:, :k], real[:, :m]], 1))  # [B, k+m, Z]
+        z_real = z[:, k:].detach()
+        if m < n:
+            with torch.no_grad():
+                z_real = torch.cat([z_real, self._encode(real[:, m:])], 1)
+        z_fake = self.trajectory(z[:, :k], c.future)[rows, picked]  # [B, n, Z]
+        drawn = self.decoder(torch.cat([z_fake, z[:, k:]], 1).flatten(0, 1), frames[:, k - 1])
+        fake, rebuilt = drawn.unflatten(0, (size, n + m)).split([n, m], 1)
 
         logs = {
             "l1": F.l1_loss(fake, real),
-            "reconstruction": F.l1_loss(rebuilt, real),
-            "latent": F.mse_loss(z_fake, z_real.detach()),
+            "reconstruction": F.l1_loss(rebuilt, real[:, :m]),
+            "latent": F.mse_loss(z_fake, z_real),
         }
         total = c.lambda_l1 * logs["l1"] + c.lambda_reconstruction * logs["reconstruction"] + c.lambda_latent * logs["latent"]
         if "lpips" in self.frozen:
-            shown = max(1, round(c.lpips_frames * n))  # the picks are in random order: the first ones are a fair sample
-            fake_part, real_part = (x.unflatten(0, (size, n))[:, :shown].flatten(0, 1) for x in (fake, real))
-            logs["lpips"] = self.frozen["lpips"](fake_part, real_part).mean()
+            shown = max(1, round(c.lpips_frames * size * n))  # one frame of each window first, then the second ones, ...
+            logs["lpips"] = self.frozen["lpips"](*(x.transpose(0, 1).flatten(0, 1)[:shown] for x in (fake, real))).mean()
             total = total + c.lambda_lpips * logs["lpips"]
         if self.discriminator is not None:
-            logits, features = self.discriminator(fake)
+            logits, features = self.discriminator(fake.flatten(0, 1))
             with torch.no_grad():
-                _, real_features = self.discriminator(real)
+                _, real_features = self.discriminator(real.flatten(0, 1))
             logs["adversarial"] = lsgan_generator_loss(logits)
             logs["feature_matching"] = feature_matching_loss(features, real_features)
             total = total + c.lambda_adv * logs["adversarial"] + c.lambda_fm * logs["feature_matching"]
-        return Loss(total, logs, {"fake": fake.unflatten(0, (size, n)), "real": real.unflatten(0, (size, n))})
+        if self.temporal is not None:
+            logs["adversarial_temporal"] = lsgan_generator_loss(self.temporal(_pairs(fake))[0])
+            total = total + c.lambda_temporal * logs["adversarial_temporal"]
+        return Loss(total, logs, {"fake": fake, "real": real})
 
     def discriminator_loss(self, batch):
-        fake, real = batch["fake"].flatten(0, 1), batch["real"].flatten(0, 1)
-        logits, _ = self.discriminator(torch.cat([real, fake]))
+        logits, _ = self.discriminator(torch.cat([batch["real"], batch["fake"]]).flatten(0, 1))
         loss = lsgan_discriminator_loss(*logits.chunk(2))
         return Loss(loss, {"discriminator": loss})
 
+    def temporal_loss(self, batch):
+        logits, _ = self.temporal(_pairs(torch.cat([batch["real"], batch["fake"]])))
+        loss = lsgan_discriminator_loss(*logits.chunk(2))
+        return Loss(loss, {"temporal": loss})
+
     def evaluate(self, dataset, starts):
         """reconstruction_psnr: dB of decode(encode(x)) on held-out frames, the ceiling that the trajectory works under."""
-        real = dataset.frames[starts + self.config.sequence_length - 1].to(self.device)
-        rebuilt = torch.cat([to_uint8(self.decoder(self.encoder(to_float(part)))) for part in real.split(32)])
-        return {"reconstruction_psnr": metrics.psnr(metrics.mse(rebuilt, real)).mean().item()}
+        found = []
+        for part in starts.split(32):
+            given, real = (dataset.frames[part + row].to(self.device)
+                           for row in (self.config.context_frames - 1, self.config.sequence_length - 1))  # fmt: skip
+            rebuilt = to_uint8(self.decoder(self.encoder(to_float(real)), to_float(given)))
+            found.append(metrics.psnr(metrics.mse(rebuilt, real)))
+        return {"reconstruction_psnr": torch.cat(found).mean().item()}
 
     # ---- generation
 
     def _start(self, context, generator):
-        z = self.encoder(context[:, -1])
-        return z, self.trajectory.start(z)
+        z = self._encode(context)
+        return z[:, -1], self.trajectory.start(z), context[:, -1]
 
     def step(self, state, action=None):
-        z, hidden = self.trajectory.step(*state)
-        return (z, hidden), self.decoder(z)
+        z, hidden, given = state
+        z, hidden = self.trajectory.step(z, hidden)
+        return (z, hidden, given), self.decoder(z, given)
 
     def rollout(self, context, num_frames, actions=None, generator=None, piece=16):
-        z, hidden = self.start(context, generator)
+        z, hidden, given = self.start(context, generator)
         for first in range(0, num_frames, piece):
             path = []
             for _ in range(min(piece, num_frames - first)):
                 z, hidden = self.trajectory.step(z, hidden)
                 path.append(z)
-            yield self.decoder(torch.stack(path, 1).flatten(0, 1)).unflatten(0, (-1, len(path)))
+            yield self.decoder(torch.stack(path, 1).flatten(0, 1), given).unflatten(0, (-1, len(path)))
+
+
+def _pairs(clips):
+    """`[B, n, 3, H, W]` -> every two neighbours as one picture of six channels, `[B*(n-1), 6, H, W]`."""
+    return torch.cat([clips[:, :-1], clips[:, 1:]], 2).flatten(0, 1)
+
+
+class Conv3x3(nn.Conv2d):
+    def __init__(self, channels, out):
+        super().__init__(channels, out, 3, 1, 1)

@@ -1,0 +1,209 @@
+"""Training with buttons: a panel whose run trains in a thread of its own, so that the notebook stays usable.
+
+The loop knows nothing of it: the panel reads the run's folder and asks through `Controls`. Core ipywidgets only, in the forms
+that 7.7 (Colab) and 8.1 share. A painter thread keeps it fresh. Where a front end does not follow a thread (Colab), each click
+does: it waits a moment for what it brought about and refreshes everything in the kernel's main thread.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import datetime
+import html
+import json
+import threading
+import time
+import traceback
+
+import ipywidgets as widgets
+
+from mtld_core.checkpoint import list_checkpoints, read_pointer
+from mtld_core.controls import Controls
+from mtld_core.curves import Log, draw
+from mtld_core.notebook import table_html
+from mtld_core.panel import error_line, in_colour
+from mtld_core.run_folder import folder_of
+from mtld_core.train import fit
+
+PATIENCE = 0.8  # seconds that a click waits for its effect
+LOOK, DRAW = 0.2, 2.0  # seconds between two looks at the run, between two drawings of the curves
+_panels = {}  # run folder -> its newest panel
+
+
+def train_panel(system, dataset, config):
+    """The panel of a run that begins now; where this kernel trains in that folder already, the panel that does."""
+    folder = folder_of(config.run_dir, system.name)
+    panel = _panels.get(folder)
+    if panel is None or not panel.training:
+        panel = _panels[folder] = TrainPanel(system, dataset, dataclasses.replace(config, run_dir=str(folder)))
+    return panel
+
+
+class TrainPanel(widgets.VBox):
+    """What `fit` needs goes in; training starts at once. Its parts are fields: `panel.stop.click()` is what a person does."""
+
+    def __init__(self, system, dataset, config):
+        self.system, self.dataset = system, dataset
+        self.config = dataclasses.replace(config, interactive=False)  # no second bar: lines for the log instead
+        self.run_dir = folder_of(config.run_dir, system.name)
+        self.pause = self._button("Pause", "pause", self._pause_or_go_on)
+        self.stop = self._button("Stop", "stop", self._stop)
+        self.save = self._button("Save now", "save", self._save)
+        self.look = self._button("Refresh", "refresh", lambda: None)
+        self.bar = widgets.IntProgress(layout={"width": "100%", "height": "10px", "margin": "8px 0 0 0"})
+        self.status, self.figures, self.said = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self.curves = widgets.Image(value=draw([]), layout={"width": "450px", "height": "263px"})
+        self.preview = widgets.Image(layout={"max_width": "500px", "display": "none", "align_self": "flex-start"})
+        self.details = widgets.Accordion([self.said], selected_index=None)
+        self.details.set_title(0, "what it said")
+        buttons = widgets.HBox([self.pause, self.stop, self.save, self.look])
+        left = widgets.VBox([self.curves, self.figures])
+        pictures = widgets.HBox([left, self.preview], layout={"flex_flow": "row wrap", "margin": "0 0 8px 0"})
+        super().__init__([buttons, self.bar, self.status, pictures, self.details])
+        self.add_class("mtld-train")  # by which a page's other scripts find it
+        self._lock, self._preview = threading.Lock(), None
+        self._lines = collections.deque(maxlen=100)
+        self._log, self._drawn, self._new = Log(self.run_dir / "metrics.jsonl"), 0, False
+        self._begin()
+
+    def _button(self, text, icon, action):
+        button = widgets.Button(description=text, icon=icon, layout={"width": "112px"})
+        button.on_click(lambda _: (action(), self.refresh()))
+        return button
+
+    @property
+    def training(self):
+        return self.thread.is_alive()
+
+    @property
+    def _finished(self):
+        return self.report is not None and self.report["status"] == "finished"
+
+    # ---- the run
+
+    def _begin(self):
+        with self._lock:  # nobody paints a run that has neither begun nor ended
+            self.controls, self.report, self.error = Controls(self._hear), None, ""
+            self.thread = threading.Thread(target=self._train, daemon=True)
+            self.thread.start()
+        threading.Thread(target=self._paint, daemon=True).start()
+
+    def _train(self):
+        try:
+            self.report = fit(self.system, self.dataset, self.config, self.controls)
+        except BaseException as error:  # a thread's traceback would reach nobody
+            self.error = error_line(error)
+            self._hear(traceback.format_exc())
+
+    def _hear(self, text):
+        self._lines.extend(text.splitlines())
+
+    # ---- clicks
+
+    def _pause_or_go_on(self):
+        pause = self.controls.pause
+        if not self.training:
+            self.config = dataclasses.replace(self.config, resume="auto")
+            self._begin()
+        elif pause.is_set():
+            pause.clear()
+            self._wait(lambda: self.controls.doing != "paused")
+        else:
+            pause.set()
+            self._wait(lambda: self.controls.doing == "paused")
+
+    def _stop(self):
+        self.controls.stop.set()
+        self._wait(lambda: self.controls.doing not in ("training", "paused"))
+
+    def _save(self):
+        self.controls.save.set()
+        self._wait(lambda: not self.controls.save.is_set())
+
+    def _wait(self, done):
+        deadline = time.monotonic() + PATIENCE
+        while self.training and not done() and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    # ---- what is seen
+
+    def _paint(self):
+        thread = self.thread
+        while thread.is_alive():
+            began = time.monotonic()
+            self.refresh()
+            thread.join(max(LOOK, 5 * (time.monotonic() - began)))  # however slow the machine, most of it is for the training
+        self.refresh()
+
+    def refresh(self):
+        """Show how things are now. What has not changed is not sent again."""
+        with self._lock:
+            alive = self.training
+            self._new |= self._log.read()
+            if self._new and (not alive or time.monotonic() - self._drawn > DRAW):
+                self.curves.value, self._new, self._drawn = draw(self._log.lines), False, time.monotonic()
+            with contextlib.suppress(OSError):  # the folder may be gone
+                self._show_files()
+            said = html.escape("\n".join(list(self._lines)))
+            self.said.value = f'<pre style="white-space: pre-wrap; line-height: 1.4; margin: 0">{said}</pre>'
+            self.status.value = self._status(alive)
+            self._show_buttons(alive)
+
+    def _show_files(self):
+        """The newest preview and the newest figures."""
+        newest = max((self.run_dir / "previews").glob("*.png"), default=None)
+        if newest and newest != self._preview:
+            self.preview.value, self.preview.layout.display, self._preview = newest.read_bytes(), "", newest
+        report = json.loads((self.run_dir / "report.json").read_text())
+        if report["metrics"]:
+            figures = {name: value for name, value in report["metrics"].items() if isinstance(value, float)}
+            table = table_html({"judged at step": report["step"]} | figures)
+            self.figures.value = f'<div style="line-height: 1.5; margin: 4px 0 0 24px">{table}</div>'
+
+    def _show_buttons(self, alive):
+        paused = self.controls.pause.is_set()
+        self.pause.description, self.pause.icon = ("Pause", "pause") if alive and not paused else ("Go on", "play")
+        self.pause.disabled = self.controls.stop.is_set() if alive else not self._can_go_on()
+        self.stop.disabled = self.save.disabled = not alive or self.controls.stop.is_set()
+        self.bar.max = max(1, self.controls.total, self.controls.step)
+        self.bar.value = self.controls.step
+        self.bar.bar_style = "danger" if self.error else "success" if self._finished else "warning" if alive and paused else ""
+
+    def _can_go_on(self):
+        """A run that has reached its number of steps has not; without a checkpoint it would not begin as it did."""
+        new_budget = self.config.time_budget_minutes and not (self.config.steps or self.config.epochs)
+        return bool(new_budget or not self._finished) and bool(list_checkpoints(self.run_dir))
+
+    def _status(self, alive):
+        controls = self.controls
+        if self.error:
+            return in_colour(self.error, "#c00")
+        step = f"step {controls.step}" + (f" of {controls.total}" if controls.total else "")
+        saved = read_pointer(self.run_dir / "latest.json")
+        kept = f"saved at step {saved['step']}" if saved else "nothing saved yet"
+        if not alive:
+            ended = f"{self.report['status']}: {self.report['reason']}"
+            way = "press Go on" if self._can_go_on() else "give it more steps above and run the cells again"
+            return _line(ended, step, kept, f"to train on, {way}")
+        doing = controls.doing
+        if controls.stop.is_set():
+            doing = f"stopping: {doing}" if doing != "training" else "stopping"
+        elif controls.pause.is_set() and doing != "paused":
+            doing = f"pausing: {doing}"
+        return _line(doing, step, *self._speed(), kept)
+
+    def _speed(self):
+        """Frames a second and the time left, from the newest lines of the log."""
+        if len(self._log.lines) < 2 or self.controls.stop.is_set():
+            return []
+        first, last = self._log.lines[-20:][0], self._log.lines[-1]
+        said = [f"{last['frames_per_second']:.0f} frames/s"]
+        if self.controls.total:
+            seconds_a_step = (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
+            seconds = int(seconds_a_step * (self.controls.total - self.controls.step))
+            said.append(f"{datetime.timedelta(seconds=seconds)} left")
+        return said
+
+
+def _line(first, *rest):
+    return " · ".join([f"<b>{html.escape(first)}</b>", *map(html.escape, rest)])

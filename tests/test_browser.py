@@ -1,0 +1,181 @@
+"""Notebooks 02 and 03 in JupyterLab, driven through a real browser: what a person presses and sees."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from conftest import write_arcs
+
+from mtld_core.train import train
+
+ROOT = Path(__file__).parent.parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+TRAIN, GENERATE = ".mtld-train", ".mtld-generate"  # looked for inside them: a cell's source may hold the same words
+PATIENCE = 90_000  # ms: for what a busy machine may take long to do; what must be quick is timed
+WITHOUT_END = {
+    "log_every_steps": 5,
+    "preview_every_steps": 10,
+    "eval_windows": 2,
+    "save_every_minutes": 0,
+    "save_every_steps": 0,
+}
+PRESS = """async ([name, sign]) => {
+  const began = performance.now()
+  const button = [...document.querySelectorAll('.mtld-train button')].find(b => b.innerText.trim() == name)
+  button.click()
+  while (!new RegExp(sign).test(document.querySelector('.mtld-train .widget-html-content').innerText)) {
+    if (performance.now() - began > 60000) throw new Error(`${name}: no "${sign}" within a minute`)
+    await new Promise(go => setTimeout(go, 5))
+  }
+  return (performance.now() - began) / 1000
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None and os.environ.get("CI") == "true":
+        pytest.fail("no Chromium here; .ci/run installs it")
+    if path is None:
+        pytest.skip("no Chromium here: install Debian's package chromium to run this test")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """(address, folder) of a JupyterLab on a folder with data, a run and the two notebooks, their parameters set."""
+    folder = tmp_path_factory.mktemp("lab")
+    write_arcs(folder / "arcs", [30] * 6)
+    short = WITHOUT_END | {"eval_every_steps": 0}
+    train("mtld", "tiny", str(folder / "arcs"), short, steps=2, run_dir=str(folder / "runs/made"))
+    overrides = json.dumps(json.dumps(short))
+    copy_page(
+        "02_train", folder, preset='"tiny"', dataset_root='"arcs"', run_dir='"runs/live"', steps=10**6, overrides=overrides
+    )
+    copy_page("03_generate", folder, run_dir='"runs/made"', num_frames=24)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.root_dir={folder}",
+               f"--ServerApp.port={address.rpartition(':')[2]}", "--ServerApp.port_retries=0", "--IdentityProvider.token=",
+               "--LabApp.expose_app_in_browser=True"]  # fmt: skip
+    own = {"PYTHONPATH": str(ROOT), "JUPYTER_CONFIG_DIR": str(folder / ".jupyter"), "MTLD_CACHE": str(folder / ".cache")}
+    with open(folder / "lab.log", "w") as log:
+        server = subprocess.Popen(command, cwd=folder, env=os.environ | own, stdout=log, stderr=log)
+    try:
+        wait_until(lambda: answers(address))
+        yield address, folder
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def copy_page(name, folder, **parameters):
+    page = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
+    [cell] = [cell for cell in page["cells"] if "parameters" in cell["metadata"].get("tags", [])]
+    source = "".join(cell["source"])
+    for key, value in parameters.items():
+        source, count = re.subn(rf"(?m)^{key} = .*$", lambda _, line=f"{key} = {value}": line, source)
+        assert count == 1, key
+    cell["source"] = source
+    (folder / f"{name}.ipynb").write_text(json.dumps(page))
+
+
+def answers(address):
+    try:
+        return urllib.request.urlopen(f"{address}/api", timeout=5).status == 200
+    except OSError:
+        return False
+
+
+def wait_until(true, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def open_page(browser, lab):
+    """`open_page(notebook)` -> the page, all of its cells running; at the end a picture of it stays beside the notebook."""
+    tabs = []
+
+    def open_page(name):
+        tab = browser.new_page(viewport={"width": 1280, "height": 1000})
+        tab.set_default_timeout(PATIENCE)
+        tabs.append((name, tab))
+        tab.goto(f"{lab[0]}/lab/tree/{name}.ipynb?reset")
+        tab.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel")
+        tab.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
+        return tab
+
+    yield open_page
+    for name, tab in tabs:
+        tab.screenshot(path=lab[1] / f"{name}.png")
+        tab.close()
+
+
+def test_training_is_watched_paused_saved_and_stopped(open_page, lab):
+    run, page = lab[1] / "runs/live", open_page("02_train")
+    status = page.locator(f"{TRAIN} .widget-html-content").first
+    page.wait_for_function(f"() => document.querySelectorAll('{TRAIN} img:not([style*=none])').length == 2")  # curves, preview
+    page.evaluate("""async () => {  // the notebook stays usable: a new cell runs while the panel trains
+      const notebook = jupyterapp.shell.currentWidget.content
+      await jupyterapp.commands.execute('notebook:insert-cell-below')
+      notebook.activeCell.model.sharedModel.setSource("print('six times seven:', 6 * 7)")
+      await jupyterapp.commands.execute('notebook:run-cell')
+    }""")
+    page.locator(".jp-OutputArea-output", has_text="six times seven: 42").wait_for()
+    assert status.inner_text().startswith("training")
+
+    for _ in range(3):  # a busy machine may hold the page up: one quick round shows that nothing of ours does
+        saved = re.search(r"(nothing saved yet|saved at step \d+)", status.inner_text())[0]
+        seconds = {"Save now": page.evaluate(PRESS, ["Save now", f"saved at step (?!{saved.split()[-1]}$)"])}
+        assert json.loads((run / "latest.json").read_text())["step"] > 0
+        seconds["Pause"] = page.evaluate(PRESS, ["Pause", "^paused"])
+        held = re.search(r"step \d+", status.inner_text())[0]
+        page.wait_for_timeout(500)
+        assert held in status.inner_text()
+        seconds["Go on"] = page.evaluate(PRESS, ["Go on", "^training"])
+        seconds["Stop"] = page.evaluate(PRESS, ["Stop", "^stopping: (saving|judging)|^stopped"])
+        status.get_by_text("stopped: asked to stop").wait_for()
+        assert json.loads((run / "report.json").read_text())["status"] == "stopped"
+        page.locator(f"{TRAIN} td", has_text="skill_db").wait_for()
+        print("seconds from a click to what the page shows:", seconds)
+        if max(seconds.values()) < 1:
+            return
+        page.evaluate(PRESS, ["Go on", "^training"])
+    raise AssertionError(f"slow in every round: {seconds}")
+
+
+def test_a_generated_video_plays_and_can_be_saved(open_page, lab):
+    page = open_page("03_generate")
+    page.locator(f"{GENERATE} button", has_text="Generate").click()
+    page.locator(f"{GENERATE} .widget-html-content video").wait_for()
+    playing = f"() => document.querySelector('{GENERATE} .widget-html-content video').currentTime"
+    page.wait_for_function(f"{playing} > 0.2")
+    first = page.evaluate(playing)
+    page.wait_for_function(f"{playing} != {first}")
+    with page.expect_download() as download:
+        page.locator(f"{GENERATE} a[download='video.mp4']").click()
+    assert download.value.path().read_bytes() in [video.read_bytes() for video in lab[1].glob("runs/made/samples/*/video.mp4")]
+
+    page.locator(f"{GENERATE} button", has_text="picture").click()
+    (lab[1] / "notes.png").write_text("no picture")
+    with page.expect_file_chooser() as chooser:
+        page.locator(f"{GENERATE} button", has_text="Upload").click()
+    chooser.value.set_files(lab[1] / "notes.png")
+    page.locator(GENERATE).get_by_text("notes.png cannot be read as a picture").wait_for()  # said before Generate is pressed

@@ -1,0 +1,130 @@
+"""The panel that trains, pressed without a browser: widgets are plain objects."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtld_core import train_panel
+from mtld_core.checkpoint import read_pointer
+from mtld_core.curves import Log, draw
+from mtld_core.settings import build, open_data, plan
+
+LASTING = {"save_every_minutes": 0, "log_every_steps": 1, "eval_windows": 2}
+
+
+@pytest.fixture
+def panel(arcs, tmp_path):
+    """A panel that trains without an end, some steps later."""
+    panel = begin(arcs, tmp_path, LASTING, steps=10**6)
+    wait_until(lambda: panel.controls.step > 3)
+    yield panel
+    panel.controls.stop.set()
+    panel.thread.join(60)
+
+
+def begin(arcs, tmp_path, overrides, **settings):
+    cls, config, training = plan("mtld", "tiny", overrides, run_dir=str(tmp_path / "run"), **settings)
+    dataset = open_data(str(arcs), config)
+    return train_panel.train_panel(build(cls, config, dataset), dataset, training)
+
+
+def wait_until(true, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def end(panel):
+    panel.thread.join(60)
+    panel.refresh()
+
+
+def test_pause_go_on_save_and_stop_act_within_a_second(panel):
+    began = time.monotonic()
+    panel.pause.click()
+    assert panel.controls.doing == "paused" and "<b>paused</b>" in panel.status.value and panel.pause.description == "Go on"
+    assert time.monotonic() - began < 1
+    held, began = panel.controls.step, time.monotonic()
+    panel.save.click()
+    assert read_pointer(panel.run_dir / "latest.json")["step"] == held and f"saved at step {held}" in panel.status.value
+    assert time.monotonic() - began < 1
+    began = time.monotonic()
+    panel.pause.click()
+    wait_until(lambda: panel.controls.step > held, 1)
+    panel.stop.click()
+    wait_until(lambda: panel.controls.doing != "training", 1)  # out of the loop: saving, then judging
+    assert time.monotonic() - began < 2
+    end(panel)
+    assert json.loads((panel.run_dir / "report.json").read_text())["status"] == "stopped" and panel.error == ""
+    assert "stopped: asked to stop" in panel.status.value and "psnr" in panel.figures.value
+    assert (panel.pause.disabled, panel.stop.disabled, panel.save.disabled) == (False, True, True)
+
+
+def test_go_on_after_a_stop_trains_on_from_there(panel):
+    panel.stop.click()
+    end(panel)
+    stopped = panel.report["step"]
+    panel.pause.click()
+    wait_until(lambda: panel.controls.step > stopped + 2)
+    panel.refresh()
+    assert panel.training and "going on at step" in panel.said.value
+
+
+def test_a_run_to_its_end_shows_curves_preview_and_figures(arcs, tmp_path, capsys):
+    panel = begin(arcs, tmp_path, {"eval_windows": 2, "log_every_steps": 2}, steps=6)
+    empty = panel.curves.value
+    end(panel)
+    assert panel.curves.value != empty and bytes(panel.curves.value[:4]) == b"\x89PNG"
+    assert panel.preview.value == (panel.run_dir / "previews/step_00000006.png").read_bytes()
+    assert "finished: all steps done" in panel.status.value and "skill_db" in panel.figures.value
+    assert panel.pause.disabled and (panel.bar.value, panel.bar.bar_style) == (6, "success")
+    assert "finished at step 6" in panel.said.value and capsys.readouterr().out == ""  # the page is not flooded
+
+
+def test_the_same_cell_again_shows_the_panel_that_trains(panel, arcs, tmp_path):
+    assert begin(arcs, tmp_path, LASTING, steps=10**6) is panel
+    panel.stop.click()
+    end(panel)
+    again = begin(arcs, tmp_path, LASTING, steps=panel.report["step"] + 2)
+    assert again is not panel
+    end(again)
+    assert again.report["status"] == "finished"
+
+
+def test_an_error_is_one_line_in_the_panel(panel):
+    other = train_panel.TrainPanel(panel.system, panel.dataset, panel.config)  # the folder is locked
+    end(other)
+    assert "is in use by another training process" in other.status.value and "#c00" in other.status.value
+    assert "UserError" not in other.status.value and "Traceback" in other.said.value and other.bar.bar_style == "danger"
+
+
+def test_an_error_of_the_program_names_its_kind(arcs, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_panel, "fit", lambda *_: {}["lost"])
+    panel = begin(arcs, tmp_path, {}, steps=2)
+    end(panel)
+    assert "KeyError: &#x27;lost&#x27;" in panel.status.value and panel.pause.disabled
+
+
+def test_a_log_is_read_as_it_grows_and_anew_when_it_is_replaced(tmp_path):
+    log = Log(tmp_path / "metrics.jsonl")
+    assert not log.read()
+    log.path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert log.read() and [line["step"] for line in log.lines] == [1, 2] and not log.read()
+    with open(log.path, "a") as file:
+        file.write('ep": 3}\n')
+    assert log.read() and [line["step"] for line in log.lines] == [1, 2, 3]
+    (tmp_path / "new").write_text('{"step": 1}\n{"step": 7}\n{"step": 8}\n{"step": 9}\n')
+    (tmp_path / "new").replace(log.path)
+    assert log.read() and [line["step"] for line in log.lines] == [1, 7, 8, 9]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5000])
+@pytest.mark.parametrize("low", [0.1, -1.0])
+def test_curves_of_any_log(count, low, tmp_path):
+    lines = [{"step": i, "seconds": i, "loss": low + i, "other": None, "lr_model": 1.0} for i in range(count)]
+    (tmp_path / "curves.png").write_bytes(draw(lines))
+    assert np.asarray(Image.open(tmp_path / "curves.png")).shape[:2] == (420, 720)
