@@ -11,6 +11,7 @@ help:
 	@echo "make demo       a clip drawn by a model that was trained on this machine just now (about 6 minutes)"
 	@echo "make test       all tests"
 	@echo "make lab        JupyterLab on the notebooks"
+	@echo "make bench      what docs/performance.md quotes"
 	@echo "make notebooks  regenerate every .ipynb from its .py"
 	@echo "make check      ruff, and that every .ipynb equals its .py"
 
@@ -40,8 +41,12 @@ lab: setup
 notebooks: setup
 	$(BIN)/jupytext --to ipynb --update notebooks/*.py
 
+# ORIGINAL=path/to/kaggle.py also runs your copy of the public script, its step and ours in turn
 bench: setup
-	@echo "make bench is not built yet: docs/performance.md will come with it" >&2; exit 1
+	$(BIN)/python bench/steps.py
+	if [ -n "$(ORIGINAL)" ]; then \
+		$(BIN)/python data_prep/extract_frames.py sample dataset_sample/128x128 --height 128 --width 128 && \
+		$(BIN)/python bench/original.py speed "$(ORIGINAL)" dataset_sample/128x128; fi
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,0 +1,94 @@
+"""What a training step costs, beside its floor: the arithmetic of the step at this machine's rate for matrix products.
+
+python bench/steps.py            the presets of mtld on the bundled clip, with the share of LPIPS
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from mtld_core.data import Batches
+from mtld_core.runtime import pick_device, pick_precision, warm_memory
+from mtld_core.settings import build, open_data, plan
+from mtld_core.stepper import Stepper
+from mtld_core.systems.base import to_channels_last
+
+
+class Steps:
+    """A system ready to train: `steps()` makes one update and returns its seconds."""
+
+    def __init__(self, preset, overrides=None, dataset_root="sample", system="mtld"):
+        cls, config, self.training = plan(system, preset, overrides or {})
+        dataset = open_data(dataset_root, config)
+        self.device = pick_device()
+        self.system = build(cls, config, dataset).to(self.device).train()
+        self.system.prepare(dataset.frames)
+        to_channels_last(self.system)
+        self.system.setup_training()
+        dtype, _ = pick_precision(self.device)
+        self.stepper = Stepper(self.system.optimizers(), self.device, dtype, clip_norm=self.training.clip_norm)
+        needs = self.system.needs()
+        data = dataset.to(self.device)
+        self.batches = Batches(data, data.windows(needs.window), needs.window, self.training.batch_size, 0, needs.batches)
+
+    def __call__(self):
+        began = time.perf_counter()
+        self.system.training_step(self.batches.next(), self.stepper)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    def gflop(self):
+        with FlopCounterMode(display=False) as counter:
+            self()
+        return counter.get_total_flops() / 1e9
+
+
+def gemm_rate(device, size=1024):
+    """GFLOP/s of a float32 matrix product, the median of several."""
+    a = torch.randn(size, size, device=device)
+    seconds = []
+    for _ in range(20):
+        began = time.perf_counter()
+        (a @ a)[0, 0].item()
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / statistics.median(seconds) / 1e9
+
+
+def table(cases, rounds):
+    """Every case in turn, `rounds` times after one to warm up; a line each with medians."""
+    rate = gemm_rate(pick_device())
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {pick_device()}; matrix product {rate:.0f} GFLOP/s")
+    print("| case | ms a step | GFLOP | at the matrix rate, ms | share of the floor |")
+    print("|---|---|---|---|---|")
+    ready = {name: Steps(*case) for name, case in cases.items()}
+    work = {name: steps.gflop() for name, steps in ready.items()}
+    seconds = {name: [] for name in ready}
+    with warm_memory():
+        for turn in range(rounds + 1):
+            for name, steps in ready.items():
+                used = steps()
+                if turn:
+                    seconds[name].append(used)
+    for name in ready:
+        ms, floor = 1000 * statistics.median(seconds[name]), 1000 * work[name] / rate
+        print(f"| {name} | {ms:.0f} | {work[name]:.1f} | {floor:.0f} | {floor / ms:.0%} |", flush=True)
+
+
+CASES = {
+    "demo, 64x64": ("demo",),
+    "small, 64x64, without LPIPS": ("small", {"perceptual": "none"}),
+    "small, 64x64": ("small",),
+    "small, 64x64, LPIPS on all decoded frames": ("small", {"lpips_frames": 1.0}),
+}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    table(CASES, parser.parse_args().rounds)
