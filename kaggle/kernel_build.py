@@ -18,6 +18,7 @@ from mtld_kaggle import MARKER, PACKAGES
 
 from mtld_core.config import nearest
 from mtld_core.runtime import UserError, atomic_path, write_json
+from mtld_core.settings import plan
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -81,6 +82,8 @@ def make_kernel(notebook, given=(), owner=""):
         raise UserError(f"{folder / FILE}: code_file {name}.ipynb is none of the notebooks{nearest(name, known)}")
     page = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
     values = _set_parameters(page, DEFAULTS.get(name, {}), dict(given))
+    if name == "02_train":  # what it would refuse on Kaggle is refused here
+        plan(**{key: value for key, value in values.items() if key != "dataset_root"})
     _attach(metadata, values[DATA[name]])
     if owner:
         metadata = json.loads(json.dumps(metadata).replace(PLACEHOLDER, owner))
@@ -138,15 +141,16 @@ def _value(name, text, default):
         return text
     try:
         number = float(text)
-    except ValueError:
+        whole = int(number)  # which infinity and nan do not have
+    except (ValueError, OverflowError):
         raise UserError(f"{name} must be a number, such as {default!r}, not {text!r}") from None
-    return int(number) if number.is_integer() else number
+    return whole if whole == number else number
 
 
 def _attach(metadata, data):
     """Add the input that "owner/slug/..." names to the sources: a kernel of ours, or a dataset."""
     found = re.match(r"[\w-]+/[\w-]+", data)
-    if found and Path(data).exists():
+    if data and Path(data).exists():
         raise UserError(
             f"{data} lies on this machine, and a kernel carries no data: upload it as a dataset and name owner/slug"
         )

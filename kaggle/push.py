@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from kernel_build import INPUTS, build_inputs, make_kernel
 from kernel_metadata import PLACEHOLDER
 
+from mtld_core.config import ConfigError
 from mtld_core.runtime import UserError
 
 PATIENCE = 10  # looks in a row that may fail, after which the watch ends
@@ -137,5 +138,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except UserError as error:
+    except (UserError, ConfigError) as error:
         sys.exit(f"error: {error}")

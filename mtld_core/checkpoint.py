@@ -143,7 +143,7 @@ def problem(path):
     return None
 
 
-def find(run_dir, wanted=""):
+def find(run_dir, wanted="", say=print):
     """Path of the checkpoint to use: `wanted` (a name such as "step_00001000", a path, or "best"), "" = the newest good one.
 
     A damaged newest checkpoint is said and skipped; one that was asked for by name is an error. Raises UserError.
@@ -168,7 +168,7 @@ def find(run_dir, wanted=""):
         reason = problem(path)
         if reason is None:
             return path
-        print(f"checkpoint {path} is damaged ({reason}); trying the one before")
+        say(f"checkpoint {path} is damaged ({reason}); trying the one before")
     if list_checkpoints(run_dir):
         raise UserError(f"every checkpoint of {run_dir} is damaged: train it anew in another run_dir, or restore a copy")
     raise UserError(f"{run_dir} holds no checkpoint yet: train it first (notebooks/02_train)")

@@ -4,6 +4,7 @@ Every class that can be configured has its dataclass beside it. A field's annota
 `tuple[int, ...]`, `bool | str` or a `Literal` of the words that are allowed. Ranges are checked in its own `__post_init__`.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -87,7 +88,8 @@ def _convert(name, hint, value):
         check(isinstance(value, args), f"{name} must be {' or '.join(arg.__name__ for arg in args)}, not {value!r}")
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):
+            return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     right = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))

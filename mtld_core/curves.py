@@ -1,5 +1,6 @@
 """A run's log as a picture of its losses. Drawn without pyplot, whose global state belongs to the person's own cells."""
 
+import contextlib
 import io
 import json
 import os
@@ -35,7 +36,9 @@ class Log:
             return False
         whole = new[: new.rfind(b"\n") + 1]
         self._read += len(whole)
-        self.lines += map(json.loads, whole.splitlines())
+        for line in whole.splitlines():
+            with contextlib.suppress(ValueError):  # damaged ones go when training goes on
+                self.lines.append(json.loads(line))
         return bool(whole)
 
 

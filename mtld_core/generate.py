@@ -5,6 +5,7 @@ It is written on the contract (`start`, `step`, `rollout`), so it serves every s
 
 import contextlib
 import json
+import numbers
 import time
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def generate(
     Raises UserError for whatever the user can mend; then nothing half-written is left.
     """
     for name, value in {"num_frames": num_frames, "fps": fps, "seed": seed}.items():
-        if not isinstance(value, (int, float) if name == "fps" else int):
+        if not isinstance(value, numbers.Real if name == "fps" else numbers.Integral):
             raise UserError(f"{name} must be a {'' if name == 'fps' else 'whole '}number, not {value!r}")
     if num_frames < 2:
         raise UserError(f"num_frames must be at least 2 (the first frame is the given one), not {num_frames}")

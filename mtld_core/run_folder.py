@@ -43,7 +43,7 @@ def _step_of(line):
         return math.inf
 
 
-def checkpoint_to_resume(run_dir, resume):
+def checkpoint_to_resume(run_dir, resume, say=print):
     """(folder, its manifest) of the checkpoint to go on from, or (None, None) for a new run.
 
     resume: "auto" (what run_dir holds, if anything), "never", or another run's folder or one of its checkpoints; given again
@@ -51,7 +51,7 @@ def checkpoint_to_resume(run_dir, resume):
     """
     own = checkpoints.list_checkpoints(run_dir)
     if own and resume not in ("auto", "never"):
-        newest = checkpoints.find(run_dir)
+        newest = checkpoints.find(run_dir, say=say)
         if json.loads((newest / "manifest.json").read_text())["config"]["training"]["resume"] == resume:
             resume = "auto"
     if resume != "auto" and own:
@@ -60,7 +60,7 @@ def checkpoint_to_resume(run_dir, resume):
         return None, None
     path = Path(run_dir if resume == "auto" else resume)
     inside = path.parent.name == "checkpoints"
-    folder = checkpoints.find(path.parent.parent, path.name) if inside else checkpoints.find(path)
+    folder = checkpoints.find(path.parent.parent, path.name) if inside else checkpoints.find(path, say=say)
     return folder, json.loads((folder / "manifest.json").read_text())
 
 

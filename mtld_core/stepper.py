@@ -20,7 +20,7 @@ class Stepper:
     on the device (`found_inf`) and counted in `skipped[phase]`, a 0-dim tensor.
     """
 
-    def __init__(self, optimizers, device, dtype=torch.float32, accumulate=1, clip_norm=0.0):
+    def __init__(self, optimizers, device, dtype=torch.float32, accumulate=1, clip_norm=0.0, say=print):
         unfused = [name for name, optimizer in optimizers.items() if not optimizer.defaults.get("fused")]
         if unfused:
             raise TypeError(
@@ -31,7 +31,7 @@ class Stepper:
         scaled = dtype == torch.float16
         self.scalers = {name: torch.amp.GradScaler(device.type, enabled=scaled) for name in optimizers}
         self.splits = dict.fromkeys(optimizers, accumulate)
-        self.device, self.dtype, self.clip_norm = device, dtype, clip_norm
+        self.device, self.dtype, self.clip_norm, self.say = device, dtype, clip_norm, say
         self.skipped = {name: torch.zeros((), device=device) for name in optimizers}
 
     def __call__(self, phase, loss_fn, batch):
@@ -46,7 +46,7 @@ class Stepper:
                         f"out of memory in phase {phase!r} even with one sample at a time: make the model smaller"
                     ) from None
                 self.splits[phase] *= 2
-                print(f"out of memory in phase {phase!r}: going on with the batch in {self.splits[phase]} parts")
+                self.say(f"out of memory in phase {phase!r}: going on with the batch in {self.splits[phase]} parts")
             torch.cuda.empty_cache()  # outside the except block, where the traceback no longer holds the graph
         self._update(phase)
         return result

@@ -94,7 +94,7 @@ class Training:
         self.optimizers = system.optimizers()
         self.learning_rates = {name: [group["lr"] for group in o.param_groups] for name, o in self.optimizers.items()}
         self.ema = copy.deepcopy(system).eval().requires_grad_(False) if config.ema_decay else None
-        self.stepper = Stepper(self.optimizers, self.device, self.dtype, config.accumulate, config.clip_norm)
+        self.stepper = Stepper(self.optimizers, self.device, self.dtype, config.accumulate, config.clip_norm, controls.say)
         self.schedule = Schedule(config, self.batches.steps_per_epoch, controls.stop)
         self.heat = thermal.Heat(config)
         self.step = self.lost_steps = 0
@@ -143,10 +143,11 @@ class Training:
         self.controls.doing = "saving and judging"
         self.controls.say("saving and judging ...")
         self._save()
+        self.controls.ending = True
         if not _due(self.step, config.preview_every_steps):
             self._preview()
         if self.judged_at != self.step and not self.heat.emergency:  # judging is as hard work as training
-            self._evaluate(between=lambda: None)
+            self._evaluate((lambda: None) if self.controls.stop.is_set() else self._end_at_once)
         report = self.write_report(*end)
         self.controls.say(f"{end[0]} at step {self.step} ({end[1]}): {_summary(self.metrics)}")
         return report
@@ -195,6 +196,10 @@ class Training:
         if self.controls.stop.is_set() or self.heat.emergency:  # the end of the run judges once more, or must not
             raise GivenUp
 
+    def _end_at_once(self):
+        if self.controls.stop.is_set():
+            raise GivenUp
+
     def _reason_to_end(self):
         if too_hot := self.heat.reason_to_end(time.monotonic()):
             return "stopped", too_hot
@@ -235,7 +240,7 @@ class Training:
         self.batches = kind(dataset, split[0], needs.window, config.batch_size, config.seed, needs.batches, self.device)
 
     def _resume_or_begin(self):
-        folder, manifest = checkpoint_to_resume(self.run_dir, self.config.resume)
+        folder, manifest = checkpoint_to_resume(self.run_dir, self.config.resume, self.controls.say)
         if folder is None:
             self.system.prepare(self.sample)
             if self.ema is not None:

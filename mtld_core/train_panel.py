@@ -31,11 +31,12 @@ _panels = {}  # run folder -> its newest panel
 
 
 def train_panel(system, dataset, config):
-    """The panel of a run that begins now; where this kernel trains in that folder already, the panel that does."""
+    """The panel of a run that begins now; where that system or folder is being trained already, the panel that does it."""
     folder = folder_of(config.run_dir, system.name)
-    panel = _panels.get(folder)
-    if panel is None or not panel.training:
-        panel = _panels[folder] = TrainPanel(system, dataset, dataclasses.replace(config, run_dir=str(folder)))
+    for panel in _panels.values():
+        if panel.training and (panel.system is system or panel.run_dir == folder):
+            return panel
+    panel = _panels[folder] = TrainPanel(system, dataset, dataclasses.replace(config, run_dir=str(folder)))
     return panel
 
 
@@ -151,7 +152,7 @@ class TrainPanel(widgets.VBox):
 
     def _show_files(self):
         """The newest preview and the newest figures."""
-        newest = max((self.run_dir / "previews").glob("*.png"), default=None)
+        newest = max((self.run_dir / "previews").glob("step_*.png"), default=None)
         if newest and newest != self._preview:
             self.preview.value, self.preview.layout.display, self._preview = newest.read_bytes(), "", newest
         report = json.loads((self.run_dir / "report.json").read_text())
@@ -163,8 +164,10 @@ class TrainPanel(widgets.VBox):
     def _show_buttons(self, alive):
         paused = self.controls.pause.is_set()
         self.pause.description, self.pause.icon = ("Pause", "pause") if alive and not paused else ("Go on", "play")
-        self.pause.disabled = self.controls.stop.is_set() if alive else not self._can_go_on()
-        self.stop.disabled = self.save.disabled = not alive or self.controls.stop.is_set()
+        over = self.controls.stop.is_set() or self.controls.ending
+        self.pause.disabled = over if alive else not self._can_go_on()
+        self.save.disabled = not alive or over
+        self.stop.disabled = not alive or self.controls.stop.is_set()  # while the end is judged it gives that up
         self.bar.max = max(1, self.controls.total, self.controls.step)
         self.bar.value = self.controls.step
         self.bar.bar_style = "danger" if self.error else "success" if self._finished else "warning" if alive and paused else ""

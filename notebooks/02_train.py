@@ -88,7 +88,7 @@ report = None if live else fit(model, dataset, training)
 
 # %%
 if report:
-    notebook.show_picture(sorted(Path(report["run_dir"], "previews").glob("*.png"))[-1])
+    notebook.show_picture(sorted(Path(report["run_dir"], "previews").glob("step_*.png"))[-1])
 
 # %%
 if report:

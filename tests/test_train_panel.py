@@ -1,6 +1,8 @@
 """The panel that trains, pressed without a browser: widgets are plain objects."""
 
+import dataclasses
 import json
+import threading
 import time
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 from mtld_core import train_panel
 from mtld_core.checkpoint import read_pointer
 from mtld_core.curves import Log, draw
+from mtld_core.evaluate import Judge
 from mtld_core.settings import build, open_data, plan
 
 LASTING = {"save_every_minutes": 0, "log_every_steps": 1, "eval_windows": 2}
@@ -93,6 +96,45 @@ def test_the_same_cell_again_shows_the_panel_that_trains(panel, arcs, tmp_path):
     assert again is not panel
     end(again)
     assert again.report["status"] == "finished"
+
+
+def test_a_system_is_never_trained_by_two_panels(panel, tmp_path):
+    elsewhere = dataclasses.replace(panel.config, run_dir=str(tmp_path / "another"))
+    assert train_panel.train_panel(panel.system, panel.dataset, elsewhere) is panel
+
+
+def test_while_the_end_is_judged_only_stop_is_left_and_gives_that_up(arcs, tmp_path, monkeypatch):
+    judging, honest = threading.Event(), Judge.__call__
+
+    def slow(self, system, between):
+        def asked():
+            judging.set()
+            while not panel.controls.stop.is_set():
+                time.sleep(0.01)
+            between()
+
+        return honest(self, system, asked)
+
+    monkeypatch.setattr(Judge, "__call__", slow)
+    panel = begin(arcs, tmp_path, LASTING, steps=3)
+    assert judging.wait(30)
+    panel.refresh()
+    assert panel.pause.disabled and panel.save.disabled and not panel.stop.disabled
+    assert read_pointer(panel.run_dir / "latest.json")["step"] == 3
+    panel.stop.click()
+    end(panel)
+    assert panel.report["status"] == "finished" and panel.report["metrics"] == {}
+
+
+def test_a_damaged_checkpoint_is_said_in_the_panel(panel, arcs, tmp_path):
+    panel.save.click()
+    panel.stop.click()
+    end(panel)
+    newest = panel.run_dir / read_pointer(panel.run_dir / "latest.json")["checkpoint"] / "model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    again = begin(arcs, tmp_path, LASTING, steps=panel.report["step"])
+    end(again)
+    assert "damaged" in again.said.value
 
 
 def test_an_error_is_one_line_in_the_panel(panel):

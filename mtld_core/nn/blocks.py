@@ -32,11 +32,12 @@ class ConvEncoder(nn.Module):
             layers += [nn.Conv2d(last, c, 4, 2, 1), norm2d(kind, c), nn.LeakyReLU(0.2)]
             last = c
         self.body = nn.Sequential(*layers)
-        flat = nn.Sequential(nn.Flatten(), nn.Linear(last * height * width, latent_dim))
-        self.head = nn.Conv2d(last, latent_dim, 1) if as_map else flat
+        self.head = nn.Conv2d(last, latent_dim, 1) if as_map else nn.Linear(last * height * width, latent_dim)
+        self.as_map = as_map
 
     def forward(self, x):
-        return self.head(self.body(x))
+        x = self.body(x)
+        return self.head(x if self.as_map else x.flatten(1))
 
 
 class ConvGRUCell(nn.Module):
@@ -70,10 +71,8 @@ class ResBlock(nn.Module):
 
 
 def stem(latent_dim, grid, as_map):
-    """Latent -> the first map of a decoder, `[N, *grid]`: a 3x3 convolution of a map, a linear layer of a vector."""
-    if as_map:
-        return nn.Conv2d(latent_dim, grid[0], 3, 1, 1)
-    return nn.Sequential(nn.Linear(latent_dim, math.prod(grid)), nn.Unflatten(1, grid))
+    """Latent -> the numbers of a decoder's first map, `grid`: a 3x3 convolution of a map, a linear layer of a vector."""
+    return nn.Conv2d(latent_dim, grid[0], 3, 1, 1) if as_map else nn.Linear(latent_dim, math.prod(grid))
 
 
 class UpDecoder(nn.Module):
@@ -85,7 +84,8 @@ class UpDecoder(nn.Module):
 
     def __init__(self, height, width, channels, latent_dim, norm="instance", kind="transposed", as_map=False):
         super().__init__()
-        self.stem = stem(latent_dim, (channels[0], height >> len(channels), width >> len(channels)), as_map)
+        self.grid = (channels[0], height >> len(channels), width >> len(channels))
+        self.stem = stem(latent_dim, self.grid, as_map)
         layers = []
         for i, c in enumerate(channels):
             last = i + 1 == len(channels)
@@ -98,7 +98,7 @@ class UpDecoder(nn.Module):
         self.body = nn.Sequential(*layers)
 
     def forward(self, z, given=None):
-        return self.body(self.stem(z))
+        return self.body(self.stem(z).reshape(-1, *self.grid))
 
 
 class ShuffleDecoder(nn.Module):
@@ -113,7 +113,8 @@ class ShuffleDecoder(nn.Module):
     def __init__(self, height, width, channels, latent_dim, factor, blocks, norm="none", as_map=False, skip="none"):
         super().__init__()
         self.skip = skip
-        self.stem = stem(latent_dim, (channels, height // factor, width // factor), as_map)
+        self.grid = (channels, height // factor, width // factor)
+        self.stem = stem(latent_dim, self.grid, as_map)
         self.body = nn.Sequential(*[ResBlock(channels, norm) for _ in range(blocks)])
         self.head = nn.Conv2d(channels, (5 if skip == "warp" else 3) * factor**2, 3, 1, 1)
         self.shuffle = nn.PixelShuffle(factor)
@@ -126,7 +127,7 @@ class ShuffleDecoder(nn.Module):
 
     def forward(self, z, given=None):
         """given: priming frames `[M, 3, H, W]`, each for the next N / M latents; unused without a skip."""
-        x = self.stem(z)
+        x = self.stem(z).reshape(-1, *self.grid)
         if self.skip == "none":
             return self.mean + self.shuffle(self.head(self.body(x)))
         repeats = len(z) // len(given)
@@ -136,7 +137,11 @@ class ShuffleDecoder(nn.Module):
 
 
 def warp(pictures, flow):
-    """Each pixel of `[N, C, H, W]` taken from where `flow` `[N, 2, H, W]` (x and y, in half sides of the picture) points to."""
-    identity = torch.eye(2, 3, dtype=flow.dtype, device=flow.device).expand(len(flow), -1, -1)
-    grid = F.affine_grid(identity, list(pictures.shape), align_corners=False) + flow.movedim(1, -1)
-    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+    """Each pixel of `[N, C, H, W]` taken from where `flow` `[N, 2, H, W]` (x and y, in half sides of the picture) points to.
+
+    In fp32: places in bf16 would be off by half a pixel.
+    """
+    with torch.autocast(flow.device.type, enabled=False):
+        identity = torch.eye(2, 3, device=flow.device, dtype=pictures.dtype).expand(len(flow), -1, -1)
+        grid = F.affine_grid(identity, list(pictures.shape), align_corners=False) + flow.to(pictures.dtype).movedim(1, -1)
+        return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
