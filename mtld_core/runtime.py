@@ -111,7 +111,7 @@ def free_memory(device=None):
 def warm_memory():
     """While it lasts, glibc keeps freed memory for the next request instead of giving it back to the system.
 
-    By default every large tensor is fresh memory whose pages the system has to clear first: a sixth of a CPU's training step.
+    By default every large tensor is fresh memory whose pages the system has to clear first.
     The peak may grow by a third, for kept pieces are not always of the size wanted next. In a thread that is not the main one
     only pieces under 64 MB are kept. No effect with other C libraries.
     """

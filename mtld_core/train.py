@@ -14,11 +14,12 @@ import torch
 
 from mtld_core import checkpoint as checkpoints
 from mtld_core import media, thermal
-from mtld_core.config import ConfigError, check, parse_object, to_dict
+from mtld_core.config import ConfigError, check, parse_object
 from mtld_core.controls import Controls
 from mtld_core.data import Batches, DomainBatches, DomainPair, split_windows
 from mtld_core.evaluate import Judge, evenly
 from mtld_core.progress import Progress
+from mtld_core.report import about, report, summary
 from mtld_core.run_folder import append_log, check_origin, checkpoint_to_resume, folder_of, rewind
 from mtld_core.runtime import (
     UserError,
@@ -27,7 +28,6 @@ from mtld_core.runtime import (
     pick_precision,
     seed_of,
     stop_on_signal,
-    versions,
     warm_memory,
     write_json,
 )
@@ -148,9 +148,9 @@ class Training:
             self._preview()
         if self.judged_at != self.step and not self.heat.emergency:  # judging is as hard work as training
             self._evaluate((lambda: None) if self.controls.stop.is_set() else self._end_at_once)
-        report = self.write_report(*end)
-        self.controls.say(f"{end[0]} at step {self.step} ({end[1]}): {_summary(self.metrics)}")
-        return report
+        written = self.write_report(*end)
+        self.controls.say(f"{end[0]} at step {self.step} ({end[1]}): {summary(self.metrics)}")
+        return written
 
     def _train_step(self):
         torch.manual_seed(seed_of(self.config.seed, "step", self.step))  # whatever draws unkeyed: the same after a resume
@@ -327,7 +327,7 @@ class Training:
             "total": self.schedule.total,
             "train_seconds": self.train_seconds,
             "paused_seconds": self.paused_seconds,
-            "wall_seconds": self._wall_seconds(),
+            "wall_seconds": self.wall_seconds,
             "batches": self.batches.state(),
             "stepper": self.stepper.state(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
@@ -342,14 +342,7 @@ class Training:
     # ---- the run folder
 
     def _about(self):
-        return {
-            "schema": checkpoints.SCHEMA,
-            "system": self.system.name,
-            "preset": self.config.preset,
-            "config": to_dict(self.system.config),
-            "training": to_dict(self.config),
-            "dataset": self.dataset.describe(),
-        }
+        return about(self.system, self.config, self.dataset)
 
     @property
     def precision(self):
@@ -359,52 +352,18 @@ class Training:
     def parameters(self):
         return sum(p.numel() for p in self.system.parameters())
 
-    def _wall_seconds(self):
+    @property
+    def wall_seconds(self):
         return self.earlier_wall_seconds + time.monotonic() - self.schedule.started
 
     def write_report(self, status, reason):
-        speed = self.step / self.train_seconds if self.train_seconds else 0.0
-        report = {
-            "schema": 1,
-            "system": self.system.name,
-            "preset": self.config.preset,
-            "run_dir": str(self.run_dir),
-            "status": status,
-            "reason": reason,
-            "step": self.step,
-            "steps_total": self.schedule.total,
-            "steps_per_second": speed,
-            "frames_per_second": speed * self.config.batch_size * self.needs.window,
-            "train_seconds": self.train_seconds,
-            "paused_seconds": self.paused_seconds,
-            "heat": self.heat.facts(),
-            "wall_seconds": self._wall_seconds(),
-            "peak_memory_mb": peak_memory_mb(),
-            "peak_gpu_memory_mb": torch.cuda.max_memory_allocated(self.device) / 1e6 if self.device.type == "cuda" else None,
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
-            "precision": self.precision,
-            "parameters": self.parameters,
-            "seed": self.config.seed,
-            "restitution": self.config.restitution,
-            "dataset": self.dataset.describe(),
-            "versions": versions(),
-            "metrics": self.metrics,
-        }
-        write_json(self.run_dir / "report.json", report)
-        return report
+        written = report(self, status, reason)
+        write_json(self.run_dir / "report.json", written)
+        return written
 
 
 def _due(step, every):
     return every > 0 and step % every == 0
-
-
-def _summary(metrics):
-    if not metrics:
-        return "not judged yet"
-    if metrics["skill_db"] is None:
-        return f"psnr {metrics['psnr']:.2f} dB (reconstruction)"
-    copied, skill = metrics["baseline_copy_psnr"], metrics["skill_db"]
-    return f"psnr {metrics['psnr']:.2f} dB (copying the last frame: {copied:.2f}), skill {skill:+.2f} dB"
 
 
 def main(arguments=None):
@@ -416,11 +375,11 @@ def main(arguments=None):
             text = Path(path).read_text()
         except OSError as error:
             raise UserError(f"--config {path}: {error.strerror}") from None
-        report = train(**parse_object(text, path))
+        ended = train(**parse_object(text, path))
     except (UserError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 130 if report["reason"] == "asked to stop" else 0
+    return 130 if ended["reason"] == "asked to stop" else 0
 
 
 if __name__ == "__main__":

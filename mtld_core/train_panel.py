@@ -158,7 +158,7 @@ class TrainPanel(widgets.VBox):
         report = json.loads((self.run_dir / "report.json").read_text())
         if report["metrics"]:
             figures = {name: value for name, value in report["metrics"].items() if isinstance(value, float)}
-            table = table_html({"judged at step": report["step"]} | figures)
+            table = table_html({"judged at step": report["judged_at_step"]} | figures)
             self.figures.value = f'<div style="line-height: 1.5; margin: 4px 0 0 24px">{table}</div>'
 
     def _show_buttons(self, alive):

@@ -34,10 +34,16 @@ def test_the_report_has_every_name_that_others_rely_on(arcs, tmp_path):
     report = tiny(arcs, tmp_path / "run", seed=7)
     wanted = (
         "schema system preset status reason step steps_per_second frames_per_second train_seconds paused_seconds wall_seconds "
-        "peak_memory_mb peak_gpu_memory_mb device precision parameters seed restitution dataset versions metrics"
+        "peak_memory_mb peak_gpu_memory_mb device precision parameters seed restitution dataset versions judged_at_step metrics"
     )
     assert set(wanted.split()) <= report.keys()
-    assert report["schema"] == 1 and report["seed"] == 7 and report["preset"] == "tiny" and report["restitution"] is False
+    assert (
+        report["schema"] == 1
+        and report["judged_at_step"] == report["step"]
+        and report["seed"] == 7
+        and report["preset"] == "tiny"
+        and report["restitution"] is False
+    )
     assert report["dataset"] == {"path": str(arcs.resolve()), "arcs": 6, "frames": 120, "size": [16, 16]}
     assert 0 < report["train_seconds"] < report["wall_seconds"]
     metrics = report["metrics"]

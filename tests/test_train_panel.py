@@ -124,6 +124,7 @@ def test_while_the_end_is_judged_only_stop_is_left_and_gives_that_up(arcs, tmp_p
     panel.stop.click()
     end(panel)
     assert panel.report["status"] == "finished" and panel.report["metrics"] == {}
+    assert panel.report["judged_at_step"] is None
 
 
 def test_a_damaged_checkpoint_is_said_in_the_panel(panel, arcs, tmp_path):

@@ -95,8 +95,8 @@ class LPIPS(nn.Module):
 class MapDistance(torch.autograd.Function):
     """Feature maps `[N, C, h, w]`, target maps, weights `[C]` -> `[N]`: sum_c w_c (f_c/|f| - r_c/|r|)^2, averaged over pixels.
 
-    In fp32, on a CPU a piece at a time that stays in its cache: as operations on whole maps this cost a sixth of LPIPS. Only
-    the maps themselves are kept for the backward pass; the targets get no gradient.
+    In fp32, on a CPU a piece at a time that stays in its cache. Only the maps themselves are kept for the backward pass; the
+    targets get no gradient.
     """
 
     @staticmethod
