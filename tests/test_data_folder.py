@@ -181,8 +181,8 @@ def test_what_cannot_be_opened_names_the_path_and_the_way_out(tmp_path):
     refuses("videos/a.MP4", "01_extract_frames")
     (tmp_path / "log").mkdir()
     (tmp_path / "log/recording_log.jsonl").write_text("{}")
-    refuses("log", "later version")
-    refuses("log/recording_log.jsonl", "later version")
+    refuses("log", r"1 of 1 lines cannot be used .*: line 1 \(no field 'frame_filename'\)")
+    refuses("log/recording_log.jsonl", "no field 'frame_filename'")
     (tmp_path / "a.h5").write_bytes(b"no")
     refuses("a.h5", "no HDF5 file")
 

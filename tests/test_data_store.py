@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtld_core.data import cache, folder, open_dataset, store
+from mtld_core.data import cache, folder, open_dataset, pictures, store
 from mtld_core.runtime import UserError
 
 
@@ -52,7 +52,7 @@ def no_decoding(monkeypatch):
         def refuse(path):
             raise AssertionError(f"{path} was decoded")
 
-        monkeypatch.setattr(folder, "read_picture", refuse)
+        monkeypatch.setattr(pictures, "read_picture", refuse)
 
     return forbid
 
@@ -163,15 +163,16 @@ def test_frames_beyond_the_memory_are_mapped_from_disk(root, monkeypatch):
     assert read(root).frames[0, 0, 0, 0] != 7, "writing to the frames never reaches the cache"
 
 
-def test_an_hdf5_file_in_ram_needs_no_copy_on_disk(tmp_path, monkeypatch):
+def test_an_hdf5_file_needs_no_copy_on_disk(tmp_path, monkeypatch):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["frames"] = np.zeros((20, 8, 8, 3), np.uint8)
     read(tmp_path / "a.h5")
     assert not (tmp_path / "cache").exists()
     monkeypatch.setattr(store, "free_memory", lambda: 100)
-    for _ in range(2):
-        assert len(read(tmp_path / "a.h5").frames) == 20
-    assert len(entries(tmp_path)) == 1
+    assert read(tmp_path / "a.h5").frames[3:].shape == (17, 8, 8, 3)
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(UserError, match="can be used"):
+        read(tmp_path / "a.h5", memory="ram")
 
 
 MEASURE = """

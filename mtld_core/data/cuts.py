@@ -38,9 +38,10 @@ def find_cuts(thumbs):
 
 
 def cuts_of_arcs(frames, borders, workers=0):
-    """`find_cuts` over a whole store: uint8 `[N, H, W, 3]` array, `borders` = (start, stop) of each arc -> int64 rows.
+    """`find_cuts` over a whole store: uint8 `[N, H, W, 3]`, `borders` = (start, stop) of each arc -> int64 rows.
 
-    Arcs are read in pieces that overlap by as much as `find_cuts` looks around, so the small pictures never add up.
+    frames: an array or `LazyFrames`. Arcs are read in pieces that overlap by as much as `find_cuts` looks around, so the
+    small pictures never add up.
     """
     margin = AROUND + FLASH
     pieces = [(a, b, s, min(s + PIECE, b)) for a, b in borders for s in range(a, b, PIECE)]
@@ -49,7 +50,7 @@ def cuts_of_arcs(frames, borders, workers=0):
     def search(i):
         first, last, start, stop = pieces[i]
         low, high = max(first, start - margin), min(last, stop + margin)
-        rows = find_cuts([thumbnail(frame) for frame in frames[low:high]])
+        rows = find_cuts([thumbnail(frame) for frame in np.asarray(frames[low:high])])
         found[i] = [low + row for row in rows if start <= low + row < stop]
 
     for_each(search, len(pieces), workers)

@@ -29,10 +29,11 @@ class Arc:
 class Dataset:
     """Frames of one folder or file.
 
-    path: absolute. kind: "arcs", "images" (no file had a number) or "hdf5". frames: uint8 tensor `[N, H, W, 3]`, in
-    RAM, on a device, or mapped from a file. cuts: sorted int64 rows that begin a new shot inside an arc. actions: int64
-    `[N]` or float32 `[N, A]` tensor or None; actions[i] leads from frame i to frame i + 1. warnings: one line a file or
-    gap.
+    path: absolute. kind: "arcs", "images" (no file had a number), "recording" or "hdf5". frames: uint8 tensor
+    `[N, H, W, 3]`, in RAM, on a device, or mapped from a file; or `LazyFrames`, which are read from an HDF5 file as they
+    are indexed. cuts: sorted int64 rows that begin a new shot inside an arc. actions: int64 `[N]` or float32 `[N, A]`
+    tensor or None; actions[i] leads from frame i to frame i + 1. warnings: one line a file or gap. about: what a recording
+    says of itself ("action_names", "env", "fps", "episode_seeds", ...), {} otherwise.
     """
 
     path: str
@@ -42,6 +43,7 @@ class Dataset:
     cuts: np.ndarray
     actions: torch.Tensor | None = None
     warnings: list[str] = dataclasses.field(default_factory=list)
+    about: dict = dataclasses.field(default_factory=dict)
 
     @property
     def size(self):

@@ -1,50 +1,40 @@
 """A folder of frames as a source: which files make which arc and in which order, and decoding them into a store.
 
-A source (this, or hdf5.py) has `path`, `kind`, `warnings`, `actions`, `bad`, and the methods `digest`, `measure`,
-`fill` and `arcs`; store.py decides where the frames go.
+A source (this, recording.py or hdf5.py) has `path`, `kind`, `warnings`, `actions`, `about`, `bad`, and the methods
+`measure`, `fill` and `arcs`; store.py decides where the frames go. Where it is `cached` it has `digest`, else `lazy`.
 """
 
 import collections
 import itertools
 import os
 import re
-import warnings
-from hashlib import blake2b
 
 import numpy as np
-from PIL import Image
 
 from mtld_core.data.dataset import Arc
-from mtld_core.data.pictures import read_picture
-from mtld_core.data.threads import for_each
-from mtld_core.frames import fit_frame
+from mtld_core.data.pictures import PictureFiles
 from mtld_core.runtime import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".ogv", ".wmv", ".gif")
 LAYOUT = "<folder>/<arc>/frame_0000.png"
-BAD_SHARE = 0.05  # of the files may be unreadable or of another size; with more, something is wrong with the folder
 CONTACT_SHEET = "contact_sheet.png"  # data_prep puts it beside the arcs
 
 
-class Folder:
+class Folder(PictureFiles):
     """Image files `<root>/<arc>/<name>`, or right inside `root`, which then is the only arc.
 
-    names: "arc/file" in the order of the store. bad: {index in names: why that file is left out}, known after `fill` or
-    taken over from the cache. Raises UserError where there is no image, or what there is has to be extracted first.
+    names: "arc/file" in the order of the store. Raises UserError where there is no image, or what there is has to be
+    extracted first.
     """
 
-    actions = None
-    cached = True  # decoding is slow, so what was decoded is worth its room on disk
-
     def __init__(self, root, height=0, width=0, fit="crop"):
-        self.path, self.fit, self.bad = str(root), (height, width, fit), {}
-        self.names, self.notes, self.spans = [], [], []  # spans: (arc, first, last + 1 in names, numbers)
+        super().__init__(root, height, width, fit)
+        self.spans = []  # (arc, first, last + 1 in names, numbers)
         images, others, folders = _listing(root)
         inner = {name: _listing(root / name) for name in sorted(folders, key=_natural)}
         arcs = {name: found for name, found in inner.items() if found[0]}
         if arcs:
-            self.base = root
             self.notes += [f"{name}: lies beside the arcs, left out" for name in images + others]
             self.notes += [f"{name}: a folder without images, left out" for name in inner if name not in arcs]
         elif images:
@@ -57,56 +47,6 @@ class Folder:
         numbered = [self._add(name, *found) for name, found in arcs.items()]
         self.kind = "arcs" if any(numbered) else "images"
 
-    @property
-    def warnings(self):
-        return self.notes + [f"{self.names[i]}: left out, {why}" for i, why in sorted(self.bad.items())]
-
-    def digest(self, workers=0):
-        """Hex key of the names and the content of all files: equal only where the decoded frames are."""
-        parts = [b""] * len(self.names)
-
-        def read(i):
-            content, why = _attempt(_content, self._file(i))
-            parts[i] = blake2b(why.encode() if why else content, digest_size=16).digest()
-
-        for_each(read, len(parts), workers)
-        return blake2b("\n".join(self.names).encode() + b"".join(parts), digest_size=16).hexdigest()
-
-    def measure(self, workers=0):
-        """(N, H, W, 3) of the frames to come; H, W are the commonest among some files, `fill` finds those that differ."""
-        height, width, _ = self.fit
-        if not (height and width):
-            some = np.unique(np.linspace(0, len(self.names) - 1, 64).astype(int))
-            sizes = collections.Counter(size for i in some if (size := _attempt(self._fitted, self._file(i))[0]))
-            height, width = max(sizes, key=sizes.get, default=(1, 1))
-        return len(self.names), height, width, 3
-
-    def fill(self, store, workers=0, label=None):
-        """Decode every file into `store` (uint8, as measured), bad ones left out. Returns how many rows hold frames.
-
-        Raises UserError, which lists them, where more than 5 % of the files are bad.
-        """
-        size = store.shape[1:3]
-
-        def read(i):
-            frame, why = _attempt(read_picture, self._file(i))
-            if not why and (fitted := fit_frame(frame, *self.fit)).shape[:2] != size:
-                why = f"{_text(frame)} where most are {_text(store[0])} (set height and width to use both)"
-            if why:
-                self.bad[i] = why
-            else:
-                store[i] = fitted
-
-        with warnings.catch_warnings():  # an image too large to be meant; below twice its limit Pillow would only warn
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            for_each(read, len(self.names), workers, label)
-        self._check()
-        kept = [i for i in range(len(self.names)) if i not in self.bad]
-        for row, i in enumerate(kept):  # one by one: a whole slice onto itself would be copied first
-            if row != i:
-                store[row] = store[i]
-        return len(kept)
-
     def arcs(self):
         """The arcs without their bad files."""
         arcs, row = [], 0
@@ -116,14 +56,6 @@ class Folder:
                 arcs.append(Arc(name, row, row + int(good.sum()), numbers[good]))
                 row = arcs[-1].stop
         return arcs
-
-    def _fitted(self, path):
-        """(H, W) that the picture at `path` will have."""
-        with Image.open(path) as image:
-            return fit_frame(np.zeros((image.height, image.width, 3), np.uint8), *self.fit).shape[:2]
-
-    def _file(self, i):
-        return os.path.join(self.base, self.names[i])
 
     def _add(self, arc, images, others, folders):
         """Append an arc's files in their order. True where one has a number."""
@@ -142,15 +74,6 @@ class Folder:
         self.spans.append((arc, first, len(self.names), np.array(numbers, np.int64)))
         return bool(numbered)
 
-    def _check(self):
-        if len(self.bad) > BAD_SHARE * len(self.names):
-            lines = [f"{self.names[i]} ({why})" for i, why in sorted(self.bad.items())]
-            more = f" and {len(lines) - 20} more" if len(lines) > 20 else ""
-            raise UserError(
-                f"{self.path}: {len(lines)} of {len(self.names)} image files cannot be used (more than 5 %); mend or "
-                f"remove them: {'; '.join(lines[:20])}{more}"
-            )
-
 
 def _listing(folder):
     """(images, other files, folders) by name; hidden ones are passed over."""
@@ -160,26 +83,6 @@ def _listing(folder):
             kind = folders if entry.is_dir() else images if entry.name.lower().endswith(SUFFIXES) else others
             kind.append(entry.name)
     return images, sorted(others), folders
-
-
-def _text(frame):
-    return f"{frame.shape[1]}x{frame.shape[0]} pixels"
-
-
-def _attempt(function, path):
-    """(result, None), or (None, why) where the file cannot be read, is damaged, or is too large to be meant.
-
-    Any exception counts: what comes in are bytes from anywhere, and Pillow's readers fail on them in many ways.
-    """
-    try:
-        return function(path), None
-    except Exception as error:
-        return None, " ".join(str(error).split()) or type(error).__name__
-
-
-def _content(path):
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def _natural(name):

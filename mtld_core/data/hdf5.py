@@ -1,6 +1,7 @@
-"""An HDF5 file as a source: `frames` `[N, H, W, 3]` uint8, perhaps `actions` `[N]` or `[N, A]` and `episode` `[N]`."""
+"""An HDF5 file as a source: `frames` `[N, H, W, 3]` uint8, perhaps `actions` `[N]` or `[N, A]` and `episode` `[N]`.
 
-from hashlib import blake2b
+An attribute `recording` of the file, JSON text, is what record_game.py says about it.
+"""
 
 import h5py
 import numpy as np
@@ -8,11 +9,11 @@ import torch
 
 from mtld_core.config import nearest
 from mtld_core.data.dataset import Arc
+from mtld_core.data.lazy import LazyFrames
+from mtld_core.data.recording import read_about
 from mtld_core.data.threads import for_each
 from mtld_core.frames import fit_frame
 from mtld_core.runtime import UserError
-
-PIECE = 2**22  # bytes that are read at once, so that reading adds next to nothing to what the frames take
 
 
 class Hdf5:
@@ -31,27 +32,20 @@ class Hdf5:
             with h5py.File(path) as file:
                 frames = self._check(file)
                 count = len(frames)
-                self.piece = max(1, PIECE // int(np.prod(frames.shape[1:])), (frames.chunks or [0])[0])
                 self.shape = frames.shape
                 episode = self._column(file, "episode", count, (1,))
                 actions = self._column(file, "actions", count, (1, 2))
+                about = file.attrs.get("recording", "{}")
         except OSError as error:
             raise UserError(f"{path} is no HDF5 file, or a damaged one ({error}); record or download it again") from None
         episode = np.zeros(count, np.int64) if episode is None else episode.astype(np.int64)
         self.order = np.argsort(episode, kind="stable")  # row of the store -> row of the file
         self.episode = episode[self.order]
+        self.about = read_about(about, f"{path}: attribute 'recording'", self.warnings)
         self.actions = None
         if actions is not None:
             whole = actions.ndim == 1 and actions.dtype.kind in "iub"
             self.actions = torch.from_numpy(actions[self.order].astype(np.int64 if whole else np.float32))
-
-    def digest(self, workers=0):
-        """Hex key of the file's content."""
-        digest = blake2b(digest_size=16)
-        with open(self.path, "rb") as file:
-            while piece := file.read(PIECE):
-                digest.update(piece)
-        return digest.hexdigest()
 
     def measure(self, workers=0):
         """(N, H, W, 3) of the frames to come."""
@@ -60,21 +54,19 @@ class Hdf5:
 
     def fill(self, store, workers=0, label=None):
         """Copy the frames into `store` (uint8, as measured). Returns how many there are."""
-        target = np.empty_like(self.order)
-        target[self.order] = np.arange(len(target))
-        try:
-            with h5py.File(self.path) as file:
-                frames = file["frames"]
+        place = np.argsort(self.order)  # row of the file -> row of the store
+        frames = LazyFrames(self.path, np.arange(len(place)), store.shape, self.fit[2])
 
-                def copy(i):
-                    start = i * self.piece
-                    for row, frame in enumerate(frames[start : start + self.piece], start):
-                        store[target[row]] = fit_frame(frame, *store.shape[1:3], self.fit[2])
+        def copy(i):
+            rows = slice(i * frames.piece, (i + 1) * frames.piece)
+            store[place[rows]] = frames[rows]
 
-                for_each(copy, -(-len(target) // self.piece), 1, label)  # HDF5 reads in one thread only
-        except OSError as error:
-            raise UserError(f"{self.path}: its frames cannot be read ({error}); record or download it again") from None
-        return len(target)
+        for_each(copy, -(-len(place) // frames.piece), 1, label)  # HDF5 reads in one thread only
+        return len(place)
+
+    def lazy(self, shape):
+        """The frames without reading them; shape: as measured."""
+        return LazyFrames(self.path, self.order, shape, self.fit[2])
 
     def arcs(self):
         starts = np.flatnonzero(np.diff(self.episode, prepend=self.episode[0] - 1)).tolist()

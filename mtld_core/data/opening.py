@@ -2,26 +2,32 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mtld_core.data.dataset import Dataset, DomainPair
 from mtld_core.data.folder import LAYOUT, VIDEO_SUFFIXES, Folder
 from mtld_core.data.hdf5 import Hdf5
+from mtld_core.data.recording import Recording, find_log
 from mtld_core.data.store import load
 from mtld_core.runtime import UserError
 
 
-def open_dataset(path, height=0, width=0, fit="crop", workers=0, cache=True, memory="auto", progress=True):
+def open_dataset(
+    path, height=0, width=0, fit="crop", workers=0, cache=True, memory="auto", progress=True, controls_lead_to="next"
+):
     """A `Dataset`, or a `DomainPair` where `path` holds the folders X and Y.
 
     path: arcs `<path>/<arc>/frame_0000.png`, one arc's folder, torchvision's ImageFolder layout, an HDF5 file (or the
-    folder
-        that holds it), or two domains `<path>/X/<arc>/`, `<path>/Y/<arc>/`.
+        folder that holds it), a recording (the folder with its log, or the log itself, .jsonl), or two domains
+        `<path>/X/<arc>/`, `<path>/Y/<arc>/`.
     height, width: size of the frames in pixels, 0 keeps a side (or lets it follow the other); fit: "crop", "pad" or
         "stretch", see `fit_frame`.
     workers: threads that decode, 0 for one a core. progress: show a bar.
     cache: keep decoded frames under $MTLD_CACHE or ~/.cache/mtld, so that the next start decodes nothing.
-    memory: "ram", "disk" (mapped from the cache), or "auto": RAM where the frames take at most 80 % of what is free.
+    memory: "ram", "disk" (mapped from the cache, or read from the HDF5 file as they are needed), or "auto": RAM where the
+        frames take at most 80 % of what is free.
+    controls_lead_to: the frame that the controls in a line of a recording's log lead to: the "next" one, or "this" one.
 
     Raises UserError, which names the path and the way out, for whatever cannot be opened. What was left out or looks
     odd is told in the result's `warnings`.
@@ -31,28 +37,27 @@ def open_dataset(path, height=0, width=0, fit="crop", workers=0, cache=True, mem
         raise UserError(f"fit must be 'crop', 'pad' or 'stretch', not {fit!r}")
     if height < 0 or width < 0:
         raise UserError(f"height and width must be 0 (as is) or more, not {height} and {width}")
+    if controls_lead_to not in ("next", "this"):
+        raise UserError(f"controls_lead_to must be 'next' or 'this', not {controls_lead_to!r}")
     if not path.exists():
-        raise UserError(f"{path} does not exist; wanted is {LAYOUT}, an HDF5 file, or <folder>/X and <folder>/Y")
+        raise UserError(f"{path} does not exist; wanted is {LAYOUT}, an HDF5 file, a recording, or <folder>/X and <folder>/Y")
     if (path / "X").is_dir() and (path / "Y").is_dir():
-        options = height, width, fit, workers, cache, memory, progress
+        options = height, width, fit, workers, cache, memory, progress, controls_lead_to
         pair = DomainPair(open_dataset(path / "X", *options), open_dataset(path / "Y", *options), str(path))
         if pair.x.size != pair.y.size:
             raise UserError(
                 f"{path}: X has frames of {_text(pair.x.size)} and Y of {_text(pair.y.size)}; set height and width to fit both"
             )
         return pair
-    source = _source(path, height, width, fit)
+    source = _source(path, controls_lead_to, height, width, fit)
     frames, cuts, warnings = load(source, memory, cache, workers, f"reading {path.name}" if progress else None)
-    return Dataset(source.path, source.kind, torch.from_numpy(frames), source.arcs(), cuts, source.actions, warnings)
+    frames = torch.from_numpy(frames) if isinstance(frames, np.ndarray) else frames
+    return Dataset(source.path, source.kind, frames, source.arcs(), cuts, source.actions, warnings, source.about)
 
 
-def _source(path, *fit):
-    logs = [path] if path.suffix == ".jsonl" else list(path.glob("*.jsonl")) if path.is_dir() else []
-    if len(logs) == 1 or any(log.name == "recording_log.jsonl" for log in logs):
-        raise UserError(
-            f"{path} is a recording with controls (.jsonl), which a later version reads; use a folder of frames ({LAYOUT}) "
-            f"or an HDF5 file with frames and actions"
-        )
+def _source(path, controls_lead_to, *fit):
+    if log := find_log(path):
+        return Recording(path, log, controls_lead_to, *fit)
     if path.is_dir():
         files = [file for suffix in ("*.h5", "*.hdf5") for file in path.glob(suffix)]
         return Hdf5(files[0], *fit) if len(files) == 1 else Folder(path, *fit)

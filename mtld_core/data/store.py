@@ -1,4 +1,7 @@
-"""Where the frames of a source go: RAM where they fit, else a file that is mapped; from the cache where it has them."""
+"""Where the frames of a source go: RAM where they fit, else a file that is mapped; from the cache where it has them.
+
+An HDF5 file is no slower than a copy of it would be: where its frames do not fit, they are read from it as needed.
+"""
 
 import os
 
@@ -12,24 +15,25 @@ RAM_SHARE = 0.8  # of the free memory that frames may take
 
 
 def load(source, memory="auto", cache=True, workers=0, label=None):
-    """(frames uint8 `[N, H, W, 3]` array, cuts int64 array, warnings) of a source (folder.py, hdf5.py).
+    """(frames uint8 `[N, H, W, 3]` array or `LazyFrames`, cuts int64 array, warnings) of a source (see folder.py).
 
     The frames are decoded straight into place, so the peak is hardly above what they take. memory: "auto", "ram" or
     "disk". Raises UserError where the frames fit neither, with the figures.
     """
     if memory not in ("auto", "ram", "disk"):
         raise UserError(f"memory must be 'auto', 'ram' or 'disk', not {memory!r}")
-    if memory == "disk" and not cache:
+    can_stay = cache or not source.cached
+    if memory == "disk" and not can_stay:
         raise UserError("memory='disk' keeps the frames in the cache; it needs cache=true")
     key = meta = None
     if cache and source.cached:
         key = entry_key(source.digest(workers), source.fit)
         meta = find_entry(key)
     shape = tuple(meta["shape"]) if meta else source.measure(workers)
-    in_ram = _fits(source.path, int(np.prod(shape)), memory, cache)
-    if not in_ram and key is None:
-        key = entry_key(source.digest(workers), source.fit)
-        meta = find_entry(key)
+    in_ram = _fits(source.path, int(np.prod(shape)), memory, can_stay)
+    if not in_ram and not source.cached:
+        frames = source.lazy(shape)
+        return frames, _cuts(source, frames, workers), source.warnings
     if meta:
         source.bad = {int(i): why for i, why in meta["bad"].items()}
         return load_frames(key, meta, in_ram), np.array(meta["cuts"], np.int64), source.warnings
@@ -79,16 +83,16 @@ def _meta(source, frames, cuts):
 
 
 def _cuts(source, frames, workers):
-    """Pictures in no order have no shots."""
-    if source.kind == "images":
+    """Pictures in no order have no shots; in a recording a sudden change is part of the game."""
+    if source.kind == "images" or source.actions is not None:
         return np.array([], np.int64)
     return cuts_of_arcs(frames, [(arc.start, arc.stop) for arc in source.arcs()], workers)
 
 
-def _fits(path, needed, memory, cache):
+def _fits(path, needed, memory, can_stay):
     """True where `needed` bytes go into RAM. Raises UserError where they must and cannot."""
     usable = RAM_SHARE * free_memory()
-    if memory != "disk" and needed > usable and (memory == "ram" or not cache):
+    if memory != "disk" and needed > usable and (memory == "ram" or not can_stay):
         raise UserError(
             f"{path}: its frames take {needed / 1e9:.2f} GB of RAM and {usable / 1e9:.2f} GB can be used (80 % of what "
             f"is free); use a smaller height and width, or memory='auto' with cache=true, which maps them from disk"

@@ -1,0 +1,231 @@
+"""A game to a recording: frames, the actions between them, and all that is needed to play the same again.
+
+    python data_prep/record_game.py --env ALE/Pong-v5 --steps 16000 --out pong.h5 [--format jsonl --size 64 --seed 0 ...]
+
+Row i holds what the player saw and the action that was taken there, so it leads to row i + 1. An episode begins right at
+the game's reset, with a seed of its own: `make_env(about["env"], about["env_options"])`, reset with
+`about["episode_seeds"][n]` and the recorded actions show the same frames again.
+"""
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data_prep.games import action_facts, frame_of, game_options, make_env
+from mtld_core.runtime import UserError, atomic_path, progress_bar, seed_of, write_json
+
+HOLD = 8  # steps that a sticky action lasts at most
+CHUNK = 2**19  # bytes of frames that HDF5 packs together: several fit into its cache of 1 MB
+ATARI_FPS = 60
+
+
+def record(
+    env,
+    steps,
+    out,
+    format="h5",
+    size=64,
+    seed=0,
+    policy="sticky",
+    repeat_probability=0.0,
+    frameskip=4,
+    episode_steps=500,
+    progress=True,
+):
+    """Play `steps` steps of a Gymnasium environment into a recording; the same arguments give the same bytes.
+
+    out: the folder to make; for "h5" also the name of the file (.h5), which is `<out>/recording.h5` otherwise.
+    format: "h5", or "jsonl" (PNG files and a log). size: pixels of a side. policy: "random" (another action each step),
+        "sticky" (each is held for 1 to 8 steps) or "MODULE:FUNCTION", called as f(observation, info, rng) -> action.
+    frameskip, repeat_probability: of the emulator; Atari only. episode_steps: a longer episode is ended there.
+
+    Returns {"path", "frames", "episodes", "bytes", "copy_psnr": dB of each frame against the one before, errors pooled}.
+    Raises UserError for a bad setting, a game that cannot be recorded, or where `out` is taken or too full a disk.
+    """
+    numbers = {"steps": steps, "size": size, "frameskip": frameskip, "episode_steps": episode_steps}
+    for name, value in numbers.items():
+        if value < 1:
+            raise UserError(f"{name} must be 1 or more, not {value!r}")
+    if not 0 <= repeat_probability < 1:
+        raise UserError(f"repeat_probability must be from 0 to below 1, not {repeat_probability!r}")
+    if format not in ("h5", "jsonl"):
+        raise UserError(f"format must be 'h5' or 'jsonl', not {format!r}")
+    out = Path(out).expanduser().absolute()
+    path = out / "recording.h5" if format == "h5" and out.suffix.lower() not in (".h5", ".hdf5") else out
+    _check_room(path, steps * size * size * 3)
+    options = game_options(env, frameskip, repeat_probability)
+    with contextlib.closing(make_env(env, options)) as game:
+        skip = options.get("frameskip", 1)
+        fps = ATARI_FPS / skip if "frameskip" in options else game.metadata.get("render_fps", 30)
+        about = {"env": env, "env_options": options, "frameskip": skip, "fps": fps, "size": size, "policy": policy}
+        about |= {"seed": seed, "episode_steps": episode_steps, "episode_seeds": [], **action_facts(game)}
+        write = {"h5": _h5, "jsonl": _jsonl}[format]
+        last, error, pairs = None, 0.0, 0
+        bar = progress_bar(total=steps, desc=f"playing {env}", unit=" steps", disable=not progress)
+        with bar, write(path, steps, about) as put:
+            for row, (frame, action, episode) in enumerate(_play(game, steps, about)):
+                put(row, frame, action, episode)
+                if last is not None and last[0] == episode:
+                    error, pairs = error + cv2.norm(frame, last[1], cv2.NORM_L2SQR), pairs + 1
+                last = episode, frame
+                bar.update()
+    mse = error / (max(pairs, 1) * size * size * 3 * 255**2)
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return {
+        "path": path,
+        "frames": steps,
+        "episodes": len(about["episode_seeds"]),
+        "bytes": sum(file.stat().st_size for file in files),
+        "copy_psnr": -10 * np.log10(max(mse, 1e-10)),
+    }
+
+
+def _check_room(path, needed):
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} is there already and recordings are not overwritten: name another --out, or delete it")
+    folder = next(parent for parent in path.parents if parent.exists())
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise UserError(
+            f"{path}: the frames take up to {needed / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB of room: use fewer "
+            f"--steps, a smaller --size or another disk"
+        )
+
+
+# ---- playing
+
+
+def _play(game, steps, about):
+    """Yield (frame, action, episode) of `steps` steps; writes each episode's seed down in `about`."""
+    rng = np.random.default_rng(seed_of("policy", about["seed"]))
+    choose, space, row = _policy(about["policy"], game.action_space, rng), game.action_space, 0
+    discrete = "bounds" not in about
+    while row < steps:
+        episode = len(about["episode_seeds"])
+        about["episode_seeds"].append(seed_of("episode", about["seed"], episode) % 2**31)
+        observation, info = game.reset(seed=about["episode_seeds"][-1])
+        for _ in range(min(about["episode_steps"], steps - row)):
+            action = choose(observation, info, rng)
+            action = np.asarray(action, None if discrete else np.float32)  # as it is stored, so that a replay is exact
+            if (discrete and action.dtype.kind not in "iu") or not space.contains(action.astype(space.dtype)):
+                raise UserError(f"policy={about['policy']!r} chose {action.tolist()!r}, which is no action of {space}")
+            frame = frame_of(game, observation, about["size"])
+            yield frame, action, episode
+            row += 1
+            observation, _, terminated, truncated, info = game.step(int(action) if discrete else action.astype(space.dtype))
+            if terminated or truncated:
+                break
+
+
+def _policy(text, space, rng):
+    """f(observation, info, rng) -> action."""
+
+    def draw(*_):
+        return rng.integers(space.n) if hasattr(space, "n") else rng.uniform(space.low, space.high)
+
+    def held():
+        while True:
+            action = draw()
+            for _ in range(rng.integers(HOLD) + 1):
+                yield action
+
+    if text == "random":
+        return draw
+    if text == "sticky":
+        actions = held()
+        return lambda *_: next(actions)
+    module, colon, name = text.partition(":")
+    if not colon:
+        raise UserError(f"policy={text!r} is not 'random', 'sticky' or 'MODULE:FUNCTION'")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"policy={text!r} cannot be loaded ({error}): run this beside MODULE.py, or set PYTHONPATH") from None
+
+
+# ---- writing
+
+
+@contextlib.contextmanager
+def _h5(path, steps, about):
+    """Yield put(row, frame, action, episode), which fills the HDF5 file `path`; it takes its name when all is there."""
+    shape = about["size"], about["size"], 3
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        chunks = (min(steps, 16, max(1, CHUNK // int(np.prod(shape)))), *shape)
+        packed = {"compression": "gzip", "compression_opts": 1}
+        frames = file.create_dataset("frames", (steps, *shape), np.uint8, chunks=chunks, **packed)
+        actions, episodes = [], []
+
+        def put(row, frame, action, episode):
+            frames[row] = frame
+            actions.append(action)
+            episodes.append(episode)
+
+        yield put
+        file["actions"] = np.array(actions, np.float32 if "bounds" in about else np.int64)
+        file["episode"] = np.array(episodes, np.int64)
+        file.attrs["recording"] = json.dumps(about)
+
+
+@contextlib.contextmanager
+def _jsonl(path, steps, about):
+    """The same for a folder of PNG files with a log; floats are written so that reading them gives the same bits."""
+    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        (folder / "frames").mkdir(parents=True)
+        with open(folder / "recording_log.jsonl", "w") as log:
+
+            def put(row, frame, action, episode):
+                name = f"frames/{row:06d}.png"
+                png = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+                (folder / name).write_bytes(png)
+                entry = {"frame_filename": name, "controls": action.tolist(), "episode": episode}
+                if "bounds" not in about:
+                    one_hot = [float(i == action) for i in range(len(about["action_names"]))]
+                    entry |= {"controls": one_hot, "action": int(action)}
+                log.write(json.dumps(entry | {"timestamp": row / about["fps"]}) + "\n")
+
+            yield put
+        write_json(folder / "recording.json", about)
+        if path.exists():  # empty
+            path.rmdir()
+        folder.rename(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Play a Gymnasium environment and record frames and actions.")
+    parser.add_argument("--env", required=True, help="a Gymnasium id, such as ALE/Pong-v5")
+    parser.add_argument("--steps", type=int, required=True, help="frames to record")
+    parser.add_argument("--out", required=True, help="the folder to make, or a file (.h5)")
+    parser.add_argument("--format", default="h5", help="h5 or jsonl")
+    parser.add_argument("--size", type=int, default=64, help="pixels of a side")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--policy", default="sticky", help="random, sticky or MODULE:FUNCTION")
+    parser.add_argument("--repeat-probability", type=float, default=0.0, help="that the game ignores an action")
+    parser.add_argument("--frameskip", type=int, default=4, help="screens a step; Atari only, as the former")
+    parser.add_argument("--episode-steps", type=int, default=500, help="a longer episode is ended there")
+    sys.path.append(os.getcwd())  # where --policy is looked for
+    done = record(**vars(parser.parse_args()))
+    print(
+        f"{done['path']}: {done['frames']} frames in {done['episodes']} episodes, {done['bytes'] / 1e6:.1f} MB; a copy of the "
+        f"frame before makes {done['copy_psnr']:.2f} dB"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(str(error))
