@@ -1,9 +1,13 @@
-"""A run's log as a picture of its losses. Drawn without pyplot, whose global state belongs to the person's own cells."""
+"""A run's log as a picture of its losses, and its figures as one of how it is judged.
+
+Drawn without pyplot, whose global state belongs to the person's own cells.
+"""
 
 import contextlib
 import io
 import json
 import os
+import threading
 
 import numpy as np
 
@@ -16,6 +20,13 @@ OTHERS = (
     "skipped_",
 )  # what a line holds (or begins with) beside losses
 MOST_POINTS = 500  # of a curve: more would not be seen, and drawing takes time from the training
+NOTED = {  # figures that judgement.png says in words
+    "codebook_use": ("codebook use", ""),
+    "latent_variance": ("latent variance", ""),
+    "action_shuffle_gap_db": ("worse under shuffled actions by", " dB"),
+    "controllability_db": ("controllability", " dB"),
+}
+_one_at_a_time = threading.Lock()  # matplotlib's caches of fonts are shared, and a panel draws from several threads
 
 
 class Log:
@@ -68,6 +79,47 @@ def draw(lines, width=4.8, height=2.8):
     else:
         axes.text(0.5, 0.5, "the curves begin with the first lines of the log", ha="center", transform=axes.transAxes)
         axes.set(xticks=[], yticks=[])
+    return _png(figure)
+
+
+def draw_judgement(metrics):
+    """PNG bytes: PSNR beside the baselines' and skill, over the horizon, and below them the figures in `NOTED`.
+
+    metrics: as report.json has them. Where nothing is predicted (a reconstruction), PSNR over the frames of a window alone.
+    """
+    from matplotlib.figure import Figure
+
+    skill = metrics.get("skill_db_by_horizon")
+    figure = Figure((9.6 if skill else 4.8, 3.2), dpi=150, layout="constrained")
+    panels = figure.subplots(1, 2 if skill else 1, squeeze=False)[0]
+    marked = [2**i for i in range(len(metrics["psnr_by_horizon"]).bit_length())]
+    for axes, words in zip(panels, ("PSNR, dB", "skill over the best baseline, dB"), strict=False):
+        axes.set_title(words, fontsize="medium")
+        axes.set_xlabel("horizon, frames" if skill else "frame of the window")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(marked, marked)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+
+    def plot(axes, values, style, **label):
+        horizons = range(1, len(values) + 1)
+        axes.plot(horizons, values, style, markevery=[h - 1 for h in marked], markersize=3, linewidth=1.2, **label)
+
+    curves = {"model": "psnr", "last frame repeated": "baseline_copy_psnr", "median frame": "baseline_median_psnr"}
+    for (label, name), style in zip(curves.items(), ("C0-o", "C1--o", "C2:o"), strict=True):
+        if values := metrics.get(f"{name}_by_horizon"):
+            plot(panels[0], values, style, label=label)
+    if skill:
+        panels[0].legend(frameon=False, fontsize="small")
+        panels[1].axhline(0, color="0.4", linewidth=0.8)
+        plot(panels[1], skill, "C0-o")
+    noted = [f"{words}: {metrics[name]:.3g}{unit}" for name, (words, unit) in NOTED.items() if metrics.get(name) is not None]
+    figure.supxlabel("     ".join(noted), fontsize="small")
+    return _png(figure)
+
+
+def _png(figure):
     file = io.BytesIO()
-    figure.savefig(file, format="png")
+    with _one_at_a_time:
+        figure.savefig(file, format="png")
     return file.getvalue()

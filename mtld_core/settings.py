@@ -43,7 +43,9 @@ class TrainConfig:
     restitution: bool = False  # train and judge on all windows: learning one clip by heart
     holdout: float = 0.1  # share of arcs, or of each arc's tail, that is only judged on
     cross_cuts: bool = False
+    controls_lead_to: typing.Literal["next", "this"] = "next"  # frame, in a recording's log; see `open_dataset`
     eval_horizon: int = 0  # predicted frames that are judged; 0: all of a window
+    long_horizon: int = 0  # that the lists by horizon reach, where the held-out data has windows so long; 0: as eval_horizon
     eval_windows: int = 256
     log_every_steps: int = 10
     save_every_steps: int = 1000  # 0: by the clock alone
@@ -61,8 +63,8 @@ class TrainConfig:
     heat_window_minutes: float = 5.0
 
     def __post_init__(self):
-        for name in ("steps", "epochs", "time_budget_minutes", "clip_norm", "warmup_steps", "eval_horizon", "save_every_steps",
-                     "save_every_minutes", "eval_every_steps", "preview_every_steps", "max_temperature",
+        for name in ("steps", "epochs", "time_budget_minutes", "clip_norm", "warmup_steps", "eval_horizon", "long_horizon",
+                     "save_every_steps", "save_every_minutes", "eval_every_steps", "preview_every_steps", "max_temperature",
                      "heat_rest_minutes"):  # fmt: skip
             check(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
         for name in ("batch_size", "accumulate", "log_every_steps", "keep_checkpoints", "eval_windows", "heat_alerts"):
@@ -105,7 +107,7 @@ def plan(system, preset="small", overrides="{}", **settings):
     return cls, config, from_dict(TrainConfig, {name: value for name, value in merged.items() if name not in own})
 
 
-def open_data(dataset_root, config):
+def open_data(dataset_root, config, controls_lead_to="next"):
     """The dataset at `dataset_root` in the size that the system's config asks for; "sample" is the bundled clip."""
     if dataset_root == "sample":
         from data_prep.extract_frames import extract
@@ -113,7 +115,7 @@ def open_data(dataset_root, config):
         height, width = config.height or SAMPLE_SIZE, config.width or SAMPLE_SIZE
         dataset_root = Path("dataset_sample") / f"{height}x{width}"
         extract("sample", dataset_root, height=height, width=width)
-    dataset = open_dataset(dataset_root, height=config.height, width=config.width)
+    dataset = open_dataset(dataset_root, height=config.height, width=config.width, controls_lead_to=controls_lead_to)
     for line in dataset.warnings:
         print(line)
     return dataset

@@ -16,13 +16,15 @@ from mtld_core import checkpoint as checkpoints
 from mtld_core import media, thermal
 from mtld_core.config import ConfigError, check, parse_object
 from mtld_core.controls import Controls
+from mtld_core.curves import draw_judgement
 from mtld_core.data import Batches, DomainBatches, DomainPair, split_windows
-from mtld_core.evaluate import Judge, evenly
+from mtld_core.evaluate import Judge, evenly, reachable
 from mtld_core.progress import Progress
 from mtld_core.report import about, report, summary
 from mtld_core.run_folder import append_log, check_origin, checkpoint_to_resume, folder_of, rewind
 from mtld_core.runtime import (
     UserError,
+    atomic_path,
     peak_memory_mb,
     pick_device,
     pick_precision,
@@ -38,6 +40,8 @@ from mtld_core.systems.base import to_channels_last
 
 SECONDS_BETWEEN_LOOKS = 0.1  # while paused
 PATIENCE = 20  # steps in a row without a finite update, after which the run is given up
+EARLY = 500  # steps: before that little has begun to vary, which is no collapse
+LEAST_GAP = 0.05  # dB of action_shuffle_gap_db, below which actions do not matter
 
 
 def train(system="mtld", preset="small", dataset_root="sample", overrides="{}", **settings):
@@ -48,7 +52,7 @@ def train(system="mtld", preset="small", dataset_root="sample", overrides="{}", 
     for name, value in {"system": system, "preset": preset, "dataset_root": dataset_root}.items():
         check(isinstance(value, (str, Path)), f"{name} must be a text, not {value!r}")
     cls, config, training = plan(system, preset, overrides, **settings)
-    dataset = open_data(dataset_root, config)
+    dataset = open_data(dataset_root, config, training.controls_lead_to)
     return fit(build(cls, config, dataset, training.seed), dataset, training)
 
 
@@ -100,6 +104,7 @@ class Training:
         self.step = self.lost_steps = 0
         self.train_seconds = self.paused_seconds = self.earlier_wall_seconds = 0.0
         self.saved, self.metrics, self.judged_at = None, {}, None  # the checkpoint of the present state, the newest figures
+        self._alarms = {"log": [], "judgement": []}  # what each look at the figures warned of last
         self._resume_or_begin()
         self.session_step, self.session_seconds = self.step, self.train_seconds  # where this session began
         system.setup_training()
@@ -235,7 +240,13 @@ class Training:
         starts, held = (part[0] if pair else part for part in split)
         rows = torch.unique(starts[:, None] + torch.arange(needs.window))
         self.dataset, self.sample = dataset, first.frames[evenly(rows, 512)]
-        self.judge = Judge(first, held, needs, horizon, self.sample, config.eval_windows, system.lpips_weights)
+        reach = 0
+        if horizon:
+            held, reach = reachable(first, held, needs.context, horizon, config.long_horizon, config.cross_cuts)
+            if reach < config.long_horizon:
+                self.controls.say(f"judged up to horizon {reach}: too few held-out windows are longer")
+        weights = system.lpips_weights
+        self.judge = Judge(first, held, needs, horizon, self.sample, config.eval_windows, weights, reach=reach)
         kind = DomainBatches if pair else Batches
         self.batches = kind(dataset, split[0], needs.window, config.batch_size, config.seed, needs.batches, self.device)
 
@@ -281,6 +292,8 @@ class Training:
         if self.heat.temperature is not None:
             line["temperature"] = self.heat.temperature
         append_log(self.run_dir, line)
+        if self.step >= EARLY:
+            self._warn("log", self.system.alarms(values))
         name, value = next(iter(values.items()))
         memory = (
             torch.cuda.max_memory_allocated(self.device) / 1e9 if self.device.type == "cuda" else (peak_memory_mb() or 0) / 1e3
@@ -299,24 +312,46 @@ class Training:
         return self.ema if self.ema is not None else self.system.eval()
 
     def _preview(self):
-        rows, labels, columns = self.judge.preview(self._judged())
+        self._save_strip("step", *self.judge.preview(self._judged()))
         self.system.train()
-        media.save_picture(self.run_dir / "previews" / f"step_{self.step:08d}.png", media.strip(rows, labels, columns))
+
+    def _save_strip(self, name, rows, labels, columns):
+        media.save_picture(self.run_dir / "previews" / f"{name}_{self.step:08d}.png", media.strip(rows, labels, columns))
 
     def _evaluate(self, between):
         best = checkpoints.read_pointer(self.run_dir / "best.json")
         self.controls.doing = "judging"
         try:
             self.metrics = self.judge(self._judged(), between)
+            if self.judge.steerable is not None:
+                self._save_strip("actions", *self.judge.steered(self._judged()))
         except GivenUp:
             return
         finally:
             self.system.train()
         self.judged_at = self.step
+        with atomic_path(self.run_dir / "judgement.png") as temporary:
+            temporary.write_bytes(draw_judgement(self.metrics))
+        figures = {name: value for name, value in self.metrics.items() if isinstance(value, float)}
+        idle = figures.get("action_shuffle_gap_db", LEAST_GAP) < LEAST_GAP
+        lines = [f"the actions do not matter: those of other windows do as well, within {LEAST_GAP} dB"] if idle else []
+        self._warn("judgement", lines + self.system.alarms(figures))
         self.write_report("stopped", "still running, or killed")
         figure = "psnr" if self.config.restitution or self.metrics["skill_db"] is None else "skill_db"
         if best is None or best["metric"] != figure or self.metrics[figure] > best["value"]:
             checkpoints.mark_best(self.run_dir, self._save(), figure, self.metrics[figure])
+
+    def _warn(self, source, lines):
+        """Say each alarm once for as long as it lasts."""
+        for line in lines:
+            if line not in self.alarms:
+                self.controls.say(f"warning: {line}")
+        self._alarms[source] = lines
+
+    @property
+    def alarms(self):
+        """The lines that warn at present."""
+        return list(dict.fromkeys(self._alarms["log"] + self._alarms["judgement"]))
 
     def _save(self):
         name = f"checkpoints/step_{self.step:08d}"

@@ -54,15 +54,17 @@ class TrainPanel(widgets.VBox):
         self.bar = widgets.IntProgress(layout={"width": "100%", "height": "10px", "margin": "8px 0 0 0"})
         self.status, self.figures, self.said = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.curves = widgets.Image(value=draw([]), layout={"width": "450px", "height": "263px"})
-        self.preview = widgets.Image(layout={"max_width": "500px", "display": "none", "align_self": "flex-start"})
+        layout = {"max_width": "500px", "display": "none", "align_self": "flex-start"}
+        self.preview, self.steered, self.judgement = (widgets.Image(layout=layout) for _ in range(3))
         self.details = widgets.Accordion([self.said], selected_index=None)
         self.details.set_title(0, "what it said")
         buttons = widgets.HBox([self.pause, self.stop, self.save, self.look])
         left = widgets.VBox([self.curves, self.figures])
-        pictures = widgets.HBox([left, self.preview], layout={"flex_flow": "row wrap", "margin": "0 0 8px 0"})
+        right = widgets.VBox([self.preview, self.steered, self.judgement])
+        pictures = widgets.HBox([left, right], layout={"flex_flow": "row wrap", "margin": "0 0 8px 0"})
         super().__init__([buttons, self.bar, self.status, pictures, self.details])
         self.add_class("mtld-train")  # by which a page's other scripts find it
-        self._lock, self._preview = threading.Lock(), None
+        self._lock, self._shown = threading.Lock(), {}
         self._lines = collections.deque(maxlen=100)
         self._log, self._drawn, self._new = Log(self.run_dir / "metrics.jsonl"), 0, False
         self._begin()
@@ -151,10 +153,13 @@ class TrainPanel(widgets.VBox):
             self._show_buttons(alive)
 
     def _show_files(self):
-        """The newest preview and the newest figures."""
-        newest = max((self.run_dir / "previews").glob("step_*.png"), default=None)
-        if newest and newest != self._preview:
-            self.preview.value, self.preview.layout.display, self._preview = newest.read_bytes(), "", newest
+        """The newest pictures and the newest figures."""
+        places = {"previews/step_*.png": self.preview, "previews/actions_*.png": self.steered, "judgement.png": self.judgement}
+        for place, picture in places.items():
+            newest = max(self.run_dir.glob(place), default=None)
+            found = newest and (newest, newest.stat().st_mtime_ns)
+            if found and found != self._shown.get(place):
+                picture.value, picture.layout.display, self._shown[place] = newest.read_bytes(), "", found
         report = json.loads((self.run_dir / "report.json").read_text())
         if report["metrics"]:
             figures = {name: value for name, value in report["metrics"].items() if isinstance(value, float)}

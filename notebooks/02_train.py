@@ -66,7 +66,7 @@ notebook.show_table(vars(config))
 # Frames are decoded once, kept as bytes in memory, and turned into numbers batch by batch.
 
 # %%
-dataset = open_data(root, config)
+dataset = open_data(root, config, training.controls_lead_to)
 notebook.show_table(dataset.describe())
 
 # %%
@@ -78,9 +78,9 @@ notebook.show_picture(strip([evenly(dataset.frames, 8)]))
 # %% [markdown]
 # ## The model and its training
 #
-# Where nobody watches (papermill, a batch run), it trains right here, and then shows truth, rollout and error for some of the
-# windows that it is judged on, and the figures with the baselines beside them. SIGINT stops it: the step in progress ends,
-# everything is saved, and the report is written.
+# Where nobody watches (papermill, a batch run), it trains right here. Then it shows truth, rollout and error for some of the
+# windows that it is judged on, where held actions lead (if it takes any), how far ahead it sees, and the figures with the
+# baselines beside them. SIGINT stops it: the step in progress ends, everything is saved, and the report is written.
 
 # %%
 model = build(cls, config, dataset, training.seed)
@@ -88,7 +88,9 @@ report = None if live else fit(model, dataset, training)
 
 # %%
 if report:
-    notebook.show_picture(sorted(Path(report["run_dir"], "previews").glob("step_*.png"))[-1])
+    places = ("previews/step_*.png", "previews/actions_*.png", "judgement.png")
+    newest = [sorted(Path(report["run_dir"]).glob(place))[-1:] for place in places]
+    shown = [notebook.show_picture(picture) for found in newest for picture in found]
 
 # %%
 if report:

@@ -34,7 +34,8 @@ def test_the_report_has_every_name_that_others_rely_on(arcs, tmp_path):
     report = tiny(arcs, tmp_path / "run", seed=7)
     wanted = (
         "schema system preset status reason step steps_per_second frames_per_second train_seconds paused_seconds wall_seconds "
-        "peak_memory_mb peak_gpu_memory_mb device precision parameters seed restitution dataset versions judged_at_step metrics"
+        "peak_memory_mb peak_gpu_memory_mb device precision parameters seed restitution dataset versions judged_at_step alarms "
+        "metrics"
     )
     assert set(wanted.split()) <= report.keys()
     assert (
@@ -202,7 +203,7 @@ def test_a_longer_eval_horizon_and_one_that_is_too_long(arcs, tmp_path):
     ("settings", "message"),
     [
         ({"system": "mtdl"}, "did you mean 'mtld'"),
-        ({"system": "dynamics"}, "not built yet"),
+        ({"system": "rl_v2v"}, "not built yet"),
         ({"preset": "smal"}, "did you mean 'small'"),
         ({"overrides": '{"latent_dims": 3}'}, "did you mean 'latent_dim'"),
         ({"overrides": "{latent_dim: 3}"}, "overrides is not valid JSON"),
