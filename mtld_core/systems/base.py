@@ -11,6 +11,8 @@ A system is a `System` subclass with a frozen `Config` dataclass and named `PRES
     start / step / rollout         generation: the context gives a state, the state gives frame after frame
     evaluate(dataset, starts)      its own figures beside the general ones
     reconstruct(frames)            what a system with `reconstructs = True` is judged by, instead of rollouts
+    infer_actions(frames)          the actions in a clip, for systems that invent their own
+    alarms(figures)                what a look at its figures should warn of: a collapse
     extra_state()                  what is neither module nor optimizer: a replay, target networks, counters
 
 Axis letters: B batch, T frames, k context frames, H W pixels, A action. Frames inside are float `[B, T, 3, H, W]` in [-1, 1].
@@ -108,11 +110,19 @@ class System(nn.Module):
         """Figures of this system's own, dict of floats. `starts`: first rows of the held-out windows."""
         return {}
 
+    def alarms(self, figures):
+        """Lines that warn of a collapse, from a log line's values or an evaluation's figures (dict of floats)."""
+        return []
+
     def reconstruct(self, frames):
         """What the system makes of frames that it is shown, both float `[B, T, 3, H, W]`, where `reconstructs` is True."""
         raise NotImplementedError
 
     # ---- generation
+
+    def infer_actions(self, frames):
+        """Actions `[B, T-1]` of clips float `[B, T, 3, H, W]`, for systems with an action space whose `needs` asks for none."""
+        raise NotImplementedError
 
     def start(self, context, generator=None):
         """Context frames -> state. uint8 `[H,W,3]`, `[k,H,W,3]` or `[B,k,H,W,3]`, or float `[B,k,3,H,W]` in [-1, 1].
@@ -149,6 +159,23 @@ class System(nn.Module):
         for t in range(num_frames):
             state, frame = self.step(state, None if actions is None else actions[t])
             yield frame[:, None]
+
+
+def action_fields(dataset):
+    """What the config of a system with actions keeps of the dataset's: "action_count", or "control_low" and "control_high"."""
+    actions = dataset.actions
+    if actions is None:
+        raise ConfigError(
+            f"{dataset.path} has no actions, which this system needs: use a recording (data_prep/record_game.py makes one)"
+        )
+    if actions.dtype == torch.int64:
+        return {"action_count": max(int(actions.max()) + 1, len(dataset.about.get("action_names", [])))}
+    return {"control_low": tuple(actions.amin(0).tolist()), "control_high": tuple(actions.amax(0).tolist())}
+
+
+def action_space(config):
+    """`System.action_space` from such a config."""
+    return config.action_count or (list(config.control_low), list(config.control_high))
 
 
 def adam(parameters, lr, betas=(0.9, 0.999), weight_decay=0.0):

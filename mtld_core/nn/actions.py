@@ -1,0 +1,37 @@
+"""Actions as networks see them: a token, made by a small MLP."""
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class ActionEncoder(nn.Module):
+    """Actions int64 `[...]` or float `[..., A]` -> `[..., dim]`; an MLP with GELU over the hidden `widths`.
+
+    space: as `System.action_space`. Whole numbers enter as one-hot vectors, floats scaled from their range to [-1, 1].
+    """
+
+    def __init__(self, space, widths, dim):
+        super().__init__()
+        self.count = space if isinstance(space, int) else 0
+        if not self.count:
+            low, high = (torch.tensor(side, dtype=torch.float32) for side in space)
+            self.register_buffer("middle", (low + high) / 2)
+            self.register_buffer("span", ((high - low) / 2).clamp(min=1e-6))
+        self.values = self.count or len(space[0])
+        sizes = [self.values, *widths, dim]
+        layers = [nn.Linear(sizes[0], sizes[1])]
+        for last, size in itertools.pairwise(sizes[1:]):
+            layers += [nn.GELU(), nn.Linear(last, size)]
+        self.body = nn.Sequential(*layers)
+
+    def to_values(self, actions):
+        """What enters the MLP, `[..., values]`."""
+        if self.count:
+            return F.one_hot(actions.long(), self.count)
+        return (actions - self.middle) / self.span
+
+    def forward(self, actions):
+        return self.body(self.to_values(actions).to(self.body[0].weight.dtype))

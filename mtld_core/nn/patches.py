@@ -1,0 +1,29 @@
+"""Pictures as sequences of square patches, and back. p: pixels along a patch's side; h w: the grid of patches; P = h w."""
+
+import torch
+from torch import nn
+
+
+def to_patches(frames, p):
+    """`[..., 3, H, W]` -> `[..., P, 3pp]`; no value is touched."""
+    x = frames.movedim(-3, -1)
+    x = x.unflatten(-2, (-1, p)).unflatten(-4, (-1, p)).transpose(-4, -3)  # [..., h, w, p, p, 3]
+    return x.flatten(-3).flatten(-3, -2)
+
+
+def to_frames(patches, p, height, width):
+    """`[..., P, 3pp]` -> `[..., 3, H, W]`, in the order of channels_last."""
+    x = patches.unflatten(-1, (p, p, 3)).unflatten(-4, (height // p, width // p)).transpose(-4, -3)
+    return x.flatten(-3, -2).flatten(-4, -3).movedim(-1, -3)
+
+
+class PatchEmbedding(nn.Module):
+    """Patches `[..., P, n]` -> tokens `[..., P, dim]`: a linear map and a learned number for each place."""
+
+    def __init__(self, count, values, dim):
+        super().__init__()
+        self.project = nn.Linear(values, dim)
+        self.place = nn.Parameter(torch.randn(count, dim) * 0.02)
+
+    def forward(self, patches):
+        return self.project(patches) + self.place

@@ -1,0 +1,61 @@
+"""Finite scalar quantisation: codes without a codebook that could stay unlearned."""
+
+import torch
+from torch import nn
+
+
+class FSQ(nn.Module):
+    """`[..., L]` -> the same on a grid of `levels` values from -1 to 1 in each of L channels (Mentzer et al. 2024).
+
+    The gradient passes straight through the rounding. A code is the number of a grid point, from 0 to `size` - 1.
+    """
+
+    def __init__(self, dims, levels):
+        super().__init__()
+        self.levels, self.size = levels, levels**dims
+        self.register_buffer("place", levels ** torch.arange(dims), persistent=False)
+
+    def forward(self, x):
+        # tanh spans (-1/2, levels - 1/2), so that each value has a bin of the same width
+        spread = (torch.tanh(x) * self.levels + self.levels - 1) / 2
+        near = spread.detach().round().clamp(0, self.levels - 1)
+        return self._to_latent(spread + (near - spread).detach())
+
+    def codes(self, latents):
+        """Latents on the grid `[..., L]` -> int64 `[...]`."""
+        digits = ((latents + 1) * ((self.levels - 1) / 2)).round().long()
+        return (digits * self.place).sum(-1)
+
+    def latents(self, codes):
+        """The inverse of `codes`."""
+        digits = codes[..., None] // self.place % self.levels
+        return self._to_latent(digits.float())
+
+    def _to_latent(self, digits):
+        return digits * (2 / (self.levels - 1)) - 1
+
+
+class Whitening(nn.Module):
+    """`[..., L]` -> the same without mean and correlation, each channel of variance one: batch norm that also turns.
+
+    Before a quantiser it keeps the codes in use: half of the values lie on each side of zero, in each channel by itself. In
+    training the statistics are the batch's own and carry gradient; in eval mode they are a moving average.
+    """
+
+    def __init__(self, dims, momentum=0.05):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(dims))
+        self.register_buffer("covariance", torch.eye(dims))
+
+    def forward(self, x):
+        flat = x.flatten(0, -2).to(self.mean.dtype)
+        mean, covariance = self.mean, self.covariance
+        if self.training:
+            mean = flat.mean(0)
+            covariance = (flat - mean).T @ (flat - mean) / len(flat)
+            self.mean.lerp_(mean.detach(), self.momentum)
+            self.covariance.lerp_(covariance.detach(), self.momentum)
+        little = 1e-3 * covariance.diagonal().mean() + 1e-12
+        root = torch.linalg.cholesky_ex(covariance + little * torch.eye(len(mean), device=x.device, dtype=mean.dtype))[0]
+        return torch.linalg.solve_triangular(root, (flat - mean).T, upper=False).T.view_as(x)

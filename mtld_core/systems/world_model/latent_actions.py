@@ -1,0 +1,160 @@
+"""Latent actions: what happened between two frames, as one of a few codes that nobody named.
+
+The encoder looks at both frames; the decoder must draw the next frame from the past and the code alone, so the code comes to
+hold what the past does not tell. Letters: B batch, T frames, P patches a frame, L channels of a code; actions[:, t] leads from
+frame t to frame t + 1.
+"""
+
+import dataclasses
+import typing
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mtld_core.config import check
+from mtld_core.frames import to_float
+from mtld_core.nn.patches import PatchEmbedding, to_frames, to_patches
+from mtld_core.nn.quantise import FSQ, Whitening
+from mtld_core.nn.transformer import SpaceTimeTransformer
+from mtld_core.systems.base import Loss, Needs, System, adam
+from mtld_core.systems.world_model.stages import (
+    ORIGINAL,
+    TINY,
+    StageConfig,
+    code_use,
+    held_out,
+    spread,
+    spread_alarms,
+    statistics,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentActionsConfig(StageConfig):
+    action_dim: int = 3  # L: channels of a code
+    action_levels: int = 2  # values a channel; action_levels ** action_dim codes in all
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(self.action_dim > 0, f"action_dim must be positive, not {self.action_dim}")
+        check(self.action_levels >= 2, f"action_levels must be at least 2, not {self.action_levels}")
+        check(self.sequence_length > 2, f"sequence_length must be at least 3, not {self.sequence_length}")
+
+
+class LatentActions(System):
+    name, Config = "latent_actions", LatentActionsConfig
+    PRESETS: typing.ClassVar = {
+        "small": {
+            "steps": 4000, "batch_size": 4, "sequence_length": 6, "lr_schedule": "cosine", "ema_decay": 0.995,
+            "eval_horizon": 16, "long_horizon": 64,
+        },
+        "demo": {
+            "steps": 1500, "batch_size": 4, "sequence_length": 6, "lr_schedule": "cosine", "ema_decay": 0.99,
+            "eval_horizon": 16,
+        },
+        "original": ORIGINAL | {"eval_horizon": 16, "long_horizon": 64},
+        "tiny": TINY,
+    }  # fmt: skip
+
+    def __init__(self, config):
+        super().__init__(config)
+        c = config
+        self.look = PatchEmbedding(c.patches, 2 * c.patch_values, c.embed_dim)
+        self.encoder = SpaceTimeTransformer(*c.transformer)
+        self.to_action = nn.Linear(c.embed_dim, c.action_dim)
+        self.whiten = Whitening(c.action_dim)
+        self.fsq = FSQ(c.action_dim, c.action_levels)
+        self.action_space = self.fsq.size
+        self.embed = PatchEmbedding(c.patches, c.patch_values, c.embed_dim)
+        self.act = nn.Linear(c.action_dim, c.embed_dim)
+        self.decoder = SpaceTimeTransformer(*c.transformer, condition_dim=c.embed_dim)
+        self.head = nn.Linear(c.embed_dim, c.patch_values)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("mean", torch.zeros(c.patches, c.patch_values))
+
+    def needs(self):
+        return Needs(window=self.config.sequence_length, context=self.config.context_frames)
+
+    def prepare(self, frames):
+        self.mean.copy_(to_patches(to_float(frames).median(0).values, self.config.patch_size))
+
+    def optimizers(self):
+        return {"model": adam(self.parameters(), self.config.lr, (0.9, 0.99), self.config.weight_decay)}
+
+    # ---- frames <-> actions
+
+    def encode(self, frames):
+        """Frames float `[B, T, 3, H, W]` -> quantised latent actions `[B, T-1, L]` in [-1, 1]."""
+        return self._actions(to_patches(frames, self.config.patch_size) - self.mean)
+
+    def _actions(self, patches):
+        """Patches minus their mean `[B, T, P, 3pp]` -> `[B, T-1, L]`."""
+        pairs = torch.cat([patches[:, 1:], patches[:, 1:] - patches[:, :-1]], -1)
+        x, _ = self.encoder(self.look(pairs))  # [B, T-1, P, E]
+        return self.fsq(self.whiten(self.to_action(x.amax(2))))  # the largest: what acts is in few patches
+
+    def infer_actions(self, frames):
+        return self.fsq.codes(self.encode(frames))
+
+    def _next(self, patches, actions, past=None):
+        """Patches minus their mean `[B, T, P, 3pp]`, latent actions `[B, T, L]` -> (those of the next frames, past)."""
+        action = self.act(actions)
+        x, past = self.decoder(self.embed(patches) + action[:, :, None], action, past)
+        return patches + self.head(x), past
+
+    # ---- training
+
+    def loss(self, batch):
+        patches = to_patches(batch["frames"], self.config.patch_size) - self.mean
+        actions = self._actions(patches)
+        drawn, _ = self._next(patches[:, :-1], actions)
+        loss = F.mse_loss(drawn[:, 1:], patches[:, 2:])  # from two frames on: one shows no movement, which is no action
+        logs = {"mse": loss} | spread("action", actions) | statistics("output", drawn)
+        return Loss(loss, logs)
+
+    def evaluate(self, dataset, starts):
+        """codebook_use, codebook_perplexity; action_labels: what each code is called, where recorded actions tell."""
+        codes, true = [], []
+        for rows, frames in held_out(self, dataset, starts, 256):
+            codes.append(self.infer_actions(frames).cpu())
+            if dataset.actions is not None:
+                true.append(dataset.actions[rows[:, :-1]].cpu())
+        codes = torch.cat(codes)
+        figures = code_use(codes, self.action_space)
+        if true and true[0].dtype == torch.int64:
+            figures["action_labels"] = self._labels(codes, torch.cat(true), dataset.about.get("action_names"))
+        return figures
+
+    def _labels(self, codes, actions, names):
+        """For each code the recorded action that it goes along with most, as if all actions were equally frequent."""
+        count = int(actions.max()) + 1
+        table = torch.bincount((codes * count + actions).flatten(), minlength=self.action_space * count).view(-1, count)
+        share = table / table.sum(0).clamp(min=1)
+        share = share / share.sum(1, keepdim=True).clamp(min=1e-9)
+        best = share.max(1)
+        return [
+            f"{names[i] if names else i} {s:.0%}" if s else "unused"
+            for s, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    def alarms(self, figures):
+        dead = round((1 - figures.get("codebook_use", 1)) * self.action_space)
+        lines = [f"{dead} of {self.action_space} action codes are never used: use fewer, or train longer"] if dead else []
+        return lines + spread_alarms(figures, "action")
+
+    # ---- generation
+
+    def _start(self, context, generator):
+        patches = to_patches(context, self.config.patch_size) - self.mean
+        past = None
+        if patches.shape[1] > 1:
+            _, past = self._next(patches[:, :-1], self._actions(patches))
+        return patches[:, -1:], past
+
+    def step(self, state, action=None):
+        c, (patches, past) = self.config, state
+        patches, past = self._next(patches, self.fsq.latents(action)[:, None], past)
+        frame = to_frames(patches[:, 0] + self.mean, c.patch_size, c.height, c.width).clamp(-1, 1)
+        return (to_patches(frame[:, None], c.patch_size) - self.mean, past), frame

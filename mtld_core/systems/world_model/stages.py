@@ -1,0 +1,133 @@
+"""What the three stages share: widths, checks, taking over a trained stage, and figures that show a collapse."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+
+from mtld_core import checkpoint as checkpoints
+from mtld_core.config import ConfigError, check, from_dict
+from mtld_core.frames import to_float
+from mtld_core.runtime import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    height: int = 0  # pixels; 0: the dataset's own size
+    width: int = 0
+    sequence_length: int = 8  # T: frames of a training window
+    patch_size: int = 8  # pixels along a side
+    embed_dim: int = 128
+    heads: int = 4
+    hidden_dim: int = 512  # of the MLPs
+    blocks: int = 2
+    context_frames: int = 4  # frames that attention over time sees, the present one included
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+
+    def __post_init__(self):
+        for side in ("height", "width"):
+            size = getattr(self, side)
+            check(size >= 0 and size % self.patch_size == 0,
+                  f"{side}={size} is not divisible by patch_size={self.patch_size}; extract the frames at "
+                  f"{max(1, size // self.patch_size) * self.patch_size}, or choose another patch_size")  # fmt: skip
+        for name in ("patch_size", "embed_dim", "heads", "hidden_dim", "blocks", "context_frames", "lr"):
+            check(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+        wide = 8 * self.heads
+        check(self.embed_dim % wide == 0,
+              f"embed_dim={self.embed_dim} must be a multiple of 8 * heads = {wide}, or the fast attention kernels cannot be "
+              f"used; the nearest is {max(1, round(self.embed_dim / wide)) * wide}")  # fmt: skip
+        check(self.sequence_length >= 2, f"sequence_length must be at least 2, not {self.sequence_length}")
+
+    @property
+    def patches(self):
+        return (self.height // self.patch_size) * (self.width // self.patch_size)
+
+    @property
+    def patch_values(self):
+        return 3 * self.patch_size**2
+
+    @property
+    def transformer(self):
+        """The first arguments of `SpaceTimeTransformer`."""
+        return self.embed_dim, self.heads, self.hidden_dim, self.blocks, self.context_frames
+
+
+# the source's values, the same for all three
+ORIGINAL = {
+    "patch_size": 8, "embed_dim": 128, "heads": 4, "hidden_dim": 512, "blocks": 2, "context_frames": 4, "sequence_length": 5,
+    "batch_size": 32, "steps": 10_000, "lr": 1e-4, "log_every_steps": 10, "clip_norm": 0.0, "ema_decay": 0.0, "warmup_steps": 0,
+}  # fmt: skip
+# seconds, to see that everything runs
+TINY = {
+    "patch_size": 8, "embed_dim": 16, "heads": 2, "hidden_dim": 32, "blocks": 1, "context_frames": 2, "sequence_length": 4,
+    "steps": 20, "batch_size": 4, "eval_windows": 8,
+}  # fmt: skip
+
+
+def read_stage(run, field, cls, dataset):
+    """The config, as a dict, of the run that the setting `field` names; refuses another system, frame size or dataset."""
+    path = Path(run) / "config.json"
+    if not run:
+        raise ConfigError(f'{field} is empty: name the run folder of a trained {cls.name}, overrides={{"{field}": "runs/..."}}')
+    try:
+        about = json.loads(path.read_text())
+        system, there = about["system"], about["dataset"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{field}={run!r} is no run folder ({type(error).__name__}: {error})") from None
+    check(system == cls.name, f"{field}={run!r} is a run of {system!r}, wanted is one of {cls.name!r}")
+    here = dataset.describe()
+    for name in ("size", "frames", "arcs"):
+        check(there[name] == here[name],
+              f"{field}={run!r} was trained on data with {name}={there[name]}, this dataset has {name}={here[name]}; "
+              f"train both stages on the same data ({there['path']} there)")  # fmt: skip
+    return about["config"]
+
+
+def take_over(cls, config):
+    """A stage of class `cls` with random weights, frozen; config: a dict, as `read_stage` gives it."""
+    return cls(from_dict(cls.Config, config)).requires_grad_(False).eval()
+
+
+def load_stage(stage, run):
+    """Give a taken-over stage the weights that its run ended with."""
+    folder = checkpoints.find(run)
+    checkpoints.load_state_dict(stage, checkpoints.load_weights(folder), folder)
+
+
+def spread(name, values):
+    """What to log of latents `[..., L]`, to see a collapse: their variance, averaged over the channels and of the least one."""
+    variance = values.detach().float().flatten(0, -2).var(0)
+    return {f"{name}_variance": variance.mean(), f"{name}_variance_least": variance.min()}
+
+
+def statistics(name, values):
+    """What to log of an output."""
+    values = values.detach().float()
+    return {f"{name}_mean": values.mean(), f"{name}_std": values.std()}
+
+
+def code_use(codes, size):
+    """Which of `size` codes were used: the share that was used at all, and as how many equally used ones they count."""
+    share = torch.bincount(codes.flatten(), minlength=size) / codes.numel()
+    return {
+        "codebook_use": (share > 0).float().mean().item(),
+        "codebook_perplexity": torch.special.entr(share).sum().exp().item(),
+    }
+
+
+def spread_alarms(figures, name, least=1e-5):
+    """A line where a channel of the latents called `name` has stopped to vary."""
+    if figures.get(f"{name}_variance_least", 1) < least:
+        return [
+            f"a channel of the {name}s has collapsed: its variance is below {least}; lower the learning rate, or begin anew"
+        ]
+    return []
+
+
+def held_out(system, dataset, starts, most=64):
+    """Float windows `[n, T, 3, H, W]` of the system's training length, in pieces, from at most `most` of the held-out ones."""
+    for part in starts[:: -(-len(starts) // most)].split(16):
+        rows = part[:, None] + torch.arange(system.config.sequence_length)
+        yield rows, to_float(dataset.frames[rows].to(system.device))

@@ -1,0 +1,405 @@
+"""Tokenizer, latent actions and dynamics: what each does, every setting on and off, and that stages fit together."""
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+from conftest import moving_square
+
+from mtld_core.config import ConfigError, to_dict
+from mtld_core.data import Arc, Dataset
+from mtld_core.frames import to_float
+from mtld_core.runtime import UserError
+from mtld_core.settings import build, plan
+from mtld_core.systems import open_run
+from mtld_core.systems.world_model.dynamics import Dynamics
+from mtld_core.systems.world_model.latent_actions import LatentActions
+from mtld_core.systems.world_model.tokenizer import Tokenizer
+from mtld_core.train import fit
+
+SIZE = {"height": 16, "width": 16, "patch_size": 8, "embed_dim": 16, "heads": 2, "hidden_dim": 32, "blocks": 2}
+
+
+def data(size=16, episodes=6, length=24):
+    """Episodes in which a square goes back and forth; the actions alternate."""
+    frames = torch.cat([torch.from_numpy(moving_square(length, size, size, seed=i)) for i in range(episodes)])
+    arcs = [Arc(f"episode_{i}", length * i, length * (i + 1), torch.arange(length).numpy()) for i in range(episodes)]
+    nothing = torch.zeros(0, dtype=torch.int64).numpy()
+    return Dataset("memory", "arcs", frames, arcs, nothing, torch.arange(len(frames)) % 2)
+
+
+def train(name, run_dir, dataset=None, **overrides):
+    cls, config, training = plan(name, "tiny", overrides, run_dir=str(run_dir))
+    dataset = dataset or data()
+    return fit(build(cls, config, dataset, 0), dataset, training)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Trained first stages: a tokenizer, one with codes, and latent actions."""
+    folder = tmp_path_factory.mktemp("runs")
+    train("tokenizer", folder / "tokenizer")
+    train("tokenizer", folder / "codes", quantise="fsq", levels=3)
+    train("latent_actions", folder / "actions")
+    return folder
+
+
+def dynamics(runs, dataset=None, **overrides):
+    """A tiny dynamics model on top of those."""
+    tokenizer = runs / ("codes" if overrides.get("objective") == "masked" else "tokenizer")
+    overrides = {"tokenizer_run": str(tokenizer), "latent_actions_run": str(runs / "actions")} | overrides
+    cls, config, _ = plan("dynamics", "tiny", overrides)
+    dataset = dataset or data()
+    system = build(cls, config, dataset, 0)
+    system.prepare(dataset.frames)
+    return system
+
+
+def batch(count=4, frames=4):
+    dataset = data()
+    rows = torch.arange(count)[:, None] * 24 + torch.arange(frames)
+    return {
+        "frames": to_float(dataset.frames[rows]),
+        "actions": dataset.actions[rows[:, :-1]],
+        "key": torch.arange(count) + 7,
+    }
+
+
+def shaken(module):
+    """The module with random weights everywhere, so that nothing hides behind a zero."""
+    torch.manual_seed(1)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return module.eval()
+
+
+# ---- tokenizer
+
+
+def test_the_tokenizer_learns_to_rebuild(tmp_path):
+    short = train("tokenizer", tmp_path / "short", steps=1)["metrics"]
+    long = train("tokenizer", tmp_path / "long", steps=150, lr=3e-3)["metrics"]
+    assert long["psnr"] > short["psnr"] + 3
+    assert long["latent_variance"] >= long["latent_variance_least"] > 0 and "codebook_use" not in long
+
+
+def test_codes_are_counted(runs):
+    figures = open_run(runs / "codes").evaluate(data(), torch.arange(4))
+    assert 0 < figures["codebook_use"] <= 1 and 1 <= figures["codebook_perplexity"] <= 3**4
+    system = open_run(runs / "codes")
+    assert not system.alarms(figures) and "collapsed" in system.alarms({"codebook_perplexity": 1.5})[0]
+    assert "collapsed" in system.alarms({"latent_variance_least": 1e-6})[0]
+
+
+def test_latents_stay_within_their_bounds_and_on_the_grid_of_codes(runs):
+    frames = batch()["frames"]
+    plain, coded = (open_run(runs / name) for name in ("tokenizer", "codes"))
+    assert plain.encode(frames).abs().max() < 1
+    latents = coded.encode(frames)
+    torch.testing.assert_close(latents, latents.round(), rtol=0, atol=1e-6)  # three levels: -1, 0, 1
+    torch.testing.assert_close(coded.fsq.latents(coded.fsq.codes(latents)), latents)
+
+
+def test_latent_noise_only_in_training_and_keyed(runs):
+    system = open_run(runs / "tokenizer")
+    quiet = system.loss(batch()).total
+    noisy = system.train().loss(batch()).total
+    assert noisy != quiet and noisy == system.loss(batch()).total
+    system.config = dataclasses.replace(system.config, latent_noise=0.0)
+    assert system.loss(batch()).total == quiet
+
+
+def test_frames_are_rebuilt_one_by_one_as_in_one_pass():
+    system = shaken(Tokenizer(Tokenizer.Config(**SIZE, latent_dim=4, context_frames=3)))
+    latents = torch.rand(2, 12, 4, 4) * 2 - 1
+    with torch.no_grad():
+        whole, _ = system.decode(latents)
+        past, frames = None, []
+        for t in range(12):
+            frame, past = system.decode(latents[:, t : t + 1], past)
+            frames.append(frame)
+    torch.testing.assert_close(torch.cat(frames, 1), whole, rtol=0, atol=1e-4)
+
+
+def test_too_many_codes_are_refused():
+    with pytest.raises(ConfigError, match=r"levels=4 in latent_dim=16 .* 65536 are the most"):
+        Tokenizer.Config(quantise="fsq")
+
+
+# ---- latent actions
+
+
+def steered(episodes=8, length=40):
+    """A bar that moves right under action 1 and left under 0, at random: the past says nothing of what comes."""
+    chance = torch.Generator().manual_seed(0)
+    actions = torch.randint(0, 2, (episodes * length,), generator=chance)
+    frames = []
+    for _ in range(episodes):
+        picture = torch.zeros(16, 16, 3, dtype=torch.uint8)
+        picture[4:12, 4:8] = 255
+        for _step in range(length):
+            frames.append(picture)
+            picture = picture.roll(4 if actions[len(frames) - 1] else -4, 1)
+    arcs = [Arc(f"episode_{i}", length * i, length * (i + 1), torch.arange(length).numpy()) for i in range(episodes)]
+    names = {"action_names": ["left", "right"]}
+    return Dataset("memory", "arcs", torch.stack(frames), arcs, torch.zeros(0, dtype=torch.int64).numpy(), actions, [], names)
+
+
+def test_latent_actions_find_what_moves_the_picture(tmp_path):
+    dataset = steered()
+    report = train("latent_actions", tmp_path / "run", dataset, steps=250, lr=3e-3, action_dim=1, batch_size=8)
+    assert report["metrics"]["codebook_use"] == 1 and report["metrics"]["skill_db"] > 3
+    assert sorted(label.split()[0] for label in report["metrics"]["action_labels"]) == ["left", "right"]
+    system = open_run(tmp_path / "run")
+    codes = system.infer_actions(to_float(dataset.frames[None, :40]))[0]
+    agree = (codes == dataset.actions[:39]).float().mean()
+    assert max(agree, 1 - agree) > 0.95  # a code has no name of its own
+
+
+def test_a_latent_action_sees_the_frames_around_it_and_those_before():
+    system = shaken(LatentActions(LatentActions.Config(**SIZE, context_frames=2, sequence_length=4)))
+    system.fsq = torch.nn.Identity()  # which would hide small changes
+    frames = torch.rand(1, 8, 3, 16, 16) * 2 - 1
+    before = system.encode(frames)
+    frames[:, 5] = -frames[:, 5]
+    changed = (system.encode(frames) != before).any(-1)[0]
+    assert changed.any() and not changed[:4].any()  # actions 0 to 3 lead to frames 1 to 4
+
+
+def test_dead_codes_raise_an_alarm(runs):
+    system = open_run(runs / "actions")
+    assert "2 of 8 action codes are never used" in system.alarms({"codebook_use": 0.75})[0]
+    assert not system.alarms({"codebook_use": 1.0})
+    assert "collapsed" in system.alarms({"action_variance_least": 0.0})[0]
+
+
+# ---- dynamics
+
+
+@pytest.mark.parametrize("objective", ["mse", "masked"])
+@pytest.mark.parametrize("actions", ["recorded", "latent"])
+def test_every_kind_learns_and_opens_without_its_stages(objective, actions, runs, tmp_path):
+    copies = {}
+    for field, name in {
+        "tokenizer_run": "codes" if objective == "masked" else "tokenizer",
+        "latent_actions_run": "actions",
+    }.items():
+        copies[field] = str(shutil.copytree(runs / name, tmp_path / name))
+    report = train("dynamics", tmp_path / "run", objective=objective, actions=actions, **copies)
+    assert report["metrics"]["psnr"] > 5 and ("action_labels" in report["metrics"]) == (actions == "latent")
+    for path in copies.values():
+        shutil.rmtree(path)
+    system = open_run(tmp_path / "run")
+    assert system.action_space == (8 if actions == "latent" else 2)
+    with torch.inference_mode():
+        pieces = list(system.rollout(data().frames[:2], 3, [torch.tensor([1])] * 3))
+    assert torch.cat(pieces, 1).shape == (1, 3, 3, 16, 16)
+
+
+def test_the_frozen_stages_stay_as_they_were(runs, tmp_path):
+    overrides = {"tokenizer_run": str(runs / "tokenizer"), "latent_actions_run": str(runs / "actions"), "actions": "latent"}
+    train("dynamics", tmp_path / "run", lambda_pixels=1.0, **overrides)
+    system = open_run(tmp_path / "run")
+    for part, name in ((system.tokenizer, "tokenizer"), (system.lam, "actions")):
+        for key, value in open_run(runs / name).state_dict().items():
+            assert torch.equal(part.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize("objective", ["mse", "masked"])
+def test_an_action_reaches_the_frame_that_it_leads_to_and_none_before(objective, runs):
+    """actions[:, t] leads from frame t to t + 1."""
+    system = shaken(dynamics(runs, objective=objective, context_frames=3, sequence_length=6))
+    given = batch(frames=6)
+    if objective == "mse":
+        latents = system._standard(system.tokenizer.encode(given["frames"]))[:, :-1]  # [:, t] is of the frame after t
+
+        def made(conditions):
+            return system._predict(latents, conditions)[0]
+    else:
+
+        def made(conditions):
+            before = system.no_action.expand(4, 1, -1)
+            x = system._tokens(system.tokenizer.encode(given["frames"]), torch.zeros(4, 6, 4, dtype=torch.bool))
+            return system._transform(x, torch.cat([before, conditions], 1))[0][:, 1:]
+
+    plain = system.encode_action(given["actions"])
+    for t in range(5):
+        conditions = plain.clone()
+        conditions[:, t] += 1
+        changed = (made(conditions) != made(plain)).flatten(2).any(-1)[0]
+        assert not changed[:t].any() and changed[t]
+
+
+@pytest.mark.parametrize("objective", ["mse", "masked"])
+def test_the_cache_agrees_with_a_pass_over_the_whole_history(objective, runs):
+    """The reference: banded causal attention over all frames so far, made from the frames that the rollout gave."""
+    system = shaken(dynamics(runs, objective=objective, context_frames=3, sequence_length=6))
+    context = to_float(data().frames[None, :3])
+    actions = [torch.tensor([t % 2]) for t in range(30)]
+    with torch.no_grad():
+        state, states, frames = system.start(context), [], []
+        for action in actions:
+            state, frame = system.step(state, action)
+            states.append(state.latents)
+            frames.append(frame)
+        made = torch.cat(states, 1)
+        history = torch.cat([system.tokenizer.encode(context), made], 1)
+        told = system.no_action.expand(1, 2, -1)
+        conditions = torch.cat([told, system.encode_action(torch.stack(actions, 1))], 1)
+        if objective == "mse":
+            whole = system._raw(system._predict(system._standard(history[:, :-1]), conditions)[0])[:, 2:].clamp(-1, 1)
+            torch.testing.assert_close(made, whole, rtol=0, atol=1e-4)
+        else:
+            conditions = torch.cat([system.no_action.expand(1, 1, -1), conditions], 1)
+            _, past = system._transform(system._tokens(history, torch.zeros(1, 33, 4, dtype=torch.bool)), conditions)
+            for cached, reference in zip(state.past, past, strict=True):
+                for a, b in zip(cached, reference, strict=True):
+                    torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            torch.stack(frames, 1), system.tokenizer.decode(history)[0][:, 3:].clamp(-1, 1), rtol=0, atol=1e-4
+        )
+
+
+def test_what_is_kept_of_the_past_does_not_grow(runs):
+    system = dynamics(runs, context_frames=3, sequence_length=6)
+    with torch.no_grad():
+        state = system.start(data().frames[:3])
+        for _ in range(50):
+            state, _ = system.step(state, torch.tensor([0]))
+    assert {kept.shape[1] for block in state.past for kept in block} == {2}
+    assert {kept.shape[1] for block in state.drawn for kept in block} == {1}  # the tokenizer looks back less far
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("residual", False),
+        ("lambda_pixels", 1.0),
+        ("lambda_latent", 0.5),
+        ("context_noise", 0.5),
+        ("action_input", "add"),
+    ],
+)
+def test_each_setting_changes_the_loss(field, value, runs):
+    def loss(**overrides):
+        return shaken(dynamics(runs, **overrides)).train().loss(batch()).total
+
+    assert loss(**{field: value}) != loss(context_noise=0.0)
+
+
+def test_context_noise_of_codes_replaces_some(runs):
+    quiet, noisy = (shaken(dynamics(runs, objective="masked", context_noise=x)).train().loss(batch()).total for x in (0.0, 0.9))
+    assert quiet != noisy
+
+
+def test_the_first_actions_are_sometimes_not_told(runs):
+    """As when a rollout starts, which knows its context's frames alone."""
+    system = shaken(dynamics(runs, context_frames=3, sequence_length=6))
+    given = batch(count=4, frames=6)
+    given = {name: value.repeat(16, *[1] * (value.dim() - 1)) for name, value in given.items()} | {"key": torch.arange(64)}
+    told = (system._conditions(given) != system.no_action).any(-1)  # [64, 5]
+    assert told[:, 2:].all() and 0 < told[:, 0].float().mean() < 0.7 and not (told[:, 0] & ~told[:, 1]).any()
+
+
+def test_filling_in_takes_as_many_passes_as_asked_and_leaves_nothing_hidden(runs):
+    for steps in (1, 4):
+        system = shaken(dynamics(runs, objective="masked", decode_steps=steps))
+        passes = []
+        system.transformer.register_forward_hook(lambda *_, seen=passes: seen.append(1))
+        with torch.no_grad():
+            state = system.start(data().frames[:2])
+            passes.clear()
+            state, _ = system.step(state, torch.tensor([1]))
+        assert len(passes) == steps + 1
+        torch.testing.assert_close(state.latents, state.latents.round(), rtol=0, atol=1e-6)
+
+
+def test_temperature_samples_by_the_seed(runs):
+    system = shaken(dynamics(runs, objective="masked"))
+
+    def latents(temperature, seed):
+        system.config = dataclasses.replace(system.config, temperature=temperature)
+        with torch.no_grad():
+            state = system.start(data().frames[:2], torch.Generator().manual_seed(seed))
+            return system.step(state, torch.tensor([1]))[0].latents
+
+    assert torch.equal(latents(0.0, 1), latents(0.0, 2))
+    assert torch.equal(latents(5.0, 1), latents(5.0, 1)) and not torch.equal(latents(5.0, 1), latents(5.0, 2))
+
+
+def test_dynamics_follow_the_true_actions(tmp_path):
+    dataset = steered()
+    train("tokenizer", tmp_path / "tokenizer", dataset, steps=300, lr=3e-3, batch_size=8)
+    overrides = {"tokenizer_run": str(tmp_path / "tokenizer"), "steps": 400, "lr": 3e-3, "batch_size": 8}
+    metrics = train("dynamics", tmp_path / "run", dataset, lambda_pixels=1.0, **overrides)["metrics"]
+    assert metrics["skill_db"] > 3 and metrics["action_shuffle_gap_db"] > 3
+
+
+# ---- stages that do not fit
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"tokenizer_run": ""}, "tokenizer_run is empty: name the run folder of a trained tokenizer"),
+        ({"tokenizer_run": "nowhere"}, r"tokenizer_run='nowhere' is no run folder"),
+        ({"tokenizer_run": "{actions}"}, r"tokenizer_run=.* is a run of 'latent_actions', wanted is one of 'tokenizer'"),
+        ({"patch_size": 4}, r"has patch_size=8, this dynamics has patch_size=4"),
+        ({"latent_dim": 7}, r"has latent_dim=4, this dynamics has latent_dim=7"),
+        ({"objective": "masked", "tokenizer_run": "{tokenizer}"}, r"objective='masked' fills in codes.*quantise='none'"),
+        (
+            {"actions": "latent", "latent_actions_run": "{tokenizer}"},
+            r"latent_actions_run=.* wanted is one of 'latent_actions'",
+        ),
+    ],
+)
+def test_stages_that_do_not_fit_are_refused(overrides, message, runs):
+    named = {k: v.format(actions=runs / "actions", tokenizer=runs / "tokenizer") if isinstance(v, str) else v
+             for k, v in overrides.items()}  # fmt: skip
+    with pytest.raises((ConfigError, UserError), match=message):
+        dynamics(runs, **named)
+
+
+def test_a_stage_of_other_data_is_refused(runs):
+    with pytest.raises(ConfigError, match=r"trained on data with size=\[16, 16\], this dataset has size=\[32, 32\]"):
+        dynamics(runs, data(size=32))
+    with pytest.raises(ConfigError, match=r"trained on data with frames=144, this dataset has frames=120"):
+        dynamics(runs, data(episodes=5))
+
+
+def test_latent_actions_of_another_patch_size_are_refused(runs, tmp_path):
+    train("latent_actions", tmp_path / "other", patch_size=4)
+    with pytest.raises(ConfigError, match=r"has patch_size=4, tokenizer_run=.* has 8"):
+        dynamics(runs, actions="latent", latent_actions_run=str(tmp_path / "other"))
+
+
+def test_dynamics_without_recorded_actions_say_what_to_do(runs):
+    dataset = data()
+    dataset.actions = None
+    with pytest.raises(ConfigError, match="has no actions"):
+        dynamics(runs, dataset)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"height": 60}, "height=60 is not divisible by patch_size=8"),
+        ({"embed_dim": 100}, "embed_dim=100 must be a multiple of 8 . heads = 32"),
+        ({"sequence_length": 4}, "sequence_length=4 must be above context_frames=4"),
+        ({"context_noise": -1.0}, "context_noise must not be negative"),
+    ],
+)
+def test_wrong_settings_are_named(values, message):
+    with pytest.raises(ConfigError, match=message):
+        Dynamics.Config(**values)
+
+
+def test_the_original_preset_has_the_sources_values():
+    for cls in (Tokenizer, LatentActions, Dynamics):
+        _, config, training = plan(cls.name, "original")
+        widths = (config.patch_size, config.embed_dim, config.heads, config.hidden_dim, config.blocks, config.context_frames)
+        assert widths == (8, 128, 4, 512, 2, 4) and config.lr == 1e-4
+        assert (training.batch_size, training.steps, training.log_every_steps) == (32, 10_000, 10)
+    assert plan("tokenizer", "original")[1].latent_dim == plan("dynamics", "original")[1].latent_dim == 16
+    assert to_dict(plan("dynamics", "original")[1])["action_input"] == "add"
