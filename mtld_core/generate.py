@@ -4,6 +4,7 @@ It is written on the contract (`start`, `step`, `rollout`), so it serves every s
 """
 
 import contextlib
+import itertools
 import json
 import numbers
 import time
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from mtld_core import media, metrics
-from mtld_core.frames import to_uint8
+from mtld_core.frames import to_float, to_uint8
 from mtld_core.runtime import UserError, write_json
 from mtld_core.source import read_source
 from mtld_core.systems import open_run
@@ -106,7 +107,8 @@ def generate(
     `<out_dir>/frames/frame_0000.png` is the last context frame as the model received it, the predictions follow;
     num_frames counts all of them. Beside it: video.mp4, video.gif, strip.png, generation.json, and where the truth is
     known comparison.mp4 (truth left). out_dir: "" is `<run_dir>/samples/<source>_<step>`. checkpoint: see `open_run`.
-    actions: JSON list, one for each predicted frame, where there is an action space. seed: for systems that sample.
+    actions: JSON list, one for each predicted frame, where there is an action space; "" takes those of the source, recorded or,
+    where the system invents its own, seen in the frames. seed: for systems that sample.
 
     "frames_per_second" counts the model alone, "seconds" the writing, too. Any length takes the same memory.
     Raises UserError for whatever the user can mend; then nothing half-written is left.
@@ -123,15 +125,19 @@ def generate(
     if direction != "x_to_y":
         raise UserError(f"direction={direction!r} is for translators between two domains; use 'x_to_y'")
     system = open_run(run_dir, checkpoint, device)
-    actions = check_actions(_parse_actions(actions), system.action_space, num_frames - 1, system.device)
-    given = read_source(system, source)
+    actions, given = _parse_actions(actions), read_source(system, source)
+    if actions is not None:  # the source's own go on to its truth, others somewhere else
+        given = given._replace(truth=given.truth[: _followed(actions, given)])
+    elif system.action_space is not None:
+        actions = _actions_of(given, system, num_frames - 1)
+    steering = check_actions(actions, system.action_space, num_frames - 1, system.device)
     run = system.run
     step = Path(run.checkpoint).stem if run.step is None else run.step
     out_dir = Path(out_dir or Path(run.dir) / "samples" / f"{given.name}_{step}")
     if (out_dir / "frames").exists() and not (out_dir / "generation.json").exists():
         raise UserError(f"{out_dir / 'frames'} was not written by a generation; choose another out_dir, or remove it")
     try:
-        files, seconds, model_seconds, errors = _write(system, given, num_frames, actions, fps, seed, out_dir)
+        files, seconds, model_seconds, errors = _write(system, given, num_frames, steering, fps, seed, out_dir)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{out_dir} cannot be written ({reason}); make room there or choose another out_dir") from error
@@ -150,6 +156,8 @@ def generate(
         "out_dir": str(out_dir.absolute()),
         "files": files,
     }
+    if actions is not None:
+        result["actions"] = actions
     if errors:
         model, copy = (metrics.psnr(torch.tensor(column, dtype=torch.float64)) for column in zip(*errors, strict=True))
         result |= {
@@ -177,6 +185,32 @@ def _parse_actions(text):
     if not isinstance(actions, list):
         raise UserError(f"actions must be a JSON list like [0, 2, 1], not {text!r}")
     return actions
+
+
+def _followed(actions, given):
+    """How many of the first actions are the recorded ones."""
+    recorded = [] if given.actions is None else given.actions.tolist()
+    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(actions, recorded, strict=False))))
+
+
+@torch.inference_mode()
+def _actions_of(given, system, count):
+    """A list of the `count` actions that follow a source: recorded, or seen in its frames by a system that invents its own."""
+    space, recorded = system.action_space, system.needs().actions
+    known = len(given.truth) if not recorded else 0 if given.actions is None else len(given.actions)
+    if count > known:
+        example = json.dumps([0, space - 1] if isinstance(space, int) else list(space))
+        way = f"give one for each predicted frame, such as actions={example!r}"
+        if not known:
+            raise UserError(f"no {'recorded actions' if recorded else 'frames'} follow {given.text}, so {way}")
+        raise UserError(
+            f"num_frames={count + 1} needs {count} actions and {known} are recorded after {given.text}: use num_frames="
+            f"{known + 1} or fewer, or {way}"
+        )
+    if recorded:
+        return given.actions[:count].tolist()
+    clip = torch.cat([given.context, given.truth[:count].cpu()])[None]
+    return system.infer_actions(to_float(clip.to(system.device)))[0, -count:].tolist()
 
 
 def _write(system, given, num_frames, actions, fps, seed, out_dir):

@@ -14,12 +14,12 @@ import ipywidgets as widgets
 
 from mtld_core.checkpoint import list_checkpoints
 from mtld_core.config import ConfigError
-from mtld_core.data import open_dataset
 from mtld_core.frames import fit_frame
 from mtld_core.generate import generate
 from mtld_core.media import read_image
 from mtld_core.notebook import download_link, png_bytes, video_tag
 from mtld_core.runtime import UserError
+from mtld_core.source import own_dataset
 from mtld_core.systems import open_run
 
 NEWEST = "newest good one"
@@ -41,6 +41,7 @@ class GeneratePanel(widgets.VBox):
         self.num_frames = widgets.IntSlider(num_frames, 2, max(240, num_frames), description="length")
         self.fps = widgets.IntSlider(round(fps), 1, 60, description="fps")
         self.seed = widgets.IntText(seed, description="seed")
+        self.actions = widgets.Text(description="actions", placeholder="as recorded; or a list: [0, 2, ...]")
         self.button = widgets.Button(description="Generate", button_style="primary", layout=BESIDE_LABELS)
         self.message, self.video, self.links = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.strip = widgets.Image(layout={"max_width": "100%", "display": "none", "align_self": "flex-start"})
@@ -56,7 +57,7 @@ class GeneratePanel(widgets.VBox):
         self._folder = tempfile.TemporaryDirectory()  # of the uploaded picture
         self._from_dataset, self._from_picture = widgets.VBox([self.arc, self.frame]), widgets.VBox([self.upload])
         self._dataset, self._size = None, (0, 0)
-        options = widgets.VBox([self.num_frames, self.fps, self.seed])
+        options = widgets.VBox([self.num_frames, self.fps, self.seed, self.actions])
         start = [self.start, self._from_dataset, self._from_picture, self.picture]
         form = widgets.VBox([self.run, self.checkpoint, *start, options, self.button])
         shown = widgets.VBox([self.video, self.links], layout={"margin": "0 0 0 24px"})
@@ -68,17 +69,18 @@ class GeneratePanel(widgets.VBox):
         """The chosen run's checkpoints and arcs."""
         if not self.run.value:
             raise UserError("choose a run" if self.run.options else "there is no run yet: train one (notebooks/02_train)")
-        _offer(self.checkpoint, [NEWEST, *(path.name for path in list_checkpoints(self.run.value))])
+        offer(self.checkpoint, [NEWEST, *(path.name for path in list_checkpoints(self.run.value))])
         system = open_run(self.run.value)
-        dataset = open_dataset(system.run.dataset_path, system.config.height, system.config.width, progress=False)
+        dataset = own_dataset(system, progress=False)
         self._dataset, self._size = dataset, dataset.size
+        self.actions.layout.display = "none" if system.action_space is None else ""
         first = system.needs().context - 1
         self._arcs = {arc.name: arc.numbers[first:].tolist() for arc in dataset.arcs if len(arc) > first}
-        _offer(self.arc, list(self._arcs))
+        offer(self.arc, list(self._arcs))
         self._fill_frames()  # an arc of the same name is no change, but its frames may be others
 
     def _fill_frames(self):
-        _offer(self.frame, self._arcs.get(self.arc.value, [0]))
+        offer(self.frame, self._arcs.get(self.arc.value, [0]))
         self._show_start()
 
     def _uploaded(self):
@@ -109,7 +111,8 @@ class GeneratePanel(widgets.VBox):
 
     def _generate(self):
         checkpoint = "" if self.checkpoint.value == NEWEST else self.checkpoint.value
-        settings = {"checkpoint": checkpoint, "fps": self.fps.value, "seed": self.seed.value}
+        actions = "" if self.actions.layout.display else self.actions.value  # hidden: of the run before
+        settings = {"checkpoint": checkpoint, "actions": actions, "fps": self.fps.value, "seed": self.seed.value}
         picture = self.start.value == "picture"
         source = str(self._uploaded_file()) if picture else f"dataset:{self.arc.value}/{self.frame.value}"
         with contextlib.redirect_stdout(io.StringIO()) as told:  # what a callback prints would go to JupyterLab's log
@@ -152,10 +155,10 @@ def in_colour(text, colour="inherit"):
     return f'<span style="color:{colour}">{html.escape(text)}</span>'
 
 
-def _offer(widget, options):
-    """Give a selection new options and choose the first: of itself ipywidgets may choose none."""
+def offer(widget, options, value=None):
+    """Give a selection new options and choose `value`, or else the first: of itself ipywidgets may choose none."""
     widget.options = options
-    widget.value = options[0] if options else None
+    widget.value = value if value in options else options[0] if options else None
 
 
 def uploaded(value):

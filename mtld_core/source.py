@@ -18,32 +18,29 @@ class Source(typing.NamedTuple):
     name: str  # as part of a file name
     context: torch.Tensor  # uint8 [k, H, W, 3]
     truth: torch.Tensor  # uint8 [n, H, W, 3]: the frames that really follow; n = 0 for a single picture
+    actions: torch.Tensor | None = None  # [n] or [n, A]: the recorded ones that led to them
 
 
 def read_source(system, source):
     """`Source` for an opened run.
 
-    source: an image file (it stands for all k context frames), a clip's folder (its first k frames),
-    "dataset:<arc>/<frame>" (the last context frame, by the number in its file name, from the run's own dataset), or ""
-    for the first held-out window. The truth ends with the arc, or before it with the shot. Raises UserError.
+    source: an image file (it stands for all k context frames), a clip's folder or a recording (the first k frames, of the
+    first episode that has as many), "dataset:<arc>/<frame>" (the last context frame, by the number in its file name, from
+    the run's own dataset), or "" for the first held-out window. The truth ends with the arc, or before it with the shot.
+    Raises UserError.
     """
     k, size = system.needs().context, (system.config.height, system.config.width)
     if not source or source.startswith("dataset:"):
-        if not Path(system.run.dataset_path).exists():
-            raise UserError(
-                f"the run's dataset {system.run.dataset_path} is not there (any more): name an image file as source"
-            )
-        dataset = open_dataset(system.run.dataset_path, *size)
-        row = _named_row(dataset, source) if source else _first_held_out(dataset, system) + k - 1
-        return _from_row(dataset, row, k)
+        return from_dataset(system, own_dataset(system), source)
     path = Path(source).expanduser()
     if path.is_dir() or path.suffix.lower() in DATASET_SUFFIXES:
         dataset = open_dataset(path, *size, cache=False, progress=False)
-        if len(dataset.arcs) > 1:
+        if len(dataset.arcs) > 1 and dataset.kind not in ("recording", "hdf5"):  # whose episodes have no path of their own
             raise UserError(f"{path} holds {len(dataset.arcs)} arcs; name one, such as {path / dataset.arcs[0].name}")
-        if len(dataset.frames) < k:
-            raise UserError(f"{path} has {len(dataset.frames)} frames; this run starts from {k}")
-        return _from_row(dataset, k - 1, k)._replace(text=str(source), name=path.stem)
+        arc = next((arc for arc in dataset.arcs if len(arc) >= k), None)
+        if arc is None:
+            raise UserError(f"{path} has {max(map(len, dataset.arcs))} frames; this run starts from {k}")
+        return _from_row(dataset, arc.start + k - 1, k)._replace(text=str(source), name=path.stem)
     picture = read_image(path)
     if picture.shape[:2] != size:
         height, width = picture.shape[:2]
@@ -55,6 +52,24 @@ def read_source(system, source):
     return Source(str(source), path.stem, context, torch.empty(0, *size, 3, dtype=torch.uint8))
 
 
+def own_dataset(system, progress=True):
+    """The dataset that an opened run learned from, in its frame size. Raises UserError where it is gone."""
+    path = system.run.dataset_path
+    if not Path(path).exists():
+        raise UserError(f"the run's dataset {path} is not there (any more): name an image file as source")
+    return open_dataset(
+        path, system.config.height, system.config.width, progress=progress,
+        controls_lead_to=system.run.training["controls_lead_to"],
+    )  # fmt: skip
+
+
+def from_dataset(system, dataset, source=""):
+    """`Source` from an opened dataset: "dataset:<arc>/<frame>" or "", as `read_source` takes them."""
+    k = system.needs().context
+    row = _named_row(dataset, source) if source else int(windows_of(system, dataset)[1][0]) + k - 1
+    return _from_row(dataset, row, k)
+
+
 def _named_row(dataset, source):
     arc, _, number = source.removeprefix("dataset:").rpartition("/")
     if not arc or not number.isdecimal():
@@ -62,10 +77,11 @@ def _named_row(dataset, source):
     return dataset.row(arc, int(number))
 
 
-def _first_held_out(dataset, system):
-    """The row where the first window starts that the run was judged on."""
-    held_out = {name: system.run.training[name] for name in ("holdout", "cross_cuts", "restitution")}
-    return int(split_windows(dataset, system.needs().window, **held_out)[1][0])
+def windows_of(system, dataset):
+    """(those that the run learned from, those that it was judged on): int64 tensors of the rows where they start."""
+    split = {name: system.run.training[name] for name in ("holdout", "cross_cuts", "restitution")}
+    split["restitution"] |= bool(dataset.about.get("held_out"))  # a shared run's recording is so as a whole
+    return split_windows(dataset, system.needs().window, **split)
 
 
 def _from_row(dataset, row, k):
@@ -77,4 +93,5 @@ def _from_row(dataset, row, k):
     end = min([arc.stop, *(int(cut) for cut in dataset.cuts if cut > row)])
     number, frames = int(arc.numbers[row - arc.start]), dataset.frames
     name = f"{arc.name}_{number}".replace("/", "_")
-    return Source(f"dataset:{arc.name}/{number}", name, frames[row - k + 1 : row + 1].cpu(), frames[row + 1 : end])
+    actions = None if dataset.actions is None else dataset.actions[row : end - 1]
+    return Source(f"dataset:{arc.name}/{number}", name, frames[row - k + 1 : row + 1].cpu(), frames[row + 1 : end], actions)

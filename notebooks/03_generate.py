@@ -31,7 +31,8 @@ notebook.setup()
 #
 # `source` is an image file, a folder of frames, or `"dataset:<arc>/<frame number>"` of the data that the run learned
 # from; empty, it is the first window that the run is judged on. `checkpoint` is empty for the newest good one. `num_frames`
-# counts the given frame, too. `actions` is a JSON list for systems that are steered.
+# counts the given frame, too. `actions` is a JSON list, one for each predicted frame, for systems that are steered; empty, it
+# is what was recorded after the frame.
 
 # %% tags=["parameters"]
 run_dir = "runs/demo"
@@ -81,3 +82,15 @@ if live:
     from mtld_core.panel import GeneratePanel
 
     display(GeneratePanel(run_dir, num_frames, fps, seed))
+
+# %% [markdown]
+# ## Play
+#
+# Where the run takes actions, steer it yourself: a click is a step, and so is a key while the pointer is over the panel (the
+# buttons say which). The real game runs beside the dream where it can be stepped.
+
+# %%
+if live and "actions" in result:
+    from mtld_core.play_panel import PlayPanel
+
+    display(PlayPanel(run_dir, fps))

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -13,12 +14,15 @@ from pathlib import Path
 
 import pytest
 from conftest import write_arcs
+from steered import steered_run
 
+from data_prep.record_game import record
 from mtld_core.train import train
 
 ROOT = Path(__file__).parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-TRAIN, GENERATE = ".mtld-train", ".mtld-generate"  # looked for inside them: a cell's source may hold the same words
+# looked for inside these: a cell's source may hold the same words
+TRAIN, GENERATE, PLAY = ".mtld-train", ".mtld-generate", ".mtld-play"
 PATIENCE = 90_000  # ms: for what a busy machine may take long to do; what must be quick is timed
 WITHOUT_END = {
     "log_every_steps": 5,
@@ -37,6 +41,26 @@ PRESS = """async ([name, sign]) => {
   }
   return (performance.now() - began) / 1000
 }"""
+
+DREAM = """const picture = document.querySelector('.mtld-play .mtld-dream')
+  const bytes = async () => new Uint8Array(await (await fetch(picture.src)).arrayBuffer()).join()
+"""
+STEP = f"""async (make) => {{  // seconds from a click to the dream's new picture, and that picture's bytes
+  {DREAM}
+  const before = picture.src, began = performance.now()
+  const buttons = [...document.querySelectorAll('.mtld-play button')]
+  buttons.find(one => one.innerText.trim().startsWith(make)).click()
+  while (picture.src == before || !picture.complete) {{
+    if (performance.now() - began > 60000) throw new Error(`${{make}}: the same picture for a minute`)
+    await new Promise(go => setTimeout(go, 1))
+  }}
+  return [(performance.now() - began) / 1000, await bytes()]
+}}"""
+STEERED = f"""import sys
+sys.path.append({str(ROOT / "tests")!r})
+from mtld_core.systems import SYSTEMS
+SYSTEMS["steered"] = "steered:Steered"
+"""
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +90,10 @@ def lab(tmp_path_factory):
         "02_train", folder, preset='"tiny"', dataset_root='"arcs"', run_dir='"runs/live"', steps=10**6, overrides=overrides
     )
     copy_page("03_generate", folder, run_dir='"runs/made"', num_frames=24)
+    with pytest.MonkeyPatch.context() as patch:
+        record("ALE/Pong-v5", 240, folder / "pong.h5", episode_steps=40, progress=False)
+        steered_run(patch, folder, folder / "pong.h5")
+    copy_page("03_generate", folder, "03_play", STEERED, run_dir='"runs/steered"', num_frames=8)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -83,15 +111,15 @@ def lab(tmp_path_factory):
         server.wait(30)
 
 
-def copy_page(name, folder, **parameters):
+def copy_page(name, folder, to="", after_setup="", **parameters):
     page = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
     [cell] = [cell for cell in page["cells"] if "parameters" in cell["metadata"].get("tags", [])]
     source = "".join(cell["source"])
     for key, value in parameters.items():
         source, count = re.subn(rf"(?m)^{key} = .*$", lambda _, line=f"{key} = {value}": line, source)
         assert count == 1, key
-    cell["source"] = source
-    (folder / f"{name}.ipynb").write_text(json.dumps(page))
+    cell["source"] = f"{source}\n{after_setup}"
+    (folder / f"{to or name}.ipynb").write_text(json.dumps(page))
 
 
 def answers(address):
@@ -179,3 +207,47 @@ def test_a_generated_video_plays_and_can_be_saved(open_page, lab):
         page.locator(f"{GENERATE} button", has_text="Upload").click()
     chooser.value.set_files(lab[1] / "notes.png")
     page.locator(GENERATE).get_by_text("notes.png cannot be read as a picture").wait_for()  # said before Generate is pressed
+
+
+def test_a_dream_is_steered_by_clicks_and_by_keys(open_page, lab):
+    page = open_page("03_play")
+    step = page.locator(f"{PLAY} .mtld-step")
+    page.locator(f"{PLAY} button", has_text="RIGHTFIRE").wait_for()
+    assert page.locator(f"{PLAY} img:visible").count() == 2 and page.locator(PLAY).get_by_text("the real game").is_visible()
+    for _ in range(3):  # a busy machine may hold the page up
+        page.locator(f"{PLAY} button", has_text="Reset").click()
+        step.get_by_text("step 0").wait_for()
+        seconds, frames = zip(*(page.evaluate(STEP, "RIGHT") for _ in range(10)), strict=True)
+        if statistics.median(seconds) < 0.15:
+            break
+    print("milliseconds from a click to the new picture:", sorted(round(1000 * s) for s in seconds))
+    assert len(set(frames)) == 10 and statistics.median(seconds) < 0.15
+    assert step.inner_text().startswith("step 10 · RIGHT · ")
+
+    def press(key, name):
+        page.keyboard.press(key)
+        step.get_by_text(name).wait_for()
+
+    page.locator(f"{PLAY} button", has_text="Reset").click()
+    step.get_by_text("step 0").wait_for()
+    page.locator(f"{PLAY} .mtld-dream").hover()
+    for i, key in enumerate(("ArrowRight", "d", "3", "ArrowUp"), 1):  # the third action; no UP here: Pong's RIGHT goes up
+        press(key, f"step {i} · RIGHT ·")
+    shown = page.evaluate(f"async () => {{ {DREAM} return bytes() }}")
+    assert shown == frames[3]
+    press("Space", "step 5 · FIRE")
+
+    editor = page.locator(".jp-CodeCell .cm-content").last
+    editor.click()
+    page.locator(f"{PLAY} .mtld-dream").hover()  # the pointer rests on the panel while somebody writes in a cell
+    page.keyboard.type("1")
+    editor.get_by_text("1").first.wait_for()
+    assert step.inner_text().startswith("step 5 · FIRE")
+
+    page.locator(f"{PLAY} button", has_text="Save mp4").click()
+    page.locator(f"{PLAY} video").wait_for()
+    with page.expect_download() as download:
+        page.locator(f"{PLAY} a", has_text="mp4").click()
+    assert download.value.path().read_bytes() in [
+        video.read_bytes() for video in lab[1].glob("runs/steered/samples/play_*.mp4")
+    ]

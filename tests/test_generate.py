@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rolling import Toy, open_toy, picture, write_rolling_arcs
+from steered import steered_run, write_recording
 
 from mtld_core import generate as generation
 from mtld_core import media
@@ -152,6 +153,83 @@ def test_somebody_elses_frames_are_not_replaced(opened, tmp_path):
     Image.fromarray(picture()).save(tmp_path / "out/frames/frame_0000.png")
     with pytest.raises(UserError, match="was not written by a generation"):
         generation.generate("run", "dataset:moves/10", 4, out_dir=str(tmp_path / "out"))
+
+
+# ---- steered
+
+
+MOVES = np.array([1, 0, 2, 1, 1, 2, 0, 1] * 3)
+
+
+@pytest.fixture
+def steered(tmp_path, monkeypatch):
+    """`steered(actions)` -> the folder of a run on a recording of them; more: fields of the system's config."""
+
+    def steered(actions=MOVES, **config):
+        recording = write_recording(tmp_path / "recording.h5", actions)
+        return str(steered_run(monkeypatch, tmp_path, recording, **config))
+
+    return steered
+
+
+@pytest.mark.parametrize("invents", [False, True])
+def test_without_actions_it_follows_the_recorded_ones(steered, tmp_path, invents):
+    run = steered(invents=invents)
+    result = generation.generate(run, "dataset:episode_1/9", 13, out_dir=str(tmp_path / "out"))
+    assert result["actions"] == MOVES[9:21].tolist() and result["psnr"] == 100 and len(result["psnr_by_horizon"]) == 12
+    assert json.loads((tmp_path / "out/generation.json").read_text()) == result
+    from_file = generation.generate(run, str(tmp_path / "recording.h5"), 4, out_dir=str(tmp_path / "out"))
+    assert from_file["actions"] == MOVES[1:4].tolist() and from_file["psnr"] == 100
+    assert generation.generate(run, "", 4)["psnr"] == 100
+
+
+def test_floats_are_followed_and_recorded(steered):
+    result = generation.generate(steered(np.stack([MOVES, -0.5 * MOVES], 1).astype(np.float32)), "dataset:episode_1/9", 4)
+    assert result["actions"] == [[0.0, 0.0], [2.0, -1.0], [1.0, -0.5]]
+
+
+def test_scripted_actions_are_compared_as_far_as_they_were_recorded(steered):
+    run = steered()
+    result = generation.generate(run, "dataset:episode_1/9", 6, actions="[0, 2, 1, 0, 0]")  # recorded: 0 2 1 1 2
+    assert result["actions"] == [0, 2, 1, 0, 0] and len(result["psnr_by_horizon"]) == 3 and result["psnr"] == 100
+    other = generation.generate(run, "dataset:episode_1/9", 3, actions="[1, 1]")
+    assert "psnr" not in other and folder_of(Path(other["out_dir"]) / "frames")[-1] == "frame_0002.png"
+    first, last = (media.read_image(Path(other["out_dir"]) / f"frames/frame_000{i}.png") for i in (0, 2))
+    assert np.array_equal(last, np.roll(first, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"num_frames": 16},
+            "num_frames=16 needs 15 actions and 14 are recorded after dataset:episode_1/9: use num_frames=15 or fe",
+        ),
+        (
+            {"source": "dataset:episode_1/23"},
+            r"no recorded actions follow dataset:episode_1/23, so give one .* actions='\[0, 2\]'",
+        ),
+        ({"source": "start.png"}, r"no recorded actions follow .*start\.png, so give one for each predicted frame, such as"),
+        ({"actions": "[1, 1]"}, "one action for each predicted frame: 7; 2 were given"),
+        ({"actions": "[0, 0, 0, 3, 0, 0, 0]"}, "action 3 is 3; each must be an integer from 0 to 2"),
+        ({"actions": "[0, 0, 0, [1], NaN, 0, 0]"}, "action 4 is nan; each must be"),
+    ],
+)
+def test_actions_that_are_not_there_or_out_of_range(steered, tmp_path, arguments, message, monkeypatch):
+    Image.fromarray(picture()).save(tmp_path / "start.png")
+    run = steered()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        generation.generate(run, **({"source": "dataset:episode_1/9", "num_frames": 8, "out_dir": "out"} | arguments))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_inventor_of_actions_needs_frames_that_follow(steered, tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "start.png")
+    with pytest.raises(UserError, match=r"no frames follow .*start\.png, so give one"):
+        generation.generate(steered(invents=True), str(tmp_path / "start.png"), 4)
+    result = generation.generate(str(tmp_path / "runs/steered"), str(tmp_path / "start.png"), 3, actions="[1, 2]")
+    assert result["actions"] == [1, 2]
 
 
 MEMORY = """

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from rolling import open_toy, picture, write_rolling_arcs
+from steered import steered_run, write_recording
 
 from mtld_core import media, panel
+from mtld_core.systems import SYSTEMS
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
@@ -109,3 +111,19 @@ def test_what_was_generated_can_be_downloaded(form):
         data = base64.b64encode((folder / name).read_bytes()).decode()
         assert f'download="{name}" href="data:{kind};base64,{data}"' in form.links.value
     assert bytes(form.strip.value) == (folder / "strip.png").read_bytes()
+
+
+def test_a_run_with_actions_follows_the_recording_or_a_script(form, tmp_path, monkeypatch):
+    assert form.actions.layout.display == "none"
+    run = steered_run(monkeypatch, tmp_path, write_recording(tmp_path / "recording.h5", np.array([1, 0, 2, 1] * 5)))
+    monkeypatch.undo()
+    monkeypatch.setitem(SYSTEMS, "steered", "steered:Steered")
+    steered = panel.GeneratePanel(str(run), num_frames=5)
+    steered.button.click()
+    assert steered.result["actions"] == [0, 2, 1, 1] and steered.actions.layout.display == ""
+    steered.actions.value = "[2, 2, 2, 2]"
+    steered.button.click()
+    assert steered.result["actions"] == [2, 2, 2, 2]
+    steered.actions.value = "[7]"
+    steered.button.click()
+    assert "one action for each predicted frame: 4; 1 were given" in steered.message.value

@@ -1,0 +1,192 @@
+"""Steering a learned game: `Play` is a dream in progress, `RealGame` the recorded game brought to the same frame.
+
+Frames are uint8 `[H, W, 3]`. `actions[i]` leads from frame i to frame i + 1.
+"""
+
+import collections
+import contextlib
+import json
+import re
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mtld_core import media
+from mtld_core.frames import fit_frame, to_uint8
+from mtld_core.generate import check_actions
+from mtld_core.runtime import UserError
+from mtld_core.source import from_dataset, own_dataset
+
+GAME_FACTS = {"env", "env_options", "episode_seeds", "size"}  # what a recording must say of itself to be played again
+RECENT = 20  # steps that the speed is the median of
+
+
+@contextlib.contextmanager
+def one_thread():
+    """While it lasts, torch computes in one thread.
+
+    A step on one picture is many short operations, which wait for a second thread longer than it helps: on two cores that were
+    busy (with a training, say) 1,660 ms a step became 16.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Play:
+    """A dream in progress, from `reset`, under one `act` after another.
+
+    dataset: None for the run's own. choices: [(name, action)], what a player is offered. source: where it starts. frames: those
+    since the reset, the start first; actions: those between them. real: the real game's frames beside them, None where it
+    cannot be stepped: `alone` then says why. over: the real game has ended; its last frame stays. Raises UserError where the
+    system takes no actions or the dataset is gone.
+    """
+
+    def __init__(self, system, dataset=None):
+        if system.action_space is None:
+            raise UserError(f"{system.name} takes no actions, so there is nothing to steer")
+        self.system = system.eval()
+        self.dataset = own_dataset(system, progress=False) if dataset is None else dataset
+        self.choices = choices(system, self.dataset)
+        self._game = None
+        self.reset()
+
+    @property
+    def labels(self):
+        return [name for name, _ in self.choices]
+
+    @property
+    def starts(self):
+        """dict arc -> numbers of the frames that a dream can start from."""
+        first = self.system.needs().context - 1
+        return {arc.name: arc.numbers[first:].tolist() for arc in self.dataset.arcs if len(arc) > first}
+
+    @torch.inference_mode()
+    @one_thread()
+    def reset(self, arc=None, number=None):
+        """Start anew from a recorded frame; None: where the first held-out window does. Raises UserError if there is none."""
+        source = "" if arc is None else f"dataset:{arc}/{number}"
+        self.source = from_dataset(self.system, self.dataset, source)
+        chance = torch.Generator(self.system.device).manual_seed(0)
+        self._state = self.system.start(self.source.context, chance)
+        self.frames, self.actions = [self.source.context[-1]], []
+        self._seconds = collections.deque(maxlen=RECENT)
+        self._bring_game()
+
+    @torch.inference_mode()
+    @one_thread()
+    def act(self, action):
+        """One step; returns the dream's frame. Raises UserError for an action out of range or of the wrong length."""
+        [checked] = check_actions([action], self.system.action_space, 1, self.system.device)
+        began = time.perf_counter()
+        self._state, frame = self.system.step(self._state, checked)
+        self.frames.append(to_uint8(frame[0]).cpu())  # which waits for the device
+        self._seconds.append(time.perf_counter() - began)
+        self.actions.append(action)
+        if self.real is not None:
+            self.real.append(self.real[-1] if self.over else self._game.step(checked[0]))
+        return self.frames[-1]
+
+    @property
+    def over(self):
+        return self._game is not None and self._game.over
+
+    @property
+    def frames_per_second(self):
+        """Of the model alone, lately; None before the first step."""
+        return 1 / statistics.median(self._seconds) if self._seconds else None
+
+    def save(self, path, fps=12):
+        """Write the play as an mp4 and, beside it, a GIF; the real game, where it runs, on the left. Returns both paths."""
+        shown = [media.side_by_side(*pair) for pair in zip(self.real, self.frames, strict=True)] if self.real else self.frames
+        paths = Path(path).with_suffix(".mp4"), Path(path).with_suffix(".gif")
+        for path, writer in zip(paths, (media.video_writer, media.gif_writer), strict=True):
+            with writer(path, fps, *shown[0].shape[:2]) as write:
+                for frame in shown:
+                    write(frame)
+        return paths
+
+    def _bring_game(self):
+        if self._game is not None:
+            self._game.close()
+        self._game = self.real = None
+        self.alone = ""
+        try:
+            if not self.system.needs().actions:
+                raise UserError("the run's actions are its own, not the game's")
+            self._game = RealGame(self.dataset, *self.source.text.removeprefix("dataset:").rpartition("/")[::2])
+            self.real = [self.frames[0]]
+        except Exception as error:  # a game is foreign code; the dream needs none
+            self.alone = " ".join(str(error).split()) or type(error).__name__
+
+
+class RealGame:
+    """The recorded game, reset as it was and led by the recorded actions to frame `number` of `arc`.
+
+    Raises UserError, in a few words, where it cannot be, or shows another picture than the recording there.
+    """
+
+    def __init__(self, dataset, arc, number):
+        about, row = dataset.about, dataset.row(arc, int(number))
+        episode, first = re.fullmatch(r"episode_(\d+)", arc), row - int(number)
+        if not about.keys() >= GAME_FACTS:
+            raise UserError("the recording names no game that can be stepped")
+        if not episode or dataset.row(arc, 0) != first:
+            raise UserError("the recording has a gap before this frame")
+        from data_prep.games import frame_of, make_env
+
+        self._env, self.over = make_env(about["env"], about["env_options"]), False
+        self._see = lambda observation: fit_frame(frame_of(self._env, observation, about["size"]), *dataset.size)
+        observation, _ = self._env.reset(seed=about["episode_seeds"][int(episode[1])])
+        for action in dataset.actions[first:row]:
+            observation = self._step(action)
+        if not np.array_equal(self._see(observation), dataset.frames[row].cpu()):
+            self.close()
+            raise UserError("the game shows another picture here than the recording")
+
+    def step(self, action):
+        """One step under a tensor, whole number or float `[A]`. Not to be called once it is `over`."""
+        return torch.from_numpy(self._see(self._step(action)))
+
+    def close(self):
+        self._env.close()
+
+    def _step(self, action):
+        dtype = self._env.action_space.dtype
+        action = action.cpu().numpy().astype(dtype) if action.dim() else int(action)
+        observation, _, terminated, truncated, _ = self._env.step(action)
+        self.over = terminated or truncated
+        return observation
+
+
+def choices(system, dataset):
+    """[(name, action)] that a player is offered: every discrete action, or each control at its low and its high end.
+
+    Names: the recording's; of actions that a run invented, what report.json learned about them ("action_labels").
+    """
+    space, recorded = system.action_space, system.needs().actions
+    names = dataset.about.get("action_names", []) if recorded else _learned_labels(Path(system.run.dir) / "report.json")
+    if isinstance(space, int):
+        return [(names[i] if i < len(names) else str(i), i) for i in range(space)]
+    ends = list(zip(*space, strict=True))
+    rest = [low if low == high else 0.0 if low <= 0 <= high else (low + high) / 2 for low, high in ends]
+    found = [("neutral", rest)]
+    for i, pair in enumerate(ends):
+        for end in pair:
+            if end != rest[i]:  # a control that rests at one end has the other only
+                name = names[i] if i < len(names) else str(i)
+                found.append((f"{name} {end:+.3g}", [*rest[:i], end, *rest[i + 1 :]]))
+    return found
+
+
+def _learned_labels(report):
+    try:
+        return json.loads(report.read_text())["metrics"].get("action_labels", [])
+    except (OSError, ValueError, KeyError):
+        return []

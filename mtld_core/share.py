@@ -1,0 +1,144 @@
+"""A run to give away: the three files that the Hugging Face hub knows, and a short recording to start from.
+
+    python -m mtld_core.share RUN OUT [--frames 256]
+
+OUT/README.md  config.json  model.safetensors (the averaged weights)  report.json  recording.h5 (a held-out episode)
+
+`open_run(OUT)` opens it on any machine: nothing in it names a place on this one.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+import h5py
+import safetensors.torch
+import torch
+
+from mtld_core.data import Dataset
+from mtld_core.report import summary
+from mtld_core.runtime import UserError, atomic_path, write_json
+from mtld_core.source import own_dataset, windows_of
+from mtld_core.systems import open_run
+
+RECORDING = "recording.h5"
+PLACE = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\]+)*[/\\](?=[^\s/\\])")  # where a path leads through
+README = """---
+library_name: mtld
+---
+# {name}
+
+A `{system}` from MTLD, a workbench for small video models: {parameters:.2f} M parameters, {height}x{width} pixels, trained for
+{step} steps. On {judged}: {figures}.
+
+To open it, put this folder beside your own runs and set `run_dir` to it in notebook 03, which generates from it and, where it
+takes actions, lets you play; or, in Python, `mtld_core.open_run("{name}")`.
+
+| figure | value |
+|---|---|
+{table}
+"""
+
+
+def share(run_dir, out, frames=256):
+    """Write the folder `out` from a run: its newest good weights, what it is, its figures, and frames to start from.
+
+    frames: how many are copied, at most, of the held-out episode, with their actions; 0 for none: then it starts from pictures
+    only. Returns the path. Raises UserError where `out` is taken, the run has no report or cannot be opened, or its dataset is
+    gone.
+    """
+    out, system = Path(out), open_run(run_dir, device="cpu")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} is there already: name another folder, or delete it")
+    about, report = (_read(Path(run_dir) / name) for name in ("config.json", "report.json"))
+    start = _start(system, frames) if frames else None
+    about["dataset"]["path"] = report["dataset"]["path"] = RECORDING
+    about["step"], report["run_dir"] = system.run.step, "."
+    write_json(out / "config.json", without_places(about))
+    write_json(out / "report.json", without_places(report))
+    with atomic_path(out / "model.safetensors") as file:
+        weights = {name: value.contiguous() for name, value in system.state_dict().items()}
+        safetensors.torch.save_file(weights, file, {"format": "pt"})
+    if start:
+        _write_recording(out / RECORDING, *start)
+    (out / "README.md").write_text(_readme(out.name, report))
+    return out
+
+
+def without_places(value):
+    """JSON values whose strings hold only the last name of an absolute path."""
+    if isinstance(value, dict):
+        return {name: without_places(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [without_places(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    return Path(value).name if Path(value).is_absolute() else PLACE.sub("", value)
+
+
+def _read(path):
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{path} is missing or damaged; training writes it when it judges the run") from None
+
+
+def _start(system, count):
+    """(dataset, rows of it to copy, the episode's number, what to say about them); None for a dataset of two domains."""
+    dataset, window = own_dataset(system, progress=False), system.needs().window
+    if not isinstance(dataset, Dataset):
+        return None
+    if count < window:
+        raise UserError(f"frames must be 0, or at least {window}, which is a window of this run; not {count}")
+    together = system.run.training["restitution"]
+    learned, judged = windows_of(system, dataset)
+    arc = max(dataset.arcs, key=lambda arc: len(_inside(judged, arc)))
+    whole = together or not len(_inside(learned, arc))
+    first = arc.start if whole else int(_inside(judged, arc)[0])
+    about = dataset.about | {"held_out": not together}
+    if not whole:
+        about.pop("episode_seeds", None)  # which lead to the beginning of a game
+    number = re.fullmatch(r"episode_(\d+)", arc.name)
+    return dataset, torch.arange(first, min(arc.stop, first + count)), int(number[1]) if number else 0, about
+
+
+def _inside(rows, arc):
+    return rows[(rows >= arc.start) & (rows < arc.stop)]
+
+
+def _write_recording(path, dataset, rows, episode, about):
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        frames = dataset.frames[rows].numpy()
+        file.create_dataset("frames", data=frames, chunks=(min(16, len(rows)), *frames.shape[1:]), compression="gzip")
+        file["episode"] = torch.full_like(rows, episode).numpy()
+        if dataset.actions is not None:
+            file["actions"] = dataset.actions[rows].numpy()
+        file.attrs["recording"] = json.dumps(without_places(about))
+
+
+def _readme(name, report):
+    metrics, (height, width) = report["metrics"], report["dataset"]["size"]
+    return README.format(
+        **{"name": name, "system": report["system"], "parameters": report["parameters"] / 1e6, "step": report["step"]},
+        **{"height": height, "width": width, "figures": summary(metrics)},
+        judged="what it was trained on" if report["restitution"] else "held-out windows",
+        table="\n".join(f"| {key} | {value:.4g} |" for key, value in metrics.items() if isinstance(value, float)),
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Write a run's weights, figures and some frames into a folder to give away.")
+    parser.add_argument("run")
+    parser.add_argument("out")
+    parser.add_argument("--frames", type=int, default=256, help="held-out frames to copy, 0 for none")
+    out = share(*vars(parser.parse_args()).values())
+    print(f"{out}: {sum(file.stat().st_size for file in out.iterdir()) / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(str(error))

@@ -1,0 +1,130 @@
+"""The panel to play with, pressed without a browser: widgets are plain objects."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_arcs
+from PIL import Image
+from steered import QUICK, steered_run, write_recording
+
+from mtld_core.play_panel import PlayPanel, keys_of
+from mtld_core.train import train
+
+
+@pytest.fixture
+def panel(tmp_path, monkeypatch):
+    steered_run(monkeypatch, tmp_path, write_recording(tmp_path / "recording.h5", np.array([1, 0, 2, 1] * 5)))
+    return PlayPanel(str(tmp_path / "runs/steered"), fps=10)
+
+
+def shown(image):
+    return np.asarray(Image.open(io.BytesIO(image.value)))
+
+
+def test_it_begins_where_the_run_was_judged(panel):
+    assert (Path(panel.run.value).name, panel.arc.value, panel.frame.value) == ("steered", "episode_3", 1)
+    assert panel.arc.options == tuple(f"episode_{i}" for i in range(6)) and panel.frame.options == tuple(range(1, 20))
+    assert [button.description for button in panel.buttons] == ["NOOP  n", "RIGHT  →", "LEFT  ←"]
+    assert panel.buttons[1].tooltip == "→ or d or ↑ or w or 2" and panel.dream.layout.width == "384px"
+    assert "step 0 · no real game beside it: the recording names no game" in panel.status.value
+    assert np.array_equal(shown(panel.dream), panel.play.frames[0])
+
+
+def test_one_click_is_one_step(panel):
+    start = shown(panel.dream)
+    for i, action in enumerate((1, 2, 0), 1):
+        panel.buttons[action].click()
+        assert len(panel.play.actions) == i
+    assert np.array_equal(shown(panel.dream), np.roll(start, 3, 1))
+    assert "step 3 · NOOP · " in panel.status.value and "frames/s" in panel.status.value
+    panel.reset.click()
+    assert np.array_equal(shown(panel.dream), start) and "step 0" in panel.status.value
+
+
+def test_any_recorded_frame_can_be_the_start(panel, monkeypatch):
+    resets = []
+    monkeypatch.setattr(
+        panel.play, "_bring_game", lambda: resets.append(panel.play.source.text) or setattr(panel.play, "alone", "")
+    )
+    panel.buttons[1].click()
+    panel.frame.value = 7
+    assert np.array_equal(shown(panel.dream), panel.play.dataset.frames[60 + 7]) and panel.play.actions == []
+    panel.arc.value = "episode_1"
+    assert panel.frame.value == 1 and np.array_equal(shown(panel.dream), panel.play.dataset.frames[21])
+    assert resets == ["dataset:episode_3/7", "dataset:episode_1/1"]  # each choice begins one game
+
+
+def test_a_play_is_saved_to_look_at_and_to_keep(panel, tmp_path):
+    panel.buttons[1].click()
+    panel.save.click()
+    names = sorted(path.name for path in (tmp_path / "runs/steered/samples").iterdir())
+    assert [name.rpartition(".")[2] for name in names] == ["gif", "mp4"] and names[0].startswith("play_episode_3_1_")
+    assert "<video" in panel.video.value and f'download="{names[1]}"' in panel.links.value
+    panel.reset.click()
+    assert panel.video.value == panel.links.value == ""
+
+
+def test_an_error_is_one_line_and_the_play_goes_on(panel, monkeypatch):
+    def broken(action):
+        raise RuntimeError("out of\nluck")
+
+    monkeypatch.setattr(panel.play, "act", broken)
+    panel.buttons[1].click()
+    assert "RuntimeError: out of luck" in panel.status.value and "#c00" in panel.status.value
+    monkeypatch.undo()
+    panel.buttons[1].click()
+    assert "step 1 · RIGHT" in panel.status.value
+
+
+def test_only_runs_that_take_actions_are_offered(panel, tmp_path):
+    train("mtld", "tiny", str(write_arcs(tmp_path / "arcs", [20] * 6)), QUICK, steps=1, run_dir=str(tmp_path / "runs/plain"))
+    for name, text in (("broken", "{"), ("foreign", '{"system": "nobody", "config": {}}'), ("empty", "{}")):
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "config.json").write_text(text)
+    other = PlayPanel(str(tmp_path / "runs/plain"))
+    assert [Path(run).name for run in other.run.options] == ["steered"] and other.run.value is None
+    assert "choose a run" in other.status.value and other.buttons == []
+    other.run.value = other.run.options[0]
+    assert len(other.buttons) == 3 and "step 0" in other.status.value
+    assert "there is no run with actions yet" in PlayPanel(str(tmp_path / "nowhere/run")).status.value
+
+
+def test_a_run_whose_dataset_is_gone_says_so(panel, tmp_path):
+    shutil.copytree(tmp_path / "runs/steered", tmp_path / "runs/again")
+    both = PlayPanel(panel.run.value)
+    (tmp_path / "recording.h5").unlink()
+    both.run.value = str(tmp_path / "runs/again")
+    assert "recording.h5 is not there" in both.status.value and both.buttons == [] and not both._actions.children
+    both.reset.click()
+    both.save.click()
+    assert "recording.h5 is not there" in both.status.value
+
+
+def test_floats_are_played_with_buttons_too(tmp_path, monkeypatch):
+    controls = np.array([[-1, 0], [1, 2], [0, 1]] * 6, np.float32)
+    steered_run(monkeypatch, tmp_path, write_recording(tmp_path / "recording.h5", controls, about={}))
+    panel = PlayPanel(str(tmp_path / "runs/steered"))
+    assert [button.description for button in panel.buttons] == ["neutral  1", "0 -1  2", "0 +1  3", "1 +2  4"]
+    start = shown(panel.dream)
+    panel.buttons[3].click()
+    assert np.array_equal(shown(panel.dream), np.roll(start, 2, 1)) and "1 +2" in panel.status.value
+
+
+def test_keys():
+    assert keys_of(["NOOP", "UP", "LEFT", "UPFIRE", "DOWN", "RIGHT"]) == [
+        ["KeyN", "Digit1"], ["ArrowUp", "KeyW", "Digit2"], ["ArrowLeft", "KeyA", "Digit3"], ["Digit4"],
+        ["ArrowDown", "KeyS", "Digit5"], ["ArrowRight", "KeyD", "Digit6"],
+    ]  # fmt: skip
+    pong = keys_of(["NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"])
+    assert "ArrowUp" in pong[2] and "ArrowDown" in pong[3] and pong[1] == ["Space", "Digit2"]
+    many = keys_of([str(i) for i in range(12)])
+    assert many[9:] == [["Digit0"], [], []]
+
+
+def test_its_script_is_an_output_that_front_ends_may_leave_out(panel):
+    [output] = [widget for widget in panel.children[0].children[0].children if hasattr(widget, "outputs")]
+    assert json.dumps(output.outputs).count("<script>") == 1 and "mtld-play" in panel._dom_classes

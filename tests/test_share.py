@@ -1,0 +1,162 @@
+"""A run to give away: opened and played somewhere else, without a word about this machine."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_arcs
+from steered import QUICK, steered_run, write_recording
+
+from data_prep.record_game import record
+from mtld_core import open_run
+from mtld_core.data import open_dataset
+from mtld_core.generate import generate
+from mtld_core.play import Play
+from mtld_core.runtime import UserError
+from mtld_core.share import share, without_places
+from mtld_core.train import train
+
+ROOT = Path(__file__).parents[1]
+ALL = ["README.md", "config.json", "model.safetensors", "recording.h5", "report.json"]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    recording = write_recording(tmp_path / "home/recording.h5", np.array([1, 0, 2, 1] * 5))
+    return steered_run(monkeypatch, tmp_path / "home", recording)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path):
+    (tmp_path / "home").mkdir()
+
+
+def test_a_shared_run_is_played_on_another_machine(run, tmp_path):
+    before = Play(open_run(run))
+    share(run, tmp_path / "out", 12)
+    shutil.move(tmp_path / "out", tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "home")
+    assert names(tmp_path / "elsewhere") == ALL
+    play = Play(open_run(tmp_path / "elsewhere"))
+    assert play.labels == before.labels and play.system.run.step == 1 and play.source.text == before.source.text
+    assert play.frames[0].equal(before.frames[0]) and play.act(2).equal(before.act(2))
+    assert list(play.starts) == ["episode_3"] and play.starts["episode_3"] == list(range(1, 12))
+    result = generate(str(tmp_path / "elsewhere"), num_frames=6)
+    assert result["actions"] == [0, 2, 1, 1, 0] and result["step"] == 1 and result["checkpoint"] == "model.safetensors"
+    assert (tmp_path / "elsewhere/samples/episode_3_1_1/video.mp4").is_file()
+
+
+def test_nothing_names_a_place_on_this_machine(run, tmp_path):
+    report = json.loads((run / "report.json").read_text())
+    report["metrics"]["lpips_reason"] = f"{tmp_path}/lpips/vgg.pth is not there"
+    (run / "report.json").write_text(json.dumps(report))
+    out = share(run, tmp_path / "out", 12)
+    for file in out.iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes() and b"/home" not in file.read_bytes(), file
+    config, report = (json.loads((out / name).read_text()) for name in ("config.json", "report.json"))
+    assert config["dataset"]["path"] == report["dataset"]["path"] == "recording.h5" and report["run_dir"] == "."
+    assert report["metrics"]["lpips_reason"] == "vgg.pth is not there"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("/home/me/My Runs/best", "best"),
+        ("see /home/me/x.pth, or ~/y/z.pth", "see x.pth, or z.pth"),
+        (r"C:\Users\me\run and D:/data/x", "run and x"),
+        (
+            "ALE/Pong-v5 at 12 frames/s, and/or https://example.org/a/b",
+            "ALE/Pong-v5 at 12 frames/s, and/or https://example.org/a/b",
+        ),
+    ],
+)
+def test_places_are_cut_out_of_words(text, left):
+    assert without_places({"a": [text], "n": 3}) == {"a": [left], "n": 3}
+
+
+def test_the_readme_says_what_it_is(run, tmp_path):
+    text = (share(run, tmp_path / "out", 12) / "README.md").read_text()
+    metrics = json.loads((run / "report.json").read_text())["metrics"]
+    assert text.startswith("---\n") and "`steered`" in text and "1 steps" in text and 'open_run("out")' in text
+    assert f"psnr {metrics['psnr']:.2f} dB" in text and f"| ssim | {metrics['ssim']:.4g} |" in text and "held-out" in text
+
+
+def test_without_a_recording_it_starts_from_pictures(run, tmp_path):
+    out = share(run, tmp_path / "out", 0)
+    assert names(out) == [name for name in ALL if name != "recording.h5"]
+    with pytest.raises(UserError, match=r"out/recording\.h5 is not there \(any more\): name an image file"):
+        generate(str(out), num_frames=4)
+
+
+def test_a_run_on_a_folder_of_frames(tmp_path):
+    write_arcs(tmp_path / "arcs", [20] * 6)
+    train("mtld", "tiny", str(tmp_path / "arcs"), QUICK, steps=2, run_dir=str(tmp_path / "run"))
+    out = share(tmp_path / "run", tmp_path / "out")
+    here, there = open_run(tmp_path / "run"), open_run(out)
+    assert all(value.equal(there.state_dict()[name]) for name, value in here.state_dict().items())
+    shared = open_dataset(out / "recording.h5", progress=False)
+    assert shared.about == {"held_out": True} and shared.frames.equal(open_dataset(tmp_path / "arcs").frames[60:80])
+    assert generate(str(out), num_frames=5)["psnr"] == generate(str(tmp_path / "run"), num_frames=5)["psnr"]
+
+
+def test_the_tail_of_a_long_episode(tmp_path, monkeypatch):
+    """Held out is its end, to which no game can be brought."""
+    about = {"action_names": ["a", "b", "c"], "episode_seeds": [3], "env": "ALE/Pong-v5"}
+    recording = write_recording(tmp_path / "home/recording.h5", np.array([1, 0, 2, 1] * 20), 1, about)
+    run = steered_run(monkeypatch, tmp_path / "home", recording)
+    shared = open_dataset(share(run, tmp_path / "out") / "recording.h5", progress=False)
+    whole = open_dataset(recording, progress=False)
+    assert shared.frames.equal(whole.frames[-len(shared.frames) :]) and shared.actions.equal(
+        whole.actions[-len(shared.frames) :]
+    )
+    assert len(shared.frames) == 8 and "episode_seeds" not in shared.about and shared.about["action_names"] == ["a", "b", "c"]
+
+
+def test_a_real_pong_from_the_command_line(tmp_path):
+    record("ALE/Pong-v5", 300, tmp_path / "pong.h5", episode_steps=50, progress=False)
+    train("tinydreams", "tiny", str(tmp_path / "pong.h5"), QUICK, steps=1, run_dir=str(tmp_path / "run"))
+    command = [sys.executable, "-m", "mtld_core.share", str(tmp_path / "run"), str(tmp_path / "out"), "--frames", "60"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{tmp_path / 'out'}: 0.")
+    (tmp_path / "pong.h5").unlink()
+    play = Play(open_run(tmp_path / "out"))
+    assert play.alone == "" and list(play.starts) == ["episode_3"]  # and the real game runs beside the dream
+    play.act(2)
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode != 0 and refused.stderr.splitlines()[-1].endswith(
+        "is there already: name another folder, or delete it"
+    )
+
+
+@pytest.mark.parametrize("frames", [1, -5])
+def test_too_few_frames(run, tmp_path, frames):
+    with pytest.raises(UserError, match="frames must be 0, or at least 3"):
+        share(run, tmp_path / "out", frames)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_shared(run, tmp_path):
+    with pytest.raises(UserError, match="not a run folder"):
+        share(tmp_path / "nowhere", tmp_path / "out")
+    (run / "report.json").unlink()
+    with pytest.raises(UserError, match=r"report\.json is missing or damaged"):
+        share(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_or_foreign_shared_weights(run, tmp_path):
+    out = share(run, tmp_path / "out", 12)
+    (out / "model.safetensors").write_bytes(b"version https://git-lfs")
+    with pytest.raises(UserError, match=r"model\.safetensors is no file of weights"):
+        open_run(out)
+    (out / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="holds no checkpoint yet"):
+        open_run(out)
