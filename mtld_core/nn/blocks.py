@@ -1,5 +1,6 @@
 """Convolutional encoders and decoders between pictures and latents (vectors or maps), and a convolutional GRU."""
 
+import itertools
 import math
 
 import torch
@@ -145,3 +146,81 @@ def warp(pictures, flow):
         identity = torch.eye(2, 3, device=flow.device, dtype=pictures.dtype).expand(len(flow), -1, -1)
         grid = F.affine_grid(identity, list(pictures.shape), align_corners=False) + flow.to(pictures.dtype).movedim(1, -1)
         return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+
+
+ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
+
+
+class ResNetBlock(nn.Module):
+    """`[N, C, h, w]` -> `[N, out, h / stride, w / stride]`: two normed 3x3 convolutions and a shortcut (He et al. 2016)."""
+
+    def __init__(self, channels, out, stride=1, norm="instance", activation="gelu"):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(channels, out, 3, stride, 1), norm2d(norm, out)
+        self.conv2, self.norm2 = nn.Conv2d(out, out, 3, 1, 1), norm2d(norm, out)
+        self.shortcut = nn.Identity() if (channels, stride) == (out, 1) else nn.Conv2d(channels, out, 1, stride)
+        self.activation = ACTIVATIONS[activation]()
+
+    def forward(self, x):
+        y = self.norm2(self.conv2(self.activation(self.norm1(self.conv1(x)))))
+        return self.activation(self.shortcut(x) + y)
+
+
+class ConvTokenizer(nn.Module):
+    """Pictures `[N, C, H, W]` -> (map of tokens `[N, dim, H / patch, W / patch]`, the maps on the way, coarsest first).
+
+    Squares of pixels are folded into channels as far as `filters`, each of which halves the grid, do not reach `patch`.
+    """
+
+    def __init__(self, channels, filters, blocks, dim, patch, norm="instance", activation="gelu"):
+        super().__init__()
+        fold = patch >> len(filters)
+        self.fold, self.stem = nn.PixelUnshuffle(fold), nn.Conv2d(channels * fold**2, filters[0], 3, 1, 1)
+        self.widths = [filters[0], *filters[:-1]][::-1]  # of the maps on the way
+        self.levels, last = nn.ModuleList(), filters[0]
+        for c in filters:
+            more = [ResNetBlock(c, c, 1, norm, activation) for _ in range(blocks - 1)]
+            self.levels.append(nn.Sequential(ResNetBlock(last, c, 2, norm, activation), *more))
+            last = c
+        self.head = nn.Conv2d(last, dim, 1)
+
+    def forward(self, x):
+        x, maps = self.stem(self.fold(x)), []
+        for level in self.levels:
+            maps.insert(0, x)
+            x = level(x)
+        return self.head(x), maps
+
+
+class PatchTokenizer(nn.Conv2d):
+    """Pictures `[N, C, H, W]` -> (map of tokens `[N, dim, H / patch, W / patch]`, no maps): each patch by one linear map."""
+
+    def __init__(self, channels, dim, patch):
+        super().__init__(channels, dim, patch, patch)
+
+    def forward(self, x):
+        return super().forward(x), []
+
+
+class ConvDecoder(nn.Module):
+    """Map of tokens `[N, dim, h, w]` -> `[N, 3, h patch, w patch]`: nearest-neighbour doublings, ResNet blocks after each.
+
+    The doublings that `filters` lack up to `patch` are made by one pixel shuffle (Shi et al. 2016) at the end. skips: widths of
+    the maps that `forward` is given for each level, coarsest first, and adds.
+    """
+
+    def __init__(self, dim, filters, blocks, patch, norm="instance", activation="gelu", skips=()):
+        super().__init__()
+        sizes, fold = [dim, *filters], patch >> len(filters)
+        self.narrow = nn.ModuleList([nn.Conv2d(last, c, 1) for last, c in itertools.pairwise(sizes)])
+        self.skips = nn.ModuleList([nn.Conv2d(skip, c, 1) for skip, c in zip(skips, filters, strict=False)])
+        self.levels = nn.ModuleList(
+            [nn.Sequential(*[ResNetBlock(c, c, 1, norm, activation) for _ in range(blocks)]) for c in filters]
+        )
+        self.head, self.unfold = nn.Conv2d(sizes[-1], 3 * fold**2, 3, 1, 1), nn.PixelShuffle(fold)
+
+    def forward(self, x, maps=()):
+        for i, (narrow, level) in enumerate(zip(self.narrow, self.levels, strict=True)):
+            x = F.interpolate(narrow(x), scale_factor=2)
+            x = level(x + self.skips[i](maps[i]) if self.skips else x)
+        return self.unfold(self.head(x))

@@ -31,9 +31,9 @@ class PatchDiscriminator(nn.Module):
         return self.head(x), features
 
 
-def lsgan_discriminator_loss(real_logits, fake_logits):
-    """Least-squares GAN (Mao et al. 2017): real towards 1, fake towards 0."""
-    return 0.5 * ((real_logits - 1).square().mean() + fake_logits.square().mean())
+def lsgan_discriminator_loss(real_logits, fake_logits, real=1.0, fake=0.0):
+    """Least-squares GAN (Mao et al. 2017): real towards 1, fake towards 0, or each towards labels of its own."""
+    return 0.5 * ((real_logits - real).square().mean() + (fake_logits - fake).square().mean())
 
 
 def lsgan_generator_loss(fake_logits):

@@ -49,7 +49,10 @@ class Whitening(nn.Module):
         self.register_buffer("covariance", torch.eye(dims))
 
     def forward(self, x):
-        flat = x.flatten(0, -2).to(self.mean.dtype)
+        with torch.autocast(x.device.type, enabled=False):  # there is no factorisation in half precision
+            return self._whiten(x.flatten(0, -2).to(self.mean.dtype)).view_as(x)
+
+    def _whiten(self, flat):
         mean, covariance = self.mean, self.covariance
         if self.training:
             mean = flat.mean(0)
@@ -57,5 +60,5 @@ class Whitening(nn.Module):
             self.mean.lerp_(mean.detach(), self.momentum)
             self.covariance.lerp_(covariance.detach(), self.momentum)
         little = 1e-3 * covariance.diagonal().mean() + 1e-12
-        root = torch.linalg.cholesky_ex(covariance + little * torch.eye(len(mean), device=x.device, dtype=mean.dtype))[0]
-        return torch.linalg.solve_triangular(root, (flat - mean).T, upper=False).T.view_as(x)
+        root = torch.linalg.cholesky_ex(covariance + little * torch.eye(len(mean), device=flat.device, dtype=mean.dtype))[0]
+        return torch.linalg.solve_triangular(root, (flat - mean).T, upper=False).T.contiguous()

@@ -11,8 +11,12 @@ from mtld_core.runtime import UserError, pick_device
 
 SYSTEMS = {  # name -> "module:class", imported when asked for
     "mtld": "mtld_core.systems.mtld:MTLD",
+    "tinydreams": "mtld_core.systems.tinydreams:TinyDreams",
+    "tokenizer": "mtld_core.systems.world_model.tokenizer:Tokenizer",
+    "latent_actions": "mtld_core.systems.world_model.latent_actions:LatentActions",
+    "dynamics": "mtld_core.systems.world_model.dynamics:Dynamics",
 }
-COMING = ("weight_rnn", "rl_v2v", "tinydreams", "tokenizer", "latent_actions", "dynamics")
+COMING = ("weight_rnn", "rl_v2v")
 
 
 def system_class(name):
@@ -26,7 +30,7 @@ def system_class(name):
 
 
 def open_run(path, checkpoint="", device="auto"):
-    """The trained system of a run folder, in eval mode, with the averaged weights where the run keeps them.
+    """The trained system of a run's folder (or a shared one), in eval mode, with the averaged weights where the run keeps them.
 
     checkpoint: "" = the newest good one, "best", a name such as "step_00001000", or a file of weights (.pth, .safetensors) for
     this run's model. The system has `config`, and `run` with dir, checkpoint, step, preset, dataset_path and training
@@ -37,7 +41,7 @@ def open_run(path, checkpoint="", device="auto"):
     try:
         about = json.loads((path / "config.json").read_text())
         cls, config = system_class(about["system"]), about["config"]
-        facts = {name: about[name] for name in ("preset", "training")} | {"dataset_path": about["dataset"]["path"]}
+        facts = {name: about[name] for name in ("preset", "training")} | {"dataset_path": str(path / about["dataset"]["path"])}
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} is not a run folder: it has no config.json; train one with notebooks/02_train") from None
     except (ValueError, TypeError, KeyError) as error:
@@ -47,10 +51,13 @@ def open_run(path, checkpoint="", device="auto"):
     weights_file = Path(checkpoint) if Path(checkpoint).suffix in (".pth", ".safetensors") else None
     if weights_file and not weights_file.is_file():
         raise UserError(f"checkpoint {weights_file}: no such file")
-    folder = weights_file or checkpoints.find(path, checkpoint)
+    shared = not checkpoint and not (path / "checkpoints").exists() and (path / "model.safetensors").is_file()
+    folder = path / "model.safetensors" if shared else weights_file or checkpoints.find(path, checkpoint)
     system = cls(from_dict(cls.Config, config))
     checkpoints.load_state_dict(system, checkpoints.load_weights(folder), folder)
-    step = None if weights_file else json.loads((folder / "manifest.json").read_text())["step"]
+    step = about.get("step") if shared else None
+    if folder.is_dir():
+        step = json.loads((folder / "manifest.json").read_text())["step"]
     system.run = types.SimpleNamespace(
         dir=path,
         checkpoint=folder.name,

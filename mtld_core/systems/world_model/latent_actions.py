@@ -14,6 +14,7 @@ from torch import nn
 
 from mtld_core.config import check
 from mtld_core.frames import to_float
+from mtld_core.nn.blocks import ConvTokenizer
 from mtld_core.nn.patches import PatchEmbedding, to_frames, to_patches
 from mtld_core.nn.quantise import FSQ, Whitening
 from mtld_core.nn.transformer import SpaceTimeTransformer
@@ -34,6 +35,7 @@ from mtld_core.systems.world_model.stages import (
 class LatentActionsConfig(StageConfig):
     action_dim: int = 3  # L: channels of a code
     action_levels: int = 2  # values a channel; action_levels ** action_dim codes in all
+    encoder: typing.Literal["pair", "space_time"] = "pair"  # pair: convolutions over two frames, blind to where things are
 
     def __post_init__(self):
         super().__post_init__()
@@ -53,15 +55,18 @@ class LatentActions(System):
             "steps": 1500, "batch_size": 4, "sequence_length": 6, "lr_schedule": "cosine", "ema_decay": 0.99,
             "eval_horizon": 16,
         },
-        "original": ORIGINAL | {"eval_horizon": 16, "long_horizon": 64},
+        "original": ORIGINAL | {"encoder": "space_time", "eval_horizon": 16, "long_horizon": 64},
         "tiny": TINY,
     }  # fmt: skip
 
     def __init__(self, config):
         super().__init__(config)
         c = config
-        self.look = PatchEmbedding(c.patches, 2 * c.patch_values, c.embed_dim)
-        self.encoder = SpaceTimeTransformer(*c.transformer)
+        if c.encoder == "pair":
+            self.encoder = ConvTokenizer(3, (32, 64), 1, c.embed_dim, c.patch_size, "none", "silu")
+        else:
+            self.look = PatchEmbedding(c.patches, 2 * c.patch_values, c.embed_dim)
+            self.encoder = SpaceTimeTransformer(*c.transformer)
         self.to_action = nn.Linear(c.embed_dim, c.action_dim)
         self.whiten = Whitening(c.action_dim)
         self.fsq = FSQ(c.action_dim, c.action_levels)
@@ -87,13 +92,14 @@ class LatentActions(System):
 
     def encode(self, frames):
         """Frames float `[B, T, 3, H, W]` -> quantised latent actions `[B, T-1, L]` in [-1, 1]."""
-        return self._actions(to_patches(frames, self.config.patch_size) - self.mean)
-
-    def _actions(self, patches):
-        """Patches minus their mean `[B, T, P, 3pp]` -> `[B, T-1, L]`."""
-        pairs = torch.cat([patches[:, 1:], patches[:, 1:] - patches[:, :-1]], -1)
-        x, _ = self.encoder(self.look(pairs))  # [B, T-1, P, E]
-        return self.fsq(self.whiten(self.to_action(x.amax(2))))  # the largest: what acts is in few patches
+        if self.config.encoder == "pair":
+            x, _ = self.encoder((frames[:, 1:] - frames[:, :-1]).flatten(0, 1))  # [B*(T-1), E, h, w]
+            x = x.flatten(2).amax(2).unflatten(0, (len(frames), -1))  # [B, T-1, E]; the largest: what acts is in few places
+        else:
+            patches = to_patches(frames, self.config.patch_size) - self.mean
+            pairs = torch.cat([patches[:, 1:], patches[:, 1:] - patches[:, :-1]], -1)
+            x = self.encoder(self.look(pairs))[0].amax(2)
+        return self.fsq(self.whiten(self.to_action(x)))
 
     def infer_actions(self, frames):
         return self.fsq.codes(self.encode(frames))
@@ -108,7 +114,7 @@ class LatentActions(System):
 
     def loss(self, batch):
         patches = to_patches(batch["frames"], self.config.patch_size) - self.mean
-        actions = self._actions(patches)
+        actions = self.encode(batch["frames"])
         drawn, _ = self._next(patches[:, :-1], actions)
         loss = F.mse_loss(drawn[:, 1:], patches[:, 2:])  # from two frames on: one shows no movement, which is no action
         logs = {"mse": loss} | spread("action", actions) | statistics("output", drawn)
@@ -150,7 +156,7 @@ class LatentActions(System):
         patches = to_patches(context, self.config.patch_size) - self.mean
         past = None
         if patches.shape[1] > 1:
-            _, past = self._next(patches[:, :-1], self._actions(patches))
+            _, past = self._next(patches[:, :-1], self.encode(context))
         return patches[:, -1:], past
 
     def step(self, state, action=None):

@@ -1,0 +1,370 @@
+"""TinyDreams: each setting on and off, what the actions lead to, training on its own predictions, and its presets."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mtld_core.config import ConfigError, from_dict
+from mtld_core.data import Arc, Dataset, split_windows
+from mtld_core.evaluate import Judge
+from mtld_core.settings import build, plan
+from mtld_core.stepper import Stepper
+from mtld_core.systems.tinydreams import TinyDreams
+from mtld_core.train import fit
+
+PLAIN = {"lambda_gan": 0, "context_noise": 0}
+
+
+def model(height=16, width=16, **overrides):
+    """The tiny preset, with three discrete actions, without discriminator and noise."""
+    space = {} if "control_low" in overrides else {"action_count": 3}
+    _, config, _ = plan("tinydreams", "tiny", overrides={"height": height, "width": width} | space | PLAIN | overrides)
+    torch.manual_seed(0)
+    return TinyDreams(config)
+
+
+def awake(system):
+    """With a head that is not zero, as after some training."""
+    torch.nn.init.normal_(system.decoder.head.weight, std=0.1)
+    return system
+
+
+def batch(size=3, height=16, width=16, length=4, controls=0):
+    torch.manual_seed(1)
+    actions = torch.rand(size, length - 1, controls) if controls else torch.randint(3, (size, length - 1))
+    frames = torch.rand(size, length, 3, height, width) * 2 - 1
+    return {"frames": frames, "key": torch.arange(size) + 5, "actions": actions}
+
+
+def one_step(system, data, dtype=torch.float32, steps=1):
+    stepper = Stepper(system.optimizers(), torch.device("cpu"), dtype)
+    return [system.training_step([data], stepper) for _ in range(steps)][-1]
+
+
+def gradient_of(system, loss):
+    return torch.autograd.grad(loss, list(system.parameters()), allow_unused=True)
+
+
+# ---- settings
+
+
+ON = [
+    {"tokenizer": "patch"},
+    {"tokenizer_filters": (8, 12), "patch_size": 8, "tokenizer_blocks": 2},
+    {"action_widths": (8, 12)},
+    {"action_mode": "cross", "layers": 2},
+    {"action_mode": "modulate"},
+    {"registers": 3},
+    {"registers": 0},
+    {"decoder_filters": ()},
+    {"decoder_filters": (8, 12), "decoder_blocks": 2},
+    {"decoder": "attention", "decoder_layers": 1},
+    {"decoder": "attention", "decoder_layers": 0},
+    {"tokenizer_filters": (8, 12), "decoder_filters": (12, 8), "skips": True},
+    {"norm": "group", "activation": "silu"},
+    {"norm": "none", "activation": "relu"},
+    {"output": "direct"},
+    {"context_frames": 1, "rollout_frames": 3},
+    {"context_frames": 3, "rollout_frames": 1},
+    {"rollout_gradient": False},
+    {"context_noise": 0.1},
+    {"gradient_checkpointing": True},
+    {"lambda_l1": 0, "lambda_mse": 1},
+    {"lambda_sobel": 1, "lambda_fft": 1, "lambda_ssim": 1},
+    {"lambda_gan": 1},
+    {"lambda_gan": 1, "gan_conditional": True, "soft_labels": 0.2, "label_noise": 0.1},
+]
+
+
+@pytest.mark.parametrize("overrides", ON, ids=str)
+def test_every_setting_trains_every_weight_and_generates(overrides):
+    """All weights move within two steps: the first one wakes the zero-initialised head."""
+    system = awake(model(**overrides)).train()
+    before = {name: value.clone() for name, value in system.named_parameters()}
+    logs = one_step(system, batch(), steps=2)
+    assert all(torch.isfinite(value) for value in logs.values())
+    still = [name for name, value in system.named_parameters() if value.numel() and torch.equal(value, before[name])]
+    assert not still
+    state = system.eval().start(torch.zeros(system.needs().context, 16, 16, 3, dtype=torch.uint8))
+    for _ in range(2):
+        state, frame = system.step(state, torch.tensor([1]))
+    assert frame.shape == (1, 3, 16, 16) and frame.abs().max() <= 1
+
+
+def test_frames_that_are_no_squares():
+    system = awake(model(16, 32))
+    one_step(system, batch(height=16, width=32))
+    assert system.predict(batch(height=16, width=32)["frames"][:, :2], torch.zeros(3).long()).shape == (3, 3, 16, 32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mixed_precision_keeps_the_frames_in_fp32(dtype):
+    system = awake(model(lambda_l1=1, lambda_mse=1, lambda_sobel=1, lambda_fft=1, lambda_ssim=1, lambda_gan=1)).train()
+    logs = one_step(system, batch(), dtype)
+    assert all(value.dtype == torch.float32 and torch.isfinite(value) for name, value in logs.items() if "gan" not in name
+               and name != "discriminator")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["l1", "mse", "sobel", "fft", "ssim", "lpips", "gan"])
+def test_every_weight_scales_its_term_and_zero_leaves_it_out(name):
+    weights = dict.fromkeys(["lambda_l1", "lambda_mse", "lambda_sobel", "lambda_fft", "lambda_ssim", "lambda_gan"], 1)
+    system = awake(model(**weights)).eval()
+    system.frozen["lpips"] = lambda fake, real: (fake - real).square().mean((1, 2, 3))
+    system.config = dataclasses.replace(system.config, lambda_lpips=1)
+    low = system.generator_loss(batch())
+    system.config = dataclasses.replace(system.config, **{f"lambda_{name}": 4})
+    high = system.generator_loss(batch())
+    torch.testing.assert_close(high.total - low.total, 3 * low.logs[name])
+    assert any(g is not None and g.abs().sum() > 0 for g in gradient_of(system, high.logs[name]))
+    system = model(**weights | {f"lambda_{name}": 0})
+    assert name not in system.generator_loss(batch()).logs
+
+
+def test_lpips_is_set_up_where_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr("mtld_core.systems.tinydreams.load_trunk", lambda path: path)
+    monkeypatch.setattr("mtld_core.systems.tinydreams.LPIPS", lambda trunk: torch.nn.Linear(1, 1))
+    for weight in (0, 1):
+        system = model(lambda_lpips=weight)
+        system.setup_training()
+        assert ("lpips" in system.frozen) == (weight > 0) and not any("lpips" in name for name in system.state_dict())
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    found = []
+    for on in (False, True):
+        system = awake(model(gradient_checkpointing=on, action_mode="cross")).double()
+        data = batch() | {"frames": batch()["frames"].double()}
+        found.append(gradient_of(system, system.generator_loss(data).total))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_residual_output_begins_as_a_copy_and_direct_output_does_not():
+    past = batch()["frames"][:, :2]
+    for output, copies in (("residual", True), ("direct", False)):
+        made = model(output=output).predict(past, torch.tensor([0, 1, 2]))
+        assert torch.equal(made, past[:, -1]) == copies
+
+
+@pytest.mark.parametrize("mode", ["concat", "cross", "modulate"])
+def test_the_action_reaches_every_pixel_and_the_registers_none_of_their_own(mode):
+    system = awake(model(action_mode=mode, layers=2)).eval()
+    for block in system.encoder:
+        for norm in (block.norm1, block.norm2):
+            if norm.modulation is not None:
+                torch.nn.init.normal_(norm.modulation.weight)
+    past = batch(1)["frames"][:, :2]
+    up, down = (system.predict(past, torch.tensor([a])) for a in (0, 1))
+    assert (up != down).all()
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_noise_on_the_context_is_keyed(noise):
+    system, data = awake(model(context_noise=noise)), batch()
+    loss = [system.generator_loss(data | {"key": data["key"] + add}).total for add in (0, 0, 1)]
+    assert loss[0] == loss[1] and (loss[0] == loss[2]) == (noise == 0)
+
+
+# ---- training on its own predictions
+
+
+def test_later_frames_come_from_predictions_not_from_the_recording():
+    system, data = awake(model(rollout_frames=3)), batch(length=5)
+    made = system.generator_loss(data | {"frames": data["frames"].clone()})
+    other = data["frames"].clone()
+    other[:, 2:] = 0
+    frames = [system.unroll(frames[:, :2], data["actions"][:, 1:]) for frames in (data["frames"], other)]
+    assert torch.equal(*frames) and made.logs["l1"] > 0
+    state = data["frames"][:, :2]
+    for t in range(3):
+        state, frame = system.step(state, data["actions"][:, 1 + t])
+        torch.testing.assert_close(frames[0][:, t].clamp(-1, 1), frame)
+
+
+@pytest.mark.parametrize("through", [True, False])
+def test_gradient_through_time_is_a_setting(through):
+    system, data = awake(model(rollout_gradient=through)), batch()
+    past = data["frames"][:, :2].clone().requires_grad_()
+    second = system.unroll(past, data["actions"][:, 1:])[:, 1]
+    oldest = torch.autograd.grad(second.sum(), past)[0][:, 0]  # the second prediction sees it through the first one alone
+    assert (oldest.abs().sum() > 0) == through
+
+
+# ---- the discriminator
+
+
+def test_each_phase_moves_its_own_networks():
+    system = awake(model(lambda_gan=1, gan_conditional=True)).train()
+    stepper = Stepper(system.optimizers(), torch.device("cpu"))
+    before = {name: value.clone() for name, value in system.named_parameters()}
+    result = stepper("generator", system.generator_loss, batch())
+    moved = {name for name, value in system.named_parameters() if not torch.equal(value, before[name])}
+    assert moved and not any(name.startswith("discriminator") for name in moved)
+    before = {name: value.clone() for name, value in system.named_parameters()}
+    stepper("discriminator", system.discriminator_loss, result.carry)
+    moved = {name for name, value in system.named_parameters() if not torch.equal(value, before[name])}
+    assert moved and all(name.startswith("discriminator") for name in moved)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_a_conditional_discriminator_sees_the_frame_before_and_the_action(conditional):
+    system, data = awake(model(lambda_gan=1, gan_conditional=conditional)), batch()
+    carry = system.generator_loss(data).carry
+    shown = system._shown(carry["real"], carry["real_before"], carry["actions"]).unflatten(0, (3, 2))
+    torch.testing.assert_close(shown[:, :, :3], data["frames"][:, 2:])
+    assert shown.shape[2] == (9 if conditional else 3)
+    if conditional:
+        torch.testing.assert_close(shown[:, :, 3:6], data["frames"][:, 1:3])  # the frame right before each
+        torch.testing.assert_close(shown[..., 6:, 0, 0].argmax(2), data["actions"][:, 1:])  # leads from it to the frame
+        assert torch.equal(shown[..., 6:, 0, 0], shown[..., 6:, 5, 7])
+        torch.testing.assert_close(carry["fake_before"][:, 1], carry["fake"][:, 0])  # a fake frame goes on from a fake one
+
+
+@pytest.mark.parametrize(("soft", "noise"), [(0.0, 0.0), (0.2, 0.0), (0.0, 0.3), (0.1, 0.2)])
+def test_soft_and_noisy_labels(soft, noise):
+    """A discriminator that says 0 everywhere has a loss that tells the labels: half the mean of their squares, both sides."""
+    system = model(lambda_gan=1, soft_labels=soft, label_noise=noise)
+    system.discriminator.forward = lambda x: (torch.zeros(len(x), 1, 2, 2), [])
+    frames = torch.zeros(2000, 2, 3, 1, 1)
+    carry = dict.fromkeys(["fake", "real", "fake_before", "real_before"], frames)
+    loss = system.discriminator_loss(carry | {"key": torch.arange(2000), "actions": torch.zeros(2000, 2)}).total
+    near, far = soft**2 / 3, (1 - soft) ** 2 + soft * (1 - soft) + soft**2 / 3  # mean squares of a label near 0, near 1
+    expected = 0.5 * ((1 - noise) * far + noise * near + (1 - noise) * near + noise * far)
+    assert loss.item() == pytest.approx(expected, abs=0.02)
+
+
+# ---- actions
+
+
+def moving_bar(arcs=6, length=60, actions=3, seed=0):
+    """A bar that moves by exactly the action, action - 1 pixels around the picture; actions are random in each step."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(actions, (arcs * length,), generator=generator)
+    place = torch.cat([torch.zeros(1).long(), (chosen - 1).cumsum(0)[:-1]]) % 16
+    frames = torch.full((arcs * length, 16, 16, 3), 40, dtype=torch.uint8)
+    columns = (place[:, None] + torch.arange(4)) % 16
+    frames[torch.arange(len(frames))[:, None], 4:12, columns] = 220
+    spans = [Arc(f"arc_{i}", length * i, length * (i + 1), torch.arange(length).numpy()) for i in range(arcs)]
+    return Dataset("memory", "arcs", frames, spans, torch.zeros(0, dtype=torch.int64).numpy(), chosen)
+
+
+def learned(dataset, folder):
+    """A system after a short run with teacher forcing and MSE."""
+    settings = PLAIN | {"lambda_l1": 0, "lambda_mse": 10, "embed_dim": 32, "lr": 5e-3, "lr_schedule": "cosine", "ema_decay": 0}
+    settings |= {"tokenizer_filters": (16,), "decoder_filters": (16,), "norm": "none", "rollout_frames": 1}
+    cls, config, training = plan("tinydreams", "tiny", overrides=settings, run_dir=str(folder / "run"), steps=150)
+    system = build(cls, config, dataset)
+    fit(system, dataset, dataclasses.replace(training, batch_size=16, eval_every_steps=0, preview_every_steps=0))
+    return system.eval()
+
+
+def skills(system, dataset):
+    """skill_db by horizon, 1 to 4, on the held-out arcs."""
+    _, held = split_windows(dataset, system.needs().window, judged=6)
+    return Judge(dataset, held, system.needs(), 4, dataset.frames)(system)["skill_db_by_horizon"]
+
+
+@pytest.fixture(scope="module")
+def bar_player(tmp_path_factory):
+    return learned(moving_bar(), tmp_path_factory.mktemp("bar"))
+
+
+def test_an_action_leads_from_its_frame_to_the_next_one(bar_player):
+    """Learned from a game where nothing else tells what comes. Off by one either way, nothing could be learned from it."""
+    assert min(skills(bar_player, moving_bar())) > 6
+
+
+@pytest.mark.parametrize("shift", [1, -1])
+def test_actions_of_the_frame_before_or_after_lead_astray(shift, bar_player):
+    dataset = moving_bar()
+    dataset.actions = dataset.actions.roll(shift, 0)
+    assert skills(bar_player, dataset)[0] < 0.5  # later on the sums of actions are nearly the same
+
+
+def test_continuous_controls(tmp_path):
+    """The same game with two floats: the first one moves the bar, the second one does nothing."""
+    dataset = moving_bar()
+    useless = torch.rand(len(dataset.actions), generator=torch.Generator().manual_seed(3))
+    dataset.actions = torch.stack([(dataset.actions - 1) * 0.25, useless], 1)
+    assert min(skills(learned(dataset, tmp_path), dataset)) > 5
+    system = build(TinyDreams, plan("tinydreams", "tiny")[1], dataset)
+    low, high = system.action_space
+    assert (low[0], high[0]) == (-0.25, 0.25) and len(low) == len(high) == 2
+    torch.testing.assert_close(system.action.to_values(torch.tensor([low, high])), torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+
+
+def test_a_dataset_with_other_actions_is_refused():
+    given = {"action_count": 2, "patch_size": 4, "tokenizer_filters": (8,), "decoder_filters": (8,)}
+    with pytest.raises(ConfigError, match="2 actions and those of memory are 3 actions"):
+        TinyDreams.fit_config(from_dict(TinyDreams.Config, given), moving_bar())
+    fitted = TinyDreams.fit_config(from_dict(TinyDreams.Config, given | {"action_count": 3}), moving_bar())
+    assert (fitted.action_count, fitted.height, fitted.control_low) == (3, 16, ())
+    dataset = moving_bar()
+    dataset.actions = torch.rand(len(dataset.frames), 2)
+    with pytest.raises(ConfigError, match="3 actions and those of memory are 2 floats"):
+        TinyDreams.fit_config(fitted, dataset)
+    dataset.actions = None
+    with pytest.raises(ConfigError, match="memory has no actions"):
+        TinyDreams.fit_config(fitted, dataset)
+
+
+# ---- bad settings and presets
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"height": 18}, "height=18 is not divisible by patch_size=4"),
+        ({"embed_dim": 308, "heads": 14}, "22 wide.*nearest is 24: embed_dim=336"),
+        ({"embed_dim": 16, "heads": 4}, "4 wide.*nearest is 8: embed_dim=32"),
+        ({"embed_dim": 20, "heads": 3}, "6.66667 wide.*nearest is 8: embed_dim=24"),
+        ({"tokenizer_filters": (8, 8, 8)}, "tokenizer_filters change the grid 8 times, and patch_size=4"),
+        ({"decoder_filters": (8, 8, 8)}, "decoder_filters change the grid 8 times, and patch_size=4"),
+        ({"tokenizer_filters": ()}, "tokenizer_filters must list positive widths"),
+        ({"decoder_filters": (0,)}, "decoder_filters must list positive widths"),
+        ({"action_widths": ()}, "action_widths must list positive widths"),
+        ({"skips": True, "tokenizer": "patch"}, "skips needs a conv tokenizer and a conv decoder"),
+        ({"skips": True, "decoder_filters": ()}, "skips needs a conv tokenizer and a conv decoder"),
+        ({"lambda_gan": 1, "discriminator_channels": (8, 8, 8, 8)}, "need 24 pixels; use fewer, or lambda_gan=0"),
+        ({"context_frames": 0}, "context_frames must be positive, not 0"),
+        ({"rollout_frames": 0}, "rollout_frames must be positive, not 0"),
+        ({"patch_size": 0}, "patch_size must be positive"),
+        ({"registers": -1}, "registers must not be negative"),
+        ({"label_noise": 1.0}, r"label_noise must be in \[0, 1\), not 1.0"),
+        ({"lambda_l1": -1}, "lambda_l1 must not be negative"),
+        ({"lambda_l1": 0}, "no loss.*lambda_l1 or lambda_mse"),
+        ({"action_mode": "add"}, "action_mode must be one of"),
+    ],
+)
+def test_bad_settings_name_the_field_and_the_way_out(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        model(**{"height": 16, "width": 16} | overrides)
+
+
+def test_the_original_preset_is_the_sources_shape_of_things():
+    _, config, _ = plan("tinydreams", "original", overrides={"height": 64, "width": 64, "action_count": 4})
+    source = {
+        "context_frames": 1, "rollout_frames": 1, "tokenizer": "conv", "norm": "instance", "activation": "gelu",
+        "action_mode": "concat", "decoder": "conv", "output": "direct", "lambda_l1": 1, "lambda_mse": 0, "lambda_gan": 0,
+        "skips": False, "context_noise": 0,
+    }  # fmt: skip
+    assert {name: getattr(config, name) for name in source} == source
+    assert 2 ** len(config.tokenizer_filters) == 2 ** len(config.decoder_filters) == config.patch_size  # no pixel is folded
+    past = torch.rand(2, 1, 3, 64, 64)
+    assert TinyDreams(config).predict(past, torch.zeros(2).long()).shape == (2, 3, 64, 64)
+
+
+@pytest.mark.parametrize("preset", ["small", "demo"])
+def test_a_run_at_64x64_is_small_enough_to_ship(preset):
+    _, config, _ = plan("tinydreams", preset, overrides={"height": 64, "width": 64, "action_count": 18})
+    with torch.device("meta"):
+        system = TinyDreams(config)
+    assert sum(4 * p.numel() for p in system.parameters()) < 4.5e6
+
+
+def test_more_training_brings_the_frame_closer():
+    system, data = model(lr=3e-3, norm="none").train(), batch()
+    first, last = one_step(system, data), one_step(system, data, steps=100)
+    assert last["l1"] < 0.8 * first["l1"] and F.l1_loss(data["frames"][:, 2], data["frames"][:, 1]) > last["l1"]
