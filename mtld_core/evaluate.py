@@ -42,8 +42,8 @@ class Judge:
                 dataset.frames.device
             )
             parts = self.starts.split(batch_size)
-            copies = [_errors(self._truth(part), self._frames(part, self.context - 1, 1)) for part in parts]
-            medians = [_errors(self._truth(part), median) for part in parts]
+            copies = [_errors(self.truth(part), self._frames(part, self.context - 1, 1)) for part in parts]
+            medians = [_errors(self.truth(part), median) for part in parts]
             self.baselines = {"copy": torch.cat(copies), "median": torch.cat(medians)}
 
     @torch.inference_mode()
@@ -56,7 +56,7 @@ class Judge:
         rows = evenly(torch.arange(len(self.starts) * h), PICTURE_PAIRS)  # the pairs that SSIM and LPIPS see
         for i, part in enumerate(self.starts.split(self.batch_size)):
             between()
-            truth, fake = self._truth(part), self.made_by(system, part, self.reach)
+            truth, fake = self.truth(part), self.made_by(system, part, self.reach)
             errors.append(_errors(fake, truth))
             first = i * self.batch_size * h
             inside = rows[(rows >= first) & (rows < first + len(part) * h)] - first
@@ -104,7 +104,7 @@ class Judge:
             for part, other in zip(self.starts.split(self.batch_size), others.split(self.batch_size), strict=True):
                 between()
                 fake = self.made_by(system, part, h, self._actions(system, other, h))
-                shuffled.append(_errors(fake, self._truth(part)[:, :h]))
+                shuffled.append(_errors(fake, self.truth(part)[:, :h]))
             figures["action_shuffle_gap_db"] = metrics.skill_db([torch.cat(shuffled)], errors)
         actions = held_actions(system.action_space)
         if len(actions) == 1:
@@ -127,7 +127,7 @@ class Judge:
         actions: `[B, horizon]` or `[B, horizon, A]`, None for the windows' own.
         """
         if not self.context:
-            return to_uint8(system.reconstruct(to_float(self._truth(starts).to(system.device)))).to(self.dataset.frames.device)
+            return to_uint8(system.reconstruct(to_float(self.truth(starts).to(system.device)))).to(self.dataset.frames.device)
         context = to_float(self._frames(starts, 0, self.context).to(system.device))
         if actions is None:
             actions = self._actions(system, starts, horizon)
@@ -153,7 +153,7 @@ class Judge:
     def preview(self, system, windows=3, columns=8):
         """(rows of uint8 frames, their labels, labels of the columns): truth, the system's and error, for a few windows."""
         starts = evenly(self.starts, windows)
-        truth, fake = self._truth(starts), self.made_by(system, starts, self.horizon)
+        truth, fake = self.truth(starts), self.made_by(system, starts, self.horizon)
         shown = evenly(torch.arange(self.horizon), columns)
         name = "rollout" if self.context else "rebuilt"
         rows, labels = [], []
@@ -173,7 +173,8 @@ class Judge:
         labels = [names[a] if a < len(names) else f"action {a}" for a in map(int, held)]
         return rows, labels, [f"+{h}" for h in columns]
 
-    def _truth(self, starts):
+    def truth(self, starts):
+        """uint8 `[B, reach, H, W, 3]`: what really came."""
         return self._frames(starts, self.context, self.reach)
 
     def _frames(self, starts, first, length):

@@ -49,7 +49,7 @@ def report(run, status, reason):
         "dataset": run.dataset.describe(),
         "versions": versions(),
         "judged_at_step": run.judged_at,
-        "alarms": run.alarms,
+        "alarms": run.alarms.present,
         "metrics": run.metrics,
     }
 

@@ -24,7 +24,6 @@ from mtld_core.source import own_dataset, windows_of
 from mtld_core.systems import open_run
 
 RECORDING = "recording.h5"
-PLACE = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\]+)*[/\\](?=[^\s/\\])")  # where a path leads through
 README = """---
 library_name: mtld
 ---
@@ -56,6 +55,7 @@ def share(run_dir, out, frames=256):
     start = _start(system, frames) if frames else None
     about["dataset"]["path"] = report["dataset"]["path"] = RECORDING
     about["step"], report["run_dir"] = system.run.step, "."
+    report["metrics"].pop("lpips_reason", None)  # why this machine could not
     write_json(out / "config.json", without_places(about))
     write_json(out / "report.json", without_places(report))
     with atomic_path(out / "model.safetensors") as file:
@@ -68,14 +68,12 @@ def share(run_dir, out, frames=256):
 
 
 def without_places(value):
-    """JSON values whose strings hold only the last name of an absolute path."""
+    """JSON values in which an absolute path is its last name alone."""
     if isinstance(value, dict):
         return {name: without_places(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [without_places(inner) for inner in value]
-    if not isinstance(value, str):
-        return value
-    return Path(value).name if Path(value).is_absolute() else PLACE.sub("", value)
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _read(path):

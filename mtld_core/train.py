@@ -14,6 +14,7 @@ import torch
 
 from mtld_core import checkpoint as checkpoints
 from mtld_core import media, thermal
+from mtld_core.alarms import Alarms
 from mtld_core.config import ConfigError, check, parse_object
 from mtld_core.controls import Controls
 from mtld_core.curves import draw_judgement
@@ -40,8 +41,6 @@ from mtld_core.systems.base import to_channels_last
 
 SECONDS_BETWEEN_LOOKS = 0.1  # while paused
 PATIENCE = 20  # steps in a row without a finite update, after which the run is given up
-EARLY = 500  # steps: before that little has begun to vary, which is no collapse
-LEAST_GAP = 0.05  # dB of action_shuffle_gap_db, below which actions do not matter
 
 
 def train(system="mtld", preset="small", dataset_root="sample", overrides="{}", **settings):
@@ -104,7 +103,7 @@ class Training:
         self.step = self.lost_steps = 0
         self.train_seconds = self.paused_seconds = self.earlier_wall_seconds = 0.0
         self.saved, self.metrics, self.judged_at = None, {}, None  # the checkpoint of the present state, the newest figures
-        self._alarms = {"log": [], "judgement": []}  # what each look at the figures warned of last
+        self.alarms = Alarms(system, controls.say)
         self._resume_or_begin()
         self.session_step, self.session_seconds = self.step, self.train_seconds  # where this session began
         system.setup_training()
@@ -292,8 +291,7 @@ class Training:
         if self.heat.temperature is not None:
             line["temperature"] = self.heat.temperature
         append_log(self.run_dir, line)
-        if self.step >= EARLY:
-            self._warn("log", self.system.alarms(values))
+        self.alarms.look("log", values, self.step)
         name, value = next(iter(values.items()))
         memory = (
             torch.cuda.max_memory_allocated(self.device) / 1e9 if self.device.type == "cuda" else (peak_memory_mb() or 0) / 1e3
@@ -332,26 +330,11 @@ class Training:
         self.judged_at = self.step
         with atomic_path(self.run_dir / "judgement.png") as temporary:
             temporary.write_bytes(draw_judgement(self.metrics))
-        figures = {name: value for name, value in self.metrics.items() if isinstance(value, float)}
-        idle = figures.get("action_shuffle_gap_db", LEAST_GAP) < LEAST_GAP
-        lines = [f"the actions do not matter: those of other windows do as well, within {LEAST_GAP} dB"] if idle else []
-        self._warn("judgement", lines + self.system.alarms(figures))
+        self.alarms.look("judgement", self.metrics)
         self.write_report("stopped", "still running, or killed")
         figure = "psnr" if self.config.restitution or self.metrics["skill_db"] is None else "skill_db"
         if best is None or best["metric"] != figure or self.metrics[figure] > best["value"]:
             checkpoints.mark_best(self.run_dir, self._save(), figure, self.metrics[figure])
-
-    def _warn(self, source, lines):
-        """Say each alarm once for as long as it lasts."""
-        for line in lines:
-            if line not in self.alarms:
-                self.controls.say(f"warning: {line}")
-        self._alarms[source] = lines
-
-    @property
-    def alarms(self):
-        """The lines that warn at present."""
-        return list(dict.fromkeys(self._alarms["log"] + self._alarms["judgement"]))
 
     def _save(self):
         name = f"checkpoints/step_{self.step:08d}"

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from toys import ToyConfig, ToyPlayer
 
-from mtld_core import train
+from mtld_core import alarms as alarms_module
 from mtld_core.controls import Controls
 from mtld_core.curves import draw_judgement
 from mtld_core.data import Arc, Dataset
@@ -266,7 +266,7 @@ def test_nothing_is_an_alarm_while_training_begins(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(ToyPlayer, "alarms", lambda self, figures: ["collapsed"] * ("loss" in figures))
     run(tmp_path, five_arcs(), said, log_every_steps=4)
-    assert train.EARLY > 20 and not any("collapsed" in line for line in said)
+    assert alarms_module.EARLY > 20 and not any("collapsed" in line for line in said)
 
 
 def test_an_alarm_is_said_once_and_again_when_it_returns(tmp_path, monkeypatch):
@@ -279,7 +279,7 @@ def test_an_alarm_is_said_once_and_again_when_it_returns(tmp_path, monkeypatch):
         return ["collapsed"] * (len(losses) in (2, 3, 5)) + ["shrinking"] * (len(losses) == 3)
 
     monkeypatch.setattr(ToyPlayer, "alarms", alarms)
-    monkeypatch.setattr(train, "EARLY", early)
+    monkeypatch.setattr(alarms_module, "EARLY", early)
     report = run(tmp_path, five_arcs(), said, log_every_steps=4, eval_every_steps=8)
     warnings = [line.removeprefix("warning: ") for line in said if line.startswith("warning: ") and "matter" not in line]
     assert warnings == ["collapsed", "dull", "shrinking", "collapsed"] and len(losses) == 5

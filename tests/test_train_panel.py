@@ -83,6 +83,8 @@ def test_a_run_to_its_end_shows_curves_preview_and_figures(arcs, tmp_path, capsy
     end(panel)
     assert panel.curves.value != empty and bytes(panel.curves.value[:4]) == b"\x89PNG"
     assert panel.preview.value == (panel.run_dir / "previews/step_00000006.png").read_bytes()
+    assert panel.judgement.value == (panel.run_dir / "judgement.png").read_bytes() and panel.judgement.layout.display == ""
+    assert panel.steered.layout.display == "none"  # this system takes no actions
     assert "finished: all steps done" in panel.status.value and "skill_db" in panel.figures.value
     assert panel.pause.disabled and (panel.bar.value, panel.bar.bar_style) == (6, "success")
     assert "finished at step 6" in panel.said.value and capsys.readouterr().out == ""  # the page is not flooded
