@@ -5,10 +5,11 @@ READY := .venv/.ready
 # "--log-output" lets the lines of a running notebook through to the terminal
 RUN := $(BIN)/papermill --log-output --no-progress-bar --request-save-on-cell-execute
 
-.PHONY: help setup demo test lab notebooks bench check
+.PHONY: help setup demo pong test lab notebooks bench check
 
 help:
 	@echo "make demo       a clip drawn by a model that was trained on this machine just now (about 6 minutes)"
+	@echo "make pong       examples/pong anew: records Atari Pong, learns it, packs the run (about half an hour)"
 	@echo "make test       all tests"
 	@echo "make lab        JupyterLab on the notebooks"
 	@echo "make bench      what docs/performance.md quotes"
@@ -32,6 +33,16 @@ demo: setup
 		-p num_frames 64 -p out_dir demo/generated
 	@echo "done: open demo/generated/video.mp4 (or video.gif); the pages that made it are demo/*.ipynb"
 
+pong: setup
+	mkdir -p pong
+	[ -f pong/pong.h5 ] || $(BIN)/python data_prep/record_game.py --env ALE/Pong-v5 --steps 16000 --seed 1 --out pong/pong.h5
+	$(RUN) notebooks/02_train.ipynb pong/02_train.ipynb -p system tinydreams -p preset small -p dataset_root pong/pong.h5 \
+		-p run_dir pong/tinydreams
+	rm -rf pong/shared
+	$(BIN)/python -m mtld_core.share pong/tinydreams pong/shared
+	rm -rf examples/pong && mkdir -p examples && mv pong/shared examples/pong
+	@echo "done: open notebook 03 with run_dir = examples/pong"
+
 test: setup
 	$(BIN)/python -m pytest
 
@@ -41,12 +52,13 @@ lab: setup
 notebooks: setup
 	$(BIN)/jupytext --to ipynb --update notebooks/*.py
 
-# ORIGINAL=path/to/kaggle.py also runs your copy of the public script, its step and ours in turn
+# ORIGINAL=path/to/kaggle.py and TINYWORLDS=path/to/tinyworlds also run your copies of the public code in turn with ours
 bench: setup
 	$(BIN)/python bench/steps.py
 	if [ -n "$(ORIGINAL)" ]; then \
 		$(BIN)/python data_prep/extract_frames.py sample dataset_sample/128x128 --height 128 --width 128 && \
 		$(BIN)/python bench/original.py speed "$(ORIGINAL)" dataset_sample/128x128; fi
+	if [ -n "$(TINYWORLDS)" ]; then $(BIN)/python bench/tinyworlds.py "$(TINYWORLDS)"; fi
 
 check: setup
 	$(BIN)/ruff check .

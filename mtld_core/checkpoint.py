@@ -146,7 +146,8 @@ def problem(path):
 def find(run_dir, wanted="", say=print):
     """Path of the checkpoint to use: `wanted` (a name such as "step_00001000", a path, or "best"), "" = the newest good one.
 
-    A damaged newest checkpoint is said and skipped; one that was asked for by name is an error. Raises UserError.
+    A damaged newest checkpoint is said and skipped; one that was asked for by name is an error. Of a shared run (share.py),
+    which has no checkpoints, it is the file of weights. Raises UserError.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
@@ -164,6 +165,8 @@ def find(run_dir, wanted="", say=print):
         if reason := problem(path):
             raise UserError(f"checkpoint {path} is damaged: {reason}; use another one: {', '.join(names)}")
         return path
+    if not (run_dir / "checkpoints").exists() and (run_dir / "model.safetensors").is_file():
+        return run_dir / "model.safetensors"
     for path in list_checkpoints(run_dir):
         reason = problem(path)
         if reason is None:

@@ -189,6 +189,12 @@ def evenly(rows, most):
     return rows[torch.linspace(0, len(rows) - 1, most).round().long()]
 
 
+def judged_horizon(system, eval_horizon):
+    """Frames that a system is judged on predicting; 0 where it reconstructs."""
+    needs = system.needs()
+    return 0 if system.reconstructs else eval_horizon or needs.window - needs.context
+
+
 def held_actions(space):
     """The actions that controllability compares: int64 `[n]`, n <= 4, or float `[3, A]`: all low, middle and all high."""
     if isinstance(space, int):

@@ -61,6 +61,8 @@ def checkpoint_to_resume(run_dir, resume, say=print):
     path = Path(run_dir if resume == "auto" else resume)
     inside = path.parent.name == "checkpoints"
     folder = checkpoints.find(path.parent.parent, path.name) if inside else checkpoints.find(path, say=say)
+    if folder.is_file():
+        raise UserError(f"{path} is a shared run: it can be opened, but holds nothing that training could go on from")
     return folder, json.loads((folder / "manifest.json").read_text())
 
 
@@ -71,10 +73,11 @@ def check_origin(folder, then, now):
     """
     if then["system"] != now["system"]:
         raise UserError(f"{folder} is a checkpoint of {then['system']!r}, not of {now['system']!r}")
-    for where, names in (("dataset", ("frames", "arcs", "size")), ("training", ("seed",))):
+    for where, names in (("dataset", ("frames", "arcs", "size")), ("training", ("seed", "controls_lead_to"))):
         for name in names:
-            if then[where][name] != now[where][name]:
+            given = now[where][name]
+            if (began := then[where].get(name, given)) != given:
                 raise UserError(
-                    f"{folder} was trained with {where} {name}={then[where][name]}, now it is {now[where][name]}; "
+                    f"{folder} was trained with {where} {name}={began}, now it is {given}; "
                     "give what it began with, or start in another run_dir"
                 )

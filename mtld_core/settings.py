@@ -8,6 +8,7 @@ import torch
 
 from mtld_core.config import check, field_names, from_dict, nearest, parse_object
 from mtld_core.data import open_dataset
+from mtld_core.run_folder import checkpoint_to_resume
 from mtld_core.runtime import UserError, seed_of
 from mtld_core.systems import system_class
 
@@ -103,8 +104,19 @@ def plan(system, preset="small", overrides="{}", **settings):
     merged = cls.PRESETS[preset] | {"preset": preset} | given | extra
     if any((given | extra).get(name) for name in LENGTHS):  # what the caller says replaces the preset's own length
         merged |= {name: (given | extra).get(name, 0) for name in LENGTHS}
+    merged |= _inherited(cls, merged.get("run_dir") or "", merged.get("resume", "auto"))
     config = from_dict(cls.Config, {name: value for name, value in merged.items() if name in own})
     return cls, config, from_dict(TrainConfig, {name: value for name, value in merged.items() if name not in own})
+
+
+def _inherited(cls, run_dir, resume):
+    """The fields of `cls.inherited`, from the checkpoint that the run goes on from; {} where it begins anew."""
+    folder = None
+    if cls.inherited and resume != "never" and (run_dir or resume != "auto"):
+        folder, manifest = checkpoint_to_resume(run_dir, resume, say=lambda line: None)
+    if folder is None or manifest["config"]["system"] != cls.name:  # which training refuses
+        return {}
+    return {name: manifest["config"]["config"][name] for name in cls.inherited}
 
 
 def open_data(dataset_root, config, controls_lead_to="next"):

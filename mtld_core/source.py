@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from mtld_core.data import open_dataset, split_windows
+from mtld_core.evaluate import judged_horizon
 from mtld_core.frames import fit_frame
 from mtld_core.media import read_image
 from mtld_core.runtime import UserError
@@ -34,7 +35,7 @@ def read_source(system, source):
         return from_dataset(system, own_dataset(system), source)
     path = Path(source).expanduser()
     if path.is_dir() or path.suffix.lower() in DATASET_SUFFIXES:
-        dataset = open_dataset(path, *size, cache=False, progress=False)
+        dataset = _open(system, path, cache=False, progress=False)
         if len(dataset.arcs) > 1 and dataset.kind not in ("recording", "hdf5"):  # whose episodes have no path of their own
             raise UserError(f"{path} holds {len(dataset.arcs)} arcs; name one, such as {path / dataset.arcs[0].name}")
         arc = next((arc for arc in dataset.arcs if len(arc) >= k), None)
@@ -57,10 +58,13 @@ def own_dataset(system, progress=True):
     path = system.run.dataset_path
     if not Path(path).exists():
         raise UserError(f"the run's dataset {path} is not there (any more): name an image file as source")
-    return open_dataset(
-        path, system.config.height, system.config.width, progress=progress,
-        controls_lead_to=system.run.training["controls_lead_to"],
-    )  # fmt: skip
+    return _open(system, path, progress=progress)
+
+
+def _open(system, path, **options):
+    """A dataset in a run's frame size, with the controls paired as it learned them."""
+    lead_to = system.run.training.get("controls_lead_to", "next")  # not there in runs of before recordings were read
+    return open_dataset(path, system.config.height, system.config.width, controls_lead_to=lead_to, **options)
 
 
 def from_dataset(system, dataset, source=""):
@@ -81,7 +85,9 @@ def windows_of(system, dataset):
     """(those that the run learned from, those that it was judged on): int64 tensors of the rows where they start."""
     split = {name: system.run.training[name] for name in ("holdout", "cross_cuts", "restitution")}
     split["restitution"] |= bool(dataset.about.get("held_out"))  # a shared run's recording is so as a whole
-    return split_windows(dataset, system.needs().window, **split)
+    needs = system.needs()
+    judged = needs.context + judged_horizon(system, system.run.training["eval_horizon"])
+    return split_windows(dataset, needs.window, judged=judged, **split)
 
 
 def _from_row(dataset, row, k):

@@ -19,7 +19,7 @@ from mtld_core.config import ConfigError, check, parse_object
 from mtld_core.controls import Controls
 from mtld_core.curves import draw_judgement
 from mtld_core.data import Batches, DomainBatches, DomainPair, split_windows
-from mtld_core.evaluate import Judge, evenly, reachable
+from mtld_core.evaluate import Judge, evenly, judged_horizon, reachable
 from mtld_core.progress import Progress
 from mtld_core.report import about, report, summary
 from mtld_core.run_folder import append_log, check_origin, checkpoint_to_resume, folder_of, rewind
@@ -232,7 +232,12 @@ class Training:
             not needs.actions or first.actions is not None,
             f"{system.name} needs actions and {dataset.path} has none: use an HDF5 file with a dataset 'actions'",
         )
-        horizon = 0 if system.reconstructs else config.eval_horizon or needs.window - needs.context
+        paired = first.about.get("controls_lead_to", config.controls_lead_to)
+        check(
+            paired == config.controls_lead_to,
+            f"{dataset.path} was opened with controls_lead_to={paired!r}, the run has {config.controls_lead_to!r}",
+        )
+        horizon = judged_horizon(system, config.eval_horizon)
         split = split_windows(
             dataset, needs.window, config.holdout, config.cross_cuts, config.restitution, needs.context + horizon
         )

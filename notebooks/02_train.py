@@ -33,6 +33,10 @@ notebook.setup()
 # has the source's own values, `tiny` takes seconds. `steps=0` takes as many steps as fit into `time_budget_minutes`, or the
 # preset's own number where that is 0, too. Any other setting goes into `overrides`, as JSON:
 # `{"latent_dim": 128, "restitution": true}`.
+#
+# `mtld` continues pictures. `tinydreams` learns a game from a recording (data_prep/record_game.py makes one). The world model
+# is three runs: `tokenizer`, then `latent_actions` where nobody recorded the actions, then `dynamics`, whose overrides name
+# the runs before: `{"tokenizer_run": "runs/tokenizer", "actions": "latent", "latent_actions_run": "runs/actions"}`.
 
 # %% tags=["parameters"]
 system = "mtld"

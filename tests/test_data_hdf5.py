@@ -191,3 +191,26 @@ def test_training_and_generating_from_frames_in_the_file(tmp_path, monkeypatch):
             generate(str(tmp_path / name), source, 3, tmp_path / "out")
             seen.append((report["metrics"], [file.read_bytes() for file in sorted((tmp_path / "out/frames").iterdir())]))
     assert seen[:2] == seen[2:] and seen[0] != seen[1]
+
+
+@pytest.mark.parametrize(
+    ("actions", "kind", "shape"),
+    [
+        (np.zeros(6), torch.int64, (6,)),
+        (np.array([0.5, 0, 0, 0, 0, 0]), torch.float32, (6, 1)),
+        (np.array([0, 1, 2, 0, 1, 2], np.uint8), torch.int64, (6,)),
+        (np.zeros((6, 2)), torch.float32, (6, 2)),
+    ],
+)
+def test_actions_are_whole_numbers_or_vectors(actions, kind, shape, tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["frames"], file["actions"] = np.zeros((6, 8, 8, 3), np.uint8), actions
+    found = open_dataset(tmp_path / "a.h5", progress=False).actions
+    assert found.dtype == kind and tuple(found.shape) == shape
+
+
+def test_negative_actions_are_refused(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["frames"], file["actions"] = np.zeros((3, 8, 8, 3), np.uint8), np.array([0, -1, 2])
+    with pytest.raises(UserError, match=r"'actions' has -1 in row 1; discrete actions count from 0"):
+        open_dataset(tmp_path / "a.h5", progress=False)

@@ -101,7 +101,7 @@ def test_each_action_leads_to_its_own_frame(kind, reach):
     assert torch.equal(own, dataset.actions[judged.starts[:, None] + 1 + torch.arange(4)])
     for shift in (-1, 1):
         made = judged.made_by(system, judged.starts, 3, dataset.actions[judged.starts[:, None] + 1 + shift + torch.arange(3)])
-        assert not torch.equal(made[:, 0], judged._truth(judged.starts)[:, 0])
+        assert not torch.equal(made[:, 0], judged.truth(judged.starts)[:, 0])
 
 
 def test_the_shuffle_gap_tells_who_obeys():

@@ -76,12 +76,12 @@ def test_sticks_and_nanoseconds(tmp_path, sticks):
 
 def test_any_only_log_is_found_and_about_is_read(tmp_path):
     root = put(tmp_path / "d", [entry(i) for i in range(3)], log="mine.jsonl")
-    assert read(root).about == {}
+    assert read(root).about == {"controls_lead_to": "next"}
     (root / "recording.json").write_text('{"action_names": ["left", "right"]}')
-    assert read(root).about == {"action_names": ["left", "right"]}
+    assert read(root).about == {"action_names": ["left", "right"], "controls_lead_to": "next"}
     (root / "recording.json").write_text("[")
     data = read(root)
-    assert data.about == {} and "recording.json: passed over, not a JSON object" in data.warnings[0]
+    assert data.about == {"controls_lead_to": "next"} and "recording.json: passed over, not a JSON object" in data.warnings[0]
     (root / "other.jsonl").touch()
     with pytest.raises(UserError, match="holds no usable entry; wanted are lines such as"):
         read(root / "other.jsonl")
@@ -102,7 +102,8 @@ def test_a_generation_starts_from_the_first_episode_that_is_long_enough(tmp_path
     config = SimpleNamespace(height=8, width=8)
 
     def starts(k):
-        source = read_source(SimpleNamespace(needs=lambda: SimpleNamespace(context=k), config=config), str(root))
+        system = SimpleNamespace(needs=lambda: SimpleNamespace(context=k), config=config, run=SimpleNamespace(training={}))
+        source = read_source(system, str(root))
         return source.context[:, 0, 0, 0].tolist(), source.truth[:, 0, 0, 0].tolist()
 
     assert starts(1) == ([0], [1]) and starts(3) == ([2, 3, 4], [5])
@@ -249,3 +250,13 @@ def test_many_frames_that_are_missing_are_refused(tmp_path):
         (root / f"f/{i}.png").unlink()
     with pytest.raises(UserError, match=r"2 of 20 image files cannot be used .*f/3.png \(.*No such file.*f/5.png"):
         read(root)
+
+
+def test_a_clock_or_controls_of_a_malformed_first_line_do_not_count(tmp_path):
+    lines = [json.dumps({"frame_filename": "0.png", "controls": [1.0, 2.0]})]
+    for i in range(40):
+        Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / f"{i}.png")
+        lines.append(json.dumps({"frame_filename": f"{i}.png", "controls": [0.5], "server_timestamp_ns": i * 10**8}))
+    (tmp_path / "recording_log.jsonl").write_text("\n".join(lines))
+    data = open_dataset(tmp_path, progress=False)
+    assert len(data.frames) == 40 and data.actions.shape == (40, 1) and "line 1" in data.warnings[0]

@@ -10,6 +10,8 @@ from conftest import moving_square
 from mtld_core.config import ConfigError, to_dict
 from mtld_core.data import Arc, Dataset
 from mtld_core.frames import to_float
+from mtld_core.nn.patches import to_frames, to_patches
+from mtld_core.nn.quantise import FSQ, Whitening
 from mtld_core.runtime import UserError
 from mtld_core.settings import build, plan
 from mtld_core.systems import open_run
@@ -85,16 +87,16 @@ def test_the_tokenizer_learns_to_rebuild(tmp_path):
 
 
 def test_codes_are_counted(runs):
-    figures = open_run(runs / "codes").evaluate(data(), torch.arange(4))
+    figures = open_run(runs / "codes", device="cpu").evaluate(data(), torch.arange(4))
     assert 0 < figures["codebook_use"] <= 1 and 1 <= figures["codebook_perplexity"] <= 3**4
-    system = open_run(runs / "codes")
+    system = open_run(runs / "codes", device="cpu")
     assert not system.alarms(figures) and "collapsed" in system.alarms({"codebook_perplexity": 1.5})[0]
     assert "collapsed" in system.alarms({"latent_variance_least": 1e-6})[0]
 
 
 def test_latents_stay_within_their_bounds_and_on_the_grid_of_codes(runs):
     frames = batch()["frames"]
-    plain, coded = (open_run(runs / name) for name in ("tokenizer", "codes"))
+    plain, coded = (open_run(runs / name, device="cpu") for name in ("tokenizer", "codes"))
     assert plain.encode(frames).abs().max() < 1
     latents = coded.encode(frames)
     torch.testing.assert_close(latents, latents.round(), rtol=0, atol=1e-6)  # three levels: -1, 0, 1
@@ -102,7 +104,7 @@ def test_latents_stay_within_their_bounds_and_on_the_grid_of_codes(runs):
 
 
 def test_latent_noise_only_in_training_and_keyed(runs):
-    system = open_run(runs / "tokenizer")
+    system = open_run(runs / "tokenizer", device="cpu")
     quiet = system.loss(batch()).total
     noisy = system.train().loss(batch()).total
     assert noisy != quiet and noisy == system.loss(batch()).total
@@ -151,7 +153,7 @@ def test_latent_actions_find_what_moves_the_picture(tmp_path):
     report = train("latent_actions", tmp_path / "run", dataset, steps=250, lr=3e-3, action_dim=1, batch_size=8)
     assert report["metrics"]["codebook_use"] == 1 and report["metrics"]["skill_db"] > 3
     assert sorted(label.split()[0] for label in report["metrics"]["action_labels"]) == ["left", "right"]
-    system = open_run(tmp_path / "run")
+    system = open_run(tmp_path / "run", device="cpu")
     codes = system.infer_actions(to_float(dataset.frames[None, :40]))[0]
     agree = (codes == dataset.actions[:39]).float().mean()
     assert max(agree, 1 - agree) > 0.95  # a code has no name of its own
@@ -168,7 +170,7 @@ def test_a_latent_action_sees_the_frames_around_it_and_those_before():
 
 
 def test_dead_codes_raise_an_alarm(runs):
-    system = open_run(runs / "actions")
+    system = open_run(runs / "actions", device="cpu")
     assert "2 of 8 action codes are never used" in system.alarms({"codebook_use": 0.75})[0]
     assert not system.alarms({"codebook_use": 1.0})
     assert "collapsed" in system.alarms({"action_variance_least": 0.0})[0]
@@ -186,11 +188,15 @@ def test_every_kind_learns_and_opens_without_its_stages(objective, actions, runs
         "latent_actions_run": "actions",
     }.items():
         copies[field] = str(shutil.copytree(runs / name, tmp_path / name))
-    report = train("dynamics", tmp_path / "run", objective=objective, actions=actions, **copies)
-    assert report["metrics"]["psnr"] > 5 and ("action_labels" in report["metrics"]) == (actions == "latent")
+    learns = {"objective": objective, "actions": actions, "lr": 3e-3, "ema_decay": 0.9} | copies
+    report = train("dynamics", tmp_path / "run", steps=120, **learns)
+    one_step = train("dynamics", tmp_path / "one", steps=1, **learns)
+    assert report["metrics"]["psnr"] > one_step["metrics"]["psnr"] and ("action_labels" in report["metrics"]) == (
+        actions == "latent"
+    )
     for path in copies.values():
         shutil.rmtree(path)
-    system = open_run(tmp_path / "run")
+    system = open_run(tmp_path / "run", device="cpu")
     assert system.action_space == (8 if actions == "latent" else 2)
     with torch.inference_mode():
         pieces = list(system.rollout(data().frames[:2], 3, [torch.tensor([1])] * 3))
@@ -200,9 +206,9 @@ def test_every_kind_learns_and_opens_without_its_stages(objective, actions, runs
 def test_the_frozen_stages_stay_as_they_were(runs, tmp_path):
     overrides = {"tokenizer_run": str(runs / "tokenizer"), "latent_actions_run": str(runs / "actions"), "actions": "latent"}
     train("dynamics", tmp_path / "run", lambda_pixels=1.0, **overrides)
-    system = open_run(tmp_path / "run")
+    system = open_run(tmp_path / "run", device="cpu")
     for part, name in ((system.tokenizer, "tokenizer"), (system.lam, "actions")):
-        for key, value in open_run(runs / name).state_dict().items():
+        for key, value in open_run(runs / name, device="cpu").state_dict().items():
             assert torch.equal(part.state_dict()[key], value), key
 
 
@@ -403,3 +409,94 @@ def test_the_original_preset_has_the_sources_values():
         assert (training.batch_size, training.steps, training.log_every_steps) == (32, 10_000, 10)
     assert plan("tokenizer", "original")[1].latent_dim == plan("dynamics", "original")[1].latent_dim == 16
     assert to_dict(plan("dynamics", "original")[1])["action_input"] == "add"
+
+
+# ---- quantisation
+
+
+def test_every_code_can_be_reached_and_found_again():
+    fsq = FSQ(2, 3)
+    latents = fsq(torch.linspace(-4, 4, 41)[:, None].expand(-1, 2) * torch.tensor([1.0, -1.0]))
+    assert latents.unique().tolist() == [-1, 0, 1]
+    codes = torch.arange(fsq.size)
+    assert torch.equal(fsq.codes(fsq.latents(codes)), codes)
+    x = torch.zeros(5, 2, requires_grad=True)
+    fsq(x).sum().backward()
+    assert (x.grad > 0).all()  # straight through the rounding
+
+
+def test_whitening_takes_mean_and_correlation_away():
+    whiten, chance = Whitening(3), torch.Generator().manual_seed(0)
+    mix = torch.tensor([[1.0, 0, 0], [0.6, 0.6, 0], [0.5, 0.5, 2.0]])
+    for _ in range(200):
+        x = torch.randn(64, 3, generator=chance) @ mix.T + torch.tensor([5.0, -3.0, 0.1])
+        y = whiten(x)
+        assert y.mean(0).abs().max() < 1e-4 and (torch.cov(y.T) - torch.eye(3)).abs().max() < 0.1
+    x = torch.randn(4000, 3, generator=chance) @ mix.T + torch.tensor([5.0, -3.0, 0.1])
+    y = whiten.eval()(x)
+    assert y.mean(0).abs().max() < 0.2 and (torch.cov(y.T) - torch.eye(3)).abs().max() < 0.3
+    kept = whiten.mean.clone()
+    whiten(x + 1)
+    assert torch.equal(whiten.mean, kept)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert whiten(x).dtype == torch.float32
+
+
+def test_patches_and_back():
+    frames = torch.rand(2, 3, 3, 16, 24)
+    patches = to_patches(frames, 8)
+    assert patches.shape == (2, 3, 6, 192)
+    torch.testing.assert_close(to_frames(patches, 8, 16, 24), frames, rtol=0, atol=0)
+    torch.testing.assert_close(patches[0, 0, 4], frames[0, 0, :, 8:16, 8:16].permute(1, 2, 0).flatten(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("encoder", ["pair", "space_time"])
+def test_both_encoders_of_latent_actions_learn(encoder, tmp_path):
+    report = train("latent_actions", tmp_path / "run", steered(), steps=150, lr=3e-3, batch_size=8, encoder=encoder)
+    assert report["metrics"]["skill_db"] > 1 and report["metrics"]["action_shuffle_gap_db"] > 1
+
+
+# ---- going on, and sharing
+
+
+def test_a_run_goes_on_with_the_stages_that_it_began_with(runs, tmp_path):
+    """Whatever became of their folders."""
+    moved = shutil.copytree(runs / "tokenizer", tmp_path / "tokenizer")
+    named = {"tokenizer_run": str(moved)}
+    train("dynamics", tmp_path / "run", steps=10, **named)
+    shutil.rmtree(moved)
+    assert train("dynamics", tmp_path / "run", steps=20, **named)["step"] == 20
+    train("tokenizer", moved, quantise="fsq", levels=3)  # fits in shape, and is another one
+    assert train("dynamics", tmp_path / "run", steps=30, **named)["step"] == 30
+    assert open_run(tmp_path / "run", device="cpu").tokenizer.fsq is None
+    shutil.rmtree(moved)
+    with pytest.raises(UserError, match="is no run folder"):
+        train("dynamics", tmp_path / "other", steps=10, **named)
+
+
+def test_a_shared_stage_is_a_stage(runs, tmp_path):
+    checkpoint = next((runs / "tokenizer" / "checkpoints").glob("step_*"))
+    (tmp_path / "shared").mkdir()
+    shutil.copy(runs / "tokenizer" / "config.json", tmp_path / "shared")
+    shutil.copy(checkpoint / "ema.safetensors", tmp_path / "shared" / "model.safetensors")
+    system = dynamics(runs, tokenizer_run=str(tmp_path / "shared"))
+    assert torch.equal(system.tokenizer.head.weight, open_run(runs / "tokenizer", device="cpu").head.weight)
+
+
+def test_a_stage_that_learned_longer_windows_is_judged_on_shorter_ones(tmp_path):
+    dataset = data(length=12)
+    train("tokenizer", tmp_path / "tokenizer", dataset, sequence_length=10)
+    report = train("dynamics", tmp_path / "run", dataset, tokenizer_run=str(tmp_path / "tokenizer"))
+    assert report["metrics"]["latent_variance"] > 0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"patch_size": 2}, "encoder='pair' needs a patch_size that 4 divides, not 2"),
+        ({"sequence_length": 4, "context_frames": 4}, "sequence_length=4 must be above context_frames=4"),
+    ],
+)
+def test_wrong_settings_of_latent_actions_are_named(values, message):
+    with pytest.raises(ConfigError, match=message):
+        LatentActions.Config(**values)

@@ -44,8 +44,7 @@ class Hdf5:
         self.about = read_about(about, f"{path}: attribute 'recording'", self.warnings)
         self.actions = None
         if actions is not None:
-            whole = actions.ndim == 1 and actions.dtype.kind in "iub"
-            self.actions = torch.from_numpy(actions[self.order].astype(np.int64 if whole else np.float32))
+            self.actions = torch.from_numpy(self._checked_actions(actions)[self.order])
 
     def measure(self, workers=0):
         """(N, H, W, 3) of the frames to come."""
@@ -72,6 +71,15 @@ class Hdf5:
         starts = np.flatnonzero(np.diff(self.episode, prepend=self.episode[0] - 1)).tolist()
         spans = zip(starts, [*starts[1:], len(self.episode)], strict=True)
         return [Arc(f"episode_{self.episode[a]}", a, b, np.arange(b - a)) for a, b in spans]
+
+    def _checked_actions(self, actions):
+        """int64 `[N]` where they are whole numbers from 0 on, else float32 `[N, A]`."""
+        if actions.ndim == 2 or (actions.dtype.kind == "f" and (actions % 1).any()):
+            return actions.astype(np.float32).reshape(len(actions), -1)
+        if (actions < 0).any():
+            row = int(np.argmax(actions < 0))
+            raise UserError(f"{self.path}: dataset 'actions' has {actions[row]} in row {row}; discrete actions count from 0")
+        return actions.astype(np.int64)
 
     def _check(self, file):
         """The dataset `frames`, known to be uint8 `[N, H, W, 3]` with N > 0."""

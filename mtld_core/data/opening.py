@@ -52,7 +52,8 @@ def open_dataset(
     source = _source(path, controls_lead_to, height, width, fit)
     frames, cuts, warnings = load(source, memory, cache, workers, f"reading {path.name}" if progress else None)
     frames = torch.from_numpy(frames) if isinstance(frames, np.ndarray) else frames
-    return Dataset(source.path, source.kind, frames, source.arcs(), cuts, source.actions, warnings, source.about)
+    about = source.about | ({"controls_lead_to": controls_lead_to} if source.kind == "recording" else {})
+    return Dataset(source.path, source.kind, frames, source.arcs(), cuts, source.actions, warnings, about)
 
 
 def _source(path, controls_lead_to, *fit):

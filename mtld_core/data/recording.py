@@ -134,11 +134,12 @@ class Recording(PictureFiles):
             raise ValueError(f"'action' is {action!r}, not a whole number from 0 on")
         if type(episode) is not int or abs(episode) >= 2**62:
             raise ValueError(f"'episode' is {episode!r}, not a whole number")
-        self._clock = self._clock or next((name for name in CLOCKS if name in entry), "timestamp")
-        time = _field(entry, self._clock)
+        clock = self._clock or next((name for name in CLOCKS if name in entry), "timestamp")
+        time = _field(entry, clock)
         if not _is_number(time) or not np.isfinite(time):
-            raise ValueError(f"{self._clock!r} is {time!r}, not a number")
-        return Entry(number, name, controls, action, episode, time * CLOCKS[self._clock], lost)
+            raise ValueError(f"{clock!r} is {time!r}, not a number")
+        self._clock, self._count = clock, self._count or (len(controls), number)
+        return Entry(number, name, controls, action, episode, time * CLOCKS[clock], lost)
 
     def _inside(self, number, name):
         """`name` with forward slashes. Raises UserError where it leads out of the log's folder."""
@@ -157,8 +158,7 @@ class Recording(PictureFiles):
 
     def _checked(self, number, controls):
         """`controls` if there are as many of them as in the first entry, all finite. Raises UserError else."""
-        self._count = self._count or (len(controls), number)
-        count, first = self._count
+        count, first = self._count or (len(controls), number)
         where = f"{self.log}: line {number}: controls"
         if len(controls) != count:
             raise UserError(f"{where} has {len(controls)} numbers and line {first} has {count}; give every line the same")

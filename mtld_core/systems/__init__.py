@@ -51,11 +51,10 @@ def open_run(path, checkpoint="", device="auto"):
     weights_file = Path(checkpoint) if Path(checkpoint).suffix in (".pth", ".safetensors") else None
     if weights_file and not weights_file.is_file():
         raise UserError(f"checkpoint {weights_file}: no such file")
-    shared = not checkpoint and not (path / "checkpoints").exists() and (path / "model.safetensors").is_file()
-    folder = path / "model.safetensors" if shared else weights_file or checkpoints.find(path, checkpoint)
+    folder = weights_file or checkpoints.find(path, checkpoint)
     system = cls(from_dict(cls.Config, config))
     checkpoints.load_state_dict(system, checkpoints.load_weights(folder), folder)
-    step = about.get("step") if shared else None
+    step = None if weights_file else about.get("step")  # of a shared run
     if folder.is_dir():
         step = json.loads((folder / "manifest.json").read_text())["step"]
     system.run = types.SimpleNamespace(

@@ -52,6 +52,7 @@ class System(nn.Module):
     Config: typing.ClassVar[type]
     PRESETS: typing.ClassVar[dict]  # preset -> fields of Config and of the training config that differ from the defaults
     action_space = None  # None, an int (n discrete actions) or (low, high) lists of floats
+    inherited: typing.ClassVar[tuple] = ()  # config fields that a run keeps as it began, whatever is named when it goes on
     reconstructs = False  # True: judged by `reconstruct`, not by rollouts (a tokenizer, a translator)
 
     def __init__(self, config):

@@ -91,6 +91,9 @@ class TinyDreamsConfig:
             check(not self.lambda_gan or size == 0 or size >= least,
                   f"{side}={size} is too small for so many discriminator_channels, which need {least} pixels; use fewer, or "
                   "lambda_gan=0")  # fmt: skip
+        check(self.norm != "instance" or self.height * self.width != self.patch_size**2,
+              f"frames of one patch (patch_size={self.patch_size}) leave nothing to norm='instance'; use a smaller "
+              "patch_size, or another norm")  # fmt: skip
         for name in ("action_widths", "discriminator_channels", "tokenizer_filters", "decoder_filters"):
             empty = name == "decoder_filters" or (name == "tokenizer_filters" and self.tokenizer == "patch")
             check(min(getattr(self, name), default=empty) > 0, f"{name} must list positive widths")

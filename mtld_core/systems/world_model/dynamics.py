@@ -61,8 +61,7 @@ class DynamicsConfig(StageConfig):
         for name in ("lambda_latent", "lambda_pixels", "context_noise", "temperature"):
             check(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
         check(self.decode_steps > 0, f"decode_steps must be positive, not {self.decode_steps}")
-        check(self.sequence_length > self.context_frames,
-              f"sequence_length={self.sequence_length} must be above context_frames={self.context_frames}")  # fmt: skip
+        self.check_length()
 
 
 class State(typing.NamedTuple):
@@ -73,7 +72,7 @@ class State(typing.NamedTuple):
 
 
 class Dynamics(System):
-    name, Config = "dynamics", DynamicsConfig
+    name, Config, inherited = "dynamics", DynamicsConfig, ("tokenizer", "latent_actions")
     PRESETS: typing.ClassVar = {
         "small": {
             "steps": 4000, "batch_size": 8, "lr_schedule": "cosine", "ema_decay": 0.995, "eval_horizon": 16, "long_horizon": 64,
@@ -113,7 +112,7 @@ class Dynamics(System):
     @classmethod
     def fit_config(cls, config, dataset):
         config = super().fit_config(config, dataset)
-        tokenizer = read_stage(config.tokenizer_run, "tokenizer_run", Tokenizer, dataset)
+        tokenizer = config.tokenizer or read_stage(config.tokenizer_run, "tokenizer_run", Tokenizer, dataset)
         for name in ("patch_size", "latent_dim"):
             check(tokenizer[name] == getattr(config, name),
                   f"tokenizer_run={config.tokenizer_run!r} has {name}={tokenizer[name]}, this dynamics has "
@@ -123,7 +122,9 @@ class Dynamics(System):
               f"{tokenizer['quantise']!r}); train one with quantise='fsq', or use objective='mse'")  # fmt: skip
         if config.actions == "recorded":
             return dataclasses.replace(config, tokenizer=tokenizer, **action_fields(dataset))
-        latent_actions = read_stage(config.latent_actions_run, "latent_actions_run", LatentActions, dataset)
+        latent_actions = config.latent_actions or read_stage(
+            config.latent_actions_run, "latent_actions_run", LatentActions, dataset
+        )
         check(latent_actions["patch_size"] == tokenizer["patch_size"],
               f"latent_actions_run={config.latent_actions_run!r} has patch_size={latent_actions['patch_size']}, tokenizer_run="
               f"{config.tokenizer_run!r} has {tokenizer['patch_size']}; train both with the same")  # fmt: skip
@@ -146,7 +147,7 @@ class Dynamics(System):
         if self.lam is not None:
             load_stage(self.lam, self.config.latent_actions_run)
         with torch.no_grad():
-            latents = torch.cat([self.tokenizer.encode(to_float(part)[:, None]) for part in frames.split(32)])
+            latents = torch.cat([self.tokenizer.encode(to_float(part.to(self.device))[:, None]) for part in frames.split(32)])
         self.mean.copy_(latents.mean((0, 1, 2)))
         self.std.copy_(latents.std((0, 1, 2)).clamp(min=1e-3))
 

@@ -1,8 +1,9 @@
 """Latent actions: what happened between two frames, as one of a few codes that nobody named.
 
 The encoder looks at both frames; the decoder must draw the next frame from the past and the code alone, so the code comes to
-hold what the past does not tell. Letters: B batch, T frames, P patches a frame, L channels of a code; actions[:, t] leads from
-frame t to frame t + 1.
+hold what the past does not tell. With a long past that is the surprise ("it turns round"), with the present frame alone
+(context_frames=1) it is the movement itself ("up"), which is what a player wants.
+Letters: B batch, T frames, P patches a frame, L channels of a code; actions[:, t] leads from frame t to frame t + 1.
 """
 
 import dataclasses
@@ -41,19 +42,21 @@ class LatentActionsConfig(StageConfig):
         super().__post_init__()
         check(self.action_dim > 0, f"action_dim must be positive, not {self.action_dim}")
         check(self.action_levels >= 2, f"action_levels must be at least 2, not {self.action_levels}")
-        check(self.sequence_length > 2, f"sequence_length must be at least 3, not {self.sequence_length}")
+        check(self.encoder == "space_time" or self.patch_size % 4 == 0,
+              f"encoder='pair' needs a patch_size that 4 divides, not {self.patch_size}; use encoder='space_time'")  # fmt: skip
+        self.check_length()
 
 
 class LatentActions(System):
     name, Config = "latent_actions", LatentActionsConfig
     PRESETS: typing.ClassVar = {
         "small": {
-            "steps": 4000, "batch_size": 4, "sequence_length": 6, "lr_schedule": "cosine", "ema_decay": 0.995,
-            "eval_horizon": 16, "long_horizon": 64,
+            "context_frames": 1, "sequence_length": 2, "steps": 3000, "batch_size": 32, "lr_schedule": "cosine",
+            "ema_decay": 0.995, "eval_horizon": 16,
         },
         "demo": {
-            "steps": 1500, "batch_size": 4, "sequence_length": 6, "lr_schedule": "cosine", "ema_decay": 0.99,
-            "eval_horizon": 16,
+            "context_frames": 1, "sequence_length": 2, "steps": 1000, "batch_size": 16, "lr_schedule": "cosine",
+            "ema_decay": 0.99, "eval_horizon": 16,
         },
         "original": ORIGINAL | {"encoder": "space_time", "eval_horizon": 16, "long_horizon": 64},
         "tiny": TINY,
@@ -116,7 +119,8 @@ class LatentActions(System):
         patches = to_patches(batch["frames"], self.config.patch_size) - self.mean
         actions = self.encode(batch["frames"])
         drawn, _ = self._next(patches[:, :-1], actions)
-        loss = F.mse_loss(drawn[:, 1:], patches[:, 2:])  # from two frames on: one shows no movement, which is no action
+        first = min(1, self.config.context_frames - 1)  # with a past, from two frames on: one shows no movement
+        loss = F.mse_loss(drawn[:, first:], patches[:, first + 1 :])
         logs = {"mse": loss} | spread("action", actions) | statistics("output", drawn)
         return Loss(loss, logs)
 

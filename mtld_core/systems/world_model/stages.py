@@ -40,6 +40,11 @@ class StageConfig:
               f"used; the nearest is {max(1, round(self.embed_dim / wide)) * wide}")  # fmt: skip
         check(self.sequence_length >= 2, f"sequence_length must be at least 2, not {self.sequence_length}")
 
+    def check_length(self):
+        """For stages that predict: a window holds more than the context."""
+        check(self.sequence_length > self.context_frames,
+              f"sequence_length={self.sequence_length} must be above context_frames={self.context_frames}")  # fmt: skip
+
     @property
     def patches(self):
         return (self.height // self.patch_size) * (self.width // self.patch_size)
@@ -128,6 +133,8 @@ def spread_alarms(figures, name, least=1e-5):
 
 def held_out(system, dataset, starts, most=64):
     """Float windows `[n, T, 3, H, W]` of the system's training length, in pieces, from at most `most` of the held-out ones."""
+    ends = torch.tensor([arc.stop for arc in dataset.arcs])
+    room = int((ends[torch.searchsorted(ends, starts, right=True)] - starts).min())  # a stage may have learned longer ones
     for part in starts[:: -(-len(starts) // most)].split(16):
-        rows = part[:, None] + torch.arange(system.config.sequence_length)
+        rows = part[:, None] + torch.arange(min(system.config.sequence_length, room))
         yield rows, to_float(dataset.frames[rows].to(system.device))

@@ -1,0 +1,167 @@
+"""The steered systems on Atari Pong from start to finish: record, train, and judge on held-out episodes.
+
+python bench/pong.py OUT                         all of it, into OUT: an hour on two cores
+python bench/pong.py OUT --only tinydreams       one stage: tinydreams, tokenizer, latent_actions, dynamics
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data_prep.games import frame_of, make_env
+from data_prep.record_game import record
+from mtld_core.data import open_dataset
+from mtld_core.evaluate import Judge, evenly
+from mtld_core.frames import to_float, to_uint8
+from mtld_core.media import save_picture, strip
+from mtld_core.source import windows_of
+from mtld_core.systems import open_run
+from mtld_core.train import train
+
+STAGES = ("tinydreams", "tokenizer", "latent_actions", "dynamics")
+UP, DOWN = 2, 3  # Pong calls them RIGHT and LEFT
+FIELD = slice(11, 58)  # rows of a 64x64 frame between the two white borders
+PADDLE = slice(54, 60)  # columns of the player's paddle
+MIDDLE = range(24, 44)  # rows from which it can move 4 frames either way without touching a border
+HELD = 4  # frames
+SHOWN = (1, 4, 16, 64)  # horizons
+
+
+def paddle_row(frames, least=200):
+    """Row of the centre of the player's (green) paddle: uint8 frames `[..., 64, 64, 3]` -> float `[...]`, nan where none is.
+
+    least: of green, summed; a whole paddle has some 400, the empty field 0, so that a dream's faint one is found with less.
+    """
+    part = frames[..., FIELD, PADDLE, :].float()
+    green = (part[..., 1] - part[..., 0]).clamp(min=0).sum(-1)  # [..., rows]; nothing else there is greener than red
+    rows = torch.arange(FIELD.start, FIELD.stop, dtype=torch.float32)
+    mass = green.sum(-1)
+    return torch.where(mass > least, (green * rows).sum(-1) / mass, torch.nan)
+
+
+def held_out(system, dataset):
+    """The arcs that a run was judged on."""
+    starts = windows_of(system, dataset)[1]
+    return [arc for arc in dataset.arcs if ((starts >= arc.start) & (starts < arc.stop)).any()]
+
+
+def obedience(system, dataset, arcs, tries=200):
+    """Share of tries in which the dream's paddle, held up or down for 4 frames from mid-field, goes where the real one goes.
+
+    The real game is put into the same state by the recorded actions, and tried from there.
+    """
+    game, k, cases = make_env(dataset.about["env"], dataset.about["env_options"]), system.needs().context, []
+    for arc in arcs:
+        game.reset(seed=dataset.about["episode_seeds"][int(arc.name.split("_")[1])])
+        for t, row in enumerate(range(arc.start, arc.stop)):
+            if t >= k - 1 and paddle_row(dataset.frames[row]).round().item() in MIDDLE:
+                for action in (UP, DOWN):
+                    state = game.unwrapped.clone_state(include_rng=True)
+                    seen = [frame_of(game, game.step(action)[0], dataset.about["size"]) for _ in range(HELD)]
+                    real = paddle_row(torch.from_numpy(np.stack(seen))) - paddle_row(dataset.frames[row])
+                    last = real.isfinite().nonzero()[-1].item()  # it may leave the field on the way
+                    cases.append((row, action, last, real[last]))
+                    game.unwrapped.restore_state(state)
+            game.step(int(dataset.actions[row]))
+    rows, actions, last, real = (evenly(torch.tensor(column), tries) for column in zip(*cases, strict=True))
+    context = to_float(dataset.frames[rows[:, None] + torch.arange(1 - k, 1)])
+    with torch.inference_mode():
+        frames = torch.cat(list(system.rollout(context, HELD, [actions] * HELD)), 1)[torch.arange(len(rows)), last]
+    dreamt = paddle_row(to_uint8(frames), least=60) - paddle_row(dataset.frames[rows])
+    return (torch.sign(dreamt) == torch.sign(real)).float().mean().item(), len(rows)
+
+
+def motion(dataset, arcs):
+    """(rows, 0 up, 1 none or 2 down): how the player's paddle moves from each row to the next, where it is seen."""
+    found = []
+    for arc in arcs:
+        moved = paddle_row(dataset.frames[arc.start : arc.stop]).diff()
+        rows = torch.arange(arc.start, arc.stop - 1)[moved.isfinite()]
+        found.append((rows, (moved[moved.isfinite()] > 0.5).long() * 2 + (moved[moved.isfinite()].abs() <= 0.5).long()))
+    return tuple(map(torch.cat, zip(*found, strict=True)))
+
+
+def codes_at(system, dataset, arcs):
+    """int64 `[N]`: the latent action from each row of the arcs to the next, -1 elsewhere; whole arcs are encoded in pieces."""
+    codes, piece = torch.full((len(dataset.frames),), -1), 64
+    with torch.inference_mode():
+        for arc in arcs:
+            for start in range(arc.start, arc.stop - 1, piece):
+                first = max(arc.start, start - system.config.context_frames)
+                stop = min(arc.stop, start + piece + 1)
+                found = system.infer_actions(to_float(dataset.frames[first:stop])[None])[0]
+                codes[start : stop - 1] = found[start - first :]
+    return codes
+
+
+def motion_accuracy(system, dataset):
+    """Balanced accuracy of a linear map from latent action (one-hot) to the paddle's motion, fitted on the training part."""
+    judged = held_out(system, dataset)
+    learned = [arc for arc in dataset.arcs if arc not in judged]
+    tables = []
+    for arcs in (learned[:: max(1, len(learned) // 8)], judged):
+        codes, (rows, moved) = codes_at(system, dataset, arcs), motion(dataset, arcs)
+        counts = torch.bincount(moved * system.action_space + codes[rows], minlength=3 * system.action_space)
+        table = counts.view(3, -1).float()
+        tables.append(table / table.sum(1, keepdim=True).clamp(min=1))
+    best = tables[0].argmax(0)  # each code's likeliest motion, all motions weighing the same
+    return sum(tables[1][c][best == c].sum().item() for c in range(3)) / 3
+
+
+def sheet(system, dataset, arcs, clips=4):
+    """A picture: what really came beside what was dreamt under the same actions, at horizons 1, 4, 16 and 64."""
+    k, rows = system.needs().context, []
+    places = evenly(torch.cat([dataset.arc_windows(arc, k + max(SHOWN)) for arc in arcs]), clips + 2)[1:-1]
+    judge = Judge(dataset, places, system.needs(), max(SHOWN), dataset.frames[::50])
+    truth, dreamt = judge.truth(places), judge.made_by(system, places, max(SHOWN))
+    for clip in range(clips):
+        rows += [frames[clip, [h - 1 for h in SHOWN]] for frames in (truth, dreamt)]
+    return strip(rows, ["truth", "dream"] * clips, [f"+{h}" for h in SHOWN])
+
+
+def main(out, only, minutes, steps, seed):
+    out.mkdir(parents=True, exist_ok=True)
+    data = out / "pong.h5"
+    if not data.exists():
+        record("ALE/Pong-v5", steps, data, seed=seed)
+    stages = {"dynamics": {"tokenizer_run": str(out / "tokenizer")}}
+    for name in only:
+        began = time.process_time()
+        overrides = {"eval_every_steps": 0} | stages.get(name, {})
+        settings = {"time_budget_minutes": minutes} if minutes else {}
+        report = train(name, "small", data, overrides, run_dir=str(out / name), **settings)
+        print(
+            f"{name}: {report['train_seconds']:.0f} s of training, {time.process_time() - began:.0f} s of processor time in all"
+        )
+        print(json.dumps({k: v for k, v in report["metrics"].items() if isinstance(v, float)}, indent=1))
+        if skills := report["metrics"].get("skill_db_by_horizon"):
+            print(
+                "skill by horizon:",
+                ", ".join(f"{h}: {skills[h - 1]:+.2f}" for h in (1, 2, 4, 8, 16, 32, 64) if h <= len(skills)),
+            )
+            print(f"least skill to horizon 16: {min(skills[:16]):+.2f} dB")
+        dataset = open_dataset(data)
+        system = open_run(out / name, device="cpu")
+        if not system.reconstructs:
+            save_picture(out / f"{name}_sheet.png", sheet(system, dataset, held_out(system, dataset)))
+        if system.action_space == 6:
+            print("the paddle obeys in {:.1%} of {} tries".format(*obedience(system, dataset, held_out(system, dataset))))
+        if name == "latent_actions":
+            print(f"latent action -> paddle motion: balanced accuracy {motion_accuracy(system, dataset):.1%} (chance 33 %)")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--only", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--minutes", type=float, default=0, help="a stage; 0: as many steps as the preset says")
+    parser.add_argument("--steps", type=int, default=16_000, help="to record")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    main(arguments.out, arguments.only, arguments.minutes, arguments.steps, arguments.seed)

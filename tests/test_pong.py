@@ -1,0 +1,77 @@
+"""The shipped Pong run on a game that it never saw: it predicts better than copying, and its paddle obeys."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from pong import motion, obedience, paddle_row
+
+from data_prep.record_game import record
+from mtld_core.data import open_dataset
+from mtld_core.evaluate import Judge
+from mtld_core.play import Play
+from mtld_core.systems import open_run
+
+SHIPPED = Path(__file__).parents[1] / "examples" / "pong"
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return open_run(SHIPPED, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def unseen(tmp_path_factory):
+    """Five episodes under another seed than the one that it learned from."""
+    path = tmp_path_factory.mktemp("pong") / "unseen.h5"
+    record("ALE/Pong-v5", 1500, path, seed=4711, episode_steps=300, progress=False)
+    return open_dataset(path, progress=False)
+
+
+def test_the_shipped_run_is_small_and_names_no_place():
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) <= 5e6
+    for name in ("config.json", "report.json", "README.md"):
+        assert "/root" not in (SHIPPED / name).read_text() and "/home" not in (SHIPPED / name).read_text()
+
+
+def test_it_sees_further_than_copying(shipped, unseen):
+    needs = shipped.needs()
+    starts = torch.cat([unseen.arc_windows(arc, needs.context + 16)[::12] for arc in unseen.arcs])
+    judge = Judge(unseen, starts, needs, 16, unseen.frames[::5], max_windows=48)
+    figures = judge(shipped)
+    assert figures["skill_db_by_horizon"][0] >= 2
+    assert min(figures["skill_db_by_horizon"]) > 0
+    assert figures["action_shuffle_gap_db"] > 0.1
+
+
+def test_the_paddle_obeys(shipped, unseen):
+    share, tries = obedience(shipped, unseen, unseen.arcs)
+    assert tries == 200 and share >= 0.95
+
+
+def test_a_paddle_that_ignores_the_player_is_found_out(shipped, unseen, monkeypatch):
+    rollout = shipped.rollout
+    monkeypatch.setattr(shipped, "rollout", lambda context, n, actions: rollout(context, n, [a * 0 for a in actions]))
+    assert obedience(shipped, unseen, unseen.arcs, tries=60)[0] < 0.7
+
+
+def test_the_paddle_is_found_in_the_picture():
+    frames = torch.full((3, 64, 64, 3), 0, dtype=torch.uint8)
+    frames[:] = torch.tensor([144, 72, 17], dtype=torch.uint8)
+    frames[0, 20:25, 56:58] = frames[1, 26:31, 56:58] = torch.tensor([92, 186, 92], dtype=torch.uint8)
+    assert paddle_row(frames)[:2].tolist() == [22, 28] and paddle_row(frames)[2].isnan()
+
+
+def test_motion_is_up_none_or_down(unseen):
+    rows, moved = motion(unseen, unseen.arcs)
+    assert set(moved.tolist()) == {0, 1, 2}
+    rise = paddle_row(unseen.frames[rows[moved == 0] + 1]) - paddle_row(unseen.frames[rows[moved == 0]])
+    assert rise.max() < 0  # rows count from the top
+
+
+def test_it_can_be_played_at_once(shipped):
+    play = Play(shipped)
+    assert "RIGHT" in play.labels
+    for action in (2, 2, 3):
+        play.act(action)
+    assert len(play.frames) == 4 and not torch.equal(play.frames[0], play.frames[-1])
