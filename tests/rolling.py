@@ -70,7 +70,7 @@ def open_toy(monkeypatch, folder, action_space=None, **config):
         step=7,
         preset="demo",
         dataset_path=str(folder / "data"),
-        training={"holdout": 0.1, "cross_cuts": False, "restitution": False, "controls_lead_to": "next"},
+        training={"holdout": 0.1, "cross_cuts": False, "restitution": False, "eval_horizon": 0},
     )
     for module in (generate, panel):
         monkeypatch.setattr(module, "open_run", lambda path, checkpoint="", device="auto": system)
