@@ -273,8 +273,8 @@ def test_what_is_kept_of_the_past_does_not_grow(runs):
         state = system.start(data().frames[:3])
         for _ in range(50):
             state, _ = system.step(state, torch.tensor([0]))
-    assert {kept.shape[1] for block in state.past for kept in block} == {2}
-    assert {kept.shape[1] for block in state.drawn for kept in block} == {1}  # the tokenizer looks back less far
+    assert {kept.shape[3] for block in state.past for kept in block} == {2}
+    assert {kept.shape[3] for block in state.drawn for kept in block} == {1}  # the tokenizer looks back less far
 
 
 @pytest.mark.parametrize(

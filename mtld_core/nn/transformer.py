@@ -58,19 +58,28 @@ class CausalTimeAttention(nn.Module):
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.distance = nn.Parameter(torch.zeros(heads, span))
 
-    def forward(self, x, past=None):
-        """past: keys and values `[B, S, P, H, D]` of at most span - 1 frames before. Returns (`[B, T, P, E]`, the new past)."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).unbind(3)  # [B, T, P, H, D]
-        if past is not None:
-            k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
-        scores = torch.einsum("btphd,bsphd->bphts", q, k) * self.head_dim**-0.5
-        weights = torch.softmax(scores + self.bias(q.shape[1], k.shape[1]), -1)
-        mixed = torch.einsum("bphts,bsphd->btphd", weights, v)
-        kept = max(0, k.shape[1] - self.span + 1)
-        return self.out(mixed.flatten(-2)), (k[:, kept:], v[:, kept:])
+    def forward(self, x, past=None, keep=True):
+        """past: keys and values `[B, P, H, S, D]` of at most span - 1 frames. Returns (`[B, T, P, E]`, the new past).
+
+        keep: False where no frame follows these: then the new past, whose joining would cost most of a frame's copying, is None.
+        """
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).permute(3, 0, 2, 4, 1, 5)  # [B, P, H, T, D]
+        seen = [(k, v)] if past is None else [past, (k, v)]
+        scores = [q @ keys.transpose(-1, -2) for keys, _ in seen]  # [B, P, H, T, S]
+        scores = scores[0] if past is None else torch.cat(scores, -1)
+        weights = torch.softmax(scores * self.head_dim**-0.5 + self.bias(*scores.shape[-2:]), -1)
+        parts = weights.split([keys.shape[3] for keys, _ in seen], -1)
+        mixed = sum(w @ values for w, (_, values) in zip(parts, seen, strict=True)).permute(0, 3, 1, 2, 4)  # [B, T, P, H, D]
+        first = max(0, scores.shape[-1] - self.span + 1)
+        if keep:
+            joined = (k, v) if past is None else [torch.cat(pair, 3) for pair in zip(*seen, strict=True)]
+            past = tuple(one[..., first:, :] for one in joined)
+        return self.out(mixed.flatten(-2)), past if keep else None
 
     def bias(self, frames, seen):
         """`[H, T, S]`: the number for each distance, minus infinity for what lies ahead or too far back."""
+        if frames == 1:  # frame after frame, which is where every operation counts
+            return self.distance[:, None, :seen].flip(-1)
         now = torch.arange(seen - frames, seen, device=self.distance.device)
         back = now[:, None] - torch.arange(seen, device=now.device)
         visible = (back >= 0) & (back < self.span)
@@ -133,9 +142,9 @@ class SpaceTimeBlock(nn.Module):
         self.norm2, self.time = Norm(dim, condition_dim), CausalTimeAttention(dim, heads, span)
         self.norm3, self.mlp = Norm(dim, condition_dim), Mlp(dim, hidden)
 
-    def forward(self, x, condition=None, past=None):
+    def forward(self, x, condition=None, past=None, keep=True):
         x = x + self.space(self.norm1(x, condition).flatten(0, 1)).view_as(x)
-        mixed, past = self.time(self.norm2(x, condition), past)
+        mixed, past = self.time(self.norm2(x, condition), past, keep)
         x = x + mixed
         return x + self.mlp(self.norm3(x, condition)), past
 
@@ -143,8 +152,8 @@ class SpaceTimeBlock(nn.Module):
 class SpaceTimeTransformer(nn.Module):
     """Blocks over `[B, T, P, E]`. `forward(x, condition, past)` -> (out, past): past is what the next frames need of these.
 
-    condition: `[B, T, condition_dim]`. past: a list, one entry a block; None at the start of a clip. One pass over a whole clip
-    and frame after frame with the past are the same function.
+    condition: `[B, T, condition_dim]`. past: a list, one entry a block; None at the start of a clip. keep: False where no frame
+    follows these. One pass over a whole clip and frame after frame with the past are the same function.
     """
 
     def __init__(self, dim, heads, hidden, blocks, span, condition_dim=0):
@@ -152,10 +161,10 @@ class SpaceTimeTransformer(nn.Module):
         self.blocks = nn.ModuleList([SpaceTimeBlock(dim, heads, hidden, span, condition_dim) for _ in range(blocks)])
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x, condition=None, past=None):
+    def forward(self, x, condition=None, past=None, keep=True):
         condition = None if condition is None else condition[:, :, None]
         present = []
         for block, kept in zip(self.blocks, past or [None] * len(self.blocks), strict=True):
-            x, kept = block(x, condition, kept)
+            x, kept = block(x, condition, kept, keep)
             present.append(kept)
         return self.norm(x), present

@@ -169,10 +169,10 @@ class Dynamics(System):
         told = torch.arange(actions.shape[1], device=hidden.device) >= hidden
         return torch.where(told[..., None], self.encode_action(actions), self.no_action)
 
-    def _transform(self, x, conditions, past=None):
+    def _transform(self, x, conditions, past=None, keep=True):
         """Tokens `[B, T, P, E]` and conditions `[B, T, E]` -> (`[B, T, P, E]`, past)."""
         modulates = self.config.action_input == "modulate"
-        return self.transformer(x + conditions[:, :, None], conditions if modulates else None, past)
+        return self.transformer(x + conditions[:, :, None], conditions if modulates else None, past, keep)
 
     # ---- training
 
@@ -278,7 +278,7 @@ class Dynamics(System):
         latents = torch.zeros_like(state.latents)
         hidden = torch.ones(latents.shape[:3], dtype=torch.bool, device=latents.device)
         for i in range(1, c.decode_steps + 1):
-            x, _ = self._transform(self._tokens(latents, hidden), condition, state.past)
+            x, _ = self._transform(self._tokens(latents, hidden), condition, state.past, keep=False)
             logits = self.head(x)
             if c.temperature:
                 chance = torch.rand(logits.shape, generator=state.generator, device=logits.device)
