@@ -61,7 +61,7 @@ class CausalTimeAttention(nn.Module):
     def forward(self, x, past=None, keep=True):
         """past: keys and values `[B, P, H, S, D]` of at most span - 1 frames. Returns (`[B, T, P, E]`, the new past).
 
-        keep: False where no frame follows these: then the new past, whose joining would cost most of a frame's copying, is None.
+        keep: False where no frame follows these: then the new past, whose joining is most of a frame's copying, is None.
         """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).permute(3, 0, 2, 4, 1, 5)  # [B, P, H, T, D]
         seen = [(k, v)] if past is None else [past, (k, v)]
