@@ -30,7 +30,7 @@ class Steps:
         self.system = build(cls, config, dataset).to(self.device).train()
         self.system.prepare(dataset.frames)
         to_channels_last(self.system)
-        self.system.setup_training()
+        self.system.setup_training(None)
         dtype, _ = pick_precision(self.device)
         self.stepper = Stepper(self.system.optimizers(), self.device, dtype, clip_norm=self.training.clip_norm)
         needs = self.system.needs()

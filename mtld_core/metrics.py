@@ -29,6 +29,17 @@ def psnr(mse):
     return -10 * torch.log10(mse.clamp(min=LEAST_MSE))
 
 
+def flicker(frames):
+    """How much comes and goes from frame to frame: uint8 `[..., T, H, W, 3]` -> float64 `[...]`, in levels of 255.
+
+    Mean absolute second difference in time, which a steady change of brightness or a fade does not raise. 0 for T < 3.
+    """
+    if frames.shape[-4] < 3:
+        return torch.zeros(frames.shape[:-4], dtype=torch.float64)
+    a, b, c = (frames[..., i : frames.shape[-4] - 2 + i, :, :, :].int() for i in range(3))
+    return (a - 2 * b + c).abs().double().mean((-4, -3, -2, -1))
+
+
 def skill_db(baselines, model):
     """10 log10(MSE of the best baseline / MSE of the model), a float: 0 is no better than the best baseline.
 

@@ -38,6 +38,7 @@ from mtld_core.schedule import Schedule
 from mtld_core.settings import TrainConfig, build, open_data, plan
 from mtld_core.stepper import Stepper
 from mtld_core.systems.base import to_channels_last
+from mtld_core.translation import TranslationJudge
 
 SECONDS_BETWEEN_LOOKS = 0.1  # while paused
 PATIENCE = 20  # steps in a row without a finite update, after which the run is given up
@@ -104,9 +105,9 @@ class Training:
         self.train_seconds = self.paused_seconds = self.earlier_wall_seconds = 0.0
         self.saved, self.metrics, self.judged_at = None, {}, None  # the checkpoint of the present state, the newest figures
         self.alarms = Alarms(system, controls.say)
+        system.setup_training(run_dir)
         self._resume_or_begin()
         self.session_step, self.session_seconds = self.step, self.train_seconds  # where this session began
-        system.setup_training()
         if config.compile:
             for child in system.children():
                 child.compile()
@@ -242,22 +243,26 @@ class Training:
             dataset, needs.window, config.holdout, config.cross_cuts, config.restitution, needs.context + horizon
         )
         starts, held = (part[0] if pair else part for part in split)
-        rows = torch.unique(starts[:, None] + torch.arange(needs.window))
-        self.dataset, self.sample = dataset, first.frames[evenly(rows, 512)]
+        domains = zip((dataset.x, dataset.y), split[0], strict=True) if pair else [(dataset, starts)]
+        rows = [(domain, torch.unique(learned[:, None] + torch.arange(needs.window))) for domain, learned in domains]
+        self.dataset, self.samples = dataset, [domain.frames[evenly(some, 512)] for domain, some in rows]
         reach = 0
         if horizon:
             held, reach = reachable(first, held, needs.context, horizon, config.long_horizon, config.cross_cuts)
             if reach < config.long_horizon:
                 self.controls.say(f"judged up to horizon {reach}: too few held-out windows are longer")
         weights = system.lpips_weights
-        self.judge = Judge(first, held, needs, horizon, self.sample, config.eval_windows, weights, reach=reach)
+        self.judge = Judge(first, held, needs, horizon, self.samples[0], config.eval_windows, weights, reach=reach)
+        self.translations = (
+            TranslationJudge(dataset, split[1], needs.window, self.samples, config.eval_windows) if system.translates else None
+        )
         kind = DomainBatches if pair else Batches
         self.batches = kind(dataset, split[0], needs.window, config.batch_size, config.seed, needs.batches, self.device)
 
     def _resume_or_begin(self):
         folder, manifest = checkpoint_to_resume(self.run_dir, self.config.resume, self.controls.say)
         if folder is None:
-            self.system.prepare(self.sample)
+            self.system.prepare(*self.samples)
             if self.ema is not None:
                 self.ema.load_state_dict(self.system.state_dict())
             return
@@ -275,7 +280,7 @@ class Training:
             optimizer.load_state_dict(state["optimizers"][name])
             for parameter, moments in optimizer.state.items():  # the fused kernel pairs raw memory: lay it out alike
                 moments |= {k: torch.empty_like(parameter).copy_(v) for k, v in moments.items() if v.shape == parameter.shape}
-        self.system.load_extra_state(state["extra"])
+        self.system.load_extra_state(state["extra"], folder.parent.parent)
         if folder.parent.parent == self.run_dir:
             self.saved = f"checkpoints/{folder.name}"
 
@@ -315,7 +320,7 @@ class Training:
         return self.ema if self.ema is not None else self.system.eval()
 
     def _preview(self):
-        self._save_strip("step", *self.judge.preview(self._judged()))
+        self._save_strip("step", *(self.translations or self.judge).preview(self._judged()))
         self.system.train()
 
     def _save_strip(self, name, rows, labels, columns):
@@ -326,6 +331,8 @@ class Training:
         self.controls.doing = "judging"
         try:
             self.metrics = self.judge(self._judged(), between)
+            if self.translations is not None:
+                self.metrics |= self.translations(self._judged(), between)
             if self.judge.steerable is not None:
                 self._save_strip("actions", *self.judge.steered(self._judged()))
         except GivenUp:

@@ -177,7 +177,7 @@ def test_lpips_can_be_left_out_and_is_in_no_checkpoint(monkeypatch, tmp_path):
     monkeypatch.setattr("mtld_core.systems.mtld.load_trunk", lambda given: trunk)
     off, on = model(), model(perceptual="vgg")
     for system in (off, on):
-        system.setup_training()
+        system.setup_training(None)
     assert not off.frozen and isinstance(on.frozen["lpips"], LPIPS)
     assert on.state_dict().keys() == off.state_dict().keys()
 

@@ -127,7 +127,7 @@ def test_lpips_is_set_up_where_it_is_asked_for(monkeypatch):
     monkeypatch.setattr("mtld_core.systems.tinydreams.LPIPS", lambda trunk: torch.nn.Linear(1, 1))
     for weight in (0, 1):
         system = model(lambda_lpips=weight)
-        system.setup_training()
+        system.setup_training(None)
         assert ("lpips" in system.frozen) == (weight > 0) and not any("lpips" in name for name in system.state_dict())
 
 

@@ -64,7 +64,7 @@ class ToyGAN(System):
     def extra_state(self):
         return {"seen": self.seen, "replay": list(self.replay)}
 
-    def load_extra_state(self, state):
+    def load_extra_state(self, state, folder):
         self.seen, self.replay = state["seen"], state["replay"]
 
     def _start(self, context, generator):

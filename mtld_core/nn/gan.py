@@ -1,5 +1,9 @@
-"""Discriminators and adversarial losses."""
+"""Discriminators and adversarial losses.
 
+A discriminator's loss takes logits of real and of fake, a generator's those of fake alone; `GAN_LOSSES` has both by name.
+"""
+
+import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -39,6 +43,39 @@ def lsgan_discriminator_loss(real_logits, fake_logits, real=1.0, fake=0.0):
 def lsgan_generator_loss(fake_logits):
     """The generator's side of the least-squares GAN: fake towards 1."""
     return (fake_logits - 1).square().mean()
+
+
+def bce_discriminator_loss(real_logits, fake_logits):
+    """The first GAN (Goodfellow et al. 2014), on logits: the sigmoid is inside the loss, not before it."""
+    return 0.5 * (F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean())
+
+
+def bce_generator_loss(fake_logits):
+    """Its generator's side in the form that does not saturate: -log of the probability of being real."""
+    return F.softplus(-fake_logits).mean()
+
+
+GAN_LOSSES = {
+    "lsgan": (lsgan_discriminator_loss, lsgan_generator_loss),
+    "bce": (bce_discriminator_loss, bce_generator_loss),
+}
+
+
+def wasserstein_critic_loss(real_scores, fake_scores):
+    """Fake down, real up (Arjovsky et al. 2017); the generator's side is `-fake_scores.mean()`."""
+    return fake_scores.mean() - real_scores.mean()
+
+
+def gradient_penalty(critic, real, fake, alpha):
+    """Mean of (|gradient| - 1)^2 of the critic's scores at `fake + alpha (real - fake)` (Gulrajani et al. 2017), in fp32.
+
+    critic: `[B, ...]` -> scores `[B]` or `[B, 1]`, each of its own sample alone (no batch norm). alpha: `[B]` in [0, 1].
+    """
+    with torch.autocast(real.device.type, enabled=False):
+        real, fake = real.detach().float(), fake.detach().float()
+        between = torch.lerp(fake, real, alpha.to(real).view(-1, *[1] * (real.dim() - 1))).requires_grad_()
+        (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+        return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 
 def feature_matching_loss(fake_features, real_features):

@@ -4,16 +4,17 @@ A system is a `System` subclass with a frozen `Config` dataclass and named `PRES
 
     needs()                        what a batch must hold; the loop builds the sampler from it
     prepare(frames)                once, before the first step: statistics of the data
-    setup_training()               in every session: frozen networks that only the loss needs
+    setup_training(folder)         in every session: frozen networks that only the loss needs, files in the run's folder
     optimizers()                   one for each phase, by the phase's name
     training_step(batches, step)   one update of everything: a call `step(phase, loss_fn, batch)` for each phase
     loss(batch)                    all that a system with a single loss has to give
     start / step / rollout         generation: the context gives a state, the state gives frame after frame
+    translate(frames, direction)   what a system with `translates = True` makes of clips of the other domain
     evaluate(dataset, starts)      its own figures beside the general ones
     reconstruct(frames)            what a system with `reconstructs = True` is judged by, instead of rollouts
     infer_actions(frames)          the actions in a clip, for systems that invent their own
     alarms(figures)                what a look at its figures should warn of: a collapse
-    extra_state()                  what is neither module nor optimizer: a replay, target networks, counters
+    extra_state(), extra_files()   what is neither module nor optimizer: target networks, counters, a replay's files
 
 Axis letters: B batch, T frames, k context frames, H W pixels, A action. Frames inside are float `[B, T, 3, H, W]` in [-1, 1].
 """
@@ -54,6 +55,8 @@ class System(nn.Module):
     action_space = None  # None, an int (n discrete actions) or (low, high) lists of floats
     inherited: typing.ClassVar[tuple] = ()  # config fields that a run keeps as it began, whatever is named when it goes on
     reconstructs = False  # True: judged by `reconstruct`, not by rollouts (a tokenizer, a translator)
+    translates = False  # True: between two domains, see `translate`
+    samples = False  # True: `start` without a context draws from noise
 
     def __init__(self, config):
         super().__init__()
@@ -79,14 +82,18 @@ class System(nn.Module):
     def needs(self):
         raise NotImplementedError
 
-    def prepare(self, frames):
+    def prepare(self, frames, frames_y=None):
         """Set buffers that describe the data, from `frames`: uint8 `[n, H, W, 3]`, a sample of the training part.
 
-        Called once in the life of a run, not on resume.
+        frames_y: the same of the second domain, where there is one. Called once in the life of a run, not on resume.
         """
 
-    def setup_training(self):
-        """Make what only training needs and no checkpoint holds (frozen loss networks). Called in every session."""
+    def setup_training(self, folder):
+        """Make what only training needs and no model file holds (frozen loss networks, slow copies).
+
+        Called in every session, with the networks on their device, before `load_extra_state`. folder: the run's own, where
+        a system may keep files that are too large for checkpoints; it names them in `extra_files`.
+        """
 
     def optimizers(self):
         """dict phase name -> optimizer (see `adam`). A phase moves the parameters of its own optimizer only."""
@@ -104,8 +111,15 @@ class System(nn.Module):
         """Tensors, numbers, strings, lists and dicts of them, saved with every checkpoint."""
         return {}
 
-    def load_extra_state(self, state):
-        """Take back what `extra_state` gave."""
+    def extra_files(self):
+        """{path relative to the run's folder: bytes of it, from its beginning} of files that the present state rests on.
+
+        They are on disk when this returns. A file that no kept checkpoint names any more is deleted.
+        """
+        return {}
+
+    def load_extra_state(self, state, folder):
+        """Take back what `extra_state` gave. folder: of the run that it was saved in, where the `extra_files` lie."""
 
     def evaluate(self, dataset, starts):
         """Figures of this system's own, dict of floats. `starts`: first rows of the held-out windows."""
@@ -119,6 +133,13 @@ class System(nn.Module):
         """What the system makes of frames that it is shown, both float `[B, T, 3, H, W]`, where `reconstructs` is True."""
         raise NotImplementedError
 
+    def translate(self, frames, direction="x_to_y", state=None):
+        """Clips float `[B, T, 3, H, W]` -> (their translations, state), where `translates` is True.
+
+        direction: "x_to_y" or "y_to_x". state: what the clips' earlier part returned, to go on with the next part.
+        """
+        raise NotImplementedError
+
     # ---- generation
 
     def infer_actions(self, frames):
@@ -128,8 +149,13 @@ class System(nn.Module):
     def start(self, context, generator=None):
         """Context frames -> state. uint8 `[H,W,3]`, `[k,H,W,3]` or `[B,k,H,W,3]`, or float `[B,k,3,H,W]` in [-1, 1].
 
-        generator: a `torch.Generator` for systems that sample. Raises ConfigError where size or number do not fit.
+        context: None for a draw from noise, where `samples` is True. generator: a `torch.Generator` for systems that draw.
+        Raises ConfigError where size or number do not fit.
         """
+        if context is None and self.samples:
+            return self._start(None, generator)
+        if context is None:
+            raise ConfigError(f"{self.name} cannot start from noise: give it {self.needs().context} context frames")
         context = torch.as_tensor(context)
         if context.dtype == torch.uint8:
             context = context.reshape(-1, *context.shape[-4:]) if context.dim() >= 4 else context[None, None]

@@ -199,11 +199,11 @@ class MTLD(System):
     def needs(self):
         return Needs(window=self.config.sequence_length, context=self.config.context_frames)
 
-    def prepare(self, frames):
+    def prepare(self, frames, frames_y=None):
         if self.config.decoder == "shuffle" and self.config.skip == "none":
             self.decoder.mean.copy_(to_float(frames).mean(0))
 
-    def setup_training(self):
+    def setup_training(self, folder):
         if self.config.perceptual != "none" and self.config.lambda_lpips > 0:
             self.frozen["lpips"] = LPIPS(load_trunk(self.config.lpips_weights)).to(self.device)
 

@@ -214,7 +214,7 @@ class TinyDreams(System):
         k, n = self.config.context_frames, self.config.rollout_frames
         return Needs(window=k + n, context=k, actions=True)
 
-    def setup_training(self):
+    def setup_training(self, folder):
         if self.config.lambda_lpips > 0:
             self.frozen["lpips"] = LPIPS(load_trunk(self.config.lpips_weights)).to(self.device)
 

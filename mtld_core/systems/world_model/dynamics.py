@@ -143,7 +143,7 @@ class Dynamics(System):
         c = self.config
         return Needs(window=c.sequence_length, context=c.context_frames, actions=c.actions == "recorded")
 
-    def prepare(self, frames):
+    def prepare(self, frames, frames_y=None):
         """Take over the trained stages, and measure the spread of the tokenizer's latents."""
         load_stage(self.tokenizer, self.config.tokenizer_run)
         if self.lam is not None:

@@ -85,7 +85,7 @@ class LatentActions(System):
     def needs(self):
         return Needs(window=self.config.sequence_length, context=self.config.context_frames)
 
-    def prepare(self, frames):
+    def prepare(self, frames, frames_y=None):
         self.mean.copy_(to_patches(to_float(frames).median(0).values, self.config.patch_size))
 
     def optimizers(self):

@@ -78,7 +78,7 @@ class Tokenizer(System):
     def needs(self):
         return Needs(window=self.config.sequence_length)
 
-    def prepare(self, frames):
+    def prepare(self, frames, frames_y=None):
         median = to_float(frames).median(0).values
         self.mean.copy_(to_patches(median, self.config.patch_size))
 

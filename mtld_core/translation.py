@@ -1,0 +1,136 @@
+"""Judging a translator between two domains: clips of each in the other, against the truth where that is known.
+
+Unpaired clips cannot be compared pixel by pixel. Where `<root>/truth/X_in_Y/<arc>/` and `truth/Y_in_X/` lie beside the data (as
+data_prep/make_domains.py writes them), they hold what the arcs of X look like in Y, and the other way round; they are read for
+judging alone. Baselines: the source as it is (identity), the target domain's mean image, and the unpaired colour transfer that
+matches mean and covariance. All held-out windows are whole clips of T frames.
+"""
+
+from pathlib import Path
+
+import torch
+
+from mtld_core import metrics
+from mtld_core.data import open_dataset
+from mtld_core.evaluate import evenly
+from mtld_core.frames import to_float, to_uint8
+
+DIRECTIONS = ("x_to_y", "y_to_x")
+
+
+class TranslationJudge:
+    """`judge(system)` -> figures of both directions; where the truth is not known, those that need it are None.
+
+    pair: `DomainPair`. starts: (rows of X, rows of Y) where held-out windows begin. window: T. samples: uint8 `[n, H, W, 3]` of
+    X's training part and of Y's, which the baselines are made from.
+    """
+
+    def __init__(self, pair, starts, window, samples, max_windows=64, batch_size=4):
+        self.window, self.batch_size = window, batch_size
+        self.sources = dict(zip(DIRECTIONS, (pair.x, pair.y), strict=True))
+        self.starts = {d: evenly(rows, max_windows) for d, rows in zip(DIRECTIONS, starts, strict=True)}
+        self.truths = {
+            "x_to_y": _truth(pair.path, "X_in_Y", pair.x, self.starts["x_to_y"], window),
+            "y_to_x": _truth(pair.path, "Y_in_X", pair.y, self.starts["y_to_x"], window),
+        }
+        self.baselines = {d: self._baselines(d, *samples[:: 1 if d == "x_to_y" else -1]) for d in DIRECTIONS}
+
+    @torch.inference_mode()
+    def __call__(self, system, between=lambda: None):
+        """dict of floats and Nones; between: see `Judge`."""
+        figures = {}
+        for d in DIRECTIONS:
+            errors, flicker, flicker_source = [], [], []
+            for i, part in enumerate(self.starts[d].split(self.batch_size)):
+                between()
+                source = self._frames(d, part)
+                made = translated(system, source, d)
+                flicker.append(metrics.flicker(made))
+                flicker_source.append(metrics.flicker(source))
+                if self.truths[d] is not None:
+                    errors.append(metrics.mse(made, self._truth_of(d, i, len(part)).to(made.device)))
+            known = bool(errors)
+            figures[f"psnr_{d}"] = metrics.psnr(torch.cat(errors)).mean().item() if known else None
+            figures[f"baseline_psnr_{d}"] = max(self.baselines[d].values()) if known else None
+            figures |= {f"baseline_{name}_psnr_{d}": value for name, value in self.baselines[d].items()}
+            figures[f"flicker_{d}"] = torch.cat(flicker).mean().item()
+            figures[f"flicker_source_{d}"] = torch.cat(flicker_source).mean().item()
+        return figures
+
+    def preview(self, system, columns=8):
+        """(rows of uint8 frames, their labels, labels of the columns): a clip of each domain, its translation, its truth."""
+        rows, labels = [], []
+        shown = evenly(torch.arange(self.window), columns)
+        for d, (source, target) in zip(DIRECTIONS, ("xy", "yx"), strict=True):
+            clip = self._frames(d, self.starts[d][:1])
+            with torch.inference_mode():
+                made = translated(system, clip, d)
+            rows += [clip[0, shown].cpu(), made[0, shown].cpu()]
+            labels += [f"{source}", f"{source} in {target}"]
+            if self.truths[d] is not None:
+                rows.append(self._truth_of(d, 0, 1)[0, shown])
+                labels.append("truth")
+        return rows, labels, [str(int(t)) for t in shown]
+
+    def _frames(self, direction, starts):
+        """uint8 `[B, T, H, W, 3]`: the clips to be translated."""
+        return self.sources[direction].frames[starts[:, None] + torch.arange(self.window)]
+
+    def _truth_of(self, direction, part, count):
+        return self.truths[direction][part * self.batch_size :][:count]
+
+    def _baselines(self, direction, source, target):
+        """name -> PSNR in dB of what needs no learning; {} where the truth is not known."""
+        if self.truths[direction] is None:
+            return {}
+        mean = target.double().mean(0).round().to(torch.uint8)
+        matrix, shift = colour_transfer(source, target)
+        errors = {"identity": [], "mean_image": [], "colour_transfer": []}
+        for i, part in enumerate(self.starts[direction].split(self.batch_size)):
+            clips = self._frames(direction, part)
+            truth = self._truth_of(direction, i, len(part)).to(clips.device)
+            recoloured = (clips.double() @ matrix.T + shift).round().clamp(0, 255).to(torch.uint8)
+            for name, made in (("identity", clips), ("mean_image", mean), ("colour_transfer", recoloured)):
+                errors[name].append(metrics.mse(made, truth))
+        return {name: metrics.psnr(torch.cat(parts)).mean().item() for name, parts in errors.items()}
+
+
+def translated(system, clips, direction):
+    """uint8 `[B, T, H, W, 3]` -> the same, in the other domain."""
+    return to_uint8(system.translate(to_float(clips.to(system.device)), direction)[0]).to(clips.device)
+
+
+def colour_transfer(source, target):
+    """(matrix `[3, 3]`, shift `[3]`), float64: the linear map that gives the colours of `source` the mean and covariance of `target`.
+
+    Both uint8 `[..., 3]`. Of all such maps, the one that moves colours least (Pitie and Kokaram 2007).
+    """
+    source, target = (frames.reshape(-1, 3).double() for frames in (source, target))
+    root, inverse = _roots(torch.cov(source.T))
+    matrix = inverse @ _roots(root @ torch.cov(target.T) @ root)[0] @ inverse
+    return matrix, target.mean(0) - matrix @ source.mean(0)
+
+
+def _roots(covariance):
+    """Square root of a symmetric matrix and the inverse of that root; directions without variance have an inverse of 0."""
+    values, vectors = torch.linalg.eigh(covariance)
+    roots = values.clamp(min=0).sqrt()
+    inverses = torch.where(roots > 1e-6 * roots.max(), 1 / roots, 0)
+    return (vectors * roots) @ vectors.T, (vectors * inverses) @ vectors.T
+
+
+def _truth(root, name, dataset, starts, window):
+    """uint8 `[windows, T, H, W, 3]`: the clips at `starts` as they look in the other domain; None where that is not known.
+
+    Raises UserError where an arc or a frame is missing there.
+    """
+    folder = Path(root) / "truth" / name
+    if not folder.is_dir():
+        return None
+    truth = open_dataset(folder, *dataset.size, progress=False)
+    clips = []
+    for start in starts.tolist():
+        arc = next(arc for arc in dataset.arcs if arc.start <= start < arc.stop)
+        numbers = arc.numbers[start - arc.start :][:window]
+        clips.append(truth.frames[[truth.row(arc.name, int(number)) for number in numbers]])
+    return torch.stack(clips)
