@@ -101,9 +101,9 @@ def translated(system, clips, direction):
 
 
 def colour_transfer(source, target):
-    """(matrix `[3, 3]`, shift `[3]`), float64: the linear map that gives the colours of `source` the mean and covariance of `target`.
+    """(matrix `[3, 3]`, shift `[3]`), float64: the linear map that gives one's colours the mean and covariance of the other's.
 
-    Both uint8 `[..., 3]`. Of all such maps, the one that moves colours least (Pitie and Kokaram 2007).
+    source, target: uint8 `[..., 3]`. Of all such maps, the one that moves colours least (Pitie and Kokaram 2007).
     """
     source, target = (frames.reshape(-1, 3).double() for frames in (source, target))
     root, inverse = _roots(torch.cov(source.T))
