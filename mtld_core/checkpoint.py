@@ -3,6 +3,9 @@
 <run_dir>/latest.json                 {"checkpoint", "step", "sha256"}: the digest of the manifest, which lists the others
 <run_dir>/best.json                   {"checkpoint", "step", "metric", "value"}
 <run_dir>/checkpoints/step_00001000/  model.safetensors, ema.safetensors, train_state.pt, manifest.json
+
+A manifest may also name files elsewhere in the run's folder that the checkpoint rests on, with the bytes that it needs from
+their beginning: they only ever grow, so that what is large (a replay) is stored once and not with every checkpoint.
 """
 
 import contextlib
@@ -62,11 +65,12 @@ def disk_errors(run_dir):
         ) from error
 
 
-def save(run_dir, step, weights, train_state, config, ema=None):
+def save(run_dir, step, weights, train_state, config, ema=None, files=None):
     """Write `checkpoints/step_<step>` and point latest.json at it. Returns its name relative to run_dir.
 
     weights, ema: dicts of tensors. train_state: what `torch.load(weights_only=True)` may read: tensors, numbers, strings, lists
-    and dicts. config: JSON values, kept in the manifest. On any error (a full disk) the earlier checkpoints stay as they were.
+    and dicts. config: JSON values, kept in the manifest. files: {"<folder>/<name>" in run_dir: bytes of it that this
+    checkpoint rests on}, already on disk. On any error (a full disk) the earlier checkpoints stay as they were.
     """
     run_dir = Path(run_dir)
     name = f"checkpoints/step_{step:08d}"
@@ -78,15 +82,15 @@ def save(run_dir, step, weights, train_state, config, ema=None):
         if ema is not None:
             _save_tensors(ema, temporary / "ema.safetensors")
         _torch_save(train_state, temporary / "train_state.pt")
-        files = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
-        manifest = {"schema": SCHEMA, "step": step, "sha256": files, "config": config}
+        digests = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+        manifest = {"schema": SCHEMA, "step": step, "sha256": digests, "files": files or {}, "config": config}
         write_json(temporary / "manifest.json", manifest | {"self": _digest(manifest)})
         for file in temporary.iterdir():
-            _flush(file)
+            flush(file)
         if final.exists():  # the same step saved twice: the new one is as good, and was just checked
             shutil.rmtree(final)
         os.replace(temporary, final)
-        _flush(final.parent)
+        flush(final.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     write_json(run_dir / "latest.json", {"checkpoint": name, "step": step, "sha256": sha256(final / "manifest.json")})
@@ -100,7 +104,10 @@ def mark_best(run_dir, name, figure, value):
 
 
 def prune(run_dir, keep=2):
-    """Delete all checkpoints but the newest `keep` and the best one, and what a killed process left half-written."""
+    """Delete all checkpoints but the newest `keep` and the best one, and what a killed process left half-written.
+
+    Then also the `files` (see `save`) that none of the remaining ones names, and such as lie beside them with the same suffix.
+    """
     run_dir = Path(run_dir)
     names = [path.name for path in list_checkpoints(run_dir)]
     if latest := read_pointer(run_dir / "latest.json"):  # newer ones were damaged, and training went on from before them
@@ -109,15 +116,32 @@ def prune(run_dir, keep=2):
     if best := read_pointer(run_dir / "best.json"):
         kept.add(Path(best["checkpoint"]).name)
     leftovers = (run_dir / "checkpoints").glob(".step_*.tmp")
+    named = _files(run_dir)
     for path in [*list_checkpoints(run_dir), *leftovers]:
         if path.name not in kept:
             shutil.rmtree(path, ignore_errors=True)
+    needed = _files(run_dir)
+    for folder, suffix in {(path.parent, path.suffix) for path in named}:
+        for path in folder.glob(f"*{suffix}"):
+            if path not in needed:
+                with contextlib.suppress(OSError):  # as above: what cannot be deleted now can be the next time
+                    path.unlink()
 
 
 def list_checkpoints(run_dir):
     """Paths of the checkpoints of a run, newest first; they may still turn out damaged."""
     named = [path for path in (Path(run_dir) / "checkpoints").glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name)]
     return sorted(named, key=lambda path: path.name, reverse=True)
+
+
+def _files(run_dir):
+    """Paths of the files that the manifests of a run name; only such as lie in a folder right inside the run's own."""
+    found = set()
+    for checkpoint in list_checkpoints(run_dir):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # a damaged manifest names nothing
+            names = json.loads((checkpoint / "manifest.json").read_text()).get("files", {})
+            found |= {Path(run_dir) / name for name in names if re.fullmatch(r"\w+/[\w-]+\.\w+", name)}
+    return found
 
 
 def read_pointer(path):
@@ -127,8 +151,12 @@ def read_pointer(path):
         return pointer if isinstance(pointer, dict) and isinstance(pointer.get("checkpoint"), str) else None
 
 
-def problem(path):
-    """Why the checkpoint at `path` cannot be believed, in words; None where every file has its recorded sha256."""
+def problem(path, resuming=False):
+    """Why the checkpoint at `path` cannot be believed, in words; None where every file has its recorded sha256.
+
+    resuming: also why training could not go on from it, though its weights are whole: a file elsewhere in the run's folder
+    lacks bytes that it rests on.
+    """
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         if manifest.pop("self") != _digest(manifest):
@@ -136,6 +164,11 @@ def problem(path):
         for name, digest in manifest["sha256"].items():
             if sha256(path / name) != digest:
                 return f"{name} does not match its sha256"
+        for name, needed in manifest.get("files", {}).items() if resuming else ():
+            file = path.parent.parent / name
+            found = file.stat().st_size if file.exists() else 0
+            if found < needed:
+                return f"it rests on {needed} bytes of {name}, of which {found} are there"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     if manifest["schema"] > SCHEMA:
@@ -143,11 +176,11 @@ def problem(path):
     return None
 
 
-def find(run_dir, wanted="", say=print):
+def find(run_dir, wanted="", say=print, resuming=False):
     """Path of the checkpoint to use: `wanted` (a name such as "step_00001000", a path, or "best"), "" = the newest good one.
 
     A damaged newest checkpoint is said and skipped; one that was asked for by name is an error. Of a shared run (share.py),
-    which has no checkpoints, it is the file of weights. Raises UserError.
+    which has no checkpoints, it is the file of weights. resuming: see `problem`. Raises UserError.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
@@ -162,13 +195,13 @@ def find(run_dir, wanted="", say=print):
         path = next((p for p in (run_dir / wanted, run_dir / "checkpoints" / wanted, Path(wanted)) if p.is_dir()), None)
         if path is None:
             raise UserError(f"{run_dir} has no checkpoint {wanted!r}; there are: {', '.join(names) or 'none'}")
-        if reason := problem(path):
+        if reason := problem(path, resuming):
             raise UserError(f"checkpoint {path} is damaged: {reason}; use another one: {', '.join(names)}")
         return path
     if not (run_dir / "checkpoints").exists() and (run_dir / "model.safetensors").is_file():
         return run_dir / "model.safetensors"
     for path in list_checkpoints(run_dir):
-        reason = problem(path)
+        reason = problem(path, resuming)
         if reason is None:
             return path
         say(f"checkpoint {path} is damaged ({reason}); trying the one before")
@@ -238,7 +271,7 @@ def _torch_save(value, path):
             raise
 
 
-def _flush(path):
+def flush(path):
     """Have a file or folder on disk, as far as the file system can promise that."""
     with contextlib.suppress(OSError):  # Windows opens no folder, some network drives flush none
         handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -51,7 +51,7 @@ def checkpoint_to_resume(run_dir, resume, say=print):
     """
     own = checkpoints.list_checkpoints(run_dir)
     if own and resume not in ("auto", "never"):
-        newest = checkpoints.find(run_dir, say=say)
+        newest = checkpoints.find(run_dir, say=say, resuming=True)
         if json.loads((newest / "manifest.json").read_text())["config"]["training"]["resume"] == resume:
             resume = "auto"
     if resume != "auto" and own:
@@ -60,7 +60,8 @@ def checkpoint_to_resume(run_dir, resume, say=print):
         return None, None
     path = Path(run_dir if resume == "auto" else resume)
     inside = path.parent.name == "checkpoints"
-    folder = checkpoints.find(path.parent.parent, path.name) if inside else checkpoints.find(path, say=say)
+    run, name = (path.parent.parent, path.name) if inside else (path, "")
+    folder = checkpoints.find(run, name, say, resuming=True)
     if folder.is_file():
         raise UserError(f"{path} is a shared run: it can be opened, but holds nothing that training could go on from")
     return folder, json.loads((folder / "manifest.json").read_text())

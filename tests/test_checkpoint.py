@@ -252,6 +252,88 @@ def test_prune_never_deletes_what_was_just_saved(run, capsys, keep):
     assert checkpoints.find(run) == folder(run, 4)
 
 
+# ---- files beside the checkpoints
+
+
+def save_with(run, step, **files):
+    """A checkpoint that rests on such and such bytes of `logs/<name>.bin`."""
+    named = {f"logs/{name}.bin": needed for name, needed in files.items()}
+    return checkpoints.save(run, step, weights(step), {"step": step}, CONFIG, files=named)
+
+
+@pytest.fixture
+def beside(tmp_path):
+    """Checkpoint 1 rests on a and b, 2 on b and c, 3 on c."""
+    (tmp_path / "logs").mkdir()
+    for name in "abc":
+        (tmp_path / f"logs/{name}.bin").write_bytes(b"x" * 10)
+    save_with(tmp_path, 1, a=10, b=4)
+    save_with(tmp_path, 2, b=10, c=4)
+    save_with(tmp_path, 3, c=10)
+    return tmp_path
+
+
+def test_a_manifest_names_the_files_that_a_checkpoint_rests_on(beside):
+    assert json.loads((folder(beside, 2) / "manifest.json").read_text())["files"] == {"logs/b.bin": 10, "logs/c.bin": 4}
+    assert all(checkpoints.problem(path, resuming=True) is None for path in checkpoints.list_checkpoints(beside))
+    assert names(folder(beside, 1)) == ["manifest.json", "model.safetensors", "train_state.pt"]  # no copy
+
+
+def test_a_file_beside_that_is_short_or_missing_is_damage_where_training_is_to_go_on(beside, capsys):
+    (beside / "logs/c.bin").write_bytes(b"x" * 9)
+    assert checkpoints.find(beside) == folder(beside, 3)  # to generate, say
+    assert checkpoints.find(beside, resuming=True) == folder(beside, 2)
+    assert "it rests on 10 bytes of logs/c.bin, of which 9 are there" in capsys.readouterr().out
+    (beside / "logs/c.bin").unlink()
+    assert checkpoints.find(beside, resuming=True) == folder(beside, 1)
+    said = capsys.readouterr().out
+    assert "of logs/c.bin, of which 0 are there" in said and said.count("c.bin") == 2
+    (beside / "logs/b.bin").write_bytes(b"y" * 20)  # it only has to be long enough: it grows after the checkpoint
+    assert checkpoints.problem(folder(beside, 1), resuming=True) is None
+
+
+def test_prune_deletes_the_files_that_no_checkpoint_names_any_more(beside):
+    for name in ("logs/old.bin", "logs/notes.txt", "other.bin", "previews/a.bin"):
+        (beside / name).parent.mkdir(exist_ok=True)
+        (beside / name).write_bytes(b"z")
+    checkpoints.prune(beside, keep=2)
+    assert names(beside / "logs") == ["b.bin", "c.bin", "notes.txt"]  # and old.bin, which a killed process left
+    checkpoints.mark_best(beside, "checkpoints/step_00000002", "psnr", 1.0)
+    save(beside, 4)
+    checkpoints.prune(beside, keep=1)
+    assert names(beside / "logs") == ["b.bin", "c.bin", "notes.txt"]
+    checkpoints.mark_best(beside, "checkpoints/step_00000004", "psnr", 2.0)
+    checkpoints.prune(beside, keep=1)
+    assert names(beside / "logs") == ["notes.txt"]
+    assert names(beside / "previews") == ["a.bin"] and (beside / "other.bin").exists()
+
+
+@pytest.mark.parametrize("name", ["../{there}/a.bin", "a.bin", "logs/../../{there}/a.bin", "{path}/a.bin", "logs/deep/a.bin"])
+def test_prune_deletes_nothing_outside_whatever_a_manifest_says(tmp_path, name):
+    run, there = tmp_path / "run", tmp_path / "there"
+    for folder in (there, run, run / "logs/deep"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "a.bin").write_bytes(b"x")
+        (folder / "b.bin").write_bytes(b"x")
+    for step in (1, 2):
+        files = {name.format(there="there", path=there): 1} if step == 1 else {}
+        checkpoints.save(run, step, weights(step), {}, CONFIG, files=files)
+    checkpoints.prune(run, keep=1)
+    assert len(checkpoints.list_checkpoints(run)) == 1
+    assert all((folder / "a.bin").exists() and (folder / "b.bin").exists() for folder in (there, run, run / "logs/deep"))
+
+
+def test_manifests_from_before_files_were_named_still_open(run):
+    for step in (1, 2, 3):
+        path = folder(run, step) / "manifest.json"
+        manifest = json.loads(path.read_text())
+        del manifest["files"], manifest["self"]
+        path.write_text(json.dumps(manifest | {"self": checkpoints._digest(manifest)}))
+    assert checkpoints.find(run) == folder(run, 3)
+    checkpoints.prune(run, keep=1)
+    assert names(run / "checkpoints") == ["step_00000003"]
+
+
 # ---- a full disk
 
 
