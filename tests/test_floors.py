@@ -1,7 +1,7 @@
 """A file imports from lower floors, or from its own as long as nothing goes round in circles; systems are known by name alone.
 
 floor 0  config, frames, runtime
-floor 1  data/, media, metrics, checkpoint, thermal, nn/
+floor 1  data/, media, metrics, frechet, checkpoint, thermal, nn/
 floor 2  systems/, data_prep/
 floor 3  every other module directly in mtld_core: train, settings, stepper, ...
 """
@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("mtld_core", "data_prep")
-FLOORS = {"config": 0, "frames": 0, "runtime": 0, "media": 1, "metrics": 1, "checkpoint": 1, "thermal": 1}
+FLOORS = {"config": 0, "frames": 0, "runtime": 0, "media": 1, "metrics": 1, "frechet": 1, "checkpoint": 1, "thermal": 1}
 FOLDERS = {"data": 1, "nn": 1, "systems": 2}
 SYSTEMS = "mtld_core.systems"
 SHARED = ("", "base")  # what in systems/ is no system: the package itself and the contract
