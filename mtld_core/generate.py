@@ -1,6 +1,6 @@
 """From one picture to a sequence: `rollout` and `stream` give frames, `generate` writes them as PNGs, mp4 and GIF.
 
-It is written on the contract (`start`, `step`, `rollout`), so it serves every system. Frames are uint8 `[H, W, 3]`.
+It is written on the contract (`start`, `step`, `rollout`, `translate`), so it serves every system. Frames: uint8 `[H, W, 3]`.
 """
 
 import contextlib
@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mtld_core import media, metrics
 from mtld_core.frames import to_float, to_uint8
+from mtld_core.output import Continuation, Timed, Translation, write
 from mtld_core.runtime import UserError, write_json
 from mtld_core.source import read_source
 from mtld_core.systems import open_run
-
-STRIP_COLUMNS = 8
+from mtld_core.translation import DIRECTIONS, stream_translation
 
 # ---- frames from a system
 
@@ -27,7 +26,8 @@ STRIP_COLUMNS = 8
 def rollout(system, context, num_frames, actions=None, seed=0):
     """The `num_frames` frames that follow `context`: uint8 tensor `[num_frames, H, W, 3]` on the CPU, predictions only.
 
-    context: uint8 `[H, W, 3]` or `[k, H, W, 3]`, tensor or array. actions: one a frame, where there is an action space.
+    context: uint8 `[H, W, 3]` or `[k, H, W, 3]`, tensor or array; None for a draw from noise, where the system `samples`.
+    actions: one a frame, where there is an action space.
     The same weights, context, length and seed give the same frames, bit for bit on one device.
     Raises UserError, or the system's ConfigError, for a context or actions that do not fit.
     """
@@ -37,10 +37,11 @@ def rollout(system, context, num_frames, actions=None, seed=0):
 @torch.inference_mode()  # as a decorator it is on only while a frame is made, not while the caller uses it
 def stream(system, context, num_frames, actions=None, seed=0):
     """Like `rollout`, but yields frame after frame and keeps none. The system is in eval mode until the last is out."""
-    context = torch.as_tensor(np.ascontiguousarray(context) if isinstance(context, np.ndarray) else context)
-    if context.dtype != torch.uint8 or context.dim() not in (3, 4) or context.shape[-1] != 3:
-        found = f"{str(context.dtype).removeprefix('torch.')} {list(context.shape)}"
-        raise UserError(f"a context is uint8 [H, W, 3] or [k, H, W, 3], not {found}")
+    if context is not None:
+        context = torch.as_tensor(np.ascontiguousarray(context) if isinstance(context, np.ndarray) else context)
+        if context.dtype != torch.uint8 or context.dim() not in (3, 4) or context.shape[-1] != 3:
+            found = f"{str(context.dtype).removeprefix('torch.')} {list(context.shape)}"
+            raise UserError(f"a context is uint8 [H, W, 3] or [k, H, W, 3], not {found}")
     if num_frames < 1:
         raise UserError(f"num_frames must be at least 1, not {num_frames}")
     actions = check_actions(actions, system.action_space, num_frames, system.device)
@@ -105,39 +106,35 @@ def generate(
     """Let a trained run continue `source` (see `read_source`) and write the result; returns what generation.json holds.
 
     `<out_dir>/frames/frame_0000.png` is the last context frame as the model received it, the predictions follow;
-    num_frames counts all of them. Beside it: video.mp4, video.gif, strip.png, generation.json, and where the truth is
-    known comparison.mp4 (truth left). out_dir: "" is `<run_dir>/samples/<source>_<step>`. checkpoint: see `open_run`.
-    actions: JSON list, one for each predicted frame, where there is an action space; "" takes those of the source, recorded or,
-    where the system invents its own, seen in the frames. seed: for systems that sample.
+    num_frames counts all of them. From noise it is the first sample. A translator makes of the source's clip one of the other
+    domain, frame by frame; direction: "x_to_y" or "y_to_x". There num_frames is the most: no more than the clip has.
+
+    Beside the frames: video.mp4, video.gif, strip.png, generation.json, and where there is something to compare with
+    comparison.mp4, whose pictures "comparison" names: "truth | generated", or "source | translated" and, where the truth is
+    known, "| truth". out_dir: "" is `<run_dir>/samples/<source>_<step>`. checkpoint: see `open_run`. actions: JSON list, one
+    for each predicted frame, where there is an action space; "" takes those of the source, recorded or, where the system
+    invents its own, seen in the frames. seed: for systems that sample.
 
     "frames_per_second" counts the model alone, "seconds" the writing, too. Any length takes the same memory.
     Raises UserError for whatever the user can mend; then nothing half-written is left.
     """
-    for name, value in {"num_frames": num_frames, "fps": fps, "seed": seed}.items():
-        if not isinstance(value, numbers.Real if name == "fps" else numbers.Integral):
-            raise UserError(f"{name} must be a {'' if name == 'fps' else 'whole '}number, not {value!r}")
-    if num_frames < 2:
-        raise UserError(f"num_frames must be at least 2 (the first frame is the given one), not {num_frames}")
-    if not 0.01 <= fps <= 1000:
-        raise UserError(f"fps must be from 0.01 to 1000, not {fps}")
-    if not 0 <= seed < 2**63:
-        raise UserError(f"seed must be from 0 to 2^63 - 1, not {seed}")
-    if direction != "x_to_y":
-        raise UserError(f"direction={direction!r} is for translators between two domains; use 'x_to_y'")
+    _check_settings(num_frames, fps, seed)
     system = open_run(run_dir, checkpoint, device)
-    actions, given = _parse_actions(actions), read_source(system, source)
-    if actions is not None:  # the source's own go on to its truth, others somewhere else
-        given = given._replace(truth=given.truth[: _followed(actions, given)])
-    elif system.action_space is not None:
-        actions = _actions_of(given, system, num_frames - 1)
-    steering = check_actions(actions, system.action_space, num_frames - 1, system.device)
+    if direction not in DIRECTIONS:
+        raise UserError(f"direction must be 'x_to_y' or 'y_to_x', not {direction!r}")
+    if not system.translates and direction != "x_to_y":
+        raise UserError(f"direction={direction!r} is for translators between two domains; use 'x_to_y'")
+    actions, given = _parse_actions(actions), read_source(system, source, direction)
+    begin = _translation if system.translates else _continuation
+    job, name, facts = begin(system, given, num_frames, direction, actions, seed)
     run = system.run
     step = Path(run.checkpoint).stem if run.step is None else run.step
-    out_dir = Path(out_dir or Path(run.dir) / "samples" / f"{given.name}_{step}")
+    out_dir = Path(out_dir or Path(run.dir) / "samples" / f"{name}_{step}")
     if (out_dir / "frames").exists() and not (out_dir / "generation.json").exists():
         raise UserError(f"{out_dir / 'frames'} was not written by a generation; choose another out_dir, or remove it")
+    size, began = [system.config.height, system.config.width], time.perf_counter()
     try:
-        files, seconds, model_seconds, errors = _write(system, given, num_frames, steering, fps, seed, out_dir)
+        files, written = write(job, out_dir, fps, size)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{out_dir} cannot be written ({reason}); make room there or choose another out_dir") from error
@@ -147,26 +144,60 @@ def generate(
         "checkpoint": run.checkpoint,
         "step": run.step,
         "source": given.text,
-        "num_frames": num_frames,
+        "num_frames": written,
         "fps": fps,
         "seed": seed,
-        "size": [system.config.height, system.config.width],
-        "seconds": round(seconds, 3),
-        "frames_per_second": round((num_frames - 1) / model_seconds, 2),
+        "size": size,
+        "seconds": round(time.perf_counter() - began, 3),
+        "frames_per_second": round(job.frames.per_second, 2),
         "out_dir": str(out_dir.absolute()),
         "files": files,
     }
-    if actions is not None:
-        result["actions"] = actions
-    if errors:
-        model, copy = (metrics.psnr(torch.tensor(column, dtype=torch.float64)) for column in zip(*errors, strict=True))
-        result |= {
-            "psnr": model.mean().item(),
-            "baseline_copy_psnr": copy.mean().item(),
-            "psnr_by_horizon": model.tolist(),
-        }
+    if job.compared:
+        result["comparison"] = " | ".join(job.compared)
+    result |= facts | job.figures()
     write_json(out_dir / "generation.json", result)
     return result
+
+
+def _check_settings(num_frames, fps, seed):
+    for name, value in {"num_frames": num_frames, "fps": fps, "seed": seed}.items():
+        if not isinstance(value, numbers.Real if name == "fps" else numbers.Integral):
+            raise UserError(f"{name} must be a {'' if name == 'fps' else 'whole '}number, not {value!r}")
+    if num_frames < 1:
+        raise UserError(f"num_frames must be at least 1, not {num_frames}")
+    if not 0.01 <= fps <= 1000:
+        raise UserError(f"fps must be from 0.01 to 1000, not {fps}")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed must be from 0 to 2^63 - 1, not {seed}")
+
+
+def _continuation(system, given, num_frames, direction, actions, seed):
+    """(job, name for its folder, what generation.json says of it): what follows a source, or comes from noise."""
+    if system.reconstructs and not system.samples:
+        raise UserError(f"{system.name} rebuilds frames and makes none of its own: generate with a run that is built on it")
+    count = num_frames if given.context is None else num_frames - 1  # frames that the model makes
+    if not count:
+        raise UserError(f"num_frames must be at least 2 (the first frame is the given one), not {num_frames}")
+    if actions is not None:  # the source's own go on to its truth, others somewhere else
+        given = given._replace(truth=given.truth[: _followed(actions, given)])
+    elif system.action_space is not None:
+        actions = _actions_of(given, system, count)
+    steering = check_actions(actions, system.action_space, count, system.device)
+    frames = Timed(stream(system, given.context, count, steering, seed))
+    return Continuation(frames, count, given.context, given.truth), given.name, {} if actions is None else {"actions": actions}
+
+
+def _translation(system, given, num_frames, direction, actions, seed):
+    """The same of a clip in the other domain."""
+    check_actions(actions, system.action_space, num_frames, system.device)
+    there = len(given.context)
+    if there < num_frames:
+        print(f"{given.text} has {there} frame{'s' * (there > 1)} from its start on: num_frames={num_frames} becomes {there}")
+    clip, truth = given.context[:num_frames], given.truth[:num_frames]
+    shots = [start for start in given.shots if start < len(clip)]
+    frames = Timed(stream_translation(system, clip, direction, shots))
+    return Translation(frames, clip, truth, shots), f"{given.name}_{direction}", {"direction": direction}
 
 
 def generate_sequence(run_dir, image, num_frames, out_dir):
@@ -211,40 +242,3 @@ def _actions_of(given, system, count):
         return given.actions[:count].tolist()
     clip = torch.cat([given.context, given.truth[:count].cpu()])[None]
     return system.infer_actions(to_float(clip.to(system.device)))[0, -count:].tolist()
-
-
-def _write(system, given, num_frames, actions, fps, seed, out_dir):
-    """Run the model into all writers -> (files, seconds, seconds in the model, [(MSE of it, of a copy), ...])."""
-    height, width = size = system.config.height, system.config.width
-    first, truth = given.context[-1], given.truth[: num_frames - 1]
-    horizon = len(truth) or num_frames - 1
-    shown = set(np.linspace(1, horizon, min(STRIP_COLUMNS, horizon)).round().astype(int).tolist())
-    columns, errors, model_seconds, started = [], [], 0.0, time.perf_counter()
-    files = ["frames", "video.mp4", "video.gif", "strip.png"]
-    with contextlib.ExitStack() as stack:
-        write = stack.enter_context(media.open_writers(out_dir, fps, *size))
-        write(first)
-        if len(truth):
-            compare = stack.enter_context(media.video_writer(out_dir / "comparison.mp4", fps, height, 2 * width + 2))
-            compare(media.side_by_side(first, first))
-            files.append("comparison.mp4")
-        else:
-            (out_dir / "comparison.mp4").unlink(missing_ok=True)  # of an earlier generation
-        frames = stream(system, given.context, num_frames - 1, actions, seed)
-        for t in range(1, num_frames):
-            before = time.perf_counter()
-            frame = next(frames)
-            model_seconds += time.perf_counter() - before
-            write(frame)
-            cells = [frame]
-            if t <= len(truth):
-                real = truth[t - 1].cpu()
-                compare(media.side_by_side(real, frame))
-                errors.append((metrics.mse(frame, real).item(), metrics.mse(first, real).item()))
-                cells = [real, frame, ((frame.int() - real.int()).abs() * 4).clamp_(max=255).to(torch.uint8)]
-            if t in shown:
-                columns.append(cells)
-        labels = ["truth", "generated", "error x4"] if len(truth) else ["generated"]
-        picture = media.strip(list(zip(*columns, strict=True)), labels, [f"+{t}" for t in sorted(shown)])
-        media.save_picture(out_dir / "strip.png", picture)
-    return files, time.perf_counter() - started, model_seconds, errors

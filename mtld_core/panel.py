@@ -1,4 +1,4 @@
-"""A form to generate with: choose a run and a start, press Generate, and the video appears beside the truth.
+"""A form to generate with: choose a run and a start, press Generate, and the video appears beside what it is compared with.
 
 Core ipywidgets only, in the forms that 7.7 (Colab) and 8.1 share. One click does all its work at once, in the kernel's
 main thread, so it also works where widgets cannot be updated from another one.
@@ -19,8 +19,9 @@ from mtld_core.generate import generate
 from mtld_core.media import read_image
 from mtld_core.notebook import download_link, png_bytes, video_tag
 from mtld_core.runtime import UserError
-from mtld_core.source import own_dataset
+from mtld_core.source import NOISE, context_of, domain_of, own_dataset
 from mtld_core.systems import open_run
+from mtld_core.translation import DIRECTIONS
 
 NEWEST = "newest good one"
 BESIDE_LABELS = {"margin": "2px 0 2px 90px"}  # where the fields begin
@@ -34,6 +35,7 @@ class GeneratePanel(widgets.VBox):
         chosen = Path(run_dir).as_posix()
         self.run = widgets.Dropdown(options=runs, value=chosen if chosen in runs else None, description="run")
         self.checkpoint = widgets.Dropdown(options=[NEWEST], description="checkpoint")
+        self.direction = widgets.ToggleButtons(options=DIRECTIONS, style={"button_width": "97px"}, layout=BESIDE_LABELS)
         self.start = widgets.ToggleButtons(options=["dataset", "picture"], style={"button_width": "97px"}, layout=BESIDE_LABELS)
         self.arc = widgets.Dropdown(options=[], description="arc")
         self.frame = widgets.SelectionSlider(options=[0], description="frame", continuous_update=False)
@@ -48,6 +50,7 @@ class GeneratePanel(widgets.VBox):
         self.result = None  # what generation.json holds, of the latest click
         self._arcs = {}  # name -> numbers of the frames that a rollout can start from
         self.run.observe(lambda _: self._try(self._fill), "value")
+        self.direction.observe(lambda _: self._try(self._fill), "value")
         self.arc.observe(lambda _: self._fill_frames(), "value")
         self.button.on_click(lambda _: self._try(self._generate))
         self.upload.observe(lambda _: self._uploaded(), "value")
@@ -59,7 +62,7 @@ class GeneratePanel(widgets.VBox):
         self._dataset, self._size = None, (0, 0)
         options = widgets.VBox([self.num_frames, self.fps, self.seed, self.actions])
         start = [self.start, self._from_dataset, self._from_picture, self.picture]
-        form = widgets.VBox([self.run, self.checkpoint, *start, options, self.button])
+        form = widgets.VBox([self.run, self.checkpoint, self.direction, *start, options, self.button])
         shown = widgets.VBox([self.video, self.links], layout={"margin": "0 0 0 24px"})
         super().__init__([widgets.HBox([form, shown], layout={"flex_flow": "row wrap"}), self.message, self.strip])
         self.add_class("mtld-generate")
@@ -71,13 +74,19 @@ class GeneratePanel(widgets.VBox):
             raise UserError("choose a run" if self.run.options else "there is no run yet: train one (notebooks/02_train)")
         offer(self.checkpoint, [NEWEST, *(path.name for path in list_checkpoints(self.run.value))])
         system = open_run(self.run.value)
-        dataset = own_dataset(system, progress=False)
-        self._dataset, self._size = dataset, dataset.size
+        self._dataset, self._size = None, (system.config.height, system.config.width)
         self.actions.layout.display = "none" if system.action_space is None else ""
-        first = system.needs().context - 1
+        self.direction.layout.display = "" if system.translates else "none"
+        offer(self.start, ["dataset", "picture", NOISE] if system.samples else ["dataset", "picture"], self.start.value)
+        self._dataset = dataset = domain_of(own_dataset(system, progress=False), self._direction)
+        first = context_of(system) - 1
         self._arcs = {arc.name: arc.numbers[first:].tolist() for arc in dataset.arcs if len(arc) > first}
         offer(self.arc, list(self._arcs))
         self._fill_frames()  # an arc of the same name is no change, but its frames may be others
+
+    @property
+    def _direction(self):
+        return DIRECTIONS[0] if self.direction.layout.display else self.direction.value  # hidden: of the run before
 
     def _fill_frames(self):
         offer(self.frame, self._arcs.get(self.arc.value, [0]))
@@ -91,14 +100,14 @@ class GeneratePanel(widgets.VBox):
 
     def _show_start(self):
         """The chosen frame or picture as the model will see it, and only the fields that belong to it."""
-        picture = self.start.value == "picture"
-        self._from_dataset.layout.display = "none" if picture else ""
-        self._from_picture.layout.display = "" if picture else "none"
+        start = self.start.value
+        self._from_dataset.layout.display = "" if start == "dataset" else "none"
+        self._from_picture.layout.display = "" if start == "picture" else "none"
         self.picture.layout.display = "none"  # until there is one: an empty one would look broken
         frame = None
-        if picture and self.upload.value:
+        if start == "picture" and self.upload.value:
             frame = fit_frame(read_image(self._uploaded_file()), *self._size)
-        elif not picture and self._dataset is not None and self.arc.value:
+        elif start == "dataset" and self._dataset is not None and self.arc.value:
             frame = self._dataset.frames[self._dataset.row(self.arc.value, self.frame.value)].cpu()
         if frame is not None:
             self.picture.value, self.picture.layout.display = png_bytes(frame), ""
@@ -109,20 +118,22 @@ class GeneratePanel(widgets.VBox):
         file.write_bytes(content)
         return file
 
+    def _source(self):
+        if self.start.value == "picture":
+            return str(self._uploaded_file())
+        return NOISE if self.start.value == NOISE else f"dataset:{self.arc.value}/{self.frame.value}"
+
     def _generate(self):
         checkpoint = "" if self.checkpoint.value == NEWEST else self.checkpoint.value
         actions = "" if self.actions.layout.display else self.actions.value  # hidden: of the run before
         settings = {"checkpoint": checkpoint, "actions": actions, "fps": self.fps.value, "seed": self.seed.value}
-        picture = self.start.value == "picture"
-        source = str(self._uploaded_file()) if picture else f"dataset:{self.arc.value}/{self.frame.value}"
+        settings["direction"] = self._direction
         with contextlib.redirect_stdout(io.StringIO()) as told:  # what a callback prints would go to JupyterLab's log
-            self.result = generate(self.run.value, source, self.num_frames.value, **settings)
-        folder = Path(self.result["out_dir"])
-        name = "comparison.mp4" if "comparison.mp4" in self.result["files"] else "video.mp4"
-        what = "truth | generated" if name == "comparison.mp4" else "generated"
-        self.video.value = video_tag(folder / name)
+            self.result = generate(self.run.value, self._source(), self.num_frames.value, **settings)
+        folder, compared = Path(self.result["out_dir"]), self.result.get("comparison")
+        self.video.value = video_tag(folder / ("comparison.mp4" if compared else "video.mp4"))
         links = [download_link(folder / file, text) for file, text in (("video.mp4", "mp4"), ("video.gif", "GIF"))]
-        self.links.value = f"{what} · download: {' · '.join(links)}"
+        self.links.value = f"{compared or 'generated'} · download: {' · '.join(links)}"
         self.strip.value, self.strip.layout.display = (folder / "strip.png").read_bytes(), ""
         return ". ".join([f"frames, videos and strip are in {folder}", *told.getvalue().splitlines()])
 

@@ -17,7 +17,7 @@ class Schedule:
 
     def __init__(self, config, steps_per_epoch, stop):
         self.config, self.stop = config, stop
-        self.total = min(filter(None, (config.steps, config.epochs * steps_per_epoch)), default=0)
+        self.total = min(filter(None, (config.steps, config.epochs * (config.steps_per_epoch or steps_per_epoch))), default=0)
         check(
             self.total or config.time_budget_minutes,
             "nothing says how long to train: set steps, epochs or time_budget_minutes",

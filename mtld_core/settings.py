@@ -26,6 +26,7 @@ class TrainConfig:
     run_dir: str = ""  # "": runs/<system>_<time stamp>
     steps: int = 0  # in total over all resumes; 0: epochs or the time budget decide
     epochs: int = 0  # in total; 0: steps or the time budget decide
+    steps_per_epoch: int = 0  # 0: as many as show every window once
     time_budget_minutes: float = 0.0  # of this session, wall clock; 0: none
     batch_size: int = 8
     seed: int = 0
@@ -48,6 +49,7 @@ class TrainConfig:
     eval_horizon: int = 0  # predicted frames that are judged; 0: all of a window
     long_horizon: int = 0  # that the lists by horizon reach, where the held-out data has windows so long; 0: as eval_horizon
     eval_windows: int = 256
+    eval_batches: int = 0  # that many batches of windows are judged; 0: eval_windows
     log_every_steps: int = 10
     save_every_steps: int = 1000  # 0: by the clock alone
     save_every_minutes: float = 10.0  # 0: by steps alone
@@ -64,9 +66,9 @@ class TrainConfig:
     heat_window_minutes: float = 5.0
 
     def __post_init__(self):
-        for name in ("steps", "epochs", "time_budget_minutes", "clip_norm", "warmup_steps", "eval_horizon", "long_horizon",
-                     "save_every_steps", "save_every_minutes", "eval_every_steps", "preview_every_steps", "max_temperature",
-                     "heat_rest_minutes"):  # fmt: skip
+        for name in ("steps", "epochs", "steps_per_epoch", "time_budget_minutes", "clip_norm", "warmup_steps", "eval_horizon",
+                     "long_horizon", "eval_batches", "save_every_steps", "save_every_minutes", "eval_every_steps",
+                     "preview_every_steps", "max_temperature", "heat_rest_minutes"):  # fmt: skip
             check(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
         for name in ("batch_size", "accumulate", "log_every_steps", "keep_checkpoints", "eval_windows", "heat_alerts"):
             check(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")

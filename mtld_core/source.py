@@ -1,47 +1,65 @@
-"""What a generation starts from: a picture, a clip, or a frame of the run's own dataset, at the run's frame size."""
+"""What a generation starts from, at the run's frame size: a picture, a clip, a frame of the run's own dataset, or noise."""
 
 import typing
 from pathlib import Path
 
 import torch
 
-from mtld_core.data import open_dataset, split_windows
+from mtld_core.data import Dataset, open_dataset, split_windows
 from mtld_core.evaluate import judged_horizon
 from mtld_core.frames import fit_frame
 from mtld_core.media import read_image
 from mtld_core.runtime import UserError
+from mtld_core.translation import open_truth, true_frames
 
 DATASET_SUFFIXES = (".jsonl", ".h5", ".hdf5")  # files that hold many frames; any other file is taken for a picture
+NOISE = "noise"
 
 
 class Source(typing.NamedTuple):
     text: str  # as `read_source` takes it
     name: str  # as part of a file name
-    context: torch.Tensor  # uint8 [k, H, W, 3]
-    truth: torch.Tensor  # uint8 [n, H, W, 3]: the frames that really follow; n = 0 for a single picture
+    context: torch.Tensor | None  # uint8 [k, H, W, 3], for a translator the whole clip; None: noise
+    truth: torch.Tensor  # uint8 [n, H, W, 3]: what should come out, as far as it is known; n = 0 where it is not
     actions: torch.Tensor | None = None  # [n] or [n, A]: the recorded ones that led to them
+    shots: tuple = ()  # where in a translator's clip a new shot begins
 
 
-def read_source(system, source):
+def read_source(system, source, direction="x_to_y"):
     """`Source` for an opened run.
 
     source: an image file (it stands for all k context frames), a clip's folder or a recording (the first k frames, of the
     first episode that has as many), "dataset:<arc>/<frame>" (the last context frame, by the number in its file name, from
     the run's own dataset), or "" for the first held-out window. The truth ends with the arc, or before it with the shot.
-    Raises UserError.
+
+    For a translator all of them name a clip of the domain that `direction` ("x_to_y" or "y_to_x") starts from: an image one
+    of a single frame, "dataset:<arc>/<frame>" and "" one that goes on to the end of the arc. Its truth is the clip in the other
+    domain, where <root>/truth/ has it.
+
+    "noise" is for systems that draw from it, and what "" means for them. Raises UserError.
     """
-    k, size = system.needs().context, (system.config.height, system.config.width)
+    size = (system.config.height, system.config.width)
+    nothing = torch.empty(0, *size, 3, dtype=torch.uint8)
+    if source == NOISE or (not source and system.samples):
+        if not system.samples:
+            raise UserError(
+                f"source={source!r} is for systems that draw from noise; {system.name} starts from an image, a clip's folder, "
+                'a recording or "dataset:<arc>/<frame>"'
+            )
+        return Source(NOISE, NOISE, None, nothing)
     if not source or source.startswith("dataset:"):
-        return from_dataset(system, own_dataset(system), source)
-    path = Path(source).expanduser()
+        return from_dataset(system, own_dataset(system), source, direction)
+    k, path = context_of(system), Path(source).expanduser()
     if path.is_dir() or path.suffix.lower() in DATASET_SUFFIXES:
-        dataset = _open(system, path, cache=False, progress=False)
+        dataset = domain_of(_open(system, path, cache=False, progress=False), direction)
         if len(dataset.arcs) > 1 and dataset.kind not in ("recording", "hdf5"):  # whose episodes have no path of their own
-            raise UserError(f"{path} holds {len(dataset.arcs)} arcs; name one, such as {path / dataset.arcs[0].name}")
+            raise UserError(
+                f"{path} holds {len(dataset.arcs)} arcs; name one, such as {Path(dataset.path) / dataset.arcs[0].name}"
+            )
         arc = next((arc for arc in dataset.arcs if len(arc) >= k), None)
         if arc is None:
             raise UserError(f"{path} has {max(map(len, dataset.arcs))} frames; this run starts from {k}")
-        return _from_row(dataset, arc.start + k - 1, k)._replace(text=str(source), name=path.stem)
+        return _from_row(system, dataset, arc.start + k - 1, direction)._replace(text=str(source), name=path.stem)
     picture = read_image(path)
     if picture.shape[:2] != size:
         height, width = picture.shape[:2]
@@ -49,15 +67,22 @@ def read_source(system, source):
         picture = fit_frame(picture, *size)
     if k > 1:
         print(f"this run starts from {k} frames: the picture stands for all of them, so nothing in it moves yet")
-    context = torch.from_numpy(picture).expand(k, -1, -1, -1)
-    return Source(str(source), path.stem, context, torch.empty(0, *size, 3, dtype=torch.uint8))
+    return Source(str(source), path.stem, torch.from_numpy(picture).expand(k, -1, -1, -1), nothing)
+
+
+def context_of(system):
+    """How many frames a source has to have, up to the one that is named."""
+    return 1 if system.translates else system.needs().context
 
 
 def own_dataset(system, progress=True):
-    """The dataset that an opened run learned from, in its frame size. Raises UserError where it is gone."""
+    """What an opened run learned from, in its frame size: a `Dataset`, or a translator's `DomainPair`.
+
+    Raises UserError where it is gone.
+    """
     path = system.run.dataset_path
     if not Path(path).exists():
-        raise UserError(f"the run's dataset {path} is not there (any more): name an image file as source")
+        raise UserError(f"the run's dataset {path} is not there (any more): name an image file or a clip's folder as source")
     return _open(system, path, progress=progress)
 
 
@@ -67,11 +92,16 @@ def _open(system, path, **options):
     return open_dataset(path, system.config.height, system.config.width, controls_lead_to=lead_to, **options)
 
 
-def from_dataset(system, dataset, source=""):
+def domain_of(dataset, direction):
+    """Of two domains the one that `direction` starts from; a `Dataset` as it is."""
+    return dataset if isinstance(dataset, Dataset) else getattr(dataset, direction[0])
+
+
+def from_dataset(system, dataset, source="", direction="x_to_y"):
     """`Source` from an opened dataset: "dataset:<arc>/<frame>" or "", as `read_source` takes them."""
-    k = system.needs().context
-    row = _named_row(dataset, source) if source else int(windows_of(system, dataset)[1][0]) + k - 1
-    return _from_row(dataset, row, k)
+    dataset = domain_of(dataset, direction)
+    row = _named_row(dataset, source) if source else int(windows_of(system, dataset)[1][0]) + context_of(system) - 1
+    return _from_row(system, dataset, row, direction)
 
 
 def _named_row(dataset, source):
@@ -82,7 +112,10 @@ def _named_row(dataset, source):
 
 
 def windows_of(system, dataset):
-    """(those that the run learned from, those that it was judged on): int64 tensors of the rows where they start."""
+    """(those that the run learned from, those that it was judged on): int64 tensors of the rows where they start.
+
+    Of a translator's two domains `dataset` is one.
+    """
     split = {name: system.run.training[name] for name in ("holdout", "cross_cuts", "restitution")}
     split["restitution"] |= bool(dataset.about.get("held_out"))  # a shared run's recording is so as a whole
     needs = system.needs()
@@ -90,14 +123,28 @@ def windows_of(system, dataset):
     return split_windows(dataset, needs.window, judged=judged, **split)
 
 
-def _from_row(dataset, row, k):
-    """The `Source` whose last context frame is `row` of the dataset."""
+def _from_row(system, dataset, row, direction):
+    """The `Source` whose last context frame (a translator: first frame) is `row` of the dataset."""
+    k, frames = context_of(system), dataset.frames
     arc = next(arc for arc in dataset.arcs if arc.start <= row < arc.stop)
     if row - k + 1 < arc.start:
         first = f"frame {arc.numbers[k - 1]}" if len(arc) >= k else f"none, for it has {len(arc)}"
         raise UserError(f"this run starts from {k} frames; the first frame of arc {arc.name!r} with that many is {first}")
-    end = min([arc.stop, *(int(cut) for cut in dataset.cuts if cut > row)])
-    number, frames = int(arc.numbers[row - arc.start]), dataset.frames
-    name = f"{arc.name}_{number}".replace("/", "_")
+    number, cuts = int(arc.numbers[row - arc.start]), [int(cut) for cut in dataset.cuts if row < cut < arc.stop]
+    name, text = f"{arc.name}_{number}".replace("/", "_"), f"dataset:{arc.name}/{number}"
+    if system.translates:
+        shots = tuple(cut - row for cut in cuts)
+        return Source(text, name, frames[row : arc.stop], _truth(dataset, arc, row, direction), shots=shots)
+    end = cuts[0] if cuts else arc.stop
+    if system.reconstructs:  # it was not taught what follows
+        end = row + 1
     actions = None if dataset.actions is None else dataset.actions[row : end - 1]
-    return Source(f"dataset:{arc.name}/{number}", name, frames[row - k + 1 : row + 1].cpu(), frames[row + 1 : end], actions)
+    return Source(text, name, frames[row - k + 1 : row + 1].cpu(), frames[row + 1 : end], actions)
+
+
+def _truth(dataset, arc, row, direction):
+    """uint8 `[n, H, W, 3]`: an arc from `row` on in the other domain; n = 0 where that is not known."""
+    path, name = Path(dataset.path), direction[0].upper()  # the domain's folder, or one clip's inside it
+    root = next((folder.parent for folder in (path, path.parent) if folder.name == name), None)
+    truth = open_truth(root, direction, dataset.size, arc.name) if root else None
+    return dataset.frames[:0] if truth is None else true_frames(truth, dataset, row, arc.stop)

@@ -18,8 +18,6 @@ from mtld_core.alarms import Alarms
 from mtld_core.config import ConfigError, check, parse_object
 from mtld_core.controls import Controls
 from mtld_core.curves import draw_judgement
-from mtld_core.data import Batches, DomainBatches, DomainPair, split_windows
-from mtld_core.evaluate import Judge, evenly, judged_horizon, reachable
 from mtld_core.progress import Progress
 from mtld_core.report import about, report, summary
 from mtld_core.run_folder import append_log, check_origin, checkpoint_to_resume, folder_of, rewind
@@ -38,7 +36,7 @@ from mtld_core.schedule import Schedule
 from mtld_core.settings import TrainConfig, build, open_data, plan
 from mtld_core.stepper import Stepper
 from mtld_core.systems.base import to_channels_last
-from mtld_core.translation import TranslationJudge
+from mtld_core.task import Task
 
 SECONDS_BETWEEN_LOOKS = 0.1  # while paused
 PATIENCE = 20  # steps in a row without a finite update, after which the run is given up
@@ -91,7 +89,8 @@ class Training:
         self.device = pick_device(config.device)
         self.dtype, why = pick_precision(self.device, config.precision)
         self.needs = system.needs()
-        self._split(system, dataset.to(self.device))
+        self.task = Task(system, dataset.to(self.device), config, self.device, controls.say)
+        self.dataset, self.batches, self.judge = self.task.dataset, self.task.batches, self.task.judge
         self.system = system.to(self.device).train()
         if config.channels_last:
             to_channels_last(system)
@@ -212,57 +211,10 @@ class Training:
 
     # ---- beginning
 
-    def _split(self, system, dataset):
-        """Training batches, and the judge with its held-out windows."""
-        config, needs = self.config, self.needs
-        size = (system.config.height, system.config.width)
-        check(
-            size == dataset.size,
-            f"the system is built for frames of {size}, the dataset has {dataset.size}: see settings.build",
-        )
-        pair = isinstance(dataset, DomainPair)
-        check(pair == (needs.domains == 2), f"{system.name} needs {needs.domains} domain(s); {dataset.path} holds {1 + pair}")
-        for domain in (dataset.x, dataset.y) if pair else (dataset,):
-            if unused := domain.too_short(needs.window, config.cross_cuts):
-                self.controls.say(
-                    f"{domain.path}: nothing is learnt from {len(unused)} of {len(domain.arcs)} arcs, which hold no window of "
-                    f"{needs.window} frames without a cut: {', '.join(unused)}"
-                )
-        first = dataset.x if pair else dataset
-        check(
-            not needs.actions or first.actions is not None,
-            f"{system.name} needs actions and {dataset.path} has none: use an HDF5 file with a dataset 'actions'",
-        )
-        paired = first.about.get("controls_lead_to", config.controls_lead_to)
-        check(
-            paired == config.controls_lead_to,
-            f"{dataset.path} was opened with controls_lead_to={paired!r}, the run has {config.controls_lead_to!r}",
-        )
-        horizon = judged_horizon(system, config.eval_horizon)
-        split = split_windows(
-            dataset, needs.window, config.holdout, config.cross_cuts, config.restitution, needs.context + horizon
-        )
-        starts, held = (part[0] if pair else part for part in split)
-        domains = zip((dataset.x, dataset.y), split[0], strict=True) if pair else [(dataset, starts)]
-        rows = [(domain, torch.unique(learned[:, None] + torch.arange(needs.window))) for domain, learned in domains]
-        self.dataset, self.samples = dataset, [domain.frames[evenly(some, 512)] for domain, some in rows]
-        reach = 0
-        if horizon:
-            held, reach = reachable(first, held, needs.context, horizon, config.long_horizon, config.cross_cuts)
-            if reach < config.long_horizon:
-                self.controls.say(f"judged up to horizon {reach}: too few held-out windows are longer")
-        weights = system.lpips_weights
-        self.judge = Judge(first, held, needs, horizon, self.samples[0], config.eval_windows, weights, reach=reach)
-        self.translations = (
-            TranslationJudge(dataset, split[1], needs.window, self.samples, config.eval_windows) if system.translates else None
-        )
-        kind = DomainBatches if pair else Batches
-        self.batches = kind(dataset, split[0], needs.window, config.batch_size, config.seed, needs.batches, self.device)
-
     def _resume_or_begin(self):
         folder, manifest = checkpoint_to_resume(self.run_dir, self.config.resume, self.controls.say)
         if folder is None:
-            self.system.prepare(*self.samples)
+            self.system.prepare(*self.task.samples)
             if self.ema is not None:
                 self.ema.load_state_dict(self.system.state_dict())
             return
@@ -320,7 +272,7 @@ class Training:
         return self.ema if self.ema is not None else self.system.eval()
 
     def _preview(self):
-        self._save_strip("step", *(self.translations or self.judge).preview(self._judged()))
+        self._save_strip("step", *self.task.preview(self._judged()))
         self.system.train()
 
     def _save_strip(self, name, rows, labels, columns):
@@ -330,9 +282,7 @@ class Training:
         best = checkpoints.read_pointer(self.run_dir / "best.json")
         self.controls.doing = "judging"
         try:
-            self.metrics = self.judge(self._judged(), between)
-            if self.translations is not None:
-                self.metrics |= self.translations(self._judged(), between)
+            self.metrics = self.task.figures(self._judged(), between)
             if self.judge.steerable is not None:
                 self._save_strip("actions", *self.judge.steered(self._judged()))
         except GivenUp:
@@ -352,6 +302,7 @@ class Training:
         name = f"checkpoints/step_{self.step:08d}"
         if self.saved == name:
             return name
+        files = self.system.extra_files()
         state = {
             "step": self.step,
             "total": self.schedule.total,
@@ -364,7 +315,7 @@ class Training:
             "extra": self.system.extra_state(),
         }
         ema = None if self.ema is None else self.ema.state_dict()
-        self.saved = checkpoints.save(self.run_dir, self.step, self.system.state_dict(), state, self._about(), ema)
+        self.saved = checkpoints.save(self.run_dir, self.step, self.system.state_dict(), state, self._about(), ema, files)
         checkpoints.prune(self.run_dir, self.config.keep_checkpoints)
         self.saved_at = time.monotonic()
         return self.saved

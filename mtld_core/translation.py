@@ -14,8 +14,11 @@ from mtld_core import metrics
 from mtld_core.data import open_dataset
 from mtld_core.evaluate import evenly
 from mtld_core.frames import to_float, to_uint8
+from mtld_core.frechet import Likeness
 
-DIRECTIONS = ("x_to_y", "y_to_x")
+TRUTHS = {"x_to_y": "X_in_Y", "y_to_x": "Y_in_X"}  # direction -> the folder of its truth
+DIRECTIONS = tuple(TRUTHS)
+LIKED = 4  # frames of each window that the Frechet distance to the target domain's own is taken of
 
 
 class TranslationJudge:
@@ -29,10 +32,12 @@ class TranslationJudge:
         self.window, self.batch_size = window, batch_size
         self.sources = dict(zip(DIRECTIONS, (pair.x, pair.y), strict=True))
         self.starts = {d: evenly(rows, max_windows) for d, rows in zip(DIRECTIONS, starts, strict=True)}
-        self.truths = {
-            "x_to_y": _truth(pair.path, "X_in_Y", pair.x, self.starts["x_to_y"], window),
-            "y_to_x": _truth(pair.path, "Y_in_X", pair.y, self.starts["y_to_x"], window),
-        }
+        self.liked = evenly(torch.arange(window), LIKED)
+        self.likeness = {}
+        for d, other in zip(DIRECTIONS, DIRECTIONS[::-1], strict=True):
+            rows = self.starts[other][:, None] + self.liked
+            self.likeness[d] = Likeness(self.sources[other].frames[rows.flatten()])
+        self.truths = {d: self._truth(pair.path, d) for d in DIRECTIONS}
         self.baselines = {d: self._baselines(d, *samples[:: 1 if d == "x_to_y" else -1]) for d in DIRECTIONS}
 
     @torch.inference_mode()
@@ -40,13 +45,14 @@ class TranslationJudge:
         """dict of floats and Nones; between: see `Judge`."""
         figures = {}
         for d in DIRECTIONS:
-            errors, flicker, flicker_source = [], [], []
+            errors, flicker, flicker_source, shown = [], [], [], []
             for i, part in enumerate(self.starts[d].split(self.batch_size)):
                 between()
                 source = self._frames(d, part)
-                made = translated(system, source, d)
+                made, _ = translated(system, source, d)
                 flicker.append(metrics.flicker(made))
                 flicker_source.append(metrics.flicker(source))
+                shown.append(made[:, self.liked].flatten(0, 1))
                 if self.truths[d] is not None:
                     errors.append(metrics.mse(made, self._truth_of(d, i, len(part)).to(made.device)))
             known = bool(errors)
@@ -55,6 +61,7 @@ class TranslationJudge:
             figures |= {f"baseline_{name}_psnr_{d}": value for name, value in self.baselines[d].items()}
             figures[f"flicker_{d}"] = torch.cat(flicker).mean().item()
             figures[f"flicker_source_{d}"] = torch.cat(flicker_source).mean().item()
+            figures |= self.likeness[d](torch.cat(shown), between, f"_{d}")
         return figures
 
     def preview(self, system, columns=8):
@@ -64,7 +71,7 @@ class TranslationJudge:
         for d, (source, target) in zip(DIRECTIONS, ("xy", "yx"), strict=True):
             clip = self._frames(d, self.starts[d][:1])
             with torch.inference_mode():
-                made = translated(system, clip, d)
+                made, _ = translated(system, clip, d)
             rows += [clip[0, shown].cpu(), made[0, shown].cpu()]
             labels += [f"{source}", f"{source} in {target}"]
             if self.truths[d] is not None:
@@ -75,6 +82,16 @@ class TranslationJudge:
     def _frames(self, direction, starts):
         """uint8 `[B, T, H, W, 3]`: the clips to be translated."""
         return self.sources[direction].frames[starts[:, None] + torch.arange(self.window)]
+
+    def _truth(self, root, direction):
+        """uint8 `[windows, T, H, W, 3]`: the clips at `starts` in the other domain; None where that is not known."""
+        dataset = self.sources[direction]
+        truth = open_truth(root, direction, dataset.size)
+        if truth is None:
+            return None
+        return torch.stack(
+            [true_frames(truth, dataset, start, start + self.window) for start in self.starts[direction].tolist()]
+        )
 
     def _truth_of(self, direction, part, count):
         return self.truths[direction][part * self.batch_size :][:count]
@@ -95,9 +112,43 @@ class TranslationJudge:
         return {name: metrics.psnr(torch.cat(parts)).mean().item() for name, parts in errors.items()}
 
 
-def translated(system, clips, direction):
-    """uint8 `[B, T, H, W, 3]` -> the same, in the other domain."""
-    return to_uint8(system.translate(to_float(clips.to(system.device)), direction)[0]).to(clips.device)
+def translated(system, clips, direction, state=None):
+    """uint8 `[B, T, H, W, 3]` -> (the same in the other domain, state to go on with); see `System.translate`."""
+    made, state = system.translate(to_float(clips.to(system.device)), direction, state)
+    return to_uint8(made).to(clips.device), state
+
+
+@torch.inference_mode()
+def stream_translation(system, clip, direction, shots=()):
+    """Yield uint8 `[H, W, 3]` on the CPU: the frames of a clip uint8 `[n, H, W, 3]` in the other domain.
+
+    It is made in pieces of a training window, so any length takes the same memory. shots: where in the clip a new shot begins;
+    there the system forgets what came before.
+    """
+    for shot in clip.tensor_split(shots):
+        state = None
+        for piece in shot.split(system.needs().window):
+            made, state = translated(system, piece[None], direction, state)
+            yield from made[0].cpu()
+
+
+def open_truth(root, direction, size, arc=""):
+    """`Dataset` of what the source domain's arcs (or the one that is named) look like in the other domain, at `size`.
+
+    root: the folder of both domains. None where that is not known.
+    """
+    folder = Path(root) / "truth" / TRUTHS[direction] / arc
+    return open_dataset(folder, *size, progress=False) if folder.is_dir() else None
+
+
+def true_frames(truth, dataset, start, stop):
+    """uint8 `[stop - start, H, W, 3]`: those rows of a domain's dataset, all in one arc, as `truth` has them.
+
+    They are found by the arc's name and the frames' numbers. Raises UserError where the arc or a frame is missing there.
+    """
+    arc = next(arc for arc in dataset.arcs if arc.start <= start < arc.stop)
+    numbers = arc.numbers[start - arc.start : stop - arc.start]
+    return truth.frames[[truth.row(arc.name, int(number)) for number in numbers]]
 
 
 def colour_transfer(source, target):
@@ -117,20 +168,3 @@ def _roots(covariance):
     roots = values.clamp(min=0).sqrt()
     inverses = torch.where(roots > 1e-6 * roots.max(), 1 / roots, 0)
     return (vectors * roots) @ vectors.T, (vectors * inverses) @ vectors.T
-
-
-def _truth(root, name, dataset, starts, window):
-    """uint8 `[windows, T, H, W, 3]`: the clips at `starts` as they look in the other domain; None where that is not known.
-
-    Raises UserError where an arc or a frame is missing there.
-    """
-    folder = Path(root) / "truth" / name
-    if not folder.is_dir():
-        return None
-    truth = open_dataset(folder, *dataset.size, progress=False)
-    clips = []
-    for start in starts.tolist():
-        arc = next(arc for arc in dataset.arcs if arc.start <= start < arc.stop)
-        numbers = arc.numbers[start - arc.start :][:window]
-        clips.append(truth.frames[[truth.row(arc.name, int(number)) for number in numbers]])
-    return torch.stack(clips)

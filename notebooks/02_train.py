@@ -34,9 +34,12 @@ notebook.setup()
 # preset's own number where that is 0, too. Any other setting goes into `overrides`, as JSON:
 # `{"latent_dim": 128, "restitution": true}`.
 #
-# `mtld` continues pictures. `tinydreams` learns a game from a recording (data_prep/record_game.py makes one). The world model
-# is three runs: `tokenizer`, then `latent_actions` where nobody recorded the actions, then `dynamics`, whose overrides name
-# the runs before: `{"tokenizer_run": "runs/tokenizer", "actions": "latent", "latent_actions_run": "runs/actions"}`.
+# `mtld` continues pictures. `weight_rnn` draws pictures from noise, and goes on by watching them and re-weighting itself.
+# `rl_v2v` translates clips between two domains, which nobody paired: the folders X and Y in `dataset_root`
+# (data_prep/make_domains.py makes them). `tinydreams` learns a game from a recording (data_prep/record_game.py makes one). The
+# world model is three runs: `tokenizer`, then `latent_actions` where nobody recorded the actions, then `dynamics`, whose
+# overrides name the runs before:
+# `{"tokenizer_run": "runs/tokenizer", "actions": "latent", "latent_actions_run": "runs/actions"}`.
 
 # %% tags=["parameters"]
 system = "mtld"
@@ -74,10 +77,12 @@ dataset = open_data(root, config, training.controls_lead_to)
 notebook.show_table(dataset.describe())
 
 # %%
+from mtld_core.data import DomainPair
 from mtld_core.evaluate import evenly
 from mtld_core.media import strip
 
-notebook.show_picture(strip([evenly(dataset.frames, 8)]))
+domains = [dataset.x, dataset.y] if isinstance(dataset, DomainPair) else [dataset]
+notebook.show_picture(strip([evenly(domain.frames, 8) for domain in domains]))
 
 # %% [markdown]
 # ## The model and its training

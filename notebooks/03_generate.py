@@ -13,8 +13,9 @@
 # %% [markdown]
 # # From one image to a sequence
 #
-# A trained run (notebook 02 makes one) continues a picture. Where the picture is a frame of a known clip, what really
-# came next is shown beside what the model made of it.
+# A trained run (notebook 02 makes one) continues a picture, translates a clip into another domain, or draws from noise, as its
+# system does. Where the truth is known it is shown beside what the model made: what really came next, or what the clip looks
+# like in the other domain.
 
 # %%
 import sys
@@ -33,6 +34,10 @@ notebook.setup()
 # from; empty, it is the first window that the run is judged on. `checkpoint` is empty for the newest good one. `num_frames`
 # counts the given frame, too. `actions` is a JSON list, one for each predicted frame, for systems that are steered; empty, it
 # is what was recorded after the frame.
+#
+# A translator goes in the `direction` `"x_to_y"` or `"y_to_x"`: `source` then is a clip of the domain that it starts from (its
+# folder, a single image, or from that frame on), of which at most `num_frames` frames are translated. A system that draws from
+# noise does so where `source` is empty or `"noise"`; its first frame is the first sample, and `seed` decides which.
 
 # %% tags=["parameters"]
 run_dir = "runs/demo"
@@ -57,7 +62,8 @@ live = is_interactive(settings.pop("interactive"))
 # %% [markdown]
 # ## The sequence
 #
-# Its frames, an mp4, a GIF and `generation.json` lie in `out_dir`. In the strip, `+5` is the fifth predicted frame.
+# Its frames, an mp4, a GIF and `generation.json` lie in `out_dir`. In the strip, `+5` is the fifth predicted frame; without a
+# plus it is the frame's number. `comparison` says what the video shows from left to right.
 
 # %%
 result = generate(**settings)
@@ -68,14 +74,14 @@ folder = Path(result["out_dir"])
 notebook.show_picture(folder / "strip.png")
 
 # %%
-video = "comparison.mp4" if "comparison.mp4" in result["files"] else "video.mp4"
-notebook.show_video(folder / video)
+print(result.get("comparison", "generated"))
+notebook.show_video(folder / ("comparison.mp4" if "comparison" in result else "video.mp4"))
 
 # %% [markdown]
 # ## Try others
 #
-# Where somebody sits in front of this notebook, here is a form: choose a run, a frame or a picture of your own, and
-# press Generate.
+# Where somebody sits in front of this notebook, here is a form: choose a run, a frame or a picture of your own (noise, or the
+# direction of a translation, where the run knows them), and press Generate.
 
 # %%
 if live:

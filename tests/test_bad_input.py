@@ -183,6 +183,49 @@ def test_a_contact_sheet_that_cannot_be_written(tmp_path):
     assert len(list((tmp_path / "root/a").glob("frame_*.png"))) == 3
 
 
+@pytest.fixture
+def two_domains(tmp_path, monkeypatch):
+    """`two_domains(x, y)` writes arcs of these lengths (and sizes) and trains a translator on them for two steps."""
+    monkeypatch.setitem(systems.SYSTEMS, "toy_translator", "toys:ToyTranslator")
+
+    def make(x, y, overrides="{}"):
+        for name, arcs in (("X", x), ("Y", y)):
+            write_arcs(tmp_path / "data" / name, *arcs)
+        return train("toy_translator", "tiny", str(tmp_path / "data"), overrides, steps=2, run_dir=str(tmp_path / "run"))
+
+    return make
+
+
+def test_domains_of_different_frame_sizes(tmp_path, two_domains):
+    words = "X has frames of 16x16 pixels and Y of 24x16 pixels; set height and width to fit both"
+    refused(lambda: two_domains(([20] * 6,), ([20] * 6, 16, 24)), str(tmp_path / "data"), words)
+    overrides = {"height": 16, "width": 16}
+    assert (
+        train("toy_translator", "tiny", str(tmp_path / "data"), overrides, steps=2, run_dir=str(tmp_path / "run"))["step"] == 2
+    )
+
+
+@pytest.mark.parametrize("short", ["X", "Y"])
+def test_a_domain_without_an_arc_long_enough(tmp_path, two_domains, short):
+    lengths = {"X": [20] * 6, "Y": [20] * 6} | {short: [2] * 6}
+    words = "windows of 3 frames do not fit, the longest arc ('arc_0') has 2; use a shorter window or longer arcs"
+    refused(lambda: two_domains((lengths["X"],), (lengths["Y"],)), f"{tmp_path / 'data' / short}: ", words)
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+@pytest.mark.parametrize("short", ["X", "Y"])
+def test_a_domain_of_which_nothing_can_be_held_out(tmp_path, two_domains, short):
+    lengths = {"X": [20] * 6, "Y": [20] * 6} | {short: [6]}
+    words = ("nothing can be held out: the longest arc has 6 frames", "restitution=true")
+    refused(lambda: two_domains((lengths["X"],), (lengths["Y"],)), f"{tmp_path / 'data' / short}: ", *words)
+
+
+def test_one_domain_for_two_and_two_for_one(trained, tmp_path, two_domains):
+    refused(lambda: train("toy_translator", "tiny", str(trained[0]), run_dir=str(tmp_path / "run")), "needs 2 domain(s)")
+    two_domains(([20] * 6,), ([20] * 6,))
+    refused(lambda: tiny(tmp_path / "data", tmp_path / "other"), "mtld needs 1 domain(s)", "holds 2")
+
+
 # ---- settings
 
 
@@ -496,6 +539,10 @@ def test_a_picture_that_cannot_be_used(run, tmp_path, kind):
         ({"fps": float("nan")}, "fps must be from 0.01 to 1000"),
         ({"fps": 1e-4}, "fps must be from 0.01 to 1000"),
         ({"seed": 2**70}, "seed must be from 0"),
+        ({"num_frames": 1}, "num_frames must be at least 2 (the first frame is the given one), not 1"),
+        ({"direction": "left"}, "direction must be 'x_to_y' or 'y_to_x', not 'left'"),
+        ({"direction": "y_to_x"}, "direction='y_to_x' is for translators between two domains; use 'x_to_y'"),
+        ({"source": "noise"}, "source='noise' is for systems that draw from noise; mtld starts from an image, a clip's folder"),
         ({"out_dir": "start.png"}, "start.png cannot be written (Not a directory)"),
         ({"out_dir": "start.png/out"}, "cannot be written (Not a directory)"),
         ({"checkpoint": "start.pth"}, "start.pth is no file of weights that can be read"),

@@ -8,13 +8,19 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
+from conftest import write_arcs
 from PIL import Image
-from rolling import Toy, open_toy, picture, write_rolling_arcs
-from steered import steered_run, write_recording
+from rolling import Toy, ToyConfig, open_toy, picture, write_rolling_arcs
+from steered import QUICK, steered_run, write_recording
 
 from mtld_core import generate as generation
-from mtld_core import media
+from mtld_core import media, open_run
+from mtld_core.config import ConfigError
+from mtld_core.frames import to_uint8
 from mtld_core.runtime import UserError
+from mtld_core.systems import SYSTEMS
+from mtld_core.train import train
 
 
 @pytest.fixture
@@ -109,6 +115,8 @@ def test_generate_sequence(opened, tmp_path):
         ({"num_frames": 1}, "num_frames must be at least 2"),
         ({"fps": 0}, "fps must be from 0.01"),
         ({"direction": "y_to_x"}, "direction='y_to_x' is for translators"),
+        ({"direction": "sideways"}, "direction must be 'x_to_y' or 'y_to_x', not 'sideways'"),
+        ({"source": "noise"}, "source='noise' is for systems that draw from noise; toy starts from an image"),
         ({"source": "none.png"}, "none.png: no such image file"),
         ({"source": "dataset:moves"}, 'is not "dataset:<arc>/<frame number>"'),
         ({"source": "dataset:move/12"}, "no arc 'move'; did you mean 'moves'"),
@@ -230,6 +238,63 @@ def test_an_inventor_of_actions_needs_frames_that_follow(steered, tmp_path):
         generation.generate(steered(invents=True), str(tmp_path / "start.png"), 4)
     result = generation.generate(str(tmp_path / "runs/steered"), str(tmp_path / "start.png"), 3, actions="[1, 2]")
     assert result["actions"] == [1, 2]
+
+
+# ---- from noise
+
+
+@pytest.fixture
+def sampler(tmp_path, monkeypatch):
+    """A run of `ToySampler`, a step old, on arcs of 16x16."""
+    monkeypatch.setitem(SYSTEMS, "toy_sampler", "toys:ToySampler")
+    write_arcs(tmp_path / "data", [20] * 6)
+    train("toy_sampler", "tiny", str(tmp_path / "data"), QUICK, steps=1, run_dir=str(tmp_path / "runs/sampler"))
+    return str(tmp_path / "runs/sampler")
+
+
+def test_from_noise_the_first_frame_is_the_first_sample(sampler, tmp_path):
+    result = generation.generate(sampler, num_frames=5, seed=3)
+    assert result["source"] == "noise" and result["num_frames"] == 5 and result["out_dir"].endswith("samples/noise_1")
+    assert folder_of(result["out_dir"]) == ["frames", "generation.json", "strip.png", "video.gif", "video.mp4"]
+    assert "psnr" not in result and "comparison" not in result
+    system = open_run(sampler)
+    drawn = generation.rollout(system, None, 5, seed=3)
+    for i, frame in enumerate(drawn):
+        assert np.array_equal(media.read_image(Path(result["out_dir"], f"frames/frame_000{i}.png")), frame)
+    state = system.start(None, torch.Generator().manual_seed(3))
+    assert drawn[0].equal(to_uint8(system.step(state)[1][0]))
+    named = generation.generate(sampler, "noise", 1, str(tmp_path / "out"), seed=4)
+    assert named["num_frames"] == 1 and folder_of(tmp_path / "out/frames") == ["frame_0000.png"]
+    assert not np.array_equal(media.read_image(tmp_path / "out/frames/frame_0000.png"), drawn[0])
+
+
+@pytest.mark.parametrize("source", ["dataset:arc_2/7", "data/arc_2/frame_0007.png"])
+def test_a_sampler_starts_from_a_picture_too(sampler, tmp_path, monkeypatch, source):
+    """It was not taught what follows in the film, so nothing is compared with that."""
+    monkeypatch.chdir(tmp_path)
+    result = generation.generate(sampler, source, 4)
+    context = media.read_image(tmp_path / "data/arc_2/frame_0007.png")
+    written = [media.read_image(Path(result["out_dir"], f"frames/frame_000{i}.png")) for i in range(4)]
+    assert np.array_equal(written[0], context) and np.array_equal(
+        written[1:], generation.rollout(open_run(sampler), context, 3)
+    )
+    assert "psnr" not in result and "comparison.mp4" not in result["files"]
+    with pytest.raises(UserError, match="num_frames must be at least 2"):
+        generation.generate(sampler, source, 1)
+
+
+def test_who_only_rebuilds_generates_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(SYSTEMS, "toy_autoencoder", "toys:ToyAutoencoder")
+    write_arcs(tmp_path / "data", [20] * 6)
+    train("toy_autoencoder", "tiny", str(tmp_path / "data"), QUICK, steps=1, run_dir=str(tmp_path / "run"))
+    with pytest.raises(UserError, match="toy_autoencoder rebuilds frames and makes none of its own"):
+        generation.generate(str(tmp_path / "run"))
+    assert not (tmp_path / "run/samples").exists()
+
+
+def test_who_cannot_draw_from_noise_says_so_in_python_too():
+    with pytest.raises(ConfigError, match="toy cannot start from noise: give it 1 context frames"):
+        generation.rollout(Toy(ToyConfig()).eval(), None, 2)
 
 
 MEMORY = """

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_arcs
 from PIL import Image
 from rolling import open_toy, picture, write_rolling_arcs
-from steered import steered_run, write_recording
+from steered import QUICK, steered_run, write_recording
 
 from mtld_core import media, panel
 from mtld_core.systems import SYSTEMS
+from mtld_core.train import train
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
@@ -111,6 +113,31 @@ def test_what_was_generated_can_be_downloaded(form):
         data = base64.b64encode((folder / name).read_bytes()).decode()
         assert f'download="{name}" href="data:{kind};base64,{data}"' in form.links.value
     assert bytes(form.strip.value) == (folder / "strip.png").read_bytes()
+
+
+def test_a_run_that_draws_from_noise_offers_that_start(form, tmp_path, monkeypatch):
+    assert form.start.options == ("dataset", "picture") and form.direction.layout.display == "none"
+    monkeypatch.undo()
+    monkeypatch.setitem(SYSTEMS, "toy_sampler", "toys:ToySampler")
+    write_arcs(tmp_path / "arcs", [20] * 6)
+    train("toy_sampler", "tiny", str(tmp_path / "arcs"), QUICK, steps=1, run_dir=str(tmp_path / "runs/sampler"))
+    sampler = panel.GeneratePanel(str(tmp_path / "runs/sampler"), num_frames=5)
+    assert sampler.start.options == ("dataset", "picture", "noise") and sampler.direction.layout.display == "none"
+    sampler.button.click()
+    assert sampler.result["source"] == "dataset:arc_0/0" and sampler.links.value.startswith("generated · download")
+    sampler.start.value = "noise"
+    fields = (sampler.picture, sampler._from_dataset, sampler._from_picture)
+    assert all(field.layout.display == "none" for field in fields)
+    sampler.button.click()
+    assert sampler.result["source"] == "noise" and sampler.result["num_frames"] == 5
+    assert sampler.links.value.startswith("generated · download") and "<video" in sampler.video.value
+    (tmp_path / "runs/run/config.json").unlink()
+    steered = steered_run(monkeypatch, tmp_path, write_recording(tmp_path / "recording.h5", np.array([1, 0, 2, 1] * 5)))
+    sampler.run.options = [*sampler.run.options, str(steered)]
+    sampler.run.value = str(steered)  # which has no such start
+    assert sampler.start.options == ("dataset", "picture") and sampler.start.value == "dataset"
+    sampler.button.click()
+    assert sampler.result["system"] == "steered"
 
 
 def test_a_run_with_actions_follows_the_recording_or_a_script(form, tmp_path, monkeypatch):

@@ -14,10 +14,11 @@ from steered import QUICK, steered_run, write_recording
 from data_prep.record_game import record
 from mtld_core import open_run
 from mtld_core.data import open_dataset
-from mtld_core.generate import generate
+from mtld_core.generate import generate, rollout
 from mtld_core.play import Play
 from mtld_core.runtime import UserError
 from mtld_core.share import share, without_places
+from mtld_core.systems import SYSTEMS
 from mtld_core.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -94,6 +95,39 @@ def test_a_run_on_a_folder_of_frames(tmp_path):
     shared = open_dataset(out / "recording.h5", progress=False)
     assert shared.about == {"held_out": True} and shared.frames.equal(open_dataset(tmp_path / "arcs").frames[60:80])
     assert generate(str(out), num_frames=5)["psnr"] == generate(str(tmp_path / "run"), num_frames=5)["psnr"]
+
+
+def toy_run(monkeypatch, name, cls, data, folder):
+    monkeypatch.setitem(SYSTEMS, name, f"toys:{cls}")
+    train(name, "tiny", str(data), QUICK, steps=2, run_dir=str(folder))
+    return folder
+
+
+def test_a_shared_translator_takes_clips_of_the_new_owners(tmp_path, monkeypatch):
+    for domain in "XY":
+        write_arcs(tmp_path / "home/data" / domain, [20] * 6)
+    run = toy_run(monkeypatch, "toy_translator", "ToyTranslator", tmp_path / "home/data", tmp_path / "home/run")
+    shutil.move(share(run, tmp_path / "out"), tmp_path / "elsewhere")
+    shutil.move(tmp_path / "home/data/Y/arc_1", tmp_path / "clip")
+    shutil.rmtree(tmp_path / "home")
+    assert names(tmp_path / "elsewhere") == [name for name in ALL if name != "recording.h5"]
+    text = (tmp_path / "elsewhere/README.md").read_text()
+    assert "`toy_translator`" in text and "(reconstruction)" in text and "flicker_y_to_x" in text
+    result = generate(str(tmp_path / "elsewhere"), str(tmp_path / "clip"), direction="y_to_x")
+    assert result["num_frames"] == 20 and result["comparison"] == "source | translated"
+    with pytest.raises(UserError, match="name an image file or a clip's folder as source"):
+        generate(str(tmp_path / "elsewhere"))
+
+
+def test_a_shared_sampler_draws_the_same(tmp_path, monkeypatch):
+    data = write_arcs(tmp_path / "home/data", [20] * 6)
+    run = toy_run(monkeypatch, "toy_sampler", "ToySampler", data, tmp_path / "home/run")
+    drawn = rollout(open_run(run), None, 3, seed=5)
+    shutil.move(share(run, tmp_path / "out"), tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "home")
+    assert names(tmp_path / "elsewhere") == ALL and rollout(open_run(tmp_path / "elsewhere"), None, 3, seed=5).equal(drawn)
+    assert generate(str(tmp_path / "elsewhere"), num_frames=3)["source"] == "noise"
+    assert generate(str(tmp_path / "elsewhere"), "dataset:episode_0/4", 3)["num_frames"] == 3
 
 
 def test_the_tail_of_a_long_episode(tmp_path, monkeypatch):

@@ -203,7 +203,7 @@ def test_a_longer_eval_horizon_and_one_that_is_too_long(arcs, tmp_path):
     ("settings", "message"),
     [
         ({"system": "mtdl"}, "did you mean 'mtld'"),
-        ({"system": "rl_v2v"}, "not built yet"),
+        ({"system": "stylegan"}, "there is no system 'stylegan'; known: "),
         ({"preset": "smal"}, "did you mean 'small'"),
         ({"overrides": '{"latent_dims": 3}'}, "did you mean 'latent_dim'"),
         ({"overrides": "{latent_dim: 3}"}, "overrides is not valid JSON"),

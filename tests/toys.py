@@ -1,4 +1,6 @@
-"""Two systems that exist to stress the contract: a critic with fresh batches and extra state, and two stages with actions."""
+"""Systems that exist to stress the contract: a critic with fresh batches and extra state, two stages with actions, one that
+rebuilds, one that draws from noise and one that translates.
+"""
 
 import dataclasses
 
@@ -153,10 +155,24 @@ class ToyAutoencoder(ToyStage):
         return self.decode(self.encode(flat(frames))).view_as(frames)
 
 
-class ToyTranslator(ToyAutoencoder):
-    """Two unpaired domains."""
+class ToySampler(ToyAutoencoder):
+    """Draws a latent from noise, or takes a picture's, and lets it fade."""
 
-    name = "toy_translator"
+    name, samples = "toy_sampler", True
+
+    def _start(self, context, generator):
+        if context is not None:
+            return self.encode(flat(context[:, -1]))
+        return torch.randn(1, self.config.hidden, generator=generator, device=self.device)
+
+    def step(self, state, action=None):
+        return 0.9 * state, self.decode(state).view(-1, 3, self.config.height, self.config.width)
+
+
+class ToyTranslator(ToyAutoencoder):
+    """Two unpaired domains. Of a clip's translation half is that of the frame before, which its state is."""
+
+    name, translates = "toy_translator", True
 
     def needs(self):
         return Needs(window=self.config.sequence_length, domains=2)
@@ -167,5 +183,12 @@ class ToyTranslator(ToyAutoencoder):
         loss = (self.decode(self.encode(there)) - x).square().mean() + 0.1 * (there.mean(1) - y.mean(1)).square().mean()
         return Loss(loss, {"loss": loss})
 
+    def translate(self, frames, direction="x_to_y", state=None):
+        sign, made = {"x_to_y": 1, "y_to_x": -1}[direction], []
+        for frame in self.reconstruct(frames).unbind(1):
+            state = sign * frame if state is None else (sign * frame + state) / 2
+            made.append(state)
+        return torch.stack(made, 1), state
 
-TOYS = {cls.name: cls for cls in (ToyGAN, ToyStage, ToyPlayer, ToyAutoencoder, ToyTranslator)}
+
+TOYS = {cls.name: cls for cls in (ToyGAN, ToyStage, ToyPlayer, ToyAutoencoder, ToySampler, ToyTranslator)}

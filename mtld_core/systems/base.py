@@ -56,7 +56,7 @@ class System(nn.Module):
     inherited: typing.ClassVar[tuple] = ()  # config fields that a run keeps as it began, whatever is named when it goes on
     reconstructs = False  # True: judged by `reconstruct`, not by rollouts (a tokenizer, a translator)
     translates = False  # True: between two domains, see `translate`
-    samples = False  # True: `start` without a context draws from noise
+    samples = False  # True: draws from noise, by `start` without a context or by `sample`
 
     def __init__(self, config):
         super().__init__()
@@ -132,6 +132,10 @@ class System(nn.Module):
     def reconstruct(self, frames):
         """What the system makes of frames that it is shown, both float `[B, T, 3, H, W]`, where `reconstructs` is True."""
         raise NotImplementedError
+
+    def sample(self, count, generator=None):
+        """`count` images from noise, float `[count, 3, H, W]`, where `samples` is True."""
+        return torch.cat([self.step(self.start(None, generator))[1] for _ in range(count)])
 
     def translate(self, frames, direction="x_to_y", state=None):
         """Clips float `[B, T, 3, H, W]` -> (their translations, state), where `translates` is True.

@@ -1,0 +1,53 @@
+"""Judging a saved checkpoint once more, as training judges it: the same windows, the same figures.
+
+    python -m mtld_core.judge RUN [--checkpoint step_00001000]
+
+The figures are printed, and written to `<run>/judgements/<checkpoint>.json`.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from mtld_core.config import ConfigError, field_names, from_dict
+from mtld_core.runtime import UserError, write_json
+from mtld_core.settings import TrainConfig
+from mtld_core.source import own_dataset
+from mtld_core.systems import open_run
+from mtld_core.task import Task
+
+
+def judge(run_dir, checkpoint="", device="auto"):
+    """Figures of a checkpoint of a run, a dict as report.json has it under "metrics". checkpoint: see `open_run`.
+
+    Raises UserError where run or checkpoint cannot be opened, or the run's dataset is gone.
+    """
+    system = open_run(run_dir, checkpoint, device)
+    known = field_names(TrainConfig)
+    config = from_dict(TrainConfig, {name: value for name, value in system.run.training.items() if name in known})
+    torch.manual_seed(0)
+    figures = Task(system, own_dataset(system), config).figures(system)
+    folder = Path(run_dir) / "judgements"
+    folder.mkdir(exist_ok=True)
+    write_json(folder / f"{Path(system.run.checkpoint).stem}.json", figures)
+    return figures
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m mtld_core.judge", description="Judge a checkpoint of a run once more.")
+    parser.add_argument("run", help="the run's folder")
+    parser.add_argument("--checkpoint", default="", help='its name, or "best"; the newest good one otherwise')
+    given = parser.parse_args(arguments)
+    try:
+        print(json.dumps(judge(given.run, given.checkpoint), indent=2))
+    except (UserError, ConfigError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""What a generation leaves behind: frames, videos, a strip, and figures where the truth is known.
+
+A job (`Continuation`, `Translation`) is an iterable of a `Moment` for each frame that is written. `compared`: words for the
+pictures in comparison.mp4 from left to right ([]: there is none); `rows`: words for the strip's rows; `columns`: dict frame's
+number -> word, of those that the strip shows; `figures()`: a dict, when it is through. Frames are uint8 `[H, W, 3]`.
+"""
+
+import contextlib
+import functools
+import time
+import typing
+from pathlib import Path
+
+import torch
+
+from mtld_core import media, metrics
+from mtld_core.evaluate import evenly
+
+STRIP_COLUMNS = 8
+
+
+class Moment(typing.NamedTuple):
+    frame: torch.Tensor
+    beside: typing.Sequence = ()  # the pictures of comparison.mp4, () where it has ended
+    cells: typing.Sequence = ()  # a column of the strip
+
+
+def write(job, out_dir, fps, size):
+    """Run a job into all writers -> (names of what was written, number of frames). Where it raises, nothing is left."""
+    out_dir, (height, width) = Path(out_dir), size
+    files, columns = ["frames", "video.mp4", "video.gif", "strip.png"], []
+    with contextlib.ExitStack() as stack:
+        write_frame = stack.enter_context(media.open_writers(out_dir, fps, height, width))
+        if job.compared:
+            total = len(job.compared) * (width + 2) - 2
+            compare = stack.enter_context(media.video_writer(out_dir / "comparison.mp4", fps, height, total))
+            files.append("comparison.mp4")
+        else:
+            (out_dir / "comparison.mp4").unlink(missing_ok=True)  # of an earlier generation
+        for number, moment in enumerate(job):
+            write_frame(moment.frame)
+            if moment.beside:
+                compare(functools.reduce(media.side_by_side, moment.beside))
+            if number in job.columns:
+                columns.append(moment.cells)
+        picture = media.strip(list(zip(*columns, strict=True)), job.rows, list(job.columns.values()))
+        media.save_picture(out_dir / "strip.png", picture)
+    return files, number + 1
+
+
+class Timed:
+    """Frames from an iterator, and how fast they came: only the time spent inside it counts."""
+
+    def __init__(self, frames):
+        self.frames, self.count, self.seconds = frames, 0, 0.0
+
+    @property
+    def per_second(self):
+        return self.count / self.seconds
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        began = time.perf_counter()
+        frame = next(self.frames)
+        self.seconds += time.perf_counter() - began
+        self.count += 1
+        return frame
+
+
+class Continuation:
+    """The frames that a system makes, after the last context frame if there is one, with the truth beside them.
+
+    frames: `Timed`, of `count` frames. context: uint8 `[k, H, W, 3]`, or None. truth: uint8 `[n, H, W, 3]`, of the first n.
+    """
+
+    def __init__(self, frames, count, context, truth):
+        self.frames, self.first, self.truth = frames, None if context is None else context[-1], truth[:count]
+        self.errors = []  # (MSE of the model, of the last context frame repeated) a frame
+        known = len(self.truth) > 0
+        self.compared = ["truth", "generated"] if known else []
+        self.rows = ["truth", "generated", "error x4"] if known else ["generated"]
+        if context is None:
+            self.columns = _columns(torch.arange(count))
+        else:
+            self.columns = _columns(torch.arange(1, (len(self.truth) or count) + 1), "+")
+
+    def __iter__(self):
+        if self.first is not None:
+            yield Moment(self.first, [self.first] * len(self.compared))
+        for t, frame in enumerate(self.frames):
+            if t >= len(self.truth):
+                yield Moment(frame, cells=[frame])
+                continue
+            real = self.truth[t].cpu()
+            self.errors.append((metrics.mse(frame, real).item(), metrics.mse(self.first, real).item()))
+            error = ((frame.int() - real.int()).abs() * 4).clamp_(max=255).to(torch.uint8)
+            yield Moment(frame, [real, frame], [real, frame, error])
+
+    def figures(self):
+        """{} where no truth is known."""
+        return _figures(self.errors, "baseline_copy_psnr")
+
+
+class Translation:
+    """A clip beside its translation, and beside its truth where that is known.
+
+    frames: `Timed`, the translated ones. clip: uint8 `[n, H, W, 3]`. truth: the same, or `[0, H, W, 3]`. shots: see `Source`.
+    """
+
+    def __init__(self, frames, clip, truth, shots=()):
+        self.frames, self.clip, self.truth, self.shots = frames, clip, truth, shots
+        self.errors = []  # (MSE of the translation, of the source) a frame
+        self.flickers = []  # (of the translation, of the source) at each frame that two of its shot precede
+        self.compared = self.rows = ["source", "translated", *["truth"] * bool(len(truth))]
+        self.columns = _columns(torch.arange(len(clip)))
+
+    def __iter__(self):
+        latest = []  # up to three frames of the shot, and their sources
+        for t, frame in enumerate(self.frames):
+            source = self.clip[t].cpu()
+            latest = [*([] if t in self.shots else latest[-2:]), torch.stack([frame, source])]
+            if len(latest) == 3:
+                self.flickers.append(metrics.flicker(torch.stack(latest, 1)).tolist())  # tensors would hold memory apart
+            pictures = [source, frame]
+            if len(self.truth):
+                real = self.truth[t].cpu()
+                self.errors.append((metrics.mse(frame, real).item(), metrics.mse(source, real).item()))
+                pictures.append(real)
+            yield Moment(frame, pictures, pictures)
+
+    def figures(self):
+        """Flicker, and what the truth tells where it is known."""
+        flickers = [sum(column) / len(column) for column in zip(*self.flickers, strict=True)] or [0.0, 0.0]
+        return dict(zip(("flicker", "flicker_source"), flickers, strict=True)) | _figures(self.errors, "baseline_identity_psnr")
+
+
+def _columns(numbers, sign=""):
+    return {number: f"{sign}{number}" for number in evenly(numbers, STRIP_COLUMNS).tolist()}
+
+
+def _figures(errors, baseline):
+    """PSNR of (the model's, the baseline's) MSEs; {} where there are none."""
+    if not errors:
+        return {}
+    model, other = (metrics.psnr(torch.tensor(column, dtype=torch.float64)) for column in zip(*errors, strict=True))
+    return {"psnr": model.mean().item(), baseline: other.mean().item(), "psnr_by_horizon": model.tolist()}

@@ -1,0 +1,85 @@
+"""What a system learns from and what it is judged on: the split of a dataset, batches of the one part, judges of the other."""
+
+import torch
+
+from mtld_core.config import check
+from mtld_core.data import Batches, DomainBatches, DomainPair, split_windows
+from mtld_core.evaluate import Judge, evenly, judged_horizon, reachable
+from mtld_core.frames import to_uint8
+from mtld_core.frechet import Likeness
+from mtld_core.translation import TranslationJudge
+
+DRAWS = 256  # images from noise that are compared with held-out frames, and as many of those
+
+
+class Task:
+    """dataset (a `Dataset` or `DomainPair`), batches of its training part, and judges of the rest.
+
+    samples: uint8 `[n, H, W, 3]` of the training part, of each domain. Raises ConfigError or UserError where dataset and system
+    do not belong together, or nothing is left to judge on. say: told what is left out.
+    """
+
+    def __init__(self, system, dataset, config, device=None, say=print):
+        self.dataset, needs = dataset, system.needs()
+        _check(system, dataset, config)
+        pair = isinstance(dataset, DomainPair)
+        domains = (dataset.x, dataset.y) if pair else (dataset,)
+        for domain in domains:
+            if unused := domain.too_short(needs.window, config.cross_cuts):
+                say(
+                    f"{domain.path}: nothing is learnt from {len(unused)} of {len(domain.arcs)} arcs, which hold no window of "
+                    f"{needs.window} frames without a cut: {', '.join(unused)}"
+                )
+        horizon = judged_horizon(system, config.eval_horizon)
+        split = split_windows(
+            dataset, needs.window, config.holdout, config.cross_cuts, config.restitution, needs.context + horizon
+        )
+        learned, held = split if pair else [(part,) for part in split]
+        rows = [torch.unique(starts[:, None] + torch.arange(needs.window)) for starts in learned]
+        self.samples = [domain.frames[evenly(some, 512)] for domain, some in zip(domains, rows, strict=True)]
+        kind = DomainBatches if pair else Batches
+        self.batches = kind(dataset, split[0], needs.window, config.batch_size, config.seed, needs.batches, device)
+
+        windows = config.eval_batches * config.batch_size or config.eval_windows
+        first, starts, reach = domains[0], held[0], 0
+        if horizon:
+            starts, reach = reachable(first, starts, needs.context, horizon, config.long_horizon, config.cross_cuts)
+            if reach < config.long_horizon:
+                say(f"judged up to horizon {reach}: too few held-out windows are longer")
+        self.judge = Judge(first, starts, needs, horizon, self.samples[0], windows, system.lpips_weights, reach=reach)
+        self.translations = self.likeness = None
+        if system.translates:
+            self.translations = TranslationJudge(dataset, held, needs.window, self.samples, windows)
+        if system.samples:
+            self.likeness = Likeness(first.frames[evenly(starts, DRAWS)])
+
+    def figures(self, system, between=lambda: None):
+        """All that report.json holds under "metrics". between: see `Judge`."""
+        figures = self.judge(system, between)
+        if self.translations is not None:
+            figures |= self.translations(system, between)
+        if self.likeness is not None:
+            between()
+            figures |= self.likeness(to_uint8(system.sample(DRAWS, torch.Generator(system.device).manual_seed(0))), between)
+        return figures
+
+    def preview(self, system):
+        """(rows of uint8 frames, their labels, labels of the columns)."""
+        return (self.translations or self.judge).preview(system)
+
+
+def _check(system, dataset, config):
+    needs, size = system.needs(), (system.config.height, system.config.width)
+    check(size == dataset.size, f"the system is built for frames of {size}, the dataset has {dataset.size}: see settings.build")
+    pair = isinstance(dataset, DomainPair)
+    check(pair == (needs.domains == 2), f"{system.name} needs {needs.domains} domain(s); {dataset.path} holds {1 + pair}")
+    first = dataset.x if pair else dataset
+    check(
+        not needs.actions or first.actions is not None,
+        f"{system.name} needs actions and {dataset.path} has none: use an HDF5 file with a dataset 'actions'",
+    )
+    paired = first.about.get("controls_lead_to", config.controls_lead_to)
+    check(
+        paired == config.controls_lead_to,
+        f"{dataset.path} was opened with controls_lead_to={paired!r}, the run has {config.controls_lead_to!r}",
+    )
