@@ -5,24 +5,31 @@ import torch.nn.functional as F
 from torch import nn
 
 
-class ConvLSTMCell(nn.Module):
-    """`nn.LSTMCell` on maps (Shi et al. 2015): (input `[N, C, h, w]`, (hidden, cell) or None) -> (new hidden, new cell).
+class ConvLSTM(nn.Module):
+    """`nn.LSTM` on maps (Shi et al. 2015): clips `[B, T, C, h, w]` -> (hidden `[B, T, hidden, h, w]`, state).
 
-    hidden, cell: `[N, hidden, h, w]`; None stands for zeros. The gates lie in the order input, forget, new, output.
+    state: (hidden, cell), each `[B, hidden, h, w]`, to go on with; None stands for zeros. The gates lie in the order input,
+    forget, new, output.
     """
 
     def __init__(self, channels, hidden):
         super().__init__()
         self.hidden = hidden
-        self.gates = nn.Conv2d(channels + hidden, 4 * hidden, 3, 1, 1)
+        self.from_input = nn.Conv2d(channels, 4 * hidden, 3, 1, 1)
+        self.from_hidden = nn.Conv2d(hidden, 4 * hidden, 3, 1, 1, bias=False)
         with torch.no_grad():
-            self.gates.bias[hidden : 2 * hidden] = 1  # remember at first (Jozefowicz et al. 2015)
+            self.from_input.bias[hidden : 2 * hidden] = 1  # remember at first (Jozefowicz et al. 2015)
 
     def forward(self, x, state=None):
-        hidden, cell = state or [x.new_zeros(len(x), self.hidden, *x.shape[-2:])] * 2
-        enter, keep, new, show = self.gates(torch.cat([x, hidden], 1)).chunk(4, 1)
-        cell = keep.sigmoid() * cell + enter.sigmoid() * new.tanh()
-        return show.sigmoid() * cell.tanh(), cell
+        out, gates = [], self.from_input(x.flatten(0, 1)).unflatten(0, x.shape[:2])  # those of all frames at once
+        for given in gates.unbind(1):
+            enter, keep, new, show = (given if state is None else given + self.from_hidden(state[0])).chunk(4, 1)
+            cell = enter.sigmoid() * new.tanh()
+            if state is not None:
+                cell = cell + keep.sigmoid() * state[1]
+            state = show.sigmoid() * cell.tanh(), cell
+            out.append(state[0])
+        return torch.stack(out, 1), state
 
 
 class ResBlock3d(nn.Module):

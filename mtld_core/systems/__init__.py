@@ -15,14 +15,13 @@ SYSTEMS = {  # name -> "module:class", imported when asked for
     "tokenizer": "mtld_core.systems.world_model.tokenizer:Tokenizer",
     "latent_actions": "mtld_core.systems.world_model.latent_actions:LatentActions",
     "dynamics": "mtld_core.systems.world_model.dynamics:Dynamics",
+    "weight_rnn": "mtld_core.systems.weight_rnn:WeightRNN",
+    "rl_v2v": "mtld_core.systems.rl_v2v.system:RLV2V",
 }
-COMING = ("weight_rnn", "rl_v2v")
 
 
 def system_class(name):
     """The `System` subclass called `name`. Raises UserError with the nearest known name."""
-    if name in COMING:
-        raise UserError(f"system={name!r} is not built yet; there is: {', '.join(SYSTEMS)}")
     if name not in SYSTEMS:
         raise UserError(f"there is no system {name!r}{nearest(name, SYSTEMS)}")
     module, cls = SYSTEMS[name].split(":")

@@ -1,0 +1,202 @@
+"""Two unpaired domains for a translator: `OUT/X/<arc>/frame_0000.png ...` and `OUT/Y/<arc>/`.
+
+    python data_prep/make_domains.py OUT [--clips 40 --frames 24 --size 64 --seed 0]   moving shapes, in two styles
+    python data_prep/make_domains.py OUT --film SOURCE [--size 64]                     a film, and the same film graded
+    python data_prep/make_domains.py OUT --x SOURCE --y SOURCE [--size 64]             videos or folders of arcs of your own
+
+The first two know the right translation and write it beside the data, as `OUT/truth/X_in_Y/<arc>/` and
+`OUT/truth/Y_in_X/<arc>/`: for judging, never for learning. OUT is written beside its place and renamed when it is whole.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data_prep.extract_frames import extract
+from mtld_core.data import open_dataset
+from mtld_core.runtime import UserError, seed_of
+
+STYLES = {  # domain -> part -> (colour, colour of its pattern), RGB in 0..1; the ground runs from the one to the other
+    "X": {"ground": ((0.10, 0.14, 0.36), (0.22, 0.30, 0.56)), "disc": ((0.86, 0.22, 0.16), (0.86, 0.22, 0.16)),
+          "box": ((0.94, 0.84, 0.28), (0.94, 0.84, 0.28)), "wedge": ((0.62, 0.92, 0.94), (0.62, 0.92, 0.94))},
+    "Y": {"ground": ((0.16, 0.30, 0.16), (0.40, 0.52, 0.24)), "disc": ((0.92, 0.40, 0.74), (0.60, 0.16, 0.50)),
+          "box": ((0.98, 0.66, 0.20), (0.84, 0.40, 0.08)), "wedge": ((0.30, 0.78, 0.94), (0.30, 0.78, 0.94))},
+}  # fmt: skip
+PARTS = {"disc": 0.22, "box": 0.15, "wedge": 0.12}  # radius over the picture's side: what tells them apart in either domain
+PERIOD = 8  # pixels at 64, of the patterns
+BLOCKS = 3  # of a film, for each domain
+STEP = 1.2  # pixels a frame at 64, of the shapes
+
+
+def shapes(out, clips=40, frames=24, size=64, seed=0):
+    """Clips of moving shapes: the same world in two styles, but no clip of X is one of Y. The same arguments, the same bytes.
+
+    X is plain: a red disc, a yellow box, a pale wedge over blue. Y is another palette with patterns that move with their
+    shapes. Shape tells which colour belongs to which, so the right translation can be found without pairs.
+    """
+    for name, value, least in (("clips", clips, 1), ("frames", frames, 2), ("size", size, 16)):
+        if value < least:
+            raise UserError(f"{name} must be {least} or more, not {value!r}")
+    arcs = {}
+    for domain, other in (("X", "Y"), ("Y", "X")):
+        for n in range(clips):
+            world = _world(np.random.default_rng(seed_of("domains", seed, domain, n)), frames)
+            for folder, style in ((domain, domain), (f"truth/{domain}_in_{other}", other)):
+                arcs[f"{folder}/clip_{n:03d}"] = lambda world=world, style=style: _draw(world, STYLES[style], size)
+    return _write(out, arcs)
+
+
+def film(out, source, size=64):
+    """X: every other block of a film's frames. Y: the other blocks, graded by a known look-up. source: as for `pair`."""
+    arcs = {}
+    for arc, frames in _arcs(out, source, size):
+        edges = np.linspace(0, len(frames), 2 * BLOCKS + 1).astype(int)
+        for n in range(2 * BLOCKS):
+            block, name = frames[edges[n] : edges[n + 1]], f"{arc}_{n}"
+            plain, graded = (lambda block=block: block), (lambda block=block: grade(block))
+            domain, other = "XY" if n % 2 == 0 else "YX"
+            arcs[f"{domain}/{name}"] = plain if domain == "X" else graded
+            arcs[f"truth/{domain}_in_{other}/{name}"] = graded if domain == "X" else plain
+    return _write(out, arcs)
+
+
+def pair(out, x, y, size=64):
+    """Two domains of one's own. x, y: "sample", a video, a folder of videos, or a folder of arcs; size: pixels of a side."""
+    sources = {"X": x, "Y": y}
+    return _write(out, {f"{d}/{arc}": lambda f=f: f for d, source in sources.items() for arc, f in _arcs(out, source, size)})
+
+
+def grade(frames):
+    """A look-up of colours, uint8 `[..., 3]` twice: teal shadows, orange lights, less green. Each has one of its own."""
+    x = frames.astype(np.float32) / 255
+    x = x + 0.12 * np.sin(2 * np.pi * x) * -1  # an S-shaped curve: darks darker, lights lighter
+    light = x @ np.float32([0.299, 0.587, 0.114])
+    tint = light[..., None] * np.float32([0.25, 0.05, -0.25]) + np.float32([-0.10, 0.02, 0.12])
+    swapped = x @ np.float32([[0.55, 0.15, 0.20], [0.35, 0.60, 0.20], [0.10, 0.25, 0.60]])
+    return np.clip((0.15 + 0.75 * swapped + tint) * 255, 0, 255).round().astype(np.uint8)
+
+
+# ---- moving shapes
+
+
+def _world(rng, frames):
+    """{part: centres float64 [frames, 2]}, sides of the picture: straight paths that bounce at the borders."""
+    world = {}
+    for part, radius in PARTS.items():
+        angle, start = rng.uniform(0, 2 * np.pi), rng.uniform(radius, 1 - radius, 2)
+        step = STEP / 64 * rng.uniform(0.6, 1.4) * np.array([np.cos(angle), np.sin(angle)])
+        path = start - radius + np.outer(np.arange(frames), step)
+        room = 1 - 2 * radius
+        world[part] = radius + room - np.abs(path % (2 * room) - room)  # folded back and forth
+    return world
+
+
+def _draw(world, style, size):
+    """uint8 [frames, size, size, 3], edges softened over a pixel; the smaller shapes lie above."""
+    y, x = (np.mgrid[:size, :size] + 0.5) / size
+    low, high = map(np.array, style["ground"])
+    ground, pictures = low + (high - low) * y[..., None], []
+    for t in range(len(world["disc"])):
+        picture = ground
+        for part, radius in PARTS.items():
+            dx, dy = x - world[part][t, 0], y - world[part][t, 1]
+            across = {"disc": dy, "box": (dx + dy) / 2, "wedge": dx}[part]  # where the pattern varies
+            inside = {
+                "disc": np.hypot(dx, dy) - radius,
+                "box": np.maximum(abs(dx), abs(dy)) - 0.85 * radius,
+                "wedge": np.maximum(dy - 0.7 * radius, (2 * abs(dx) - dy) / 5**0.5 - 0.5 * radius),
+            }[part]
+            cover = np.clip(0.5 - inside * size, 0, 1)[..., None]
+            wave = 0.5 + 0.5 * np.sin(2 * np.pi * across * 64 / PERIOD)[..., None]
+            plain, pattern = map(np.array, style[part])
+            picture = picture + cover * (plain + wave * (pattern - plain) - picture)
+        pictures.append(picture)
+    return (np.stack(pictures) * 255).round().astype(np.uint8)
+
+
+# ---- reading and writing
+
+
+def _arcs(out, source, size):
+    """[(name, uint8 [n, size, size, 3])] of a folder of arcs, or of anything that `extract` takes."""
+    folder = Path(source).expanduser()
+    scratch = _scratch(out, "frames")
+    try:
+        if source == "sample" or folder.is_file() or (folder.is_dir() and not _has_pictures(folder)):
+            extract(source, scratch, height=size, width=size, progress=False)
+            folder = scratch
+        dataset = open_dataset(folder, size, size, cache=False, progress=False)
+        return [(arc.name, dataset.frames[arc.start : arc.stop].numpy()) for arc in dataset.arcs]
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _has_pictures(folder):
+    return any(file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp") for file in folder.rglob("*"))
+
+
+def _write(out, arcs):
+    """Write {path of an arc: function that gives its frames}; returns {top folder: (arcs, frames)}. Raises UserError."""
+    out = Path(out).expanduser().absolute()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} is there already: name another folder, or delete it")
+    scratch, counts = _scratch(out, "new"), {}
+    try:
+        for path, frames in arcs.items():
+            (scratch / path).mkdir(parents=True)
+            for i, frame in enumerate(pictures := frames()):
+                png = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+                (scratch / path / f"frame_{i:04d}.png").write_bytes(png)
+            top = str(Path(path).parent)
+            counts[top] = tuple(map(sum, zip(counts.get(top, (0, 0)), (1, len(pictures)), strict=True)))
+        if out.exists():  # empty
+            out.rmdir()
+        scratch.rename(out)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{out} cannot be written ({reason}): make room there or name another folder") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return counts
+
+
+def _scratch(out, what):
+    out = Path(out).expanduser().absolute()
+    return out.with_name(f".{out.name}.{what}.{os.getpid()}.tmp")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Make two unpaired domains of clips.")
+    parser.add_argument("out", help="the folder to make")
+    parser.add_argument("--clips", type=int, default=40, help="shapes: clips of each domain")
+    parser.add_argument("--frames", type=int, default=24, help="shapes: frames a clip")
+    parser.add_argument("--seed", type=int, default=0, help="shapes")
+    parser.add_argument("--size", type=int, default=64, help="pixels of a side")
+    parser.add_argument("--film", default="", help='grade this: "sample", a video, a folder of videos or of arcs')
+    parser.add_argument("--x", default="", help="domain X, the same kinds of source")
+    parser.add_argument("--y", default="", help="domain Y")
+    a = parser.parse_args()
+    if bool(a.x) != bool(a.y) or (a.film and a.x):
+        raise UserError("give --x and --y together, or --film, or none of them for moving shapes")
+    if a.film:
+        counts = film(a.out, a.film, a.size)
+    elif a.x:
+        counts = pair(a.out, a.x, a.y, a.size)
+    else:
+        counts = shapes(a.out, a.clips, a.frames, a.size, a.seed)
+    for folder, (clips, frames) in counts.items():
+        print(f"{a.out}/{folder}: {clips} arcs, {frames} frames")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(str(error))

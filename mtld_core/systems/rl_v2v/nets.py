@@ -1,0 +1,125 @@
+"""The networks of RL-V2V-GAN. Letters: B batch, T frames, C channels of a map, h w its grid, p frames of a state."""
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mtld_core.nn.blocks import ResBlock, norm2d
+from mtld_core.nn.video import ConvLSTM, ResBlock3d
+
+
+class Translator(nn.Module):
+    """Clips `[B, T, 3, H, W]` -> (clips of the same size, state): an encoder-decoder with a ConvLSTM and skips.
+
+    As a translator G its frames are those of the other domain; as a predictor P its last one is the frame that comes next.
+    Squares of `fold` x `fold` pixels are folded into channels; each of `channels` after the first halves the grid. residual:
+    the output is a linear map of each pixel's colour plus a change, not squashed; otherwise a tanh. state: of the ConvLSTM,
+    None at the start of a clip.
+    """
+
+    def __init__(self, channels, fold, blocks, memory, norm="group", residual=True):
+        super().__init__()
+        self.fold, self.residual = fold, residual
+        self.stem = nn.Conv2d(3 * fold**2, channels[0], 3, 1, 1)
+        pairs = list(itertools.pairwise(channels))
+        self.downs = nn.ModuleList([nn.Sequential(nn.SiLU(), nn.Conv2d(a, b, 4, 2, 1)) for a, b in pairs])
+        self.blocks = nn.Sequential(*[ResBlock(channels[-1], norm) for _ in range(blocks)])
+        self.memory = ConvLSTM(channels[-1], memory)
+        self.recall = nn.Conv2d(memory, channels[-1], 1)
+        self.ups = nn.ModuleList([nn.Conv2d(b, a, 3, 1, 1) for a, b in pairs[::-1]])
+        self.head = nn.Sequential(norm2d(norm, channels[0]), nn.SiLU(), nn.Conv2d(channels[0], 3 * fold**2, 3, 1, 1))
+        if residual:
+            self.colour = nn.Conv2d(3, 3, 1)
+            nn.init.zeros_(self.head[-1].weight)
+            nn.init.zeros_(self.head[-1].bias)
+            self.set_colour(torch.eye(3), torch.zeros(3))
+
+    def set_colour(self, matrix, shift):
+        """Let the untrained network map colours (in [-1, 1]) linearly: `[3, 3]`, `[3]`."""
+        with torch.no_grad():
+            self.colour.weight.copy_(matrix[..., None, None])
+            self.colour.bias.copy_(shift)
+
+    def forward(self, frames, state=None):
+        pictures, maps = frames.flatten(0, 1), []  # [B*T, 3, H, W]
+        x = self.stem(F.pixel_unshuffle(pictures, self.fold))
+        for down in self.downs:
+            maps.append(x)
+            x = down(x)
+        x = self.blocks(x)
+        seen, state = self.memory(x.unflatten(0, frames.shape[:2]), state)
+        x = x + self.recall(seen.flatten(0, 1))
+        for up in self.ups:
+            x = up(F.interpolate(F.silu(x), scale_factor=2)) + maps.pop()
+        x = F.pixel_shuffle(self.head(x), self.fold)
+        x = self.colour(pictures) + x if self.residual else torch.tanh(x)
+        return x.unflatten(0, frames.shape[:2]), state
+
+
+class DownBlock(nn.Module):
+    """`[N, C, h, w]` -> `[N, out, h/2, w/2]`: two convolutions and a shortcut."""
+
+    def __init__(self, channels, out):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 4, 2, 1)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1)
+        self.shortcut = nn.Conv2d(channels, out, 1)
+
+    def forward(self, x):
+        y = self.conv2(F.leaky_relu(self.conv1(F.leaky_relu(x, 0.2)), 0.2))
+        return self.shortcut(F.avg_pool2d(x, 2)) + y
+
+
+class Trunk(nn.Module):
+    """Clips `[B, T, 3, H, W]` -> maps `[B, T, C, h, w]`, a frame at a time, by residual blocks."""
+
+    def __init__(self, channels, fold):
+        super().__init__()
+        self.fold, self.stem = fold, nn.Conv2d(3 * fold**2, channels[0], 3, 1, 1)
+        self.blocks = nn.Sequential(*[DownBlock(a, b) for a, b in itertools.pairwise(channels)])
+
+    def forward(self, clips):
+        return self.blocks(self.stem(F.pixel_unshuffle(clips.flatten(0, 1), self.fold))).unflatten(0, clips.shape[:2])
+
+
+class ClipHead(nn.Module):
+    """Maps `[B, T, C, h, w]` -> `[B, n]`: a residual block in space and time, a linear layer. pooled: n = 1, else T h w."""
+
+    def __init__(self, channels, pooled):
+        super().__init__()
+        self.pooled, self.block, self.out = pooled, ResBlock3d(channels), nn.Conv3d(channels, 1, 1)
+
+    def forward(self, maps):
+        x = F.leaky_relu(self.block(maps.transpose(1, 2)), 0.2)
+        return self.out(x.mean((2, 3, 4), keepdim=True) if self.pooled else x).flatten(1)
+
+
+class Discriminator(nn.Module):
+    """Clips `[B, T, 3, H, W]` -> (logits of the frames `[B, T, n]`, logits of the clip `[B, m]`).
+
+    grid: (h, w) of the last maps for one verdict on each frame, by a fully connected layer, and one on the clip; None for a
+    verdict on each place (Isola et al. 2017).
+    """
+
+    def __init__(self, channels, fold, grid=None):
+        super().__init__()
+        self.trunk, self.clip = Trunk(channels, fold), ClipHead(channels[-1], pooled=grid is not None)
+        self.frame = nn.Conv2d(channels[-1], 1, grid or 1)
+
+    def forward(self, clips):
+        maps = self.trunk(clips)
+        frames = self.frame(F.leaky_relu(maps.flatten(0, 1), 0.2)).flatten(1)
+        return frames.unflatten(0, clips.shape[:2]), self.clip(maps)
+
+
+class Value(nn.Module):
+    """Q: (states `[B, p, 3, H, W]`, actions `[B, 3, H, W]`) -> `[B]`, any real number, for rewards are negative."""
+
+    def __init__(self, channels, fold):
+        super().__init__()
+        self.trunk, self.clip = Trunk(channels, fold), ClipHead(channels[-1], pooled=True)
+
+    def forward(self, states, actions):
+        return self.clip(self.trunk(torch.cat([states, actions[:, None]], 1))).squeeze(1)

@@ -1,0 +1,404 @@
+"""RL-V2V-GAN: its decisions by hand, what its losses are made of, and that each half can be turned off."""
+
+import pytest
+import torch
+from torch import nn
+
+from mtld_core.config import ConfigError
+from mtld_core.nn.gan import bce_discriminator_loss, bce_generator_loss
+from mtld_core.nn.video import ConvLSTM, ResBlock3d
+from mtld_core.settings import plan
+from mtld_core.stepper import Stepper
+from mtld_core.systems.rl_v2v import decisions
+from mtld_core.systems.rl_v2v.nets import Discriminator, Translator, Value
+from mtld_core.systems.rl_v2v.system import RLV2V
+
+SIZE, T, P, B = 16, 5, 2, 3
+
+
+def make(folder=None, **settings):
+    """A tiny system, and its stepper where it is to be trained in `folder`."""
+    torch.manual_seed(0)
+    _, config, _ = plan("rl_v2v", "tiny", {"height": SIZE, "width": SIZE} | settings)
+    system = RLV2V(config)
+    if folder is None:
+        return system
+    system.setup_training(folder)
+    return system, Stepper(system.optimizers(), torch.device("cpu"))
+
+
+def batch(seed=0, size=B):
+    torch.manual_seed(seed)
+    x, y = torch.rand(2, size, T, 3, SIZE, SIZE) * 2 - 1
+    return {"frames": x, "frames_y": y, "key": torch.arange(size)}
+
+
+class Frames(nn.Module):
+    """Stands for a translator or predictor: every pixel by a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, frames, state=None):
+        return self.function(frames), state
+
+
+class Verdict(nn.Module):
+    """Stands for a discriminator: the mean of each frame, and of the clip."""
+
+    def forward(self, clips):
+        means = clips.mean((2, 3, 4))
+        return means[..., None], means.mean(1)
+
+
+# ---- decisions by hand
+
+
+def test_rewards_are_the_losses_with_a_minus():
+    losses = [torch.tensor(values) for values in ([1.0, 2.0], [10.0, 0.0], [100.0, 50.0])]
+    assert decisions.reward(*losses, lambda_rr=0.1, lambda_rc=0.01).tolist() == pytest.approx([-3.0, -2.5])
+    assert decisions.last_reward(torch.tensor([0.5, 4.0]), lambda_v=2.0).tolist() == [-1.0, -8.0]
+    assert (decisions.reward(*[torch.rand(9) for _ in range(3)], 0.1, 0.1) <= 0).all()
+
+
+def test_q_target_bootstraps_only_where_the_clip_goes_on():
+    target = decisions.q_target(torch.tensor([-1.0, -1.0]), torch.tensor([False, True]), torch.tensor([-10.0, -10.0]), 0.9)
+    assert target.tolist() == [-10.0, -1.0]
+
+
+@pytest.mark.parametrize(("sigma2", "chosen"), [(0.0, [1, 0, 1, 0]), (1.0, [1, 1, 0, 0])])
+def test_sigma2_is_the_probability_of_the_coin(sigma2, chosen):
+    values = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-2.0, -1.0], [-1.0, -2.0]])
+    coin = torch.tensor([0.1, 0.49, 0.5, 0.9])  # below a half: the second
+    assert decisions.choose(values, torch.tensor([0.0, 0.3, 0.6, 0.99]), coin, sigma2).tolist() == chosen
+
+
+def test_sigma2_between_explores_as_often_as_it_says():
+    values, draws = torch.tensor([[1.0, 0.0]]).expand(20_000, 2), torch.rand(2, 20_000, generator=torch.manual_seed(0))
+    assert decisions.choose(values, *draws, 0.3).float().mean() == pytest.approx(0.15, abs=0.01)
+
+
+def test_next_state_drops_the_oldest():
+    states = torch.arange(3.0).view(1, 3, 1, 1, 1)
+    assert decisions.next_state(states, torch.full((1, 1, 1, 1), 9.0)).flatten().tolist() == [1.0, 2.0, 9.0]
+
+
+def test_soft_update_by_hand():
+    slow, fast = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    slow.weight.data.fill_(2.0)
+    fast.weight.data.fill_(10.0)
+    decisions.soft_update(slow, fast, 0.25)
+    assert slow.weight.item() == 4.0 and fast.weight.item() == 10.0
+
+
+# ---- networks
+
+
+def test_value_networks_can_fit_a_constant_negative_reward():
+    """A ReLU at the end, as in the original, never could."""
+    torch.manual_seed(0)
+    value, states, actions = Value((8, 8), 2), torch.rand(8, P, 3, SIZE, SIZE), torch.rand(8, 3, SIZE, SIZE)
+    optimizer = torch.optim.Adam(value.parameters(), 3e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (value(states, actions) + 3).square().mean().backward()
+        optimizer.step()
+    assert value(states, actions).mean().item() == pytest.approx(-3, abs=0.2)
+
+
+def test_the_value_depends_on_the_action_and_on_each_frame_of_the_state():
+    value, states, actions = Value((8, 8), 2), torch.rand(1, P, 3, SIZE, SIZE), torch.rand(1, 3, SIZE, SIZE)
+    value = value.eval()
+    for changed in ((states, actions + 1), (states + torch.tensor([1.0, 0]).view(1, 2, 1, 1, 1), actions)):
+        assert (value(*changed) - value(states, actions)).abs().item() > 1e-5
+
+
+def test_lstm_is_torchs_own_on_a_single_place():
+    """On 1x1 maps only the middle of each 3x3 kernel counts, and the gates lie in another order than torch's."""
+    torch.manual_seed(0)
+    ours, theirs = ConvLSTM(4, 5), nn.LSTM(4, 5, batch_first=True)
+    with torch.no_grad():
+        theirs.weight_ih_l0.copy_(ours.from_input.weight[:, :, 1, 1])
+        theirs.weight_hh_l0.copy_(ours.from_hidden.weight[:, :, 1, 1])
+        theirs.bias_ih_l0.copy_(ours.from_input.bias)
+        theirs.bias_hh_l0.zero_()
+    clip = torch.randn(2, 6, 4, 1, 1)
+    found, (hidden, cell) = ours(clip)
+    wanted, (h, c) = theirs(clip.flatten(2))
+    torch.testing.assert_close(found.flatten(2), wanted)
+    torch.testing.assert_close((hidden.flatten(1), cell.flatten(1)), (h[0], c[0]))
+
+
+def test_residual_3d_block_sees_the_frames_on_both_sides():
+    block, clip = ResBlock3d(2), torch.zeros(1, 2, 7, 4, 4)
+    moved = clip.clone()
+    moved[:, :, 3] = 1
+    changed = (block(moved) - block(clip)).abs().amax((0, 1, 3, 4)) > 0
+    assert changed.tolist() == [False, True, True, True, True, True, False]
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("channels", [(8,), (8, 12)])
+def test_a_clip_in_pieces_is_translated_as_a_whole(channels, residual):
+    torch.manual_seed(0)
+    net, clip = Translator(channels, 2, 1, 4, residual=residual), torch.rand(2, 6, 3, SIZE, SIZE) * 2 - 1
+    nn.init.normal_(net.head[-1].weight, std=0.1)
+    whole, _ = net(clip)
+    first, state = net(clip[:, :2])
+    second, _ = net(clip[:, 2:], state)
+    torch.testing.assert_close(torch.cat([first, second], 1), whole)
+    assert (net(clip[:, 2:])[0] - second).abs().max() > 1e-4  # it remembers what came before
+    assert residual or whole.abs().max() <= 1
+
+
+def test_an_untrained_residual_translator_maps_colours():
+    net, clip = Translator((8,), 4, 1, 4), torch.rand(1, 2, 3, SIZE, SIZE)
+    torch.testing.assert_close(net(clip)[0], clip)
+    net.set_colour(torch.tensor([[0.0, 1, 0], [1, 0, 0], [0, 0, 1]]), torch.tensor([0.0, 0.0, 0.5]))
+    torch.testing.assert_close(net(clip)[0], clip[:, :, [1, 0, 2]] + torch.tensor([0, 0, 0.5]).view(3, 1, 1))
+
+
+@pytest.mark.parametrize(("grid", "n", "m"), [(None, 16, 80), ((4, 4), 1, 1)])
+def test_a_discriminator_has_a_head_for_frames_and_one_for_clips(grid, n, m):
+    frames, whole = Discriminator((8, 8), 2, grid)(torch.rand(2, 5, 3, SIZE, SIZE))
+    assert frames.shape == (2, 5, n) and whole.shape == (2, m)
+
+
+# ---- losses by hand
+
+
+def stubbed(**settings):
+    """Translators add 0.5 (to Y) or take 0.25 away (to X); predictors repeat; discriminators give means."""
+    system = make(**settings)
+    system.g = nn.ModuleDict({"x": Frames(lambda f: f - 0.25), "y": Frames(lambda f: f + 0.5)})
+    system.p = nn.ModuleDict({d: Frames(lambda f: f) for d in "xy"})
+    system.d = nn.ModuleDict({d: Verdict() for d in "xy"})
+    return system
+
+
+def still(x=0.0, y=1.0):
+    """Clips of frames that do not move; one number each."""
+    pictures = torch.ones(2, T, 3, SIZE, SIZE)
+    return {"frames": x * pictures, "frames_y": y * pictures, "key": torch.arange(2)}
+
+
+def test_the_losses_inside_a_clip_by_hand():
+    """X at 0: in Y 0.5, recycled 0.25. Y at 1: in X 0.75, recycled 1.25. So both recycle losses are 0.25."""
+    result = stubbed(lambda_rr=10.0, lambda_rc=100.0).generator_loss(still(), t=3)
+    logs = {name: value.item() for name, value in result.logs.items()}
+    assert logs["recurrent_x"] == logs["recurrent_y"] == 0
+    assert logs["recycle_x"] == logs["recycle_y"] == pytest.approx(0.25)
+    assert logs["adversarial_x"] == pytest.approx(2 * (0.5 - 1) ** 2)  # of X in Y: its frames, and the sub-clip
+    assert logs["adversarial_y"] == pytest.approx(2 * (0.75 - 1) ** 2)
+    assert result.total.item() == pytest.approx(0.5 + 0.125 + 100 * 0.5)
+    assert result.carry["fake_y"].shape == (2, P + 1, 3, SIZE, SIZE)
+    assert (result.carry["fake_y"] == 0.5).all() and (result.carry["fake_x"] == 0.75).all()  # translations, not cycles
+
+
+def test_the_last_step_is_the_whole_clip_alone():
+    result = stubbed(lambda_v=3.0, lambda_rr=10.0, lambda_rc=100.0).generator_loss(still(), t=T - 1)
+    assert result.carry["fake_y"].shape == (2, T, 3, SIZE, SIZE)
+    assert result.total.item() == pytest.approx(3 * ((0.5 - 1) ** 2 + (0.75 - 1) ** 2))
+
+
+def test_the_discriminators_see_the_same_moment_of_real_clips():
+    system, data = stubbed(), batch()
+    made = system.generator_loss(data, t=3).carry
+    seen = []
+    system.d = nn.ModuleDict({d: Frames(lambda clip: (seen.append(clip), Verdict()(clip))[1]) for d in "xy"})
+    for d in "xy":
+        system.d[d].forward = system.d[d].function
+    system.discriminator_loss(data | made, t=3)
+    assert torch.equal(seen[0], data["frames"][:, 1:4]) and torch.equal(seen[2], data["frames_y"][:, 1:4])
+    assert torch.equal(seen[1], made["fake_x"])
+
+
+def test_bce_is_taken_on_logits():
+    logits = torch.tensor([0.0, 2.0, -2.0])
+    wanted = nn.functional.binary_cross_entropy_with_logits(logits, torch.ones(3))
+    torch.testing.assert_close(bce_generator_loss(logits), wanted)
+    false = nn.functional.binary_cross_entropy_with_logits(logits, torch.zeros(3))
+    torch.testing.assert_close(bce_discriminator_loss(logits, logits), 0.5 * (wanted + false))
+
+
+# ---- the RL half
+
+
+def remembered(t, tmp_path, **settings):
+    """What the replay holds after one batch of still clips at moment t."""
+    system = stubbed(**settings)
+    system.q = nn.ModuleDict({d: Frames(lambda f: f) for d in "xy"})
+    for d in "xy":
+        system.q[d].forward = lambda states, actions: actions.mean((1, 2, 3))  # brighter is better
+    system.setup_training(tmp_path)
+    data = still()
+    system._remember(data, system.generator_loss(data, t).carry, t)
+    return system.replay.sample((torch.arange(4) + 0.5) / 4)
+
+
+def test_a_transition_by_hand(tmp_path):
+    """sigma2 = 0: the brighter candidate is taken: of X the recycled 0.25, of Y the recycled 1.25 (which white clips to 1)."""
+    kept = remembered(3, tmp_path, sigma2=0.0, lambda_rr=10.0, lambda_rc=2.0)
+    assert kept["domains"].tolist() == [0, 0, 1, 1] and kept["positions"].tolist() == [3] * 4
+    assert not kept["done"].any()
+    action = kept["frames"][:, -1].float().mean((1, 2, 3)) / 127.5 - 1
+    assert action.tolist() == pytest.approx([0.25, 0.25, 1, 1], abs=0.01)
+    assert (kept["frames"][:2, :P] == 128).all() and (kept["frames"][2:, :P] == 255).all()
+    wanted = [-((0.25 - 1) ** 2 + 2 * 0.25)] * 2 + [-((1.25 - 1) ** 2 + 2 * 0.25)] * 2
+    assert kept["rewards"].tolist() == pytest.approx(wanted)
+
+
+def test_the_last_transition_is_judged_by_the_whole_clip(tmp_path):
+    kept = remembered(T - 1, tmp_path, lambda_v=3.0)
+    assert kept["done"].all()
+    assert kept["rewards"].tolist() == pytest.approx([-3 * 0.25] * 2 + [-3 * 0.0625] * 2)
+
+
+@pytest.mark.parametrize(("sigma1", "old"), [(0.0, 0), (1.0, 1)])
+def test_sigma1_is_the_probability_of_the_replay(sigma1, old, tmp_path):
+    """100 old transitions of reward -1 and 4 new ones of -2: with sigma1 = 0 each new one is drawn, once."""
+    system, _ = make(tmp_path, sigma1=sigma1)
+    for rewards in (-torch.ones(100), -2 * torch.ones(4)):
+        n = len(rewards)
+        frames = torch.zeros(n, P + 1, SIZE, SIZE, 3, dtype=torch.uint8)
+        system.replay.add(frames, rewards, torch.arange(n), torch.zeros(n), torch.zeros(n, dtype=torch.bool))
+    drawn = system._draw(4)
+    if old:
+        assert (drawn["rewards"] == -1).float().mean() > 0.5
+    else:
+        assert sorted(system.replay.sample(1 - (torch.arange(4) + 0.5) / 104)["positions"].tolist()) == [0, 1, 2, 3]
+        assert (drawn["rewards"] == -2).all()
+
+
+def test_the_domain_selects_the_networks(tmp_path):
+    """Transitions of X alone give no gradient to the value network of Y."""
+    system, _ = make(tmp_path)
+    rows = {"state": torch.rand(3, P, 3, SIZE, SIZE), "action": torch.rand(3, 3, SIZE, SIZE), "rewards": -torch.ones(3)}
+    rows |= {"done": torch.tensor([True, False, False]), "domains": torch.zeros(3, dtype=torch.int64)}
+    system.q_loss(rows).total.backward()
+    assert all(p.grad is not None for p in system.q["x"].parameters())
+    assert all(p.grad is None for p in system.q["y"].parameters())
+    both = rows | {"domains": torch.tensor([0, 1, 1])}
+    apart = [system.q_loss({name: value[i : i + 1] for name, value in both.items()}).total for i in range(3)]
+    torch.testing.assert_close(system.q_loss(both).total, sum(apart) / 3)
+
+
+def test_the_policy_reaches_translators_and_predictors_and_raises_the_value(tmp_path):
+    system, stepper = make(tmp_path, lr_policy=1e-3)
+    rows = {"state": torch.rand(4, P, 3, SIZE, SIZE), "domains": torch.tensor([0, 0, 1, 1])}
+    first = stepper("policy", system.policy_loss, rows).logs["policy"]
+    moved = [p for maker in (system.g, system.p) for p in maker.parameters() if p.grad is not None and p.grad.any()]
+    assert len(moved) > 4 and all(p.grad is None for p in system.q.parameters())
+    for _ in range(10):
+        last = stepper("policy", system.policy_loss, rows).logs["policy"]
+    assert last < first
+
+
+def test_slow_copies_follow_and_are_no_part_of_the_model(tmp_path):
+    system, stepper = make(tmp_path, tau=0.5)
+    names = set(system.state_dict())
+    before = [p.clone() for p in system.slow["q"].parameters()]
+    system.training_step([batch()], stepper)
+    for old, slow, fast in zip(before, system.slow["q"].parameters(), system.q.parameters(), strict=True):
+        torch.testing.assert_close(slow, (old + fast) / 2)
+    assert set(system.state_dict()) == names and not any("slow" in name for name in names)
+
+
+def test_rl_every_is_how_often_and_0_is_never(tmp_path):
+    for every, learnt in ((0, []), (1, [0, 1, 2, 3]), (2, [1, 3])):
+        system, stepper = make(tmp_path / str(every), rl_every=every)
+        found = [i for i in range(4) if "q" in system.training_step([batch(i)], stepper)]
+        assert found == learnt
+        assert set(stepper.optimizers) == {"generator", "discriminator"} | ({"q", "policy"} if every else set())
+    assert make(rl_every=0).q is None
+
+
+def test_a_batch_of_one(tmp_path):
+    system, stepper = make(tmp_path)
+    logs = system.training_step([batch(size=1)], stepper)
+    assert all(torch.isfinite(value) for value in logs.values())
+
+
+# ---- settings
+
+
+def trained(tmp_path, **settings):
+    """The weights of translators and predictors after six steps, not all of them at the end of a clip."""
+    system, stepper = make(tmp_path, **settings)
+    batches, moments = [batch(i) for i in range(6)], set()
+    torch.manual_seed(1)
+    for one in batches:
+        system.training_step([one], stepper)
+        moments |= set(system.replay._ring["positions"][: len(system.replay)].tolist()) if system.replay else {P, T - 1}
+    assert len(moments) > 1
+    return torch.cat([p.detach().flatten() for p in (*system.g.parameters(), *system.p.parameters())])
+
+
+CHANGES = {
+    "gan": "bce", "lambda_rr": 5.0, "lambda_rc": 5.0, "lr": 1e-2, "lr_policy": 1e-2, "beta1": 0.9, "beta2": 0.9, "rl_every": 0,
+    "lr_d": 1e-2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_setting_of_the_learning_does_something(name, tmp_path):
+    assert not torch.equal(trained(tmp_path / "a"), trained(tmp_path / "b", **{name: CHANGES[name]}))
+
+
+def test_lambda_v_and_gamma_do_something(tmp_path):
+    rows = {"state": torch.rand(2, P, 3, SIZE, SIZE), "action": torch.rand(2, 3, SIZE, SIZE), "rewards": -torch.ones(2)}
+    rows |= {"done": torch.tensor([False, False]), "domains": torch.tensor([0, 1])}
+    (a, _), (b, _) = make(tmp_path / "a", gamma=0.0), make(tmp_path / "b", gamma=0.9)
+    assert a.q_loss(rows).total != b.q_loss(rows).total
+    last = [make(lambda_v=v).generator_loss(batch(), T - 1).total.item() for v in (0.0, 1.0, 2.0)]
+    assert last[0] == 0 and last[2] == pytest.approx(2 * last[1])
+
+
+def test_the_shapes_of_the_networks_are_settings():
+    def size(**settings):
+        return sum(p.numel() for p in make(**settings).parameters())
+
+    sizes = [
+        *(size(), size(channels=(8, 8)), size(fold=2), size(blocks=2), size(memory=6), size(norm="none"), size(output="tanh")),
+        *(size(judge_channels=(8, 8, 8)), size(judge_fold=4), size(dense_head=True), size(rl_every=0)),
+    ]
+    assert len(set(sizes)) == len(sizes)
+
+
+def test_translating_is_one_translation_and_reconstructing_goes_through_the_predictor():
+    system, clip = make(), batch()["frames"]
+    for net in (*system.g.values(), *system.p.values()):
+        nn.init.normal_(net.head[-1].weight, std=0.1)
+    there, _ = system.translate(clip, "x_to_y")
+    torch.testing.assert_close(there, system.g["y"](clip)[0])
+    torch.testing.assert_close(system.translate(clip, "y_to_x")[0], system.g["x"](clip)[0])
+    before = system.reconstruct(clip)
+    assert before.shape == clip.shape
+    nn.init.normal_(system.p["y"].head[-1].weight, std=0.1)
+    after = system.reconstruct(clip)
+    changed = (after - before).abs().amax((0, 2, 3, 4)) > 1e-5
+    assert changed.tolist() == [False] + [True] * (T - 1)
+
+
+def test_the_next_frame_of_the_source_is_the_action():
+    system, clip = make(), batch()["frames"]
+    nn.init.normal_(system.g["y"].head[-1].weight, std=0.1)
+    stepped = torch.cat(list(system.rollout(clip[:, :1], T - 1, clip[:, 1:].unbind(1))), 1)
+    torch.testing.assert_close(stepped, system.translate(clip)[0][:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"sequence_length": 3, "context_frames": 3}, "sequence_length=3 leaves no frame"),
+        ({"height": 18}, "height=18 is not divisible by 4.*fold"),
+        ({"sigma1": 1.5}, r"sigma1 must be in \[0, 1\]"),
+        ({"channels": ()}, "channels must list positive widths"),
+        ({"lambda_rc": -1.0}, "lambda_rc must not be negative"),
+        ({"replay_size": 0}, "replay_size must be positive"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        plan("rl_v2v", "tiny", settings)
