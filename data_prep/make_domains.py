@@ -76,11 +76,11 @@ def pair(out, x, y, size=64):
 def grade(frames):
     """A look-up of colours, uint8 `[..., 3]` twice: teal shadows, orange lights, less green. Each has one of its own."""
     x = frames.astype(np.float32) / 255
-    x = x + 0.12 * np.sin(2 * np.pi * x) * -1  # an S-shaped curve: darks darker, lights lighter
+    x = x - 0.06 * np.sin(2 * np.pi * x)  # an S-shaped curve: darks darker, lights lighter
     light = x @ np.float32([0.299, 0.587, 0.114])
     tint = light[..., None] * np.float32([0.25, 0.05, -0.25]) + np.float32([-0.10, 0.02, 0.12])
     swapped = x @ np.float32([[0.55, 0.15, 0.20], [0.35, 0.60, 0.20], [0.10, 0.25, 0.60]])
-    return np.clip((0.15 + 0.75 * swapped + tint) * 255, 0, 255).round().astype(np.uint8)
+    return np.clip((0.14 + 0.72 * swapped + tint) * 255, 0, 255).round().astype(np.uint8)
 
 
 # ---- moving shapes

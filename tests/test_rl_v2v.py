@@ -196,6 +196,15 @@ def test_the_losses_inside_a_clip_by_hand():
     assert (result.carry["fake_y"] == 0.5).all() and (result.carry["fake_x"] == 0.75).all()  # translations, not cycles
 
 
+def test_a_translation_is_to_be_as_predictable_as_a_clip():
+    """X jumps from 0 to 1 at frame 3. In Y the predictor repeats 0.5, and the translation of what came is 1.5."""
+    data = still()
+    data["frames"][:, 3:] = 1
+    plain, steady = (stubbed(lambda_steady=weight).generator_loss(data, t=3) for weight in (0.0, 2.0))
+    assert steady.logs["steady_x"].item() == pytest.approx(1.0) and steady.logs["steady_y"].item() == 0
+    assert "steady_x" not in plain.logs and (steady.total - plain.total).item() == pytest.approx(2.0)
+
+
 def test_the_last_step_is_the_whole_clip_alone():
     result = stubbed(lambda_v=3.0, lambda_rr=10.0, lambda_rc=100.0).generator_loss(still(), t=T - 1)
     assert result.carry["fake_y"].shape == (2, T, 3, SIZE, SIZE)
@@ -337,7 +346,7 @@ def trained(tmp_path, **settings):
 
 CHANGES = {
     "gan": "bce", "lambda_rr": 5.0, "lambda_rc": 5.0, "lr": 1e-2, "lr_policy": 1e-2, "beta1": 0.9, "beta2": 0.9, "rl_every": 0,
-    "lr_d": 1e-2,
+    "lr_d": 1e-2, "lambda_steady": 5.0,
 }  # fmt: skip
 
 

@@ -52,6 +52,7 @@ class RLV2VConfig:
     lambda_v: float = 1.0  # adversarial, on whole clips, at the last step
     lambda_rr: float = 0.1  # recurrent: |p(s_t) - f_t+1|
     lambda_rc: float = 0.1  # recycle: |g(p(g(s_t))) - f_t+1|
+    lambda_steady: float = 0.0  # |p(g(s_t)) - g(f_t+1)|: a translation that is as predictable as its domain does not flicker
     rl_every: int = 1  # steps; 0: no RL half
     gamma: float = 0.99
     tau: float = 0.001  # of slow copies
@@ -64,7 +65,7 @@ class RLV2VConfig:
             check(min(getattr(self, name), default=0) > 0, f"{name} must list positive widths")
         for name in ("context_frames", "fold", "judge_fold", "memory", "lr", "lr_d", "lr_policy", "replay_size"):
             check(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("blocks", "rl_every", "lambda_v", "lambda_rr", "lambda_rc"):
+        for name in ("blocks", "rl_every", "lambda_v", "lambda_rr", "lambda_rc", "lambda_steady"):
             check(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
         for name in ("sigma1", "sigma2", "gamma", "tau"):
             check(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], not {getattr(self, name)}")
@@ -169,10 +170,12 @@ class RLV2V(System):
         for d, o in OTHER.items():
             clip = batch[FRAMES[d]]
             state, after = clip[:, t - c.context_frames : t], clip[:, t]
-            there = self.g[o](state)[0]
+            there, memory = self.g[o](state)
             onward = self.p[o](there)[0][:, -1:]
             predicted, recycled = self.p[d](state)[0][:, -1], self.g[d](onward)[0][:, 0]
             parts = {"recurrent": _distance(predicted, after), "recycle": _distance(recycled, after)}
+            if c.lambda_steady:
+                parts["steady"] = _distance(onward, self.g[o](after[:, None], memory)[0])
             last = t == c.sequence_length - 1
             fake = self.g[o](clip)[0] if last else torch.cat([there, onward], 1)
             frame, whole = self.d[o](fake)
@@ -181,6 +184,8 @@ class RLV2V(System):
                 loss = c.lambda_v * parts["adversarial"]
             else:
                 loss = parts["adversarial"] + c.lambda_rr * parts["recurrent"] + c.lambda_rc * parts["recycle"]
+                if c.lambda_steady:
+                    loss = loss + c.lambda_steady * parts["steady"]
             total = total + loss.mean()
             logs |= {f"{name}_{d}": value.mean() for name, value in parts.items()}
             carry |= {f"{name}_{d}": value for name, value in parts.items()}

@@ -1,0 +1,60 @@
+"""Judging one saved checkpoint by its name; how much is judged; epochs of a length of their own."""
+
+import json
+
+import pytest
+from conftest import write_arcs
+
+from mtld_core import judge
+from mtld_core.run_folder import checkpoint_to_resume
+from mtld_core.runtime import UserError
+from mtld_core.train import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A tiny run with two checkpoints; moving averages make them differ little but surely."""
+    root = tmp_path_factory.mktemp("judged")
+    write_arcs(root / "arcs", [20] * 6)
+    settings = {"save_every_steps": 10, "eval_every_steps": 10, "keep_checkpoints": 9}
+    report = train("mtld", "tiny", str(root / "arcs"), settings, run_dir=str(root / "run"), steps=20)
+    return root / "run", report
+
+
+def test_a_checkpoint_is_judged_as_training_judged_it(run, capsys):
+    folder, report = run
+    assert judge.main([str(folder)]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures == json.loads((folder / "judgements/step_00000020.json").read_text())
+    assert figures["psnr"] == pytest.approx(report["metrics"]["psnr"], abs=1e-3)
+    earlier = judge.judge(folder, "step_00000010")
+    assert earlier["psnr"] != figures["psnr"] and (folder / "judgements/step_00000010.json").exists()
+
+
+def test_judging_changes_nothing_that_training_goes_on_from(run):
+    folder, _ = run
+    before = (folder / "report.json").read_bytes(), (folder / "latest.json").read_bytes()
+    judge.judge(folder)
+    assert before == ((folder / "report.json").read_bytes(), (folder / "latest.json").read_bytes())
+    assert checkpoint_to_resume(folder, "auto")[0].name == "step_00000020"
+
+
+def test_a_name_that_is_not_there_is_said(run, capsys):
+    with pytest.raises(UserError, match=r"no checkpoint 'step_7'; there are: step_00000020, step_00000010"):
+        judge.judge(run[0], "step_7")
+    assert judge.main([str(run[0] / "nowhere")]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_eval_batches_are_batches_of_windows(tmp_path):
+    write_arcs(tmp_path / "arcs", [20] * 6)
+    for settings, windows in (({"eval_batches": 2}, 6), ({"eval_windows": 5}, 5)):
+        run_dir = str(tmp_path / str(windows))
+        report = train("mtld", "tiny", str(tmp_path / "arcs"), settings, run_dir=run_dir, steps=1, batch_size=3)
+        assert report["metrics"]["windows"] == windows
+
+
+def test_an_epoch_has_as_many_steps_as_asked_for(tmp_path):
+    write_arcs(tmp_path / "arcs", [20] * 6)
+    settings = {"steps_per_epoch": 5, "epochs": 2}
+    assert train("mtld", "tiny", str(tmp_path / "arcs"), settings, run_dir=str(tmp_path / "run"))["step"] == 10
