@@ -20,7 +20,7 @@ import numpy as np
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_prep.extract_frames import extract
-from mtld_core.data import open_dataset
+from mtld_core.data import DomainPair, open_dataset
 from mtld_core.runtime import UserError, seed_of
 
 STYLES = {  # domain -> part -> (colour, colour of its pattern), RGB in 0..1; the ground runs from the one to the other
@@ -41,9 +41,7 @@ def shapes(out, clips=40, frames=24, size=64, seed=0):
     X is plain: a red disc, a yellow box, a pale wedge over blue. Y is another palette with patterns that move with their
     shapes. Shape tells which colour belongs to which, so the right translation can be found without pairs.
     """
-    for name, value, least in (("clips", clips, 1), ("frames", frames, 2), ("size", size, 16)):
-        if value < least:
-            raise UserError(f"{name} must be {least} or more, not {value!r}")
+    _at_least(clips=(clips, 1), frames=(frames, 2), size=(size, 16))
     arcs = {}
     for domain, other in (("X", "Y"), ("Y", "X")):
         for n in range(clips):
@@ -55,8 +53,11 @@ def shapes(out, clips=40, frames=24, size=64, seed=0):
 
 def film(out, source, size=64):
     """X: every other block of a film's frames. Y: the other blocks, graded by a known look-up. source: as for `pair`."""
+    _at_least(size=(size, 16))
     arcs = {}
     for arc, frames in _arcs(out, source, size):
+        if len(frames) < 2 * BLOCKS:
+            raise UserError(f"{source}: arc {arc!r} has {len(frames)} frames, and {2 * BLOCKS} blocks are cut from each")
         edges = np.linspace(0, len(frames), 2 * BLOCKS + 1).astype(int)
         for n in range(2 * BLOCKS):
             block, name = frames[edges[n] : edges[n + 1]], f"{arc}_{n}"
@@ -69,6 +70,7 @@ def film(out, source, size=64):
 
 def pair(out, x, y, size=64):
     """Two domains of one's own. x, y: "sample", a video, a folder of videos, or a folder of arcs; size: pixels of a side."""
+    _at_least(size=(size, 16))
     sources = {"X": x, "Y": y}
     return _write(out, {f"{d}/{arc}": lambda f=f: f for d, source in sources.items() for arc, f in _arcs(out, source, size)})
 
@@ -133,9 +135,18 @@ def _arcs(out, source, size):
             extract(source, scratch, height=size, width=size, progress=False)
             folder = scratch
         dataset = open_dataset(folder, size, size, cache=False, progress=False)
+        if isinstance(dataset, DomainPair):
+            raise UserError(f"{folder} holds two domains already: name {folder / 'X'} or {folder / 'Y'}")
         return [(arc.name, dataset.frames[arc.start : arc.stop].numpy()) for arc in dataset.arcs]
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _at_least(**settings):
+    """settings: name -> (value, least)."""
+    for name, (value, least) in settings.items():
+        if value < least:
+            raise UserError(f"{name} must be {least} or more, not {value!r}")
 
 
 def _has_pictures(folder):

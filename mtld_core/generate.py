@@ -44,6 +44,7 @@ def stream(system, context, num_frames, actions=None, seed=0):
             raise UserError(f"a context is uint8 [H, W, 3] or [k, H, W, 3], not {found}")
     if num_frames < 1:
         raise UserError(f"num_frames must be at least 1, not {num_frames}")
+    _check_makes_frames(system)
     actions = check_actions(actions, system.action_space, num_frames, system.device)
     generator = torch.Generator(system.device).manual_seed(seed)
     with _eval_mode(system):
@@ -174,8 +175,7 @@ def _check_settings(num_frames, fps, seed):
 
 def _continuation(system, given, num_frames, direction, actions, seed):
     """(job, name for its folder, what generation.json says of it): what follows a source, or comes from noise."""
-    if system.reconstructs and not system.samples:
-        raise UserError(f"{system.name} rebuilds frames and makes none of its own: generate with a run that is built on it")
+    _check_makes_frames(system)
     count = num_frames if given.context is None else num_frames - 1  # frames that the model makes
     if not count:
         raise UserError(f"num_frames must be at least 2 (the first frame is the given one), not {num_frames}")
@@ -198,6 +198,13 @@ def _translation(system, given, num_frames, direction, actions, seed):
     shots = [start for start in given.shots if start < len(clip)]
     frames = Timed(stream_translation(system, clip, direction, shots))
     return Translation(frames, clip, truth, shots), f"{given.name}_{direction}", {"direction": direction}
+
+
+def _check_makes_frames(system):
+    if system.translates:
+        raise UserError(f"{system.name} translates clips: generate(run_dir, source, direction=...) does, or system.translate")
+    if system.reconstructs and not system.samples:
+        raise UserError(f"{system.name} rebuilds frames and makes none of its own: generate with a run that is built on it")
 
 
 def generate_sequence(run_dir, image, num_frames, out_dir):

@@ -2,7 +2,8 @@
 
     python -m mtld_core.share RUN OUT [--frames 256]
 
-OUT/README.md  config.json  model.safetensors (the averaged weights)  report.json  recording.h5 (a held-out episode)
+OUT/README.md  config.json  model.safetensors (the averaged weights)  report.json  recording.h5 (a held-out episode; of two
+domains X/recording.h5 and Y/recording.h5)
 
 `open_run(OUT)` opens it on any machine: nothing in it names a place on this one.
 """
@@ -17,7 +18,7 @@ import h5py
 import safetensors.torch
 import torch
 
-from mtld_core.data import Dataset
+from mtld_core.data import DomainPair
 from mtld_core.report import summary
 from mtld_core.runtime import UserError, atomic_path, write_json
 from mtld_core.source import own_dataset, windows_of
@@ -52,8 +53,8 @@ def share(run_dir, out, frames=256):
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is there already: name another folder, or delete it")
     about, report = (_read(Path(run_dir) / name) for name in ("config.json", "report.json"))
-    start = _start(system, frames) if frames else None
-    about["dataset"]["path"] = report["dataset"]["path"] = RECORDING
+    starts = _starts(system, frames) if frames else {}
+    about["dataset"]["path"] = report["dataset"]["path"] = "." if system.translates else RECORDING
     about["step"], report["run_dir"] = system.run.step, "."
     report["metrics"].pop("lpips_reason", None)  # why this machine could not
     write_json(out / "config.json", without_places(about))
@@ -61,8 +62,8 @@ def share(run_dir, out, frames=256):
     with atomic_path(out / "model.safetensors") as file:
         weights = {name: value.contiguous() for name, value in system.state_dict().items()}
         safetensors.torch.save_file(weights, file, {"format": "pt"})
-    if start:
-        _write_recording(out / RECORDING, *start)
+    for name, start in starts.items():
+        _write_recording(out / name, *start)
     (out / "README.md").write_text(_readme(out.name, report))
     return out
 
@@ -83,13 +84,18 @@ def _read(path):
         raise UserError(f"{path} is missing or damaged; training writes it when it judges the run") from None
 
 
-def _start(system, count):
-    """(dataset, rows of it to copy, the episode's number, what to say about them); None for a dataset of two domains."""
+def _starts(system, count):
+    """{name of a file: what `_write_recording` puts into it}."""
     dataset, window = own_dataset(system, progress=False), system.needs().window
-    if not isinstance(dataset, Dataset):
-        return None
     if count < window:
         raise UserError(f"frames must be 0, or at least {window}, which is a window of this run; not {count}")
+    if isinstance(dataset, DomainPair):
+        return {f"{name}/{RECORDING}": _start(system, domain, count) for name, domain in (("X", dataset.x), ("Y", dataset.y))}
+    return {RECORDING: _start(system, dataset, count)}
+
+
+def _start(system, dataset, count):
+    """(dataset, rows of it to copy, the episode's number, what to say about them)."""
     together = system.run.training["restitution"]
     learned, judged = windows_of(system, dataset)
     arc = max(dataset.arcs, key=lambda arc: len(_inside(judged, arc)))
@@ -132,7 +138,8 @@ def main():
     parser.add_argument("out")
     parser.add_argument("--frames", type=int, default=256, help="held-out frames to copy, 0 for none")
     out = share(*vars(parser.parse_args()).values())
-    print(f"{out}: {sum(file.stat().st_size for file in out.iterdir()) / 1e6:.2f} MB")
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    print(f"{out}: {size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -31,9 +31,8 @@ class Task:
                     f"{needs.window} frames without a cut: {', '.join(unused)}"
                 )
         horizon = judged_horizon(system, config.eval_horizon)
-        split = split_windows(
-            dataset, needs.window, config.holdout, config.cross_cuts, config.restitution, needs.context + horizon
-        )
+        together = config.restitution or all(domain.about.get("held_out") for domain in domains)  # a shared run's frames
+        split = split_windows(dataset, needs.window, config.holdout, config.cross_cuts, together, needs.context + horizon)
         learned, held = split if pair else [(part,) for part in split]
         rows = [torch.unique(starts[:, None] + torch.arange(needs.window)) for starts in learned]
         self.samples = [domain.frames[evenly(some, 512)] for domain, some in zip(domains, rows, strict=True)]
@@ -53,6 +52,7 @@ class Task:
         if system.samples:
             self.likeness = Likeness(first.frames[evenly(starts, DRAWS)])
 
+    @torch.inference_mode()
     def figures(self, system, between=lambda: None):
         """All that report.json holds under "metrics". between: see `Judge`."""
         figures = self.judge(system, between)
@@ -68,11 +68,25 @@ class Task:
         return (self.translations or self.judge).preview(system)
 
 
+def best_by(metrics, restitution, step):
+    """(name, value) of what the best checkpoint of a run has most of; of translations without a truth it is the newest one."""
+    if "flicker_x_to_y" in metrics:  # their psnr is of recycled frames, which is highest before anything is learned
+        known = metrics["psnr_x_to_y"] is not None
+        return ("psnr_translated", (metrics["psnr_x_to_y"] + metrics["psnr_y_to_x"]) / 2) if known else ("step", step)
+    figure = "psnr" if restitution or metrics["skill_db"] is None else "skill_db"
+    return figure, metrics[figure]
+
+
 def _check(system, dataset, config):
     needs, size = system.needs(), (system.config.height, system.config.width)
     check(size == dataset.size, f"the system is built for frames of {size}, the dataset has {dataset.size}: see settings.build")
     pair = isinstance(dataset, DomainPair)
-    check(pair == (needs.domains == 2), f"{system.name} needs {needs.domains} domain(s); {dataset.path} holds {1 + pair}")
+    two = "lay two out as <folder>/X/<arc>/ and <folder>/Y/<arc>/ (data_prep/make_domains.py does) and name that folder"
+    way = f"name {dataset.path}/X or {dataset.path}/Y" if pair else two
+    check(
+        pair == (needs.domains == 2),
+        f"{system.name} needs {needs.domains} domain(s); {dataset.path} holds {1 + pair}: {way}",
+    )
     first = dataset.x if pair else dataset
     check(
         not needs.actions or first.actions is not None,

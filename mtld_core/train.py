@@ -36,7 +36,7 @@ from mtld_core.schedule import Schedule
 from mtld_core.settings import TrainConfig, build, open_data, plan
 from mtld_core.stepper import Stepper
 from mtld_core.systems.base import to_channels_last
-from mtld_core.task import Task
+from mtld_core.task import Task, best_by
 
 SECONDS_BETWEEN_LOOKS = 0.1  # while paused
 PATIENCE = 20  # steps in a row without a finite update, after which the run is given up
@@ -108,8 +108,8 @@ class Training:
         self._resume_or_begin()
         self.session_step, self.session_seconds = self.step, self.train_seconds  # where this session began
         if config.compile:
-            for child in system.children():
-                child.compile()
+            for part in system.to_compile():
+                part.compile()
         rewind(run_dir, self.step)
         write_json(run_dir / "config.json", self._about())
         say = controls.say
@@ -294,9 +294,9 @@ class Training:
             temporary.write_bytes(draw_judgement(self.metrics))
         self.alarms.look("judgement", self.metrics)
         self.write_report("stopped", "still running, or killed")
-        figure = "psnr" if self.config.restitution or self.metrics["skill_db"] is None else "skill_db"
-        if best is None or best["metric"] != figure or self.metrics[figure] > best["value"]:
-            checkpoints.mark_best(self.run_dir, self._save(), figure, self.metrics[figure])
+        figure, value = best_by(self.metrics, self.config.restitution, self.step)
+        if best is None or best["metric"] != figure or value > best["value"]:
+            checkpoints.mark_best(self.run_dir, self._save(), figure, value)
 
     def _save(self):
         name = f"checkpoints/step_{self.step:08d}"

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from mtld_core import metrics
+from mtld_core.colours import colour_transfer
 from mtld_core.data import open_dataset
 from mtld_core.evaluate import evenly
 from mtld_core.frames import to_float, to_uint8
@@ -149,22 +150,3 @@ def true_frames(truth, dataset, start, stop):
     arc = next(arc for arc in dataset.arcs if arc.start <= start < arc.stop)
     numbers = arc.numbers[start - arc.start : stop - arc.start]
     return truth.frames[[truth.row(arc.name, int(number)) for number in numbers]]
-
-
-def colour_transfer(source, target):
-    """(matrix `[3, 3]`, shift `[3]`), float64: the linear map that gives one's colours the mean and covariance of the other's.
-
-    source, target: uint8 `[..., 3]`. Of all such maps, the one that moves colours least (Pitie and Kokaram 2007).
-    """
-    source, target = (frames.reshape(-1, 3).double() for frames in (source, target))
-    root, inverse = _roots(torch.cov(source.T))
-    matrix = inverse @ _roots(root @ torch.cov(target.T) @ root)[0] @ inverse
-    return matrix, target.mean(0) - matrix @ source.mean(0)
-
-
-def _roots(covariance):
-    """Square root of a symmetric matrix and the inverse of that root; directions without variance have an inverse of 0."""
-    values, vectors = torch.linalg.eigh(covariance)
-    roots = values.clamp(min=0).sqrt()
-    inverses = torch.where(roots > 1e-6 * roots.max(), 1 / roots, 0)
-    return (vectors * roots) @ vectors.T, (vectors * inverses) @ vectors.T

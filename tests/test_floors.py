@@ -17,7 +17,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("mtld_core", "data_prep")
-FLOORS = {"config": 0, "frames": 0, "runtime": 0, "media": 1, "metrics": 1, "frechet": 1, "checkpoint": 1, "thermal": 1}
+FLOORS = {
+    "config": 0,
+    "frames": 0,
+    "runtime": 0,
+    "media": 1,
+    "metrics": 1,
+    "colours": 1,
+    "frechet": 1,
+    "checkpoint": 1,
+    "thermal": 1,
+}
 FOLDERS = {"data": 1, "nn": 1, "systems": 2}
 SYSTEMS = "mtld_core.systems"
 SHARED = ("", "base")  # what in systems/ is no system: the package itself and the contract

@@ -112,6 +112,7 @@ def test_videos_of_ones_own(tmp_path):
         (["--size", "8"], "size must be 16 or more"),
         (["--x", "sample"], "give --x and --y together"),
         (["--film", "nowhere.mp4"], "nowhere.mp4"),
+        (["--film", "sample", "--size", "0"], "size must be 16 or more"),
     ],
 )
 def test_bad_input_is_said_in_one_line(arguments, words, tmp_path):
@@ -119,6 +120,14 @@ def test_bad_input_is_said_in_one_line(arguments, words, tmp_path):
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1 and words in result.stderr.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []  # and nothing half-written
+
+
+def test_a_source_that_makes_no_domains_is_said(shapes, tmp_path):
+    with pytest.raises(UserError, match=r"holds two domains already: name .*X or .*Y"):
+        make_domains.film(tmp_path / "out", shapes)
+    write_arcs(tmp_path / "film", [5])
+    with pytest.raises(UserError, match="arc 'arc_0' has 5 frames, and 6 blocks are cut"):
+        make_domains.film(tmp_path / "out", tmp_path / "film", size=16)
 
 
 def test_what_is_there_is_not_overwritten(shapes):

@@ -1,10 +1,14 @@
 """RL-V2V-GAN: its decisions by hand, what its losses are made of, and that each half can be turned off."""
 
+import gc
+
+import psutil
 import pytest
 import torch
 from torch import nn
 
 from mtld_core.config import ConfigError
+from mtld_core.frames import to_float, to_uint8
 from mtld_core.nn.gan import bce_discriminator_loss, bce_generator_loss
 from mtld_core.nn.video import ConvLSTM, ResBlock3d
 from mtld_core.settings import plan
@@ -254,14 +258,62 @@ def test_a_transition_by_hand(tmp_path):
     action = kept["frames"][:, -1].float().mean((1, 2, 3)) / 127.5 - 1
     assert action.tolist() == pytest.approx([0.25, 0.25, 1, 1], abs=0.01)
     assert (kept["frames"][:2, :P] == 128).all() and (kept["frames"][2:, :P] == 255).all()
-    wanted = [-((0.25 - 1) ** 2 + 2 * 0.25)] * 2 + [-((1.25 - 1) ** 2 + 2 * 0.25)] * 2
-    assert kept["rewards"].tolist() == pytest.approx(wanted)
+    sub_clips = (2 * 0.0 + 0.25) / 3, (2 * 1.0 + 1.25) / 3  # what the stub says of a clip: its mean
+    wanted = [-((a - 1) ** 2 + (clip - 1) ** 2 + 2 * 0.25) for a, clip in zip((0.25, 1.25), sub_clips, strict=True)]
+    assert kept["rewards"].tolist() == pytest.approx([wanted[0]] * 2 + [wanted[1]] * 2, rel=1e-4)
 
 
 def test_the_last_transition_is_judged_by_the_whole_clip(tmp_path):
-    kept = remembered(T - 1, tmp_path, lambda_v=3.0)
+    """The clip that ends with the action, by the judge of its own domain: four frames of 0 and 0.25, of 1 and 1.25."""
+    kept = remembered(T - 1, tmp_path, sigma2=0.0, lambda_v=3.0)
     assert kept["done"].all()
-    assert kept["rewards"].tolist() == pytest.approx([-3 * 0.25] * 2 + [-3 * 0.0625] * 2)
+    wanted = [-3 * (mean - 1) ** 2 for mean in (0.25 / T, (T - 1 + 1.25) / T)]
+    assert kept["rewards"].tolist() == pytest.approx([wanted[0]] * 2 + [wanted[1]] * 2, rel=1e-4)
+
+
+class Brightness(nn.Module):
+    """Stands for a value network: how bright the action is, and ten times the state's first frame."""
+
+    def forward(self, states, actions):
+        return actions.mean((1, 2, 3)) + 10 * states[:, 0].mean((1, 2, 3))
+
+
+def one_transition(domain, done=False):
+    """State 0.1, 0.2; action 0.3; reward -1."""
+    pictures = torch.ones(1, P, 3, SIZE, SIZE) * torch.tensor([0.1, 0.2]).view(P, 1, 1, 1)
+    row = {"state": pictures, "action": 0.3 * torch.ones(1, 3, SIZE, SIZE), "rewards": torch.tensor([-1.0])}
+    return row | {"done": torch.tensor([done]), "domains": torch.tensor([domain])}
+
+
+@pytest.mark.parametrize(("done", "target"), [(False, -1 + 0.5 * (2.0 + 0.4)), (True, -1.0)])
+def test_what_a_value_network_learns_by_hand(done, target, tmp_path):
+    """From the next state 0.2, 0.3 the slow predictor repeats 0.3; the slow way over Y, 0.3 + 0.5 - 0.4, is brighter.
+
+    Its value is 0.4 + 10 x 0.2; that of the transition itself 0.3 + 10 x 0.1.
+    """
+    system = stubbed(gamma=0.5)
+    system.q = nn.ModuleDict({d: Brightness() for d in "xy"})
+    slow_g = nn.ModuleDict({"x": Frames(lambda f: f - 0.4), "y": Frames(lambda f: f + 0.5)})
+    system.slow = {"g": slow_g, "p": system.p, "q": system.q}
+    assert system.q_loss(one_transition(0, done)).total.item() == pytest.approx((1.3 - target) ** 2, rel=1e-4)
+
+
+def test_the_target_is_the_slow_networks_own(tmp_path):
+    system = stubbed(gamma=0.5)
+    system.q = nn.ModuleDict({d: Brightness() for d in "xy"})
+    slow_q = nn.ModuleDict({d: Frames(None) for d in "xy"})
+    for d in "xy":
+        slow_q[d].forward = lambda states, actions: torch.full((len(states),), -7.0)
+    system.slow = {"g": system.g, "p": system.p, "q": slow_q}
+    assert system.q_loss(one_transition(1)).total.item() == pytest.approx((1.3 - (-1 - 3.5)) ** 2, rel=1e-4)
+
+
+def test_the_candidates_by_hand():
+    """Of Y: the predictor of Y adds 1; over X it is 0.2 - 0.25, there the predictor of X adds 5, and back 0.5."""
+    system = stubbed()
+    system.p = nn.ModuleDict({"x": Frames(lambda f: f + 5), "y": Frames(lambda f: f + 1)})
+    predicted, recycled = system._candidates(one_transition(1)["state"], "y", system.g, system.p)
+    assert predicted.mean().item() == pytest.approx(1.2) and recycled.mean().item() == pytest.approx(0.2 - 0.25 + 5 + 0.5)
 
 
 @pytest.mark.parametrize(("sigma1", "old"), [(0.0, 0), (1.0, 1)])
@@ -321,6 +373,10 @@ def test_rl_every_is_how_often_and_0_is_never(tmp_path):
         assert found == learnt
         assert set(stepper.optimizers) == {"generator", "discriminator"} | ({"q", "policy"} if every else set())
     assert make(rl_every=0).q is None
+
+
+def test_what_is_compiled_is_what_is_called():
+    assert len(make().to_compile()) == 8 and len(make(rl_every=0).to_compile()) == 6
 
 
 def test_a_batch_of_one(tmp_path):
@@ -390,6 +446,20 @@ def test_translating_is_one_translation_and_reconstructing_goes_through_the_pred
     assert changed.tolist() == [False] + [True] * (T - 1)
 
 
+def test_learning_begins_at_the_colour_transfer(tmp_path):
+    """Y is X with red and blue exchanged and darker; a residual translator says so untrained, a tanh one knows nothing."""
+    x = torch.randint(0, 256, (20, SIZE, SIZE, 3), generator=torch.manual_seed(0), dtype=torch.uint8)
+    x[..., 0] //= 4  # so that the channels can be told apart by their spread
+    y = (x.float() @ torch.tensor([[0.9, 0, 0.1], [0, 0.5, 0], [0.1, 0, 0.9]]) * 0.5 + 20).round().to(torch.uint8)
+    system, plain = make(), make(output="tanh")
+    for one in (system, plain):
+        one.prepare(x, y)
+    for direction, source, target in (("x_to_y", x, y), ("y_to_x", y, x)):
+        made = to_uint8(system.translate(to_float(source)[None], direction)[0])[0]
+        assert (made.int() - target.int()).abs().float().mean() < 3 < (source.int() - target.int()).abs().float().mean()
+    assert not hasattr(plain.g["y"], "colour")
+
+
 def test_the_next_frame_of_the_source_is_the_action():
     system, clip = make(), batch()["frames"]
     nn.init.normal_(system.g["y"].head[-1].weight, std=0.1)
@@ -411,3 +481,16 @@ def test_the_next_frame_of_the_source_is_the_action():
 def test_settings_that_make_no_sense_are_refused(settings, words):
     with pytest.raises(ConfigError, match=words):
         plan("rl_v2v", "tiny", settings)
+
+
+def test_memory_is_flat_over_a_thousand_steps(tmp_path):
+    """A graph, a list or a replay that grew with every step would show; the first steps fill caches and the replay."""
+    system, stepper = make(tmp_path, replay_size=100, rl_every=4, channels=(4,), judge_channels=(4, 4))
+    data, taken = batch(size=1), {}
+    for step in range(1, 1001):
+        system.training_step([data], stepper)
+        if step in (200, 1000):
+            gc.collect()
+            taken[step] = psutil.Process().memory_info().rss / 1e6
+    assert taken[1000] - taken[200] < 16  # MB; one step's graph is larger than a tenth of that
+    assert len(system.replay) == 100 and system.replay.count == 500

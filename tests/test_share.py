@@ -15,6 +15,7 @@ from data_prep.record_game import record
 from mtld_core import open_run
 from mtld_core.data import open_dataset
 from mtld_core.generate import generate, rollout
+from mtld_core.judge import judge
 from mtld_core.play import Play
 from mtld_core.runtime import UserError
 from mtld_core.share import share, without_places
@@ -103,20 +104,21 @@ def toy_run(monkeypatch, name, cls, data, folder):
     return folder
 
 
-def test_a_shared_translator_takes_clips_of_the_new_owners(tmp_path, monkeypatch):
+def test_a_shared_translator_brings_a_clip_of_each_domain_and_takes_others(tmp_path, monkeypatch):
     for domain in "XY":
         write_arcs(tmp_path / "home/data" / domain, [20] * 6)
     run = toy_run(monkeypatch, "toy_translator", "ToyTranslator", tmp_path / "home/data", tmp_path / "home/run")
     shutil.move(share(run, tmp_path / "out"), tmp_path / "elsewhere")
     shutil.move(tmp_path / "home/data/Y/arc_1", tmp_path / "clip")
     shutil.rmtree(tmp_path / "home")
-    assert names(tmp_path / "elsewhere") == [name for name in ALL if name != "recording.h5"]
+    assert names(tmp_path / "elsewhere") == sorted(["X", "Y", *(name for name in ALL if name != "recording.h5")])
     text = (tmp_path / "elsewhere/README.md").read_text()
     assert "`toy_translator`" in text and "(reconstruction)" in text and "flicker_y_to_x" in text
     result = generate(str(tmp_path / "elsewhere"), str(tmp_path / "clip"), direction="y_to_x")
     assert result["num_frames"] == 20 and result["comparison"] == "source | translated"
-    with pytest.raises(UserError, match="name an image file or a clip's folder as source"):
-        generate(str(tmp_path / "elsewhere"))
+    for direction in ("x_to_y", "y_to_x"):
+        assert generate(str(tmp_path / "elsewhere"), direction=direction)["num_frames"] == 20
+    assert judge(tmp_path / "elsewhere")["flicker_x_to_y"] > 0
 
 
 def test_a_shared_sampler_draws_the_same(tmp_path, monkeypatch):

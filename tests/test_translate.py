@@ -18,10 +18,11 @@ from torch import nn
 
 from mtld_core import generate as generation
 from mtld_core import media, panel
+from mtld_core.colours import colour_transfer
 from mtld_core.data import open_dataset
 from mtld_core.runtime import UserError
 from mtld_core.systems.base import Needs, System
-from mtld_core.translation import TranslationJudge, colour_transfer, stream_translation
+from mtld_core.translation import TranslationJudge, stream_translation
 
 HEIGHT, WIDTH, LENGTH = 8, 12, 20
 NOTEBOOK = Path(__file__).parents[1] / "notebooks/03_generate.py"

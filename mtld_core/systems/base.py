@@ -107,6 +107,10 @@ class System(nn.Module):
         """`Loss` of one batch, for systems whose only phase is "model"."""
         raise NotImplementedError
 
+    def to_compile(self):
+        """The modules that `compile=true` compiles: those that are called, and not differentiated twice."""
+        return self.children()
+
     def extra_state(self):
         """Tensors, numbers, strings, lists and dicts of them, saved with every checkpoint."""
         return {}

@@ -15,6 +15,7 @@ import typing
 import torch
 from torch import nn
 
+from mtld_core.colours import colour_transfer
 from mtld_core.config import check
 from mtld_core.data.replay import Replay
 from mtld_core.frames import to_float, to_uint8
@@ -95,9 +96,14 @@ class RLV2V(System):
     Config = RLV2VConfig
     reconstructs = translates = True
     PRESETS: typing.ClassVar = {
+        # clips of 64x64 in a quarter of an hour on two cores
         "small": {
-            "channels": (24, 48), "fold": 2, "blocks": 2, "rl_every": 4, "lr": 5e-4, "lr_d": 5e-4, "lambda_rr": 5.0,
-            "lambda_rc": 5.0, "batch_size": 4, "steps": 1200, "lr_schedule": "cosine", "ema_decay": 0.99,
+            "lr": 5e-4, "lr_d": 5e-4, "lambda_rr": 10.0, "lambda_rc": 10.0, "lambda_steady": 40.0, "rl_every": 4,
+            "batch_size": 4, "steps": 1200,
+        },
+        "demo": {
+            "lr": 5e-4, "lr_d": 5e-4, "lambda_rr": 10.0, "lambda_rc": 10.0, "lambda_steady": 40.0, "rl_every": 4,
+            "batch_size": 4, "steps": 300,
         },
         # the source's own values; widths are not known
         "original": {
@@ -134,6 +140,9 @@ class RLV2V(System):
     def needs(self):
         return Needs(window=self.config.sequence_length, domains=2)
 
+    def to_compile(self):
+        return [net for nets in (self.g, self.p, self.d, self.q) if nets for net in nets.values()]
+
     def optimizers(self):
         c = self.config
         makers = [*self.g.parameters(), *self.p.parameters()]
@@ -142,6 +151,13 @@ class RLV2V(System):
         if c.rl_every:
             phases |= {"q": adam(self.q.parameters(), c.lr_policy), "policy": adam(makers, c.lr_policy, betas)}
         return phases
+
+    def prepare(self, frames, frames_y=None):
+        """Let residual translators begin as the colour transfer between the domains, so that they start with likely colours."""
+        if self.config.output == "residual":
+            for d, (source, target) in {"y": (frames, frames_y), "x": (frames_y, frames)}.items():
+                matrix, shift = colour_transfer(source.cpu(), target.cpu())  # of levels from 0 to 255
+                self.g[d].set_colour(matrix, matrix.sum(1) + shift / 127.5 - 1)
 
     def setup_training(self, folder):
         c = self.config
@@ -188,7 +204,7 @@ class RLV2V(System):
                     loss = loss + c.lambda_steady * parts["steady"]
             total = total + loss.mean()
             logs |= {f"{name}_{d}": value.mean() for name, value in parts.items()}
-            carry |= {f"{name}_{d}": value for name, value in parts.items()}
+            carry |= {f"{name}_{d}": parts[name] for name in ("recurrent", "recycle")}
             carry |= {f"fake_{o}": fake, f"predicted_{d}": predicted, f"recycled_{d}": recycled}
         return Loss(total, logs, carry)
 
@@ -227,20 +243,24 @@ class RLV2V(System):
         """Let each clip of the batch become a transition at frame t, in the replay."""
         c, last = self.config, t == self.config.sequence_length - 1
         judge = torch.vmap(GAN_LOSSES[c.gan][1])
+        carry = {name: value.to(batch["frames"].dtype) for name, value in carry.items()}  # autocast ends with the phase
         for number, d in enumerate("xy"):
-            state = batch[FRAMES[d]][:, t - c.context_frames : t]
+            past = batch[FRAMES[d]][:, :t]
+            state = past[:, -c.context_frames :]
             both = torch.stack([carry[f"predicted_{d}"], carry[f"recycled_{d}"]], 1)  # [B, 2, 3, H, W]
             values = torch.stack([self.q[d](state, action) for action in both.unbind(1)], 1)
             explore, coin = torch.rand(2, len(state)).to(state.device)
-            action = both[torch.arange(len(both)), choose(values, explore, coin, c.sigma2)]
+            chosen = choose(values, explore, coin, c.sigma2)
+            action = both[torch.arange(len(both), device=both.device), chosen][:, None]
+            frame, whole = self.d[d](torch.cat([past if last else state, action], 1))
             if last:
-                rewards = last_reward(carry[f"adversarial_{d}"], c.lambda_v)
+                rewards = last_reward(judge(whole), c.lambda_v)
             else:
-                shown = judge(self.d[d](action[:, None])[0])
-                rewards = reward(shown, carry[f"recurrent_{d}"], carry[f"recycle_{d}"], c.lambda_rr, c.lambda_rc)
-            frames = to_uint8(torch.cat([state, action[:, None]], 1))
+                adversarial = judge(frame[:, -1]) + judge(whole)
+                rewards = reward(adversarial, carry[f"recurrent_{d}"], carry[f"recycle_{d}"], c.lambda_rr, c.lambda_rc)
             full = torch.full((len(state),), t)
-            self.replay.add(frames, rewards, full, torch.full_like(full, number), torch.full_like(full, last, dtype=torch.bool))
+            done = torch.full_like(full, last, dtype=torch.bool)
+            self.replay.add(to_uint8(torch.cat([state, action], 1)), rewards, full, torch.full_like(full, number), done)
 
     def _draw(self, count):
         """`count` transitions: each from all that are kept with probability sigma1, else one of the newest `count`."""

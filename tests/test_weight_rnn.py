@@ -1,0 +1,451 @@
+"""Weight RNN: what an update does to the weights, whom the losses teach, each setting on and off, and what is refused."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from conftest import moving_square
+from PIL import Image
+from torch.func import functional_call, vmap
+
+from mtld_core.config import ConfigError
+from mtld_core.data import open_dataset
+from mtld_core.frames import to_float
+from mtld_core.nn.gan import gradient_penalty
+from mtld_core.nn.hyper import LayerUpdate, changed_layer
+from mtld_core.settings import plan
+from mtld_core.stepper import Stepper
+from mtld_core.systems.weight_rnn import Code, WeightRNN, gaussian_kl, synthetic_video
+
+KINDS = ("full", "low_rank", "per_channel")
+
+
+def model(height=16, width=16, **overrides):
+    """The tiny preset: two convolutions each way, full updates of the decoder."""
+    _, config, _ = plan("weight_rnn", "tiny", overrides={"height": height, "width": width} | overrides)
+    torch.manual_seed(0)
+    return WeightRNN(config)
+
+
+def awake(system, size=0.3):
+    """With a head that predicts something, as after some training."""
+    torch.nn.init.normal_(system.predictor.head.weight, std=size)
+    return system
+
+
+def batch(size=3, height=16, width=16):
+    torch.manual_seed(1)
+    return {"frames": torch.rand(size, 1, 3, height, width) * 2 - 1, "key": torch.arange(size) + 5}
+
+
+def train(system, data, steps=1, dtype=torch.float32):
+    stepper = Stepper(system.optimizers(), torch.device("cpu"), dtype)
+    return [system.training_step([data] * system.needs().batches, stepper) for _ in range(steps)][-1]
+
+
+def vectors_of(system, size=3, scale=1.0):
+    torch.manual_seed(2)
+    return scale * torch.randn(size, sum(update.size for update in system.layer_updates))
+
+
+def gradients(system, loss):
+    return dict(zip(dict(system.named_parameters()), torch.autograd.grad(loss, list(system.parameters()), allow_unused=True),
+                    strict=True))  # fmt: skip
+
+
+def written(system, vector, network=None):
+    """A copy of the VAE with the update of one sample added to its weights, in place."""
+    vae, sizes = copy.deepcopy(system.vae), [update.size for update in system.layer_updates]
+    with torch.no_grad():
+        for name, update, part in zip(system.config.targets, system.layer_updates, vector.split(sizes), strict=True):
+            layer = vae.get_submodule(name)
+            weight, bias = changes_by_hand(update, layer, part)
+            layer.weight += weight
+            layer.bias += bias
+    return vae
+
+
+def changes_by_hand(update, layer, part):
+    """(change of the weight, of the bias) from one sample's numbers, written out loop by loop."""
+    weight = layer.weight.transpose(0, 1) if isinstance(layer, torch.nn.ConvTranspose2d) else layer.weight
+    out, rest, numbers = len(weight), weight[0].numel(), iter(part.tolist())
+    own = (weight.square().sum() + layer.bias.square().sum()).sqrt().item()
+    change = torch.zeros(out, rest)
+    if update.kind == "full":
+        change = torch.tensor([[next(numbers) for _ in range(rest)] for _ in range(out)]) * own / (out * rest) ** 0.5
+    if update.kind == "low_rank":
+        columns = torch.tensor([[next(numbers) for _ in range(update.rank)] for _ in range(out)])
+        rows = torch.tensor([[next(numbers) for _ in range(rest)] for _ in range(update.rank)])
+        change = columns @ rows / update.rank**0.5 * own / (out * rest) ** 0.5
+    factors = [next(numbers) for _ in range(out)] if update.kind == "per_channel" else [0.0] * out
+    shifts = torch.tensor([next(numbers) * own / out**0.5 for _ in range(out)])
+    for o, factor in enumerate(factors):
+        change[o] += factor * weight[o].flatten()
+        shifts[o] += factor * layer.bias[o]
+    norm = (change.square().sum() + shifts.square().sum()).sqrt().item()
+    squeeze = update.bound * own / ((update.bound * own) ** 2 + norm**2) ** 0.5
+    change = change.view(weight.shape) * squeeze
+    return change.transpose(0, 1) if isinstance(layer, torch.nn.ConvTranspose2d) else change, shifts * squeeze
+
+
+# ---- updates
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("targets", [(), ("stem", "decoder.0"), ("encoder.0", "mu", "logvar", "decoder.1")], ids=str)
+def test_an_update_does_what_the_same_update_written_into_the_weights_does(kind, targets):
+    system = model(update=kind, target_layers=targets, update_bound=0.5)
+    data, vectors = batch(), vectors_of(system)
+    frames = data["frames"][:, 0]
+    code = system.encode(frames)
+    drawn, _ = system.draw(code, vectors)
+    for i in range(3):
+        vae = written(system, vectors[i])
+        expected = vae.decode(vae.encode(frames[i : i + 1])[0])
+        torch.testing.assert_close(drawn[i : i + 1], expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(drawn, system.draw(code)[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("layer", [torch.nn.Linear(5, 4), torch.nn.Conv2d(3, 4, 3), torch.nn.ConvTranspose2d(3, 4, 4, 2, 1)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_changed_layer_is_a_call_with_the_weights_of_each_sample(layer, kind):
+    """The reference: torch.func.functional_call under vmap, with weights made sample by sample."""
+    update = LayerUpdate(layer, kind, 2, 0.3)
+    vectors, x = torch.randn(6, update.size), torch.randn(6, *((5,) if isinstance(layer, torch.nn.Linear) else (3, 8, 8)))
+    changes = [changes_by_hand(update, layer, vector) for vector in vectors]
+    own = {
+        "weight": torch.stack([layer.weight + w for w, _ in changes]),
+        "bias": torch.stack([layer.bias + b for _, b in changes]),
+    }
+    expected = vmap(lambda parameters, sample: functional_call(layer, parameters, (sample[None],))[0])(own, x)
+    torch.testing.assert_close(changed_layer(layer, x, update(layer, vectors)), expected, rtol=1e-4, atol=1e-5)
+    assert changed_layer(layer, x).shape == expected.shape
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("bound", [0.05, 0.5])
+def test_no_vector_changes_a_layer_beyond_the_bound(kind, size, bound):
+    system = model(update=kind, update_bound=bound)
+    for vector in vectors_of(system, scale=size):
+        vae = written(system, vector)
+        changes = system.changes(vector[None])
+        for name in system.config.targets:
+            before, after = system.vae.get_submodule(name), vae.get_submodule(name)
+            pairs = [(getattr(before, part), getattr(after, part)) for part in ("weight", "bias")]
+            share = (sum((b - a).square().sum() for b, a in pairs) / sum(b.square().sum() for b, _ in pairs)).sqrt().item()
+            assert share <= bound * 1.0001 and (share > 0.9 * bound or size < 1e3)
+            assert all(torch.isfinite(part).all() for part in changes[name].values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_size_follows_the_target_layers(kind):
+    sizes = {"full": 8 * 8 * 16 + 8 + 8 * 3 * 16 + 3, "per_channel": 2 * 8 + 2 * 3,
+             "low_rank": 4 * (8 + 8 * 16) + 8 + 4 * (3 + 8 * 16) + 3}  # fmt: skip
+    assert len(model(update=kind).predictor.head.bias) == sizes[kind]
+    one = {"full": 4 * 128 + 128, "per_channel": 256, "low_rank": 4 * (4 + 128) + 128}
+    assert len(model(update=kind, target_layers=("stem",)).predictor.head.bias) == one[kind]
+
+
+def test_the_original_has_the_numbers_of_the_source():
+    _, config, training = plan("weight_rnn", "original")
+    (update,) = config.layer_updates(config.build_vae("meta"))
+    assert update.size == 1344 == 48 * 3 * 9 + 48
+    with torch.device("meta"):
+        predictor = WeightRNN(config).predictor
+    assert predictor.gru.input_size == 49_152 == 3 * 128 * 128 and len(predictor.frames) == 0
+    assert (predictor.gru.hidden_size, predictor.gru.num_layers, predictor.head.out_features) == (128, 2, 1344)
+    assert (config.height, config.width, training.batch_size, config.lambda_gp) == (128, 128, 16, 10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_first_an_update_changes_nothing_and_can_be_learned(kind):
+    system, frames = model(update=kind), batch()["frames"]
+    plain = system.vae.decode(system.vae.encode(frames[:, 0])[0])
+    torch.testing.assert_close(system.reconstruct(frames)[:, 0], plain)
+    assert not system.predictor.head.weight.any()
+    found = gradients(system, system.generator_loss(batch()).total)
+    assert found["predictor.head.weight"].abs().sum() > 0 and not found["predictor.gru.weight_ih_l0"].any()
+    found = gradients(awake(system), system.generator_loss(batch()).total)
+    assert all(found[name].abs().sum() > 0 for name, _ in system.named_parameters() if name.startswith("predictor"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_update_of_an_image_does_not_depend_on_the_others(kind):
+    system, data = awake(model(update=kind)), batch(4)
+    frames, keys = data["frames"][:, 0], data["key"]
+    code = Code(system.vae.encode(frames)[0])
+    together = system._redraw(code, keys)[0]
+    for i in range(4):
+        alone = system._redraw(Code(code.z[i : i + 1]), keys[i : i + 1])[0]
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(together, system._redraw(code, keys + 1)[0], atol=1e-5)  # another video, another update
+
+
+# ---- the synthetic video
+
+
+def test_a_synthetic_video_begins_with_the_image_and_goes_on_in_growing_changes():
+    images = torch.from_numpy(moving_square(3)).movedim(-1, 1) / 127.5 - 1
+    video = synthetic_video(images, torch.arange(3), 5, 0.1)
+    assert video.shape == (3, 5, 3, 16, 16) and video.abs().max() <= 1
+    torch.testing.assert_close(video[:, 0], images, rtol=0, atol=1e-5)
+    moved = (video - images[:, None]).abs().mean((2, 3, 4))
+    assert (moved.diff(dim=1) > 0).all() and moved.max() < 0.3
+    torch.testing.assert_close(synthetic_video(images, torch.arange(3), 5, 0.0), images[:, None].expand(-1, 5, -1, -1, -1))
+    torch.testing.assert_close(synthetic_video(images[1:], torch.arange(3)[1:], 5, 0.1), video[1:])
+    assert not torch.equal(synthetic_video(images, torch.arange(3) + 1, 5, 0.1), video)
+
+
+# ---- losses
+
+
+def test_the_penalty_of_a_linear_critic_is_known():
+    weight = torch.randn(3 * 4 * 4)
+    weight *= 2.5 / weight.norm()
+    real, fake = torch.randn(2, 6, 3, 4, 4)
+    penalty = gradient_penalty(lambda x: x.flatten(1) @ weight, real, fake, torch.rand(6))
+    assert penalty.item() == pytest.approx((2.5 - 1) ** 2, rel=1e-5)
+    system = model()
+    system.critic.forward = lambda x: x.flatten(1) @ weight.repeat(16)  # |weight| is 4 times 2.5
+    logs = system.critic_loss(batch()).logs
+    assert logs["penalty"].item() == pytest.approx(81.0, rel=1e-4)
+
+
+def test_the_divergence_in_closed_form():
+    mu, logvar = torch.tensor([[0.0, 0.0], [1.0, -2.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 0.0], [np.log(4.0), 0.0]])
+    expected = [0.0, 0.5 * (1 + 4), 0.5 * (4 - 1 - np.log(4))]
+    assert gaussian_kl(mu, logvar).tolist() == pytest.approx(expected)
+
+
+def test_a_second_code_costs_its_nats_too():
+    """Or the first one, which the updates tell of, could be as rich as it likes, and the second one say nothing."""
+    frames = batch()["frames"][:, 0]
+    for target, codes in (("encoder.0", 2), ("decoder.0", 1)):
+        system = model(target_layers=(target,))
+        once = gaussian_kl(*system.vae.encode(frames)).mean()
+        torch.testing.assert_close(system.generator_loss(batch()).logs["kl"], codes * once)  # at first both are the same
+
+
+@pytest.mark.parametrize(("target", "second"), [("encoder.0", True), ("decoder.0", False)])
+def test_a_draw_has_a_second_code_where_the_encoder_is_changed(target, second):
+    system = model(target_layers=(target,))
+    code = system._prior(torch.arange(3))
+    drawn, used = system.draw(code, vectors_of(system))
+    assert torch.equal(used.z, code.noise if second else code.z) and not torch.equal(code.z, code.noise)
+    assert torch.equal(system.draw(code)[1].z, code.z) and drawn.shape == (3, 3, 16, 16)
+
+
+@pytest.mark.parametrize("learning", ["together", "apart"])
+def test_each_phase_moves_its_own_networks(learning):
+    system, moved = awake(model(learning=learning)), []
+    stepper = Stepper(system.optimizers(), torch.device("cpu"))
+
+    def step(phase, loss, data):
+        before = {name: value.clone() for name, value in system.named_parameters()}
+        result = stepper(phase, loss, data)
+        names = {name.split(".")[0] for name, value in system.named_parameters() if not torch.equal(value, before[name])}
+        moved.append((phase, names))
+        return result
+
+    system.training_step([batch(), batch()], step)
+    critic = [("critic", {"critic"})] * 2
+    if learning == "apart":
+        assert moved == [("predictor", {"predictor"}), *critic, ("generator", {"vae"})]
+    else:
+        assert moved == [("generator", {"vae", "predictor"}), *critic]
+
+
+def test_learning_apart_keeps_the_predicted_updates_for_the_generator():
+    system = awake(model(learning="apart"))
+    seen = []
+    system.watch = lambda images, keys, watch=system.watch: seen.append(len(images)) or watch(images, keys)
+    train(system, batch())
+    assert len(seen) == 2 * 2 + 2  # two rounds for both images in the predictor's phase, two for the second critic step's own
+
+
+def test_the_critic_alone_pays_the_penalty_and_each_of_its_steps_has_a_fresh_batch():
+    low, high = (awake(model(lambda_gp=weight, critic_steps=3)) for weight in (1.0, 50.0))
+    assert low.needs().batches == 3 and model(lambda_adv=0).needs().batches == 1
+    assert low.generator_loss(batch()).total == high.generator_loss(batch()).total
+    assert low.critic_loss(batch()).total != high.critic_loss(batch()).total
+    keys = []
+    low.critic_loss = lambda data, loss=low.critic_loss: keys.append(data["key"].tolist()) or loss(data)
+    data = [batch() | {"key": torch.arange(3) + 100 * i} for i in range(3)]
+    low.training_step(data, Stepper(low.optimizers(), torch.device("cpu")))
+    assert keys == [one["key"].tolist() for one in data]
+
+
+@pytest.mark.parametrize("name", ["reconstruction", "kl", "adv"])
+def test_every_weight_scales_its_term(name):
+    log = {"reconstruction": "mse", "kl": "kl", "adv": "adversarial"}[name]
+    low, high = (awake(model(**{f"lambda_{name}": weight})).generator_loss(batch()) for weight in (1.0, 4.0))
+    torch.testing.assert_close(high.total - low.total, 3 * low.logs[log], rtol=1e-3, atol=1e-4)
+
+
+def test_without_its_weight_there_is_no_critic():
+    system = model(lambda_adv=0)
+    logs = train(system, batch())
+    assert system.critic is None and set(logs) == {"mse", "kl"} and "critic" not in system.optimizers()
+
+
+@pytest.mark.parametrize("shown", ["samples", "reconstructions"])
+def test_what_the_critic_is_shown(shown):
+    system, data = awake(model(adversarial_on=shown)), batch()
+    fake = system.generator_loss(data).carry["fake"]
+    moved = system.generator_loss(data | {"frames": data["frames"] * 0.5}).carry["fake"]
+    assert torch.equal(fake, moved) == (shown == "samples")
+
+
+@pytest.mark.parametrize("size", [1, 5])
+@pytest.mark.parametrize("preset", ["tiny", "small", "demo"])
+def test_batches_of_one_and_of_many(preset, size):
+    _, config, _ = plan("weight_rnn", preset, overrides={"height": 16, "width": 16})
+    logs = train(WeightRNN(config), batch(size), steps=2)
+    assert all(torch.isfinite(value) for value in logs.values())
+
+
+# ---- settings
+
+
+ON = [
+    {"downsample": "pool"},
+    {"encoder_channels": (8,), "decoder_channels": (8, 12, 8)},
+    {"target_layers": ("encoder.0", "encoder.1", "mu", "logvar", "stem", "decoder.0", "decoder.1")},
+    {"update": "low_rank", "update_rank": 1},
+    {"update": "low_rank"},
+    {"update": "per_channel"},
+    {"update_bound": 1.0},
+    {"update_rounds": 1},
+    {"learning": "apart"},
+    {"video_frames": 5, "video_strength": 0.5},
+    {"video_strength": 0.0},
+    {"video_shrink": 2},
+    {"frame_channels": ()},
+    {"gru_layers": 1, "gru_hidden": 5},
+    {"adversarial_on": "reconstructions"},
+    {"critic_steps": 1},
+    {"lambda_adv": 0},
+    {"updates": False},
+    {"updates": False, "learning": "apart"},
+]
+
+
+@pytest.mark.parametrize("overrides", ON, ids=str)
+def test_every_setting_trains_every_weight_and_makes_another_image(overrides):
+    """Other images than those of the preset, from the weights that the two have in common; all weights move in two steps."""
+    system, preset = model(**overrides), awake(model())
+    if system.predictor is not None:
+        awake(system)
+    before = {name: value.clone() for name, value in system.named_parameters()}
+    logs = train(system, batch(), steps=2)
+    train(preset, batch(), steps=2)
+    assert all(torch.isfinite(value) for value in logs.values())
+    assert not [name for name, value in system.named_parameters() if torch.equal(value, before[name])]
+    made, usual = (one.eval().reconstruct(batch()["frames"]) for one in (system, preset))
+    assert made.shape == usual.shape and made.abs().max() <= 1 and not torch.equal(made, usual)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mixed_precision(dtype):
+    logs = train(awake(model(target_layers=("encoder.0", "stem", "decoder.1"))), batch(), steps=2, dtype=dtype)
+    assert all(torch.isfinite(value) for value in logs.values())
+
+
+def test_images_that_are_no_squares():
+    system = awake(model(16, 32))
+    train(system, batch(width=32))
+    assert system.reconstruct(batch(width=32)["frames"]).shape == (3, 1, 3, 16, 32)
+    assert system.sample(2).shape == (2, 3, 16, 32)
+
+
+def test_without_updates_the_rest_begins_alike_and_nothing_watches():
+    on, off = model(), model(updates=False)
+    assert all(torch.equal(value, on.state_dict()[name]) for name, value in off.state_dict().items())
+    assert off.predictor is None and set(off.optimizers()) == {"generator", "critic"}
+    state = off.start(None, torch.Generator().manual_seed(0))
+    state, first = off.step(state)
+    assert torch.equal(first, off.step(state)[1])  # nothing changes: a still
+
+
+# ---- from noise, and on and on
+
+
+def test_samples_follow_the_generator_alone():
+    system = awake(model()).eval()
+    draws = [system.sample(4, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(draws[0], draws[1]) and not torch.allclose(draws[0], draws[2])
+    assert draws[0].shape == (4, 3, 16, 16) and draws[0].abs().max() <= 1
+    rolled = torch.cat(list(system.rollout(None, 3, generator=torch.Generator().manual_seed(0))), 1)
+    assert rolled.shape == (1, 3, 3, 16, 16)
+    torch.testing.assert_close(rolled[:, 1], system.sample(1, torch.Generator().manual_seed(0)))  # two rounds
+
+
+def test_a_rollout_is_the_sequence_of_updates_and_stays_bounded():
+    system = awake(model(update_bound=0.5), size=30.0).eval()
+    frame = torch.from_numpy(moving_square(1))
+    with torch.inference_mode():
+        code, images = system.start(frame)
+        torch.testing.assert_close(images, system.vae.decode(system.vae.encode(to_float(frame))[0]))
+        frames = torch.cat(list(system.rollout(frame, 200)), 1)
+        once, _ = system.draw(code, system.watch(images, torch.zeros(1, dtype=torch.int64)))
+        torch.testing.assert_close(frames[:, 0], once)
+        torch.testing.assert_close(frames[:, 1], system.reconstruct(to_float(frame)[None])[:, 0])  # two rounds
+    assert frames.shape == (1, 200, 3, 16, 16) and torch.isfinite(frames).all() and frames.abs().max() <= 1
+    away = (frames - images).abs().mean((2, 3, 4))[0]
+    assert away.min() > 0 and away[100:].max() < 2 * away[:100].max()  # always from the same weights, so never further
+
+
+def test_evaluation_says_what_the_updates_add(tmp_path):
+    system = awake(model())
+    frames = torch.from_numpy(moving_square(8))
+    dataset = type("Data", (), {"frames": frames})
+    figures = system.evaluate(dataset, torch.arange(8))
+    assert set(figures) == {"first_psnr", "update_gain_db"} and figures["update_gain_db"] != 0
+    assert (
+        model().evaluate(dataset, torch.arange(8))["update_gain_db"] == 0
+        and model(updates=False).evaluate(dataset, torch.arange(8)) == {}
+    )
+    assert system.alarms({"kl": 0.001}) and not system.alarms({"kl": 5.0}) and not system.alarms({})
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"target_layers": ("decoder.7",)}, r"no layer 'decoder\.7'; did you mean 'decoder\.[01]'"),
+        ({"target_layers": ("wings",)}, r"no layer 'wings'; known: decoder\.0, .*stem"),
+        ({"target_layers": ("stem", "stem")}, "names 'stem' twice"),
+        ({"update_size": 1344}, r"update_size=1344.*decoder\.0, decoder\.1 takes 1419"),
+        ({"update_bound": 0.0}, r"update_bound must be in \(0, 1\]"),
+        ({"height": 18}, "height=18 is not divisible by 4; use 16, fewer encoder_channels$"),
+        ({"frame_channels": (4,) * 5}, "not divisible by 32.*fewer frame_channels or a lower video_shrink"),
+        ({"encoder_channels": ()}, "encoder_channels must list positive widths"),
+        ({"video_frames": 1}, "video_frames must be at least 2"),
+        ({"gru_hidden": 0}, "gru_hidden must be positive"),
+        ({"lambda_kl": -1.0}, "lambda_kl must not be negative"),
+        ({"update": "whole"}, "update must be one of 'full', 'low_rank', 'per_channel'"),
+    ],
+)
+def test_settings_that_cannot_be(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        model(**overrides)
+
+
+def test_a_size_that_is_given_is_checked_once_the_image_is_known():
+    _, config, _ = plan("weight_rnn", "tiny", overrides={"target_layers": ["stem"], "update_size": 640})
+    assert dataclasses.replace(config, height=16, width=16).update_size == 640  # 4 * 128 + 128
+    with pytest.raises(ConfigError, match=r"update_size=640.*takes 2560"):
+        dataclasses.replace(config, height=32, width=32)
+
+
+def test_grey_images_are_read_as_rgb(tmp_path):
+    (tmp_path / "digits" / "seven").mkdir(parents=True)
+    for i in range(3):
+        Image.fromarray(np.full((16, 16), 80 * i, np.uint8), "L").save(tmp_path / "digits" / "seven" / f"{i}.png")
+    frames = open_dataset(tmp_path / "digits").frames
+    assert frames.shape == (3, 16, 16, 3) and frames[2].unique().tolist() == [160]
