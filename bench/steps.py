@@ -1,11 +1,12 @@
 """What a training step costs, beside its floor: the arithmetic of the step at this machine's rate for matrix products.
 
-python bench/steps.py            the presets of mtld on the bundled clip, with and without LPIPS
+python bench/steps.py            presets of mtld, weight_rnn and rl_v2v on the bundled clip, 64x64
 """
 
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,31 +14,33 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mtld_core.data import Batches
+from data_prep.make_domains import film
 from mtld_core.runtime import pick_device, pick_precision, warm_memory
 from mtld_core.settings import build, open_data, plan
 from mtld_core.stepper import Stepper
 from mtld_core.systems.base import to_channels_last
+from mtld_core.task import Task
 
 
 class Steps:
     """A system ready to train: `steps()` makes one update and returns its seconds."""
 
     def __init__(self, preset, overrides=None, dataset_root="sample", system="mtld"):
-        cls, config, self.training = plan(system, preset, overrides or {})
+        cls, config, training = plan(system, preset, (overrides or {}) | {"restitution": True})
         dataset = open_data(dataset_root, config)
         self.device = pick_device()
         self.system = build(cls, config, dataset).to(self.device).train()
-        self.system.prepare(dataset.frames)
+        task = Task(self.system, dataset.to(self.device), training, self.device, say=lambda line: None)
+        self.batches = task.batches
+        self.system.prepare(*task.samples)
         to_channels_last(self.system)
-        self.system.setup_training(None)
+        self.folder = tempfile.TemporaryDirectory()  # a replay's
+        self.system.setup_training(Path(self.folder.name))
         dtype, _ = pick_precision(self.device)
-        self.stepper = Stepper(self.system.optimizers(), self.device, dtype, clip_norm=self.training.clip_norm)
-        needs = self.system.needs()
-        data = dataset.to(self.device)
-        self.batches = Batches(data, data.windows(needs.window), needs.window, self.training.batch_size, 0, needs.batches)
+        self.stepper = Stepper(self.system.optimizers(), self.device, dtype, clip_norm=training.clip_norm)
 
     def __call__(self):
+        torch.manual_seed(1)  # rl_v2v draws a moment of the clips: one inside them, always the same
         began = time.perf_counter()
         self.system.training_step(self.batches.next(), self.stepper)
         if self.device.type == "cuda":
@@ -81,14 +84,23 @@ def table(cases, rounds):
         print(f"| {name} | {ms:.0f} | {work[name]:.1f} | {floor:.0f} | {floor / ms:.0%} |", flush=True)
 
 
+GRADED = Path("dataset_sample") / "graded"
 CASES = {
-    "demo, 64x64": ("demo",),
-    "small, 64x64, without LPIPS": ("small", {"perceptual": "none"}),
-    "small, 64x64": ("small",),
-    "small, 64x64, LPIPS on all decoded frames": ("small", {"lpips_frames": 1.0}),
+    "`mtld`, `demo`": ("demo",),
+    "`mtld`, `small`, without LPIPS": ("small", {"perceptual": "none"}),
+    "`mtld`, `small`": ("small",),
+    "`mtld`, `small`, LPIPS on all decoded frames": ("small", {"lpips_frames": 1.0}),
+    "`weight_rnn`, `small`": ("small", {}, "sample", "weight_rnn"),
+    "`weight_rnn`, `small`, without updates": ("small", {"updates": False}, "sample", "weight_rnn"),
+    "`rl_v2v`, `small`, a step without the RL half": ("small", {"rl_every": 0}, GRADED, "rl_v2v"),
+    "`rl_v2v`, `small`, a step with it": ("small", {"rl_every": 1}, GRADED, "rl_v2v"),
 }
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    table(CASES, parser.parse_args().rounds)
+    parser.add_argument("--system", default="", help="of this system alone")
+    given = parser.parse_args()
+    if not GRADED.exists():
+        film(GRADED, "sample")
+    table({name: case for name, case in CASES.items() if given.system in name}, given.rounds)

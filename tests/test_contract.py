@@ -201,7 +201,7 @@ def test_a_translation_in_pieces_is_that_of_the_whole_clip(name, direction):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_trains_in_mixed_precision(name, tmp_path):
-    report, _ = run(name, tmp_path / "run", overrides={"precision": "bf16"}, steps=6)
+    report, _ = run(name, tmp_path / "run", overrides={"precision": "bf16", "log_every_steps": 2}, steps=6)
     assert (report["status"], report["step"], report["precision"]) == ("finished", 6, "bfloat16")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert not any(value for line in lines for key, value in line.items() if key.startswith("skipped"))

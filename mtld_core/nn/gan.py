@@ -72,7 +72,8 @@ def gradient_penalty(critic, real, fake, alpha):
     critic: `[B, ...]` -> scores `[B]` or `[B, 1]`, each of its own sample alone (no batch norm). alpha: `[B]` in [0, 1].
     """
     with torch.autocast(real.device.type, enabled=False):
-        real, fake = real.detach().float(), fake.detach().float()
+        kind = torch.promote_types(real.dtype, torch.float32)  # no half precision: the norm's square would overflow
+        real, fake = real.detach().to(kind), fake.detach().to(kind)
         between = torch.lerp(fake, real, alpha.to(real).view(-1, *[1] * (real.dim() - 1))).requires_grad_()
         (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
         return (gradient.flatten(1).norm(dim=1) - 1).square().mean()

@@ -119,7 +119,7 @@ class Critic(nn.Module):
         self.head = nn.Linear(channels[-1] * (height >> down) * (width >> down), 1, bias=False)  # it would cancel out
 
     def forward(self, x):
-        return self.head(self.trunk(x.to(self.head.weight.dtype)))[:, 0]  # gradient_penalty comes with fp32
+        return self.head(self.trunk(x))[:, 0]
 
 
 class WeightPredictor(nn.Module):
@@ -148,9 +148,7 @@ class Code(typing.NamedTuple):
     """What images are drawn from: a first code, and what the second one comes from, where updates change the encoder."""
 
     z: torch.Tensor  # [B, L]
-    noise: torch.Tensor | float = (
-        0.0  # [B, L]: the second code, or where it lies in its posterior, in deviations from the middle
-    )
+    noise: torch.Tensor | float = 0.0  # [B, L]: the second code, or its deviations from the middle of its posterior
     given: torch.Tensor | None = None  # [B, 3, H, W]: the images that are encoded; None: the code is noise
     kl: torch.Tensor | float = 0.0  # [B]: nats between posterior and prior
 
