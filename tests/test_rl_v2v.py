@@ -209,6 +209,17 @@ def test_a_translation_is_to_be_as_predictable_as_a_clip():
     assert "steady_x" not in plain.logs and (steady.total - plain.total).item() == pytest.approx(2.0)
 
 
+def test_a_state_is_translated_with_the_memory_of_its_clip():
+    """At frame T - 2 it is what a translation of the whole clip shows there, not one that begins with the state."""
+    system, data = make(), batch()
+    for net in system.g.values():
+        nn.init.normal_(net.head[-1].weight, std=0.3)
+    fake = system.generator_loss(data, t=T - 2).carry["fake_y"][:, :P]
+    whole, _ = system.g["y"](data["frames"])
+    torch.testing.assert_close(fake, whole[:, T - 2 - P : T - 2])
+    assert (fake - system.g["y"](data["frames"][:, T - 2 - P : T - 2])[0]).abs().max() > 1e-4
+
+
 def test_the_last_step_is_the_whole_clip_alone():
     result = stubbed(lambda_v=3.0, lambda_rr=10.0, lambda_rc=100.0).generator_loss(still(), t=T - 1)
     assert result.carry["fake_y"].shape == (2, T, 3, SIZE, SIZE)

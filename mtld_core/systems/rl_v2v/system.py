@@ -186,7 +186,9 @@ class RLV2V(System):
         for d, o in OTHER.items():
             clip = batch[FRAMES[d]]
             state, after = clip[:, t - c.context_frames : t], clip[:, t]
-            there, memory = self.g[o](state)
+            with torch.no_grad():  # what came before the state, so that the memory is as full as it is in a long clip
+                memory = self.g[o](clip[:, : t - c.context_frames])[1] if t > c.context_frames else None
+            there, memory = self.g[o](state, memory)
             onward = self.p[o](there)[0][:, -1:]
             predicted, recycled = self.p[d](state)[0][:, -1], self.g[d](onward)[0][:, 0]
             parts = {"recurrent": _distance(predicted, after), "recycle": _distance(recycled, after)}
