@@ -20,6 +20,7 @@ from mtld_core import train as train_module
 from mtld_core.checkpoint import read_pointer
 from mtld_core.config import ConfigError
 from mtld_core.controls import Controls
+from mtld_core.evaluate import Judge
 from mtld_core.runtime import UserError
 from mtld_core.settings import TrainConfig, build, open_data, plan
 from mtld_core.thermal import Heat, Reading
@@ -582,7 +583,7 @@ def test_judging_on_the_way_rests_and_is_given_up_in_an_emergency(stub, arcs, tm
             between()
             pieces.append(degrees)
 
-    monkeypatch.setattr(train_module.Judge, "__call__", judge)
+    monkeypatch.setattr(Judge, "__call__", judge)
     settings = {"heat_rest_minutes": 0, "heat_alerts": 2, "eval_every_steps": 2, "save_every_steps": 0}
     cls, config, general = plan("mtld", "tiny", settings, run_dir=str(tmp_path / "run"), steps=9)
     dataset = open_data(str(arcs), config)
