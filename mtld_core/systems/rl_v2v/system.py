@@ -27,6 +27,7 @@ from mtld_core.systems.rl_v2v.nets import Discriminator, Translator, Value
 FRAMES = {"x": "frames", "y": "frames_y"}  # names in a batch
 OTHER = {"x": "y", "y": "x"}
 TARGET = {"x_to_y": "y", "y_to_x": "x"}
+SMALL = {"lr": 5e-4, "lr_d": 5e-4, "lambda_rr": 10.0, "lambda_rc": 10.0, "lambda_steady": 40.0, "rl_every": 4, "batch_size": 4}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,14 +98,8 @@ class RLV2V(System):
     reconstructs = translates = True
     PRESETS: typing.ClassVar = {
         # clips of 64x64 in a quarter of an hour on two cores
-        "small": {
-            "lr": 5e-4, "lr_d": 5e-4, "lambda_rr": 10.0, "lambda_rc": 10.0, "lambda_steady": 40.0, "rl_every": 4,
-            "batch_size": 4, "steps": 1200,
-        },
-        "demo": {
-            "lr": 5e-4, "lr_d": 5e-4, "lambda_rr": 10.0, "lambda_rc": 10.0, "lambda_steady": 40.0, "rl_every": 4,
-            "batch_size": 4, "steps": 300,
-        },
+        "small": SMALL | {"steps": 1200},
+        "demo": SMALL | {"steps": 300},
         # the source's own values; widths are not known
         "original": {
             "height": 64, "width": 64, "channels": (32, 64, 128), "fold": 1, "blocks": 4, "memory": 128, "norm": "instance",
