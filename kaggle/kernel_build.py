@@ -26,7 +26,7 @@ INPUTS = "mtld-inputs"
 LIMIT = 1_000_000  # bytes of a kernel's source
 PYTHON = 12  # Kaggle's Python is 3.12
 DEFAULTS = {  # where a kernel's parameters differ from the notebook's own
-    "02_train": {"preset": "small", "time_budget_minutes": 690},  # of Kaggle's 720; the rest is for loading, saving and judging
+    "02_train": {"preset": "small", "time_budget_minutes": 690},  # of Kaggle's 720; the rest is for starting and loading
     "03_generate": {"out_dir": "generated"},  # a run in an input cannot be written to
 }
 DATA = {"01_extract_frames": "source", "02_train": "dataset_root", "03_generate": "source"}  # parameters that name an input

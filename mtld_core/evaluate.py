@@ -5,6 +5,7 @@ Baselines: the last context frame repeated, and the training part's median frame
 measured whether actions matter: those of other windows must do harm, and two that are held must lead apart.
 """
 
+import copy
 import itertools
 
 import numpy as np
@@ -36,6 +37,7 @@ class Judge:
         self.starts, self.lpips_weights = evenly(starts, max_windows), lpips_weights
         metrics.lpips_metric("cpu", lpips_weights)  # a damaged file is said now, not after the training
         self.baselines = {}  # name -> MSE [windows, reach]
+        self.pictures, self.steered_windows = PICTURE_PAIRS, STEERED
         self.steerable = None  # the window [1] that the held actions led furthest apart
         if horizon:
             median = torch.from_numpy(np.median(training_frames.cpu().numpy(), axis=0).astype(np.uint8)).to(
@@ -46,6 +48,18 @@ class Judge:
             medians = [_errors(self.truth(part), median) for part in parts]
             self.baselines = {"copy": torch.cat(copies), "median": torch.cat(medians)}
 
+    def few(self, share):
+        """(a copy that looks at about this share of the windows, which share that is): to see how long all of them take."""
+        count = len(self.starts)
+        rows = evenly(torch.arange(count), max(2, round(share * count)))
+        share = len(rows) / count
+        some = copy.copy(self)
+        some.starts = self.starts[rows]
+        some.baselines = {name: errors[rows] for name, errors in self.baselines.items()}
+        some.pictures = max(1, round(share * self.pictures))
+        some.steered_windows = max(1, round(share * self.steered_windows))
+        return some, share
+
     @torch.inference_mode()
     def __call__(self, system, between=lambda: None):
         """Figures as report.json lists them under "metrics"; the system's own come last.
@@ -53,7 +67,7 @@ class Judge:
         between: called before each piece of the work; it may raise to give it up.
         """
         h, errors, predicted, true = self.horizon, [], [], []
-        rows = evenly(torch.arange(len(self.starts) * h), PICTURE_PAIRS)  # the pairs that SSIM and LPIPS see
+        rows = evenly(torch.arange(len(self.starts) * h), self.pictures)  # the pairs that SSIM and LPIPS see
         for i, part in enumerate(self.starts.split(self.batch_size)):
             between()
             truth, fake = self.truth(part), self.made_by(system, part, self.reach)
@@ -109,7 +123,7 @@ class Judge:
         actions = held_actions(system.action_space)
         if len(actions) == 1:
             return figures
-        apart, rows = [], evenly(torch.arange(len(self.starts)), STEERED)
+        apart, rows = [], evenly(torch.arange(len(self.starts)), self.steered_windows)
         for part in self.starts[rows].split(self.batch_size):
             held = [self._held(system, part, action) for action in actions if between() is None]
             pairs = [_errors(*pair) for pair in itertools.combinations(held, 2)]

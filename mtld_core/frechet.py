@@ -75,6 +75,10 @@ class Likeness:
     def __init__(self, real):
         self.real, self.seen = real, None
 
+    def few(self, share):
+        """The same of about this share of the real frames: to see how long all of them take."""
+        return Likeness(self.real[: max(2, round(share * len(self.real)))])
+
     def __call__(self, frames, between=lambda: None, suffix=""):
         """between: called before each piece of the work. suffix: of the figure's name."""
         name, (features, reason) = f"frechet_{FRECHET_FEATURES}{suffix}", frechet_features(frames.device)

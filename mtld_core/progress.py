@@ -7,6 +7,7 @@ import time
 from mtld_core.runtime import is_interactive
 
 SECONDS_BETWEEN_LINES = 30
+NEW_TOTAL = 0.02  # by which a total has to differ for the bar to begin anew: a budget's moves a little all the time
 
 
 class Progress:
@@ -25,7 +26,7 @@ class Progress:
 
     def update(self, step, total, text):
         if self.bar is not None:
-            if total and total != self.bar.total:
+            if total and abs(total - (self.bar.total or 0)) > NEW_TOTAL * total:
                 self.bar.reset(total)  # a notebook's bar has a maximum of its own, which this sets, too
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(step - self.bar.n)

@@ -1,21 +1,32 @@
 """How long a run goes on, and the learning rate on the way."""
 
+import collections
 import math
+import statistics
 import time
 
 from mtld_core.config import check
 
-WARM_STEPS = 5  # steps that say nothing about the speed (compiling, filling caches), and how many do
+RECENT = 9  # readings whose median is the time of a step: a few odd ones among them do not matter
+FEWEST = 2  # readings that say something; a session's first step is none of them (it compiles, searches, fills caches)
+LEAST_SECONDS = 1e-9  # a clock may be too coarse for a step
+MOST_RESERVED = 0.5  # of the budget: below that a run would be judged longer than it is trained
 
 
 class Schedule:
     """Ends a run at its number of steps or epochs, at its time budget, or when asked to, whichever comes first.
 
-    Where only a time budget is given, the number of steps is fixed once, from the speed of the first steps, and kept with the
-    run: the learning rate then knows its end, also after a resume. `total` is 0 until then.
+    With steps or epochs the learning rate follows the step: `total` is their number. With a budget alone `total` is 0, and
+    it follows `progress`, which goes from 0 to 1 in a cycle: each step moves it by (1 - progress) / (steps that still fit),
+    so that it is at its end when the time is, whatever becomes of the speed. A session that goes on with a run whose cycle
+    had ended begins a new one; a run that was stopped or killed goes on in its own.
+
+    The last save, preview and judging belong to the budget: training ends when what is left of it is the `reserve` for them.
+
+    stop: event that asks for the end. began: `time.monotonic()` at which the session did.
     """
 
-    def __init__(self, config, steps_per_epoch, stop):
+    def __init__(self, config, steps_per_epoch, stop, began=None):
         self.config, self.stop = config, stop
         self.total = min(filter(None, (config.steps, config.epochs * (config.steps_per_epoch or steps_per_epoch))), default=0)
         check(
@@ -23,33 +34,125 @@ class Schedule:
             "nothing says how long to train: set steps, epochs or time_budget_minutes",
         )
         self.budget = 60 * config.time_budget_minutes
-        self.started, self.warm = time.monotonic(), None  # warm: steps, seconds and time when the first slow steps were over
+        self.started = time.monotonic() if began is None else began
+        self.progress, self.cycle_step = 0.0, 0  # the step that the cycle began at
+        self.readings, self.recent = 0, collections.deque(maxlen=RECENT)
+        self.step_seconds = 0.0  # their median
+        self.expected = {}  # name of work beside the steps -> (seconds, in how many steps' time)
+        self.slowest = {}  # name of such work -> its seconds, the most that this session has seen
+        self.every = {
+            "judging": config.eval_every_steps,
+            "preview": config.preview_every_steps,
+            "saving": config.save_every_steps,
+        }
 
-    def resume(self, step, total):
-        """Take over an earlier session's total, where this one's settings do not say and it is not reached yet."""
-        self.total = self.total or (total if step < total else 0)
+    # ---- what a checkpoint keeps
+
+    def state(self, step):
+        progress = min(1.0, step / self.total) if self.total else self.progress
+        return {"progress": progress, "cycle_step": self.cycle_step}
+
+    def resume(self, step, state, total=0):
+        """Go on at `step` with what `state` gave there. total: of runs before there was one, whose state is None."""
+        if state is None:
+            state = {"progress": min(1.0, step / total) if total else 0.0, "cycle_step": 0}
+        if state["progress"] < 1:
+            self.progress, self.cycle_step = state["progress"], state["cycle_step"]
+        else:
+            self.progress, self.cycle_step = 0.0, step
+
+    # ---- the learning rate
 
     def learning_rate(self, step):
-        """The factor on every learning rate, in (0, 1]: a linear warm-up, then constant or half a cosine down to 0."""
+        """The factor on every learning rate, in [0, 1]: a linear warm-up, then constant or half a cosine down to 0."""
         config = self.config
-        warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-        if config.lr_schedule == "constant" or not self.total:
+        begun = step + 1 - (0 if self.total else self.cycle_step)
+        warm = min(1.0, begun / config.warmup_steps) if config.warmup_steps else 1.0
+        if config.lr_schedule == "constant":
             return warm
-        return warm * (0.5 + 0.5 * math.cos(math.pi * min(1.0, step / self.total)))
+        done = min(1.0, step / self.total) if self.total else self.progress
+        return warm * (0.5 + 0.5 * math.cos(math.pi * done))
 
-    def reason_to_end(self, step, session_steps, session_seconds):
-        """None while the run goes on, else (status, why in words). The last two: steps of this session and their seconds."""
-        elapsed = time.monotonic() - self.started
+    # ---- time
+
+    def read(self, seconds):
+        """Take a reading of how long a step takes, pauses and all work beside it taken off."""
+        self.readings += 1
+        if self.readings > 1:
+            self.recent.append(seconds)
+            self.step_seconds = statistics.median(self.recent)
+
+    def advance(self):
+        """A step was done: with a budget alone, move `progress` by its share of what is left."""
+        left = self.steps_left()
+        if not self.total and left is not None:
+            self.progress += (1 - self.progress) / max(1.0, left)
+
+    def finish(self):
+        """The budget is spent: a later session begins a new cycle."""
+        self.progress = 1.0
+
+    def expect(self, work, seconds):
+        """How long "judging", "preview" or "saving" will take, as far as is known before the first one.
+
+        Asked for where `lacks_expectations`. Should the machine have been slow just then, less is expected later on.
+        """
+        self.expected[work] = seconds, seconds / max(LEAST_SECONDS, self.step_seconds)
+
+    def took(self, work, seconds):
+        """How long it did take."""
+        self.slowest[work] = max(seconds, self.slowest.get(work, 0.0))
+
+    @property
+    def knows_the_speed(self):
+        return len(self.recent) >= FEWEST
+
+    @property
+    def lacks_expectations(self):
+        """Whether it is time to say how long the end will take."""
+        return bool(self.budget) and self.knows_the_speed and not self.expected
+
+    @property
+    def elapsed(self):
+        return time.monotonic() - self.started
+
+    def cost(self, work):
+        """Seconds that it takes: the slowest one of this session, or what is expected."""
+        if work in self.slowest:
+            return self.slowest[work]
+        seconds, steps = self.expected.get(work, (0.0, 0.0))
+        return min(seconds, steps * self.step_seconds)
+
+    @property
+    def reserve(self):
+        """Seconds of the budget that are kept for the end: to save, to draw a preview and to judge."""
+        return min(sum(map(self.cost, self.every)), MOST_RESERVED * self.budget)
+
+    def has_room_for(self, work):
+        """Whether some training fits into the budget after this work, which the end of the run does anyway."""
+        return not self.budget or self.elapsed + self.cost(work) + self.reserve < self.budget
+
+    def steps_left(self):
+        """How many steps still fit into the budget, each with its share of the work beside them; None: not known (yet)."""
+        if not self.budget or not self.knows_the_speed:
+            return None
+        beside = sum(self.cost(work) / every for work, every in self.every.items() if every)
+        left = self.budget - self.reserve - self.elapsed
+        return max(0.0, left) / max(LEAST_SECONDS, self.step_seconds + beside)
+
+    def last_step(self, step):
+        """The step that the run will end at, as far as is known at `step`; 0: not yet."""
+        left = self.steps_left()
+        if self.total or left is None:
+            return self.total
+        return step + int(left)
+
+    def reason_to_end(self, step):
+        """None while the run goes on, else (status, why in words)."""
         if self.stop.is_set():
             return "stopped", "asked to stop"
         if self.total and step >= self.total:
             return "finished", "all steps done"
-        if self.budget and elapsed >= self.budget:
-            whole = not (self.config.steps or self.config.epochs)
-            return ("finished" if whole else "stopped"), "time budget spent"
-        if not self.total and session_steps >= WARM_STEPS:
-            self.warm = self.warm or (session_steps, session_seconds, elapsed)
-            steps, seconds = session_steps - self.warm[0], session_seconds - self.warm[1]
-            if steps >= WARM_STEPS and elapsed - self.warm[2] > 0.1 * self.budget:
-                self.total = step + int(0.98 * (self.budget - elapsed) * steps / seconds)
+        if self.budget and self.elapsed + self.reserve >= self.budget:
+            return ("stopped" if self.total else "finished"), "time budget spent"
         return None

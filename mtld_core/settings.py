@@ -33,6 +33,7 @@ class TrainConfig:
     resume: str = "auto"  # "auto": go on where run_dir stopped; "never"; or another run's folder to start from
     device: str = "auto"
     devices: int = 1
+    threads: int | str = "auto"  # of the processor, for a step; "auto": the fastest number, tried now and then
     interactive: bool | str = "auto"
     precision: typing.Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
@@ -72,6 +73,8 @@ class TrainConfig:
             check(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
         for name in ("batch_size", "accumulate", "log_every_steps", "keep_checkpoints", "eval_windows", "heat_alerts"):
             check(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        counted = isinstance(self.threads, int) and not isinstance(self.threads, bool) and self.threads >= 1
+        check(self.threads == "auto" or counted, f"threads must be 'auto' or a number from 1, not {self.threads!r}")
         check(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), not {self.ema_decay}")
         check(0 < self.holdout < 1, f"holdout must be between 0 and 1, not {self.holdout}")
         low, high = self.resume_temperature, self.max_temperature

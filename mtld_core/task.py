@@ -1,5 +1,7 @@
 """What a system learns from and what it is judged on: the split of a dataset, batches of the one part, judges of the other."""
 
+import copy
+
 import torch
 
 from mtld_core.config import check
@@ -10,6 +12,7 @@ from mtld_core.frechet import Likeness
 from mtld_core.translation import TranslationJudge
 
 DRAWS = 256  # images from noise that are compared with held-out frames, and as many of those
+FEW = 1 / 16  # of all windows: enough to see how long judging takes
 
 
 class Task:
@@ -46,11 +49,22 @@ class Task:
             if reach < config.long_horizon:
                 say(f"judged up to horizon {reach}: too few held-out windows are longer")
         self.judge = Judge(first, starts, needs, horizon, self.samples[0], windows, system.lpips_weights, reach=reach)
-        self.translations = self.likeness = None
+        self.translations, self.likeness, self.draws = None, None, DRAWS
         if system.translates:
             self.translations = TranslationJudge(dataset, held, needs.window, self.samples, windows)
         if system.samples:
             self.likeness = Likeness(first.frames[evenly(starts, DRAWS)])
+
+    def few(self):
+        """(a copy with few of the windows to judge, their share of all): what judging them takes tells what all would take."""
+        some = copy.copy(self)
+        some.judge, share = self.judge.few(FEW)
+        some.draws = max(2, round(share * DRAWS))
+        if self.translations is not None:
+            some.translations = self.translations.few(share)
+        if self.likeness is not None:
+            some.likeness = self.likeness.few(share)
+        return some, share
 
     @torch.inference_mode()
     def figures(self, system, between=lambda: None):
@@ -60,7 +74,8 @@ class Task:
             figures |= self.translations(system, between)
         if self.likeness is not None:
             between()
-            figures |= self.likeness(to_uint8(system.sample(DRAWS, torch.Generator(system.device).manual_seed(0))), between)
+            chance = torch.Generator(system.device).manual_seed(0)
+            figures |= self.likeness(to_uint8(system.sample(self.draws, chance)), between)
         return figures
 
     def preview(self, system):

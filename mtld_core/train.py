@@ -37,9 +37,12 @@ from mtld_core.settings import TrainConfig, build, open_data, plan
 from mtld_core.stepper import Stepper
 from mtld_core.systems.base import to_channels_last
 from mtld_core.task import Task, best_by
+from mtld_core.threads import Threads
 
 SECONDS_BETWEEN_LOOKS = 0.1  # while paused
 PATIENCE = 20  # steps in a row without a finite update, after which the run is given up
+MOST_TO_EXPECT = 0.03  # of the budget, to estimate how long its end will take
+BYTES_A_SECOND = 60e6  # that a checkpoint is written and checked at, until one was
 
 
 def train(system="mtld", preset="small", dataset_root="sample", overrides="{}", **settings):
@@ -63,8 +66,15 @@ def fit(system, dataset, config=TrainConfig(), controls=None):  # noqa: B008 (fr
     run_dir = folder_of(config.run_dir, system.name)
     check(run_dir.resolve() != Path(dataset.path).resolve(), f"run_dir={run_dir} is the dataset's own folder; choose another")
     controls = controls or Controls()
-    with checkpoints.run_lock(run_dir), checkpoints.disk_errors(run_dir), stop_on_signal(controls.stop), warm_memory():
-        training = Training(system, dataset, config, run_dir, controls)
+    began = time.monotonic()
+    with (
+        checkpoints.run_lock(run_dir),
+        checkpoints.disk_errors(run_dir),
+        stop_on_signal(controls.stop),
+        warm_memory(),
+        Threads(config.threads, pick_device(config.device), controls.say) as threads,
+    ):
+        training = Training(system, dataset, config, run_dir, controls, threads, began)
         try:
             with thermal.watched(training.heat, training.device):
                 return training.run()
@@ -84,8 +94,8 @@ class GivenUp(Exception):
 class Training:
     """A run in progress: what `fit` holds while it trains. `run()` is the loop."""
 
-    def __init__(self, system, dataset, config, run_dir, controls):
-        self.config, self.run_dir, self.controls = config, run_dir, controls
+    def __init__(self, system, dataset, config, run_dir, controls, threads, began):
+        self.config, self.run_dir, self.controls, self.threads = config, run_dir, controls, threads
         self.device = pick_device(config.device)
         self.dtype, why = pick_precision(self.device, config.precision)
         self.needs = system.needs()
@@ -98,15 +108,17 @@ class Training:
         self.learning_rates = {name: [group["lr"] for group in o.param_groups] for name, o in self.optimizers.items()}
         self.ema = copy.deepcopy(system).eval().requires_grad_(False) if config.ema_decay else None
         self.stepper = Stepper(self.optimizers, self.device, self.dtype, config.accumulate, config.clip_norm, controls.say)
-        self.schedule = Schedule(config, self.batches.steps_per_epoch, controls.stop)
+        self.schedule = Schedule(config, self.batches.steps_per_epoch, controls.stop, began)
         self.heat = thermal.Heat(config)
         self.step = self.lost_steps = 0
         self.train_seconds = self.paused_seconds = self.earlier_wall_seconds = 0.0
         self.saved, self.metrics, self.judged_at = None, {}, None  # the checkpoint of the present state, the newest figures
+        self.previewed_at = None
         self.alarms = Alarms(system, controls.say)
         system.setup_training(run_dir)
         self._resume_or_begin()
         self.session_step, self.session_seconds = self.step, self.train_seconds  # where this session began
+        self.read_at = self.step, self.train_seconds  # where the time of a step was last read
         if config.compile:
             for part in system.to_compile():
                 part.compile()
@@ -130,28 +142,35 @@ class Training:
             if log := self.step % config.log_every_steps == 0:
                 values = self._fetch(logs)  # the only wait for the device
             self.train_seconds += time.monotonic() - began
+            self._read_time(log)
             if log:
                 self._log(values)
+            if self.schedule.lacks_expectations:
+                self._expect_the_end()
 
             # ---- once in a while: save, preview, judge
             late = config.save_every_minutes and time.monotonic() - self.saved_at > 60 * config.save_every_minutes
             if _due(self.step, config.save_every_steps) or late:
                 self._save()
-            if _due(self.step, config.preview_every_steps):
+            if _due(self.step, config.preview_every_steps) and self.schedule.has_room_for("preview"):
                 self._preview()
-            if _due(self.step, config.eval_every_steps):
+            if _due(self.step, config.eval_every_steps) and self.schedule.has_room_for("judging"):
                 self._evaluate(self._attend_judging)
 
         # ---- once: the end; first what must not be lost
         self.progress.close(self.step)
         self.controls.doing = "saving and judging"
         self.controls.say("saving and judging ...")
+        if end[0] == "finished" and not self.schedule.total:
+            self.schedule.finish()
+            self.saved = None  # what may have been saved at this step does not know that it is the last
         self._save()
         self.controls.ending = True
-        if not _due(self.step, config.preview_every_steps):
+        if self.previewed_at != self.step:
             self._preview()
         if self.judged_at != self.step and not self.heat.emergency:  # judging is as hard work as training
-            self._evaluate((lambda: None) if self.controls.stop.is_set() else self._end_at_once)
+            stopped = self.controls.stop.is_set()  # a stop that comes now gives it up
+            self._evaluate(lambda: self._give_up_if(self.controls.stop.is_set() and not stopped))
         written = self.write_report(*end)
         self.controls.say(f"{end[0]} at step {self.step} ({end[1]}): {summary(self.metrics)}")
         return written
@@ -177,7 +196,7 @@ class Training:
     def _attend(self, doing="training"):
         """Save if asked to, wait while a person or the heat wants it; None to go on `doing`, else (status, reason) to end."""
         controls, began, waited = self.controls, time.monotonic(), False
-        controls.step, controls.total = self.step, self.schedule.total
+        controls.step, controls.total = self.step, self.schedule.last_step(self.step)
         while True:
             if controls.save.is_set():
                 self._save()
@@ -197,17 +216,51 @@ class Training:
 
     def _attend_judging(self):
         self._attend("judging")
-        if self.controls.stop.is_set() or self.heat.emergency:  # the end of the run judges once more, or must not
-            raise GivenUp
+        self._give_up_if(self.controls.stop.is_set() or self.heat.emergency)  # the end judges once more, or must not
 
-    def _end_at_once(self):
-        if self.controls.stop.is_set():
+    def _give_up_if(self, over):
+        if over:
             raise GivenUp
 
     def _reason_to_end(self):
         if too_hot := self.heat.reason_to_end(time.monotonic()):
             return "stopped", too_hot
-        return self.schedule.reason_to_end(self.step, self.step - self.session_step, self.train_seconds - self.session_seconds)
+        return self.schedule.reason_to_end(self.step)
+
+    # ---- time
+
+    def _read_time(self, waited):
+        """After each step: how long it took. waited: the device was waited for; without that, a GPU's step has no end yet."""
+        if waited or self.device.type == "cpu":
+            step, seconds = self.read_at
+            self.schedule.read((self.train_seconds - seconds) / (self.step - step))
+            self.threads.see((self.train_seconds - seconds) / (self.step - step))
+            self.read_at = self.step, self.train_seconds
+        self.schedule.advance()
+
+    def _expect_the_end(self):
+        """Estimate how long the last save, preview and judging will take, from few windows, so that time is kept for them."""
+        schedule, judged = self.schedule, self._judged()
+        stored = 4 * sum(tensor.nbytes for tensor in self.system.state_dict().values())  # weights, average, two moments
+        schedule.expect("saving", stored / BYTES_A_SECOND)
+        self.controls.doing = "judging"
+        until = time.monotonic() + MOST_TO_EXPECT * schedule.budget
+        for _ in range(2):  # the first time fills caches and loads networks
+            few, share = self.task.few()
+            began = time.monotonic()
+            with contextlib.suppress(GivenUp):
+                few.figures(judged, lambda: self._give_up_if(self.controls.stop.is_set() or time.monotonic() > until))
+        schedule.expect("judging", (time.monotonic() - began) / share)
+        began = time.monotonic()
+        few.preview(judged)
+        schedule.expect("preview", time.monotonic() - began)
+        self.system.train()
+
+    @contextlib.contextmanager
+    def _timed(self, work):
+        began, paused = time.monotonic(), self.paused_seconds
+        yield
+        self.schedule.took(work, time.monotonic() - began - (self.paused_seconds - paused))
 
     # ---- beginning
 
@@ -225,7 +278,7 @@ class Training:
         state = checkpoints.load_train_state(folder)
         self.step, self.train_seconds, self.paused_seconds = state["step"], state["train_seconds"], state["paused_seconds"]
         self.earlier_wall_seconds = state["wall_seconds"]
-        self.schedule.resume(self.step, state["total"])
+        self.schedule.resume(self.step, state.get("schedule"), state.get("total", 0))
         self.batches.load_state(state["batches"])
         self.stepper.load_state(state["stepper"])
         for name, optimizer in self.optimizers.items():
@@ -258,7 +311,8 @@ class Training:
         memory = (
             torch.cuda.max_memory_allocated(self.device) / 1e9 if self.device.type == "cuda" else (peak_memory_mb() or 0) / 1e3
         )
-        self.progress.update(self.step, self.schedule.total, f"{name} {value:.4f}  {speed:.0f} frames/s  {memory:.1f} GB")
+        total = self.schedule.last_step(self.step)
+        self.progress.update(self.step, total, f"{name} {value:.4f}  {speed:.0f} frames/s  {memory:.1f} GB")
         lost = any(values[f"skipped_{name}"] >= self.config.log_every_steps for name in self.optimizers)
         self.lost_steps = self.lost_steps + self.config.log_every_steps if lost else 0
         if self.lost_steps >= PATIENCE:
@@ -272,8 +326,10 @@ class Training:
         return self.ema if self.ema is not None else self.system.eval()
 
     def _preview(self):
-        self._save_strip("step", *self.task.preview(self._judged()))
+        with self._timed("preview"):
+            self._save_strip("step", *self.task.preview(self._judged()))
         self.system.train()
+        self.previewed_at = self.step
 
     def _save_strip(self, name, rows, labels, columns):
         media.save_picture(self.run_dir / "previews" / f"{name}_{self.step:08d}.png", media.strip(rows, labels, columns))
@@ -282,9 +338,10 @@ class Training:
         best = checkpoints.read_pointer(self.run_dir / "best.json")
         self.controls.doing = "judging"
         try:
-            self.metrics = self.task.figures(self._judged(), between)
-            if self.judge.steerable is not None:
-                self._save_strip("actions", *self.judge.steered(self._judged()))
+            with self._timed("judging"):
+                self.metrics = self.task.figures(self._judged(), between)
+                if self.judge.steerable is not None:
+                    self._save_strip("actions", *self.judge.steered(self._judged()))
         except GivenUp:
             return
         finally:
@@ -302,10 +359,16 @@ class Training:
         name = f"checkpoints/step_{self.step:08d}"
         if self.saved == name:
             return name
+        with self._timed("saving"):
+            self._write_checkpoint()
+        self.saved_at = time.monotonic()
+        return self.saved
+
+    def _write_checkpoint(self):
         files = self.system.extra_files()
         state = {
             "step": self.step,
-            "total": self.schedule.total,
+            "schedule": self.schedule.state(self.step),
             "train_seconds": self.train_seconds,
             "paused_seconds": self.paused_seconds,
             "wall_seconds": self.wall_seconds,
@@ -317,8 +380,6 @@ class Training:
         ema = None if self.ema is None else self.ema.state_dict()
         self.saved = checkpoints.save(self.run_dir, self.step, self.system.state_dict(), state, self._about(), ema, files)
         checkpoints.prune(self.run_dir, self.config.keep_checkpoints)
-        self.saved_at = time.monotonic()
-        return self.saved
 
     # ---- the run folder
 

@@ -6,6 +6,7 @@ judging alone. Baselines: the source as it is (identity), the target domain's me
 matches mean and covariance. All held-out windows are whole clips of T frames.
 """
 
+import copy
 from pathlib import Path
 
 import torch
@@ -40,6 +41,15 @@ class TranslationJudge:
             self.likeness[d] = Likeness(self.sources[other].frames[rows.flatten()])
         self.truths = {d: self._truth(pair.path, d) for d in DIRECTIONS}
         self.baselines = {d: self._baselines(d, *samples[:: 1 if d == "x_to_y" else -1]) for d in DIRECTIONS}
+
+    def few(self, share):
+        """A copy that looks at about this share of the windows of each domain: to see how long all of them take."""
+        some = copy.copy(self)
+        rows = {d: evenly(torch.arange(len(starts)), max(1, round(share * len(starts)))) for d, starts in self.starts.items()}
+        some.starts = {d: self.starts[d][rows[d]] for d in DIRECTIONS}
+        some.truths = {d: None if truth is None else truth[rows[d]] for d, truth in self.truths.items()}
+        some.likeness = {d: likeness.few(share) for d, likeness in self.likeness.items()}
+        return some
 
     @torch.inference_mode()
     def __call__(self, system, between=lambda: None):

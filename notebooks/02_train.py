@@ -30,7 +30,7 @@ notebook.setup()
 # ## What to train
 #
 # The presets: `demo` learns a short clip by heart in a few minutes on a laptop, `small` is for a GPU and an evening, `original`
-# has the source's own values, `tiny` takes seconds. `steps=0` takes as many steps as fit into `time_budget_minutes`, or the
+# has the source's own values, `tiny` takes seconds. `steps=0` uses all of `time_budget_minutes`, or takes the
 # preset's own number where that is 0, too. Any other setting goes into `overrides`, as JSON:
 # `{"latent_dim": 128, "restitution": true}`.
 #

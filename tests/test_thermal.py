@@ -24,6 +24,7 @@ from mtld_core.evaluate import Judge
 from mtld_core.runtime import UserError
 from mtld_core.settings import TrainConfig, build, open_data, plan
 from mtld_core.thermal import Heat, Reading
+from mtld_core.threads import Threads
 from mtld_core.train import Training, fit
 
 # ---- what readings mean
@@ -250,7 +251,7 @@ def test_a_thousand_random_schedules_keep_the_limit_and_the_time_and_save_before
     dataset = open_data(str(arcs), config)
     world, controls, kinds = World(0), Controls(say=lambda line: None), set()
     controls.stop = Waits()
-    training = Training(build(cls, config, dataset), dataset, general, tmp_path / "run", controls)
+    training = Training(build(cls, config, dataset), dataset, general, tmp_path / "run", controls, Threads(1), 0.0)
     for seed in range(1000):
         world = controls.stop.world = World(seed)
         training.heat = world.heat = Heat(TrainConfig(**world.config))
@@ -587,7 +588,8 @@ def test_judging_on_the_way_rests_and_is_given_up_in_an_emergency(stub, arcs, tm
     settings = {"heat_rest_minutes": 0, "heat_alerts": 2, "eval_every_steps": 2, "save_every_steps": 0}
     cls, config, general = plan("mtld", "tiny", settings, run_dir=str(tmp_path / "run"), steps=9)
     dataset = open_data(str(arcs), config)
-    training = Training(build(cls, config, dataset), dataset, general, tmp_path / "run", Controls(heard.append))
+    system, controls = build(cls, config, dataset), Controls(heard.append)
+    training = Training(system, dataset, general, tmp_path / "run", controls, Threads(1), 0.0)
     report = training.run()
     assert pieces == [60, 90, 60]  # the second heat ended it, and the end did not judge again
     assert (report["status"], report["step"]) == ("stopped", 2) and "2 times" in report["reason"]

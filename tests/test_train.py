@@ -9,8 +9,10 @@ import threading
 import time
 
 import pytest
+import torch
 from conftest import write_arcs
 
+from mtld_core import threads
 from mtld_core import train as train_module
 from mtld_core.checkpoint import list_checkpoints, read_pointer
 from mtld_core.config import ConfigError
@@ -72,12 +74,19 @@ def test_epochs_count_every_window_once(arcs, tmp_path):
     assert tiny(arcs, tmp_path / "run", epochs=2, batch_size=5)["step"] == 34
 
 
-def test_a_time_budget_alone_fixes_the_total_and_ends_the_run(arcs, tmp_path):
-    report = tiny(arcs, tmp_path / "run", {"lr_schedule": "cosine", "log_every_steps": 1}, time_budget_minutes=0.03)
-    assert report["status"] == "finished" and report["steps_total"] > 0
-    assert report["wall_seconds"] < 60
+def test_a_time_budget_alone_is_used_each_night_and_the_cosine_ends_with_it(arcs, tmp_path):
+    settings = {"lr_schedule": "cosine", "log_every_steps": 1, "warmup_steps": 2}
+    tiny(arcs, tmp_path / "warm", steps=1)  # imports what judging does, which takes as long as the budget
+    first = tiny(arcs, tmp_path / "run", settings, time_budget_minutes=0.15)
+    assert (first["status"], first["reason"]) == ("finished", "time budget spent")
+    assert first["steps_total"] == first["step"] and first["wall_seconds"] > 0.5 * 9
+    second = tiny(arcs, tmp_path / "run", settings, time_budget_minutes=0.15)
+    assert second["step"] > first["step"] and second["wall_seconds"] - first["wall_seconds"] > 0.5 * 9
     rates = [line["lr_generator"] for line in lines(tmp_path / "run")]
-    assert rates[-1] < 0.3 * max(rates)  # the cosine knew its end
+    peak, end = max(rates), first["step"]
+    assert rates[end - 1] < 0.1 * peak and rates[-1] < 0.1 * peak
+    assert rates[0] == rates[end] == pytest.approx(peak / 2, rel=0.05)  # a new cycle, with its warm-up
+    assert max(rates[end:]) == pytest.approx(peak, rel=0.05)
 
 
 def test_a_budget_shorter_than_the_steps_stops_and_the_next_session_finishes(arcs, tmp_path):
@@ -355,3 +364,42 @@ def test_judging_on_the_way_is_given_up_for_a_stop_and_waits_for_a_pause(arcs, t
     report = fit(build(cls, config, dataset), dataset, training, controls)
     assert (report["status"], report["step"]) == ("stopped", 2) and report["metrics"]["psnr"] > 0
     assert seen[:2] == ["judging", "judging"] and len(seen) > 4
+
+
+@pytest.mark.parametrize(("setting", "before", "during"), [(1, 2, 1), (2, 1, 2), ("auto", 2, 1), ("auto", 1, 1)])
+def test_steps_use_the_threads_that_are_asked_for_and_others_use_theirs_again(
+    arcs, tmp_path, monkeypatch, setting, before, during
+):
+    used = set()
+
+    def read(self, waited, real=Training._read_time):
+        used.add(torch.get_num_threads())
+        real(self, waited)
+
+    monkeypatch.setattr(Training, "_read_time", read)
+    monkeypatch.setattr(threads, "_free_cores", lambda most: 1)
+    found = torch.get_num_threads()
+    torch.set_num_threads(before)
+    try:
+        report = tiny(arcs, tmp_path / "run", {"threads": setting}, steps=3)
+        assert used == {during} and torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(found)
+    assert report["threads"] == {"setting": setting, "count": during, "changes": 0}
+
+
+def test_a_change_of_the_threads_is_said_and_reported(arcs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(threads, "_free_cores", lambda most: 1)
+
+    def see(self, seconds, real=threads.Threads.see):
+        real(self, 0.07 if torch.get_num_threads() == 2 else 0.115)
+
+    monkeypatch.setattr(threads.Threads, "see", see)
+    found = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        report = tiny(arcs, tmp_path / "run", {"threads": "auto"}, steps=12)
+    finally:
+        torch.set_num_threads(found)
+    assert report["threads"] == {"setting": "auto", "count": 2, "changes": 1}
+    assert "a step uses 2 threads from now on: 70 ms instead of 115" in capsys.readouterr().out

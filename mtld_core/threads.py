@@ -1,0 +1,124 @@
+"""How many of the processor's threads a training step uses, found by trying.
+
+The threads of a step wait for each other at each of its many small operations. On a core that another program uses as well,
+one of them comes late to each, so that fewer threads can be several times faster; on a quiet machine more are.
+"""
+
+import collections
+
+import torch
+
+BLOCK = 4  # steps that are timed together; rl_v2v's differ from one to the next and repeat after four
+GAIN = 0.95  # a count wins whose block takes at most this share of the present one's
+CHANGED = 1.3  # times slower or faster than when it was tried last: the machine is another one now
+COST = 0.02  # share of the time that trying may cost
+REST = 5.0, 60.0  # seconds between two rounds of trials, at least and at most
+LOOK = 0.1  # seconds for which a session first looks at what others use
+
+
+class Threads:
+    """While it is entered, torch's operations on this thread use `count` threads; then as many as before.
+
+    setting: a number; or "auto", which begins with the cores that are free and then tries the next smaller and the next
+    larger count now and then, never more than torch had before (OMP_NUM_THREADS, or the machine's cores). On a GPU "auto"
+    leaves torch's own count. Under another count sums differ in their last bits. say: told when the count changes.
+    """
+
+    def __init__(self, setting="auto", device=torch.device("cpu"), say=print):  # noqa: B008 (immutable)
+        self.setting, self.say = setting, say
+        self.before = torch.get_num_threads()
+        self.auto = setting == "auto" and device.type == "cpu" and self.before > 1
+        self.counts = _ladder(self.before)
+        self.changes = 0
+        self.trial = None  # the count that is being tried
+        self.waiting = []  # counts to be tried after it in this round
+        self.block = collections.deque(maxlen=BLOCK)  # seconds of the newest steps
+        self.first = True
+        self.pace = None  # seconds that a block takes with `count`, when it was last measured
+        self.rest, self.rested = 0.0, 0.0
+        self.lost = 0.0  # seconds that this round's trials took longer than `count` would have
+
+    def __enter__(self):
+        self.count = self.before if self.setting == "auto" else self.setting
+        if self.auto:
+            self.count = max(count for count in self.counts if count <= _free_cores(self.before))
+        torch.set_num_threads(self.count)
+        return self
+
+    def __exit__(self, *error):
+        torch.set_num_threads(self.before)
+
+    def facts(self):
+        """What report.json says."""
+        return {"setting": self.setting, "count": self.count, "changes": self.changes}
+
+    def see(self, seconds):
+        """A step took this long; the next one may use another count."""
+        if not self.auto:
+            return
+        if self.first:  # it fills caches
+            self.first = False
+            return
+        self.block.append(seconds)
+        if self.trial is not None:
+            self._judge_trial()
+            return
+        self.rested += seconds
+        if len(self.block) < BLOCK:
+            return
+        taken = sum(self.block)
+        if self.pace is None or self.rested >= self.rest:
+            self._begin_round(taken)
+        elif self.rested > 1 and not self.pace / CHANGED < taken < self.pace * CHANGED:
+            self.pace = None  # the block may be from before and after: another one, then a round
+            self.block.clear()
+
+    def _begin_round(self, taken):
+        self.pace = taken
+        place = self.counts.index(self.count)
+        self.waiting = [*self.counts[max(0, place - 1) : place], *self.counts[place + 1 : place + 2]]
+        self._try_next()
+
+    def _try_next(self):
+        self.block.clear()
+        self.trial = self.waiting.pop(0) if self.waiting else None
+        torch.set_num_threads(self.trial or self.count)
+        if self.trial is None:
+            least, most = REST
+            self.rest, self.rested = min(most, max(least, self.lost / COST)), 0.0
+            self.lost = 0.0
+
+    def _judge_trial(self):
+        taken = sum(self.block)
+        if taken >= GAIN * self.pace:  # it cannot win any more
+            self.lost += max(0.0, taken - self.pace * len(self.block) / BLOCK)
+            self._try_next()
+        elif len(self.block) == BLOCK:
+            self._change(taken)
+
+    def _change(self, taken):
+        fewer = self.trial < self.count
+        before, self.pace = self.pace, taken
+        self.count, self.trial = self.trial, None
+        self.changes += 1
+        threads = "1 thread" if self.count == 1 else f"{self.count} threads"
+        self.say(f"a step uses {threads} from now on: {1000 * taken / BLOCK:.0f} ms instead of {1000 * before / BLOCK:.0f}")
+        place = self.counts.index(self.count)
+        self.waiting = self.counts[max(0, place - 1) : place] if fewer else self.counts[place + 1 : place + 2]
+        self._try_next()
+
+
+def _ladder(most):
+    """The counts that are tried: 1, 2, 4, ... and `most`."""
+    doubled = [1]
+    while 2 * doubled[-1] < most:
+        doubled.append(2 * doubled[-1])
+    return [*doubled, most] if most > 1 else doubled
+
+
+def _free_cores(most):
+    """How many of `most` cores other programs leave free just now, at least 1."""
+    import psutil
+
+    used = psutil.cpu_percent(LOOK) / 100
+    return max(1, round(most * (1 - used)))
