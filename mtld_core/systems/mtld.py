@@ -62,7 +62,7 @@ class MTLDConfig:
     lambda_temporal: float = 0.0  # a second discriminator, which sees two frames in a row
     perceptual: typing.Literal["vgg", "none"] = "vgg"
     lpips_frames: float = 0.0625  # share of a batch's decoded frames that LPIPS sees, in (0, 1]; one of each part at least
-    lpips_weights: str = ""  # a file with VGG16's convolutions, where torch's cache has none
+    lpips_weights: str = ""  # a file with VGG16's convolutions; "": torch's cache, or a download
 
     def __post_init__(self):
         down, up = 2 ** len(self.encoder_channels), self.upscale

@@ -71,7 +71,7 @@ class TinyDreamsConfig:
     lambda_fft: float = 0.0  # magnitudes of frequencies
     lambda_ssim: float = 0.0
     lambda_lpips: float = 0.0
-    lpips_weights: str = ""  # a file with VGG16's convolutions, where torch's cache has none
+    lpips_weights: str = ""  # a file with VGG16's convolutions; "": torch's cache, or a download
     lambda_gan: float = 0.0
     gan_conditional: bool = False  # the discriminator also sees the frame before and the controls
     discriminator_channels: tuple[int, ...] = (32, 64, 128)
