@@ -133,12 +133,14 @@ def test_without_adversarial_terms_there_is_no_discriminator():
 
 
 @pytest.mark.parametrize(
-    "name", ["lambda_l1", "lambda_reconstruction", "lambda_latent", "lambda_adv", "lambda_fm", "lambda_temporal"]
+    "name",
+    ["lambda_l1", "lambda_reconstruction", "lambda_latent", "lambda_lpips", "lambda_adv", "lambda_fm", "lambda_temporal"],
 )
 def test_every_weight_scales_its_term(name):
     term = {"lambda_adv": "adversarial", "lambda_fm": "feature_matching", "lambda_temporal": "adversarial_temporal"}
     term = term.get(name, name.removeprefix("lambda_"))
     system = model(lambda_adv=1, lambda_fm=1, lambda_temporal=1).eval()
+    system.frozen["lpips"] = lambda fake, real: (fake - real).square().mean((1, 2, 3))
     low = system.generator_loss(batch())
     system.config = dataclasses.replace(system.config, **{name: getattr(system.config, name) + 3})
     high = system.generator_loss(batch())
@@ -178,11 +180,13 @@ def test_lpips_can_be_left_out_and_is_in_no_checkpoint(monkeypatch, tmp_path):
     torch.manual_seed(0)
     layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"])
     trunk = {f"features.{name}": value for name, value in layers.state_dict().items()}
-    monkeypatch.setattr("mtld_core.systems.mtld.load_trunk", lambda given: trunk)
-    off, on = model(), model(perceptual="vgg")
-    for system in (off, on):
-        system.setup_training(None)
-    assert not off.frozen and isinstance(on.frozen["lpips"], LPIPS)
+    asked = []
+    monkeypatch.setattr("mtld_core.systems.mtld.load_trunk", lambda given: asked.append(given) or trunk)
+    on = model(perceptual="vgg", lpips_weights="given.pth")
+    for off in (model(), model(perceptual="vgg", lambda_lpips=0), on):
+        off.setup_training(None)
+        assert ("lpips" in off.frozen) == (off is on)
+    assert isinstance(on.frozen["lpips"], LPIPS) and asked == ["given.pth"]
     assert on.state_dict().keys() == off.state_dict().keys()
 
 

@@ -69,6 +69,7 @@ ON = [
     {"norm": "none", "activation": "relu"},
     {"decoder_activation": "relu"},
     {"ffn_scale": 4.0},
+    {"embed_dim": 24, "heads": 1},
     {"weight_decay": 0.5},
     {"output": "direct"},
     {"context_frames": 1, "rollout_frames": 3},
@@ -182,12 +183,14 @@ def test_every_weight_scales_its_term_and_zero_leaves_it_out(name):
 
 
 def test_lpips_is_set_up_where_it_is_asked_for(monkeypatch):
-    monkeypatch.setattr("mtld_core.systems.tinydreams.load_trunk", lambda path: path)
+    asked = []
+    monkeypatch.setattr("mtld_core.systems.tinydreams.load_trunk", asked.append)
     monkeypatch.setattr("mtld_core.systems.tinydreams.LPIPS", lambda trunk: torch.nn.Linear(1, 1))
     for weight in (0, 1):
-        system = model(lambda_lpips=weight)
+        system = model(lambda_lpips=weight, lpips_weights="given.pth")
         system.setup_training(None)
         assert ("lpips" in system.frozen) == (weight > 0) and not any("lpips" in name for name in system.state_dict())
+    assert asked == ["given.pth"]
 
 
 def test_gradient_checkpointing_changes_no_gradient():

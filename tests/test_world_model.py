@@ -14,6 +14,7 @@ from mtld_core.nn.patches import to_frames, to_patches
 from mtld_core.nn.quantise import FSQ, Whitening
 from mtld_core.runtime import UserError
 from mtld_core.settings import build, plan
+from mtld_core.stepper import Stepper
 from mtld_core.systems import open_run
 from mtld_core.systems.world_model.dynamics import Dynamics
 from mtld_core.systems.world_model.latent_actions import LatentActions
@@ -75,6 +76,44 @@ def shaken(module):
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return module.eval()
+
+
+def left_behind(cls, runs, **overrides):
+    """What two steps leave behind: logs and weights, as shapes and numbers."""
+    overrides = {"tokenizer_run": str(runs / "tokenizer")} | overrides if cls is Dynamics else overrides
+    _, config, _ = plan(cls.name, "tiny", overrides)
+    system = build(cls, config, data(), 0).train()
+    system.prepare(data().frames)
+    stepper = Stepper(system.optimizers(), torch.device("cpu"))
+    logs = [system.training_step([batch(frames=system.needs().window)], stepper) for _ in range(2)][-1]
+    numbers = [*logs.values(), *system.state_dict().values()]
+    return [number.shape for number in numbers], torch.cat([number.flatten() for number in numbers]).tolist()
+
+
+ALL_STAGES = [
+    {"sequence_length": 6}, {"embed_dim": 32}, {"heads": 1}, {"hidden_dim": 48}, {"blocks": 2}, {"context_frames": 3},
+    {"lr": 1e-2}, {"beta2": 0.5}, {"weight_decay": 0.5},
+]  # fmt: skip
+OF_A_STAGE = {
+    Tokenizer: [
+        {"patch_size": 4}, {"latent_dim": 5}, {"quantise": "fsq"}, {"quantise": "fsq", "levels": 3}, {"latent_noise": 0.3},
+    ],
+    LatentActions: [
+        {"patch_size": 4}, {"encoder": "space_time"}, {"action_levels": 3}, {"action_dim": 4, "action_channels": 2},
+    ],
+    Dynamics: [{"residual": False}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cls", OF_A_STAGE, ids=lambda cls: cls.name)
+def test_every_setting_of_a_stage_matters_beside_the_others(cls, runs):
+    usual = left_behind(cls, runs)
+    assert usual == left_behind(cls, runs)  # or nothing below could fail
+    for overrides in ALL_STAGES + OF_A_STAGE[cls]:
+        found = left_behind(cls, runs, **overrides)
+        for out in overrides:
+            rest = {name: value for name, value in overrides.items() if name != out}
+            assert found != (left_behind(cls, runs, **rest) if rest else usual), (overrides, out)
 
 
 # ---- tokenizer
