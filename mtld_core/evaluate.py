@@ -24,7 +24,7 @@ class Judge:
 
     starts: rows of the dataset where held-out windows begin (at most `max_windows` of them are used, evenly spaced). needs: the
     system's. horizon: frames to predict, 0 for reconstruction. training_frames: uint8 `[n, H, W, 3]` sample of the training
-    part, for its median frame. lpips_weights: a file with VGG's weights, where torch's cache has none. reach: the horizon that
+    part, for its median frame. lpips_weights: a file with VGG's weights; "": torch's cache. reach: the horizon that
     the lists by horizon go to, where that is further; averages are over 1..horizon.
     """
 

@@ -70,7 +70,8 @@ def lpips_metric(device, weights=""):
 
     function: uint8 `[..., H, W, 3]` twice -> float32 `[...]`, 0 for equal frames. Frames with a side under 32 pixels
     are enlarged (bilinear) until it has 32, for VGG halves them four times: compare such figures only at equal size.
-    weights: a file with VGG16's convolutions, where torch's cache has none. Nothing is ever downloaded.
+    weights: a file with VGG16's convolutions; without one, torch's cache is looked into. Nothing is ever downloaded. Raises
+    UserError where there is no such file.
     """
     if importlib.util.find_spec("lpips") is None:
         return None, "the package lpips is not installed"

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mtld_core import metrics
+from mtld_core.runtime import UserError
 
 
 def frames(*shape, seed=0):
@@ -125,6 +126,20 @@ def test_without_weights_there_is_a_reason_and_no_download(monkeypatch, tmp_path
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("downloaded"))
     metric, reason = metrics.lpips_metric("cpu")
     assert metric is None and "vgg16" in reason
+
+
+def test_a_given_file_of_weights_is_used_whatever_the_cache_holds(lpips, monkeypatch, tmp_path):
+    from mtld_core.nn.perceptual import TRUNK_FILE
+
+    given = random_trunk()
+    torch.save(given, tmp_path / "given.pth")
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({name: 0.5 * value for name, value in given.items()}, tmp_path / "checkpoints" / TRUNK_FILE)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    a, b = frames(1, 32, 32, 3), frames(1, 32, 32, 3, seed=1)
+    assert torch.equal(metrics.lpips_metric("cpu", str(tmp_path / "given.pth"))[0](a, b), lpips(a, b))
+    with pytest.raises(UserError, match=r"lpips_weights='.*none\.pth': no such file"):
+        metrics.lpips_metric("cpu", str(tmp_path / "none.pth"))
 
 
 def test_without_the_package_there_is_a_reason(monkeypatch):

@@ -1,6 +1,7 @@
 """MTLD: each setting on and off, and the mistakes of the public original, which must not come back."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -101,6 +102,9 @@ def test_each_phase_moves_its_own_networks():
 # ---- settings
 
 
+WEIGHTS = ("lambda_l1", "lambda_reconstruction", "lambda_latent", "lambda_lpips", "lambda_adv", "lambda_fm")
+
+
 @pytest.mark.parametrize("wanted", [1, 3, 0])
 def test_decode_frames_bounds_what_is_decoded(wanted):
     system = model(decode_frames=wanted if wanted < 3 else 0, rebuild_frames=1, lambda_adv=0, lambda_fm=0)
@@ -129,12 +133,14 @@ def test_without_adversarial_terms_there_is_no_discriminator():
 
 
 @pytest.mark.parametrize(
-    "name", ["lambda_l1", "lambda_reconstruction", "lambda_latent", "lambda_adv", "lambda_fm", "lambda_temporal"]
+    "name",
+    ["lambda_l1", "lambda_reconstruction", "lambda_latent", "lambda_lpips", "lambda_adv", "lambda_fm", "lambda_temporal"],
 )
 def test_every_weight_scales_its_term(name):
     term = {"lambda_adv": "adversarial", "lambda_fm": "feature_matching", "lambda_temporal": "adversarial_temporal"}
     term = term.get(name, name.removeprefix("lambda_"))
     system = model(lambda_adv=1, lambda_fm=1, lambda_temporal=1).eval()
+    system.frozen["lpips"] = lambda fake, real: (fake - real).square().mean((1, 2, 3))
     low = system.generator_loss(batch())
     system.config = dataclasses.replace(system.config, **{name: getattr(system.config, name) + 3})
     high = system.generator_loss(batch())
@@ -174,24 +180,29 @@ def test_lpips_can_be_left_out_and_is_in_no_checkpoint(monkeypatch, tmp_path):
     torch.manual_seed(0)
     layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"])
     trunk = {f"features.{name}": value for name, value in layers.state_dict().items()}
-    monkeypatch.setattr("mtld_core.systems.mtld.load_trunk", lambda given: trunk)
-    off, on = model(), model(perceptual="vgg")
-    for system in (off, on):
-        system.setup_training(None)
-    assert not off.frozen and isinstance(on.frozen["lpips"], LPIPS)
+    asked = []
+    monkeypatch.setattr("mtld_core.systems.mtld.load_trunk", lambda given: asked.append(given) or trunk)
+    on = model(perceptual="vgg", lpips_weights="given.pth")
+    for off in (model(), model(perceptual="vgg", lambda_lpips=0), on):
+        off.setup_training(None)
+        assert ("lpips" in off.frozen) == (off is on)
+    assert isinstance(on.frozen["lpips"], LPIPS) and asked == ["given.pth"]
     assert on.state_dict().keys() == off.state_dict().keys()
 
 
-@pytest.mark.parametrize("decoder", [
-    {"decoder": "shuffle"}, {"decoder": "shuffle", "decoder_blocks": 0}, {"decoder": "shuffle", "decoder_norm": "group"},
-    {"decoder": "resize", "decoder_channels": [8, 8]}, {"decoder": "transposed", "decoder_channels": [8, 8, 8]},
-    {"decoder": "transposed", "decoder_channels": [8, 8], "decoder_norm": "instance"},
+NETWORKS = [
+    {"decoder_blocks": 0}, {"decoder_norm": "group"},
+    {"decoder": "resize", "decoder_channels": (8, 8)}, {"decoder": "transposed", "decoder_channels": (8, 8, 8)},
+    {"decoder": "transposed", "decoder_channels": (8, 8), "decoder_norm": "instance"},
     {"encoder_norm": "none"}, {"encoder_norm": "group"}, {"gru_layers": 3}, {"decode_frames": 0}, {"context_frames": 2},
-    {"latent": "map", "shuffle_factor": 8}, {"latent": "map", "decoder": "resize", "decoder_channels": [8, 8, 8]},
+    {"latent": "map", "shuffle_factor": 8}, {"latent": "map", "decoder": "resize", "decoder_channels": (8, 8, 8)},
     {"skip": "features"}, {"skip": "warp"}, {"lambda_temporal": 1}, {"lambda_temporal": 1, "decode_frames": 0},
-    {"rebuild_frames": 0.5},
-    {"latent": "map", "shuffle_factor": 8, "skip": "warp", "context_frames": 2, "gru_layers": 2, "lambda_temporal": 1},
-])  # fmt: skip
+    {"rebuild_frames": 1.0},
+    {"latent": "map", "shuffle_factor": 8, "skip": "warp", "context_frames": 2, "gru_layers": 3, "lambda_temporal": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("decoder", NETWORKS, ids=str)
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 40)])
 def test_every_shape_of_network_trains_on_any_size(decoder, height, width):
     system = model(height, width, **decoder)
@@ -201,6 +212,40 @@ def test_every_shape_of_network_trains_on_any_size(decoder, height, width):
     assert all(torch.isfinite(value) for value in logs.values())
     still = [name for name, p in system.named_parameters() if torch.equal(p, before[name])]
     assert not still or all("norm" in name for name in still), still
+
+
+@functools.cache
+def traces(settings):
+    """What two steps with these settings leave behind: logs, weights and a frame. settings: (name, value) pairs."""
+    system = model(24, 40, **dict(settings))
+    logs = [one_step(system, batch(2, 24, 40, system.config.sequence_length)) for _ in range(2)][-1]
+    frames = batch(2, 24, 40)["frames"][:, : system.config.context_frames]
+    numbers = [*logs.values(), *system.state_dict().values(), system.eval().step(system.start(frames))[1]]
+    return [number.shape for number in numbers], torch.cat([number.flatten() for number in numbers]).tolist()
+
+
+def test_the_same_settings_leave_the_same_behind():
+    """Or the next test could not fail."""
+    assert traces(()) == traces.__wrapped__(())
+
+
+NUMBERS = [
+    {"sequence_length": 6, "latent_dim": 6}, {"gru_hidden": 12}, {"encoder_channels": (8, 12, 8)}, {"decoder_channels": (12,)},
+    {"discriminator_channels": (8, 12)}, {"lr_g": 1e-2}, {"lr_d": 1e-2}, {"beta1": 0.9, "beta2": 0.5}, {"shuffle_factor": 8},
+    *({name: 3.0} for name in ("lambda_l1", "lambda_reconstruction", "lambda_latent", "lambda_adv", "lambda_fm")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", NETWORKS + NUMBERS, ids=str)
+def test_every_setting_matters_beside_the_others(overrides):
+    """Left out alone, each of them changes what training leaves behind; of some the rest is refused without it."""
+    found = traces(tuple(overrides.items()))
+    for out in overrides:
+        try:
+            other = traces(tuple((name, value) for name, value in overrides.items() if name != out))
+        except ConfigError:
+            continue
+        assert other != found, out
 
 
 @pytest.mark.parametrize("skip", ["features", "warp"])
@@ -302,11 +347,35 @@ def test_the_shuffle_decoder_begins_at_the_mean_picture():
         ({"latent_dim": 0}, "latent_dim must be positive"),
         ({"beta1": 1.0}, r"beta1 must be in \[0, 1\), not 1.0"),
         ({"lambda_l1": -1}, "lambda_l1 must not be negative, it is -1"),
+        ({"shuffle_factor": 0}, "shuffle_factor must be positive, not 0"),
+        ({"decoder_blocks": -1}, "decoder_blocks must not be negative, it is -1"),
+        ({"discriminator_channels": (8, 0)}, "discriminator_channels must list positive widths"),
+        (dict.fromkeys(WEIGHTS, 0), "all weights of the loss are 0, so nothing would be learned: give lambda_l1"),
+        # LPIPS is not there to weigh: the preset has perceptual="none"
+        (dict.fromkeys(WEIGHTS, 0) | {"lambda_lpips": 1}, "all weights of the loss are 0"),
     ],
 )
 def test_bad_settings_name_the_field_and_the_way_out(overrides, message):
     with pytest.raises(ConfigError, match=message):
         model(**{"height": 16, "width": 16} | overrides)
+
+
+@pytest.mark.parametrize("name", [*WEIGHTS, "lambda_temporal"])
+def test_a_single_weight_is_enough_to_learn_from(name):
+    perceptual = {"perceptual": "vgg"} if name == "lambda_lpips" else {}
+    assert model(**dict.fromkeys(WEIGHTS, 0) | {name: 1} | perceptual)
+
+
+def test_the_original_preset_trains_a_step():
+    """On smaller frames, one window of them. LPIPS stands aside for a distance that needs no download."""
+    _, config, _ = plan("mtld", "original", overrides={"height": 64, "width": 64})
+    system = MTLD(config)
+    seen = []
+    system.frozen["lpips"] = lambda fake, real: seen.append(len(real)) or (fake - real).square().mean((1, 2, 3))
+    logs = one_step(system, batch(1, 64, 64, length=16))
+    terms = {"l1", "reconstruction", "latent", "lpips", "adversarial", "feature_matching", "discriminator"}
+    assert set(logs) == terms and all(torch.isfinite(value) for value in logs.values())
+    assert seen == [15]
 
 
 def test_the_original_preset_has_the_sources_values():

@@ -152,7 +152,7 @@ def test_a_given_file_that_is_missing_is_an_error(hub, tmp_path):
             ask(str(tmp_path / "nowhere.pth"))
 
 
-def test_the_cache_comes_before_the_given_file_and_that_before_a_download(hub, tmp_path, monkeypatch):
+def test_the_given_file_comes_before_the_cache_and_that_before_a_download(hub, tmp_path, monkeypatch):
     calls = []
 
     def download(url, **settings):
@@ -164,19 +164,22 @@ def test_the_cache_comes_before_the_given_file_and_that_before_a_download(hub, t
     given = tmp_path / "given.pth"
     torch.save(mark(1), hub)
     torch.save(mark(2), given)
-    assert find_trunk(str(given)) == hub and load_trunk(str(given)) == mark(1)
-    hub.unlink()
     assert find_trunk(str(given)) == given and load_trunk(str(given)) == mark(2)
+    assert find_trunk() == hub and load_trunk() == mark(1)
+    given.unlink()
+    with pytest.raises(UserError, match=r"given\.pth': no such file"):  # and not the cache's in its place
+        find_trunk(str(given))
+    hub.unlink()
     assert calls == []
     assert load_trunk() == mark(3) and calls == [perceptual.TRUNK_URL] and find_trunk() == hub
 
 
-def test_a_converted_file_in_the_cache_comes_second(hub, tmp_path):
-    converted, given = hub.parent / CONVERTED_FILE, tmp_path / "given.pth"
-    for number, path in enumerate((hub, converted, given)):
+def test_a_converted_file_in_the_cache_comes_second(hub):
+    converted = hub.parent / CONVERTED_FILE
+    for number, path in enumerate((hub, converted)):
         torch.save(mark(number), path)
-    for number, path in enumerate((hub, converted, given)):
-        assert find_trunk(str(given)) == path and load_trunk(str(given)) == mark(number)
+    for number, path in enumerate((hub, converted)):
+        assert find_trunk() == path and load_trunk() == mark(number)
         path.unlink()
 
 

@@ -1,6 +1,7 @@
 """TinyDreams: each setting on and off, what the actions lead to, training on its own predictions, and its presets."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -26,7 +27,8 @@ def model(height=16, width=16, **overrides):
 
 
 def awake(system):
-    """With a head that is not zero, as after some training."""
+    """With a head that is not zero, as after some training; the same one for the same shape."""
+    torch.manual_seed(4)
     torch.nn.init.normal_(system.decoder.head.weight, std=0.1)
     return system
 
@@ -65,6 +67,10 @@ ON = [
     {"tokenizer_filters": (8, 12), "decoder_filters": (12, 8), "skips": True},
     {"norm": "group", "activation": "silu"},
     {"norm": "none", "activation": "relu"},
+    {"decoder_activation": "relu"},
+    {"ffn_scale": 4.0},
+    {"embed_dim": 24, "heads": 1},
+    {"weight_decay": 0.5},
     {"output": "direct"},
     {"context_frames": 1, "rollout_frames": 3},
     {"context_frames": 3, "rollout_frames": 1},
@@ -73,8 +79,11 @@ ON = [
     {"gradient_checkpointing": True},
     {"lambda_l1": 0, "lambda_mse": 1},
     {"lambda_sobel": 1, "lambda_fft": 1, "lambda_ssim": 1},
+    {"lambda_still": 1},
     {"lambda_gan": 1},
-    {"lambda_gan": 1, "gan_conditional": True, "soft_labels": 0.2, "label_noise": 0.1},
+    {"lambda_gan": 1, "gan_conditional": False, "soft_labels": 0.4, "label_noise": 0.6},
+    {"lambda_gan": 1, "discriminator_channels": (8, 12), "lr_d": 1e-3},
+    {"lr": 1e-2, "beta1": 0.5, "beta2": 0.5},
 ]
 
 
@@ -83,7 +92,7 @@ def test_every_setting_trains_every_weight_and_generates(overrides):
     """All weights move within two steps: the first one wakes the zero-initialised head."""
     system = awake(model(**overrides)).train()
     before = {name: value.clone() for name, value in system.named_parameters()}
-    logs = one_step(system, batch(), steps=2)
+    logs = one_step(system, batch(length=system.needs().window), steps=2)
     assert all(torch.isfinite(value) for value in logs.values())
     still = [name for name, value in system.named_parameters() if value.numel() and torch.equal(value, before[name])]
     assert not still
@@ -91,6 +100,56 @@ def test_every_setting_trains_every_weight_and_generates(overrides):
     for _ in range(2):
         state, frame = system.step(state, torch.tensor([1]))
     assert frame.shape == (1, 3, 16, 16) and frame.abs().max() <= 1
+
+
+@functools.cache
+def traces(settings):
+    """What two steps with these settings leave behind: logs, weights and a frame. settings: (name, value) pairs."""
+    system = awake(model(**dict(settings))).train()
+    logs = one_step(system, batch(length=system.needs().window), steps=2)
+    frame = system.eval().predict(batch()["frames"][:, : system.config.context_frames], torch.tensor([0, 1, 2]))
+    numbers = [*logs.values(), *system.state_dict().values(), frame]
+    return [number.shape for number in numbers], torch.cat([number.flatten() for number in numbers]).tolist()
+
+
+def test_the_same_settings_leave_the_same_behind():
+    """Or the next test could not fail."""
+    assert traces(()) == traces.__wrapped__(())
+
+
+@pytest.mark.parametrize("overrides", ON, ids=str)
+def test_every_setting_matters_beside_the_others(overrides):
+    """Left out alone, each of them changes what training leaves behind; of some the rest is refused without it."""
+    left_out = [{name: value for name, value in overrides.items() if name != out} for out in overrides]
+    found = traces(tuple(overrides.items()))
+    for rest, name in zip(left_out, overrides, strict=True):
+        if name == "gradient_checkpointing":  # which changes the memory alone
+            continue
+        try:
+            other = traces(tuple(rest.items()))
+        except ConfigError:
+            continue
+        assert other != found, name
+
+
+def test_gradient_checkpointing_computes_the_layers_again(monkeypatch):
+    from mtld_core.systems import tinydreams
+
+    calls, again = [], tinydreams.checkpoint
+
+    def counted(layer, *inputs, **how):
+        calls.append(layer)
+        return again(layer, *inputs, **how)
+
+    monkeypatch.setattr(tinydreams, "checkpoint", counted)
+    for on, layers in ((False, 0), (True, 3)):  # the tokenizer, one block, the decoder
+        calls.clear()
+        system = model(gradient_checkpointing=on, rollout_frames=1)
+        system.generator_loss(batch(length=3))
+        assert len(calls) == layers
+        with torch.no_grad():
+            system.generator_loss(batch(length=3))
+        assert len(calls) == layers
 
 
 def test_frames_that_are_no_squares():
@@ -107,9 +166,10 @@ def test_mixed_precision_keeps_the_frames_in_fp32(dtype):
                and name != "discriminator")  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["l1", "mse", "sobel", "fft", "ssim", "lpips", "gan"])
+@pytest.mark.parametrize("name", ["l1", "mse", "sobel", "fft", "ssim", "lpips", "still", "gan"])
 def test_every_weight_scales_its_term_and_zero_leaves_it_out(name):
-    weights = dict.fromkeys(["lambda_l1", "lambda_mse", "lambda_sobel", "lambda_fft", "lambda_ssim", "lambda_gan"], 1)
+    names = ["lambda_l1", "lambda_mse", "lambda_sobel", "lambda_fft", "lambda_ssim", "lambda_still", "lambda_gan"]
+    weights = dict.fromkeys(names, 1)
     system = awake(model(**weights)).eval()
     system.frozen["lpips"] = lambda fake, real: (fake - real).square().mean((1, 2, 3))
     system.config = dataclasses.replace(system.config, lambda_lpips=1)
@@ -123,12 +183,14 @@ def test_every_weight_scales_its_term_and_zero_leaves_it_out(name):
 
 
 def test_lpips_is_set_up_where_it_is_asked_for(monkeypatch):
-    monkeypatch.setattr("mtld_core.systems.tinydreams.load_trunk", lambda path: path)
+    asked = []
+    monkeypatch.setattr("mtld_core.systems.tinydreams.load_trunk", asked.append)
     monkeypatch.setattr("mtld_core.systems.tinydreams.LPIPS", lambda trunk: torch.nn.Linear(1, 1))
     for weight in (0, 1):
-        system = model(lambda_lpips=weight)
+        system = model(lambda_lpips=weight, lpips_weights="given.pth")
         system.setup_training(None)
         assert ("lpips" in system.frozen) == (weight > 0) and not any("lpips" in name for name in system.state_dict())
+    assert asked == ["given.pth"]
 
 
 def test_gradient_checkpointing_changes_no_gradient():
@@ -167,20 +229,56 @@ def test_noise_on_the_context_is_keyed(noise):
     assert loss[0] == loss[1] and (loss[0] == loss[2]) == (noise == 0)
 
 
+def test_under_no_action_the_present_frame_is_asked_for(monkeypatch):
+    """Of the frames as they are, though the model sees them under noise; the recorded actions do not matter."""
+    system, data = awake(model(lambda_still=1, rollout_frames=1, context_noise=0.3)), batch(length=3)
+    seen = []
+    predict = system.predict
+    monkeypatch.setattr(system, "predict", lambda past, action: seen.append(past) or predict(past, action))
+    logs = system.generator_loss(data).logs
+    expected = F.l1_loss(predict(seen[-1], None), data["frames"][:, 1])
+    assert logs["still"] == expected and not torch.equal(seen[-1][:, -1], data["frames"][:, 1])
+    other = system.generator_loss(data | {"actions": (data["actions"] + 1) % 3}).logs
+    assert other["still"] == logs["still"] and other["l1"] != logs["l1"]
+
+
+def test_no_action_is_sticks_at_rest_or_no_button():
+    sticks = model(action_count=0, control_low=(-1.0, 0.0), control_high=(1.0, 0.5)).action
+    torch.testing.assert_close(sticks.idle(2), sticks(torch.zeros(2, 2)))
+    buttons = model().action
+    torch.testing.assert_close(buttons.idle(1), buttons.body(torch.zeros(1, 3)))
+    assert not any(torch.allclose(buttons.idle(1)[0], token) for token in buttons(torch.arange(3)))
+
+
+def test_the_decoder_can_have_an_activation_of_its_own():
+    images, tokens = batch()["frames"][:, 0], torch.randn(2, 16, 4, 4)
+
+    def drawn(**overrides):
+        system = awake(model(context_frames=1, **overrides))
+        return system.tokenizer(images)[0], system.decoder(tokens)
+
+    (gelu, gelu_drawn), (mixed, mixed_drawn), (relu, relu_drawn) = (
+        drawn(), drawn(decoder_activation="relu"), drawn(activation="relu"),
+    )  # fmt: skip
+    assert torch.equal(mixed, gelu) and not torch.equal(relu, gelu)
+    assert torch.equal(mixed_drawn, relu_drawn) and not torch.equal(mixed_drawn, gelu_drawn)
+
+
 # ---- training on its own predictions
 
 
 def test_later_frames_come_from_predictions_not_from_the_recording():
-    system, data = awake(model(rollout_frames=3)), batch(length=5)
-    made = system.generator_loss(data | {"frames": data["frames"].clone()})
+    """What is drawn in training does not change with the frames that were recorded after the context."""
+    system, data = awake(model(rollout_frames=3, lambda_gan=1)), batch(length=5)
     other = data["frames"].clone()
     other[:, 2:] = 0
-    frames = [system.unroll(frames[:, :2], data["actions"][:, 1:]) for frames in (data["frames"], other)]
-    assert torch.equal(*frames) and made.logs["l1"] > 0
+    losses = [system.generator_loss(data | {"frames": frames}) for frames in (data["frames"], other)]
+    made = [loss.carry["fake"] for loss in losses]
+    assert torch.equal(*made) and losses[0].logs["l1"] != losses[1].logs["l1"]
     state = data["frames"][:, :2]
     for t in range(3):
         state, frame = system.step(state, data["actions"][:, 1 + t])
-        torch.testing.assert_close(frames[0][:, t].clamp(-1, 1), frame)
+        torch.testing.assert_close(made[0][:, t].clamp(-1, 1), frame)
 
 
 @pytest.mark.parametrize("through", [True, False])
@@ -335,6 +433,10 @@ def test_a_dataset_with_other_actions_is_refused():
         ({"label_noise": 1.0}, r"label_noise must be in \[0, 1\), not 1.0"),
         ({"lambda_l1": -1}, "lambda_l1 must not be negative"),
         ({"lambda_l1": 0}, "no loss.*lambda_l1 or lambda_mse"),
+        ({"lambda_l1": 0, "lambda_still": 1}, "no loss.*lambda_l1 or lambda_mse"),
+        ({"ffn_scale": 0.01}, "ffn_scale=0.01 of embed_dim=16 leaves the MLPs no width; use at least 0.0625"),
+        ({"lambda_gan": 1, "discriminator_channels": (8, 0)}, "discriminator_channels must list positive widths"),
+        ({"decoder_blocks": 0}, "decoder_blocks must be positive, not 0"),
         ({"action_mode": "add"}, "action_mode must be one of"),
     ],
 )
@@ -343,17 +445,47 @@ def test_bad_settings_name_the_field_and_the_way_out(overrides, message):
         model(**{"height": 16, "width": 16} | overrides)
 
 
-def test_the_original_preset_is_the_sources_shape_of_things():
-    _, config, _ = plan("tinydreams", "original", overrides={"height": 64, "width": 64, "action_count": 4})
-    source = {
-        "context_frames": 1, "rollout_frames": 1, "tokenizer": "conv", "norm": "instance", "activation": "gelu",
-        "action_mode": "concat", "decoder": "conv", "output": "direct", "lambda_l1": 1, "lambda_mse": 0, "lambda_gan": 0,
-        "skips": False, "context_noise": 0,
-    }  # fmt: skip
-    assert {name: getattr(config, name) for name in source} == source
+SOURCE = {
+    "height": 256, "width": 256, "context_frames": 1, "rollout_frames": 1, "context_noise": 0, "tokenizer": "conv",
+    "patch_size": 32, "tokenizer_blocks": 2, "norm": "instance", "activation": "gelu", "action_widths": (15, 31, 63),
+    "action_mode": "concat", "heads": 14, "layers": 14, "ffn_scale": 3, "registers": 12, "decoder": "conv",
+    "decoder_filters": (240, 180, 96, 64, 48), "decoder_blocks": 2, "decoder_activation": "relu", "output": "direct",
+    "skips": False, "gradient_checkpointing": False, "lr": 6e-4, "lr_d": 1e-4, "beta1": 0.9, "beta2": 0.999,
+    "weight_decay": 1e-5, "lambda_l1": 1, "lambda_still": 0.4, "lambda_mse": 0, "lambda_sobel": 0, "lambda_fft": 0,
+    "lambda_gan": 0, "gan_conditional": False, "discriminator_channels": (32, 64, 128), "soft_labels": 0.2,
+}  # fmt: skip
+
+
+def test_the_original_preset_has_the_sources_values():
+    _, config, training = plan("tinydreams", "original")
+    assert {name: getattr(config, name) for name in SOURCE} == SOURCE
+    assert (training.batch_size, training.epochs, training.steps) == (36, 10_000, 0)
+    assert (training.clip_norm, training.ema_decay, training.warmup_steps, training.lr_schedule) == (0, 0, 0, "constant")
+    with pytest.raises(ConfigError, match=r"22 wide.*nearest is 24: embed_dim=336"):  # the one departure
+        dataclasses.replace(config, embed_dim=308)
+    assert config.embed_dim == config.tokenizer_filters[-1] == 336 and config.tokenizer_filters[:-1] == (64, 128, 256, 256)
     assert 2 ** len(config.tokenizer_filters) == 2 ** len(config.decoder_filters) == config.patch_size  # no pixel is folded
-    past = torch.rand(2, 1, 3, 64, 64)
-    assert TinyDreams(config).predict(past, torch.zeros(2).long()).shape == (2, 3, 64, 64)
+
+
+def test_the_original_preset_trains_a_step():
+    """On smaller frames: the batch of 36 at 256x256 is work for a GPU."""
+    sticks = {"control_low": (-1.0,) * 4, "control_high": (1.0,) * 4}
+    _, config, _ = plan("tinydreams", "original", overrides={"height": 64, "width": 64} | sticks)
+    system = TinyDreams(config)
+    logs = one_step(system, batch(1, 64, 64, length=2, controls=4))
+    assert set(logs) == {"l1", "still"} and all(torch.isfinite(value) for value in logs.values())
+
+
+def test_settings_of_a_run_from_before_a_field_was_there_open():
+    """As runs of the former preset "original" have kept them."""
+    former = {
+        "height": 64, "width": 64, "action_count": 4, "context_frames": 1, "tokenizer_filters": [32, 64, 128],
+        "decoder_filters": [128, 64, 32], "embed_dim": 256, "heads": 8, "layers": 6, "ffn_scale": 4.0, "output": "direct",
+    }  # fmt: skip
+    config = from_dict(TinyDreams.Config, former)
+    assert (config.decoder_activation, config.lambda_still) == ("same", 0)
+    past = torch.rand(1, 1, 3, 64, 64)
+    assert TinyDreams(config).predict(past, torch.zeros(1).long()).shape == (1, 3, 64, 64)
 
 
 @pytest.mark.parametrize("preset", ["small", "demo"])

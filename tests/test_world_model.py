@@ -7,13 +7,14 @@ import pytest
 import torch
 from conftest import moving_square
 
-from mtld_core.config import ConfigError, to_dict
+from mtld_core.config import ConfigError
 from mtld_core.data import Arc, Dataset
 from mtld_core.frames import to_float
 from mtld_core.nn.patches import to_frames, to_patches
 from mtld_core.nn.quantise import FSQ, Whitening
 from mtld_core.runtime import UserError
 from mtld_core.settings import build, plan
+from mtld_core.stepper import Stepper
 from mtld_core.systems import open_run
 from mtld_core.systems.world_model.dynamics import Dynamics
 from mtld_core.systems.world_model.latent_actions import LatentActions
@@ -39,11 +40,12 @@ def train(name, run_dir, dataset=None, **overrides):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Trained first stages: a tokenizer, one with codes, and latent actions."""
+    """Trained first stages: a tokenizer, one with codes, latent actions, and some as wide as the tokenizer's latents."""
     folder = tmp_path_factory.mktemp("runs")
     train("tokenizer", folder / "tokenizer")
     train("tokenizer", folder / "codes", quantise="fsq", levels=3)
     train("latent_actions", folder / "actions")
+    train("latent_actions", folder / "wide", action_dim=4, action_channels=2)
     return folder
 
 
@@ -74,6 +76,44 @@ def shaken(module):
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return module.eval()
+
+
+def left_behind(cls, runs, **overrides):
+    """What two steps leave behind: logs and weights, as shapes and numbers."""
+    overrides = {"tokenizer_run": str(runs / "tokenizer")} | overrides if cls is Dynamics else overrides
+    _, config, _ = plan(cls.name, "tiny", overrides)
+    system = build(cls, config, data(), 0).train()
+    system.prepare(data().frames)
+    stepper = Stepper(system.optimizers(), torch.device("cpu"))
+    logs = [system.training_step([batch(frames=system.needs().window)], stepper) for _ in range(2)][-1]
+    numbers = [*logs.values(), *system.state_dict().values()]
+    return [number.shape for number in numbers], torch.cat([number.flatten() for number in numbers]).tolist()
+
+
+ALL_STAGES = [
+    {"sequence_length": 6}, {"embed_dim": 32}, {"heads": 1}, {"hidden_dim": 48}, {"blocks": 2}, {"context_frames": 3},
+    {"lr": 1e-2}, {"beta2": 0.5}, {"weight_decay": 0.5},
+]  # fmt: skip
+OF_A_STAGE = {
+    Tokenizer: [
+        {"patch_size": 4}, {"latent_dim": 5}, {"quantise": "fsq"}, {"quantise": "fsq", "levels": 3}, {"latent_noise": 0.3},
+    ],
+    LatentActions: [
+        {"patch_size": 4}, {"encoder": "space_time"}, {"action_levels": 3}, {"action_dim": 4, "action_channels": 2},
+    ],
+    Dynamics: [{"residual": False}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cls", OF_A_STAGE, ids=lambda cls: cls.name)
+def test_every_setting_of_a_stage_matters_beside_the_others(cls, runs):
+    usual = left_behind(cls, runs)
+    assert usual == left_behind(cls, runs)  # or nothing below could fail
+    for overrides in ALL_STAGES + OF_A_STAGE[cls]:
+        found = left_behind(cls, runs, **overrides)
+        for out in overrides:
+            rest = {name: value for name, value in overrides.items() if name != out}
+            assert found != (left_behind(cls, runs, **rest) if rest else usual), (overrides, out)
 
 
 # ---- tokenizer
@@ -167,6 +207,19 @@ def test_a_latent_action_sees_the_frames_around_it_and_those_before():
     frames[:, 5] = -frames[:, 5]
     changed = (system.encode(frames) != before).any(-1)[0]
     assert changed.any() and not changed[:4].any()  # actions 0 to 3 lead to frames 1 to 4
+
+
+def test_few_codes_can_stand_for_wide_latent_actions():
+    """action_channels: that many numbers are quantised, and widened to action_dim."""
+    narrow = LatentActions(LatentActions.Config(**SIZE, action_dim=6, action_levels=2))
+    wide = shaken(LatentActions(LatentActions.Config(**SIZE, action_dim=6, action_channels=2, action_levels=3)))
+    assert narrow.action_space == 2**6 and wide.action_space == 3**2
+    frames = torch.rand(2, 5, 3, 16, 16) * 2 - 1
+    codes = wide.infer_actions(frames)
+    assert codes.shape == (2, 4) and codes.max() < 9
+    torch.testing.assert_close(wide.latents(codes), wide.widen(wide.encode(frames)))
+    assert wide.latents(codes).shape == (2, 4, 6)
+    assert not [name for name in narrow.state_dict() if name.startswith("widen")]  # as in runs from before
 
 
 def test_dead_codes_raise_an_alarm(runs):
@@ -278,25 +331,51 @@ def test_what_is_kept_of_the_past_does_not_grow(runs):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("overrides", "compared"),
     [
-        ("residual", False),
-        ("lambda_pixels", 1.0),
-        ("lambda_latent", 0.5),
-        ("context_noise", 0.5),
-        ("action_input", "add"),
+        ({"residual": False}, {}),
+        ({"lambda_pixels": 1.0}, {}),
+        ({"lambda_latent": 0.5}, {}),
+        ({"context_noise": 0.5}, {}),
+        ({"action_input": "add"}, {}),
+        ({"action_input": "add", "actions": "latent"}, {"action_input": "add"}),
+        ({"action_input": "latent", "actions": "latent", "latent_actions_run": "{wide}"},
+         {"action_input": "add", "actions": "latent", "latent_actions_run": "{wide}"}),
+        ({"action_widths": (5,)}, {}),
+        ({"context_frames": 3}, {}),
+        ({"hidden_dim": 48}, {}),
+        ({"heads": 1}, {}),
+        ({"blocks": 2}, {}),
+        ({"embed_dim": 32}, {}),
+        ({"objective": "masked", "context_noise": 0.9}, {"objective": "masked"}),
     ],
-)
-def test_each_setting_changes_the_loss(field, value, runs):
-    def loss(**overrides):
-        return shaken(dynamics(runs, **overrides)).train().loss(batch()).total
+    ids=str,
+)  # fmt: skip
+def test_each_setting_changes_the_loss(overrides, compared, runs):
+    """In training, beside the same model with all else alike."""
 
-    assert loss(**{field: value}) != loss(context_noise=0.0)
+    def loss(settings):
+        named = {k: v.format(wide=runs / "wide") if isinstance(v, str) else v for k, v in settings.items()}
+        return shaken(dynamics(runs, **named)).train().loss(batch()).total
+
+    assert loss(compared) == loss(compared) != loss(overrides)
 
 
-def test_context_noise_of_codes_replaces_some(runs):
-    quiet, noisy = (shaken(dynamics(runs, objective="masked", context_noise=x)).train().loss(batch()).total for x in (0.0, 0.9))
-    assert quiet != noisy
+def test_noise_on_the_context_is_for_training_alone(runs):
+    for objective in ("mse", "masked"):
+        quiet, noisy = (shaken(dynamics(runs, objective=objective, context_noise=x)) for x in (0.0, 0.9))
+        assert quiet.loss(batch()).total == noisy.loss(batch()).total != noisy.train().loss(batch()).total
+
+
+def test_a_latent_action_itself_is_added_to_the_latents_of_the_frame(runs):
+    system = shaken(dynamics(runs, actions="latent", action_input="latent", latent_actions_run=str(runs / "wide")))
+    assert not hasattr(system, "encode_action") and system.action_space == 4
+    latents, codes = torch.rand(2, 3, 4, 4), torch.tensor([[0, 1, 3], [2, 2, 0]])
+    actions = system.lam.latents(codes)
+    assert actions.shape == (2, 3, 4)
+    expected, _ = system.transformer(system.embed(latents + actions[:, :, None]))
+    found, _ = system._transform(system.embed(latents), system._action(codes))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_first_actions_are_sometimes_not_told(runs):
@@ -358,6 +437,10 @@ def test_dynamics_follow_the_true_actions(tmp_path):
             {"actions": "latent", "latent_actions_run": "{tokenizer}"},
             r"latent_actions_run=.* wanted is one of 'latent_actions'",
         ),
+        (
+            {"actions": "latent", "action_input": "latent"},
+            r"latent_actions_run=.* has action_dim=3, and action_input='latent' adds it to latents of latent_dim=4",
+        ),
     ],
 )
 def test_stages_that_do_not_fit_are_refused(overrides, message, runs):
@@ -394,6 +477,14 @@ def test_dynamics_without_recorded_actions_say_what_to_do(runs):
         ({"embed_dim": 100}, "embed_dim=100 must be a multiple of 8 . heads = 32"),
         ({"sequence_length": 4}, "sequence_length=4 must be above context_frames=4"),
         ({"context_noise": -1.0}, "context_noise must not be negative"),
+        ({"patch_size": 0, "height": 16}, "patch_size must be positive, not 0"),
+        ({"blocks": 0}, "blocks must be positive, not 0"),
+        ({"latent_dim": 0}, "latent_dim must be positive, not 0"),
+        ({"action_widths": (8, 0)}, "action_widths must list positive widths"),
+        ({"weight_decay": -0.1}, r"weight_decay must not be negative, it is -0\.1"),
+        ({"beta2": 1.0}, r"beta2 must be in \[0, 1\), not 1\.0"),
+        ({"lambda_latent": 0}, "lambda_latent and lambda_pixels are 0, so nothing would be learned"),
+        ({"action_input": "latent"}, "actions='recorded' have no latent; use actions='latent', or action_input='add'"),
     ],
 )
 def test_wrong_settings_are_named(values, message):
@@ -401,14 +492,44 @@ def test_wrong_settings_are_named(values, message):
         Dynamics.Config(**values)
 
 
+def test_masked_dynamics_have_no_weights_to_set():
+    assert Dynamics.Config(objective="masked", lambda_latent=0, sequence_length=6)
+
+
+SOURCE = {
+    "height": 64, "width": 64, "patch_size": 8, "embed_dim": 128, "heads": 4, "hidden_dim": 512, "blocks": 2,
+    "context_frames": 4, "lr": 1e-4, "beta2": 0.999, "weight_decay": 0,
+}  # fmt: skip
+
+
 def test_the_original_preset_has_the_sources_values():
+    configs = {}
     for cls in (Tokenizer, LatentActions, Dynamics):
         _, config, training = plan(cls.name, "original")
-        widths = (config.patch_size, config.embed_dim, config.heads, config.hidden_dim, config.blocks, config.context_frames)
-        assert widths == (8, 128, 4, 512, 2, 4) and config.lr == 1e-4
+        assert {name: getattr(config, name) for name in SOURCE} == SOURCE
         assert (training.batch_size, training.steps, training.log_every_steps) == (32, 10_000, 10)
-    assert plan("tokenizer", "original")[1].latent_dim == plan("dynamics", "original")[1].latent_dim == 16
-    assert to_dict(plan("dynamics", "original")[1])["action_input"] == "add"
+        assert (training.clip_norm, training.ema_decay, training.warmup_steps) == (1, 0, 0)
+        configs[cls] = config
+    tokenizer, actions, dynamic = configs.values()
+    assert tokenizer.latent_dim == actions.action_dim == dynamic.latent_dim == 16
+    assert (tokenizer.sequence_length, actions.sequence_length, dynamic.sequence_length) == (4, 5, 5)  # 4 and the next one
+    assert (tokenizer.quantise, tokenizer.latent_noise, actions.encoder, actions.channels) == ("none", 0, "space_time", 2)
+    chosen = {"actions": "latent", "action_input": "latent", "objective": "mse", "residual": False, "context_noise": 0}
+    assert {name: getattr(dynamic, name) for name in chosen} == chosen
+    assert (dynamic.lambda_latent, dynamic.lambda_pixels) == (1, 0)
+
+
+def test_the_original_preset_trains_a_step_in_each_stage(tmp_path):
+    """At its own sizes, but for the batch."""
+    dataset, below = data(64, episodes=5), {}
+    for cls in (Tokenizer, LatentActions, Dynamics):
+        run_dir = str(tmp_path / cls.name)
+        settings = {"eval_windows": 2, "eval_horizon": 2, "long_horizon": 0} | (below if cls is Dynamics else {})
+        _, config, training = plan(cls.name, "original", settings, run_dir=run_dir, steps=1, batch_size=2)
+        report = fit(build(cls, config, dataset, 0), dataset, training)
+        assert report["step"] == 1 and report["metrics"]["psnr"] > 0
+        below[f"{cls.name}_run"] = run_dir
+    assert open_run(tmp_path / "dynamics", device="cpu").action_space == 4
 
 
 # ---- quantisation
@@ -495,6 +616,9 @@ def test_a_stage_that_learned_longer_windows_is_judged_on_shorter_ones(tmp_path)
     [
         ({"patch_size": 2}, "encoder='pair' needs a patch_size that 4 divides, not 2"),
         ({"sequence_length": 4, "context_frames": 4}, "sequence_length=4 must be above context_frames=4"),
+        ({"action_channels": 4}, r"action_channels must be from 0 \(all\) to action_dim=3, not 4"),
+        ({"action_dim": 17}, "action_levels=2 in 17 channels make 131072 codes; 65536 are the most"),
+        ({"action_dim": 0}, "action_dim must be positive, not 0"),
     ],
 )
 def test_wrong_settings_of_latent_actions_are_named(values, message):

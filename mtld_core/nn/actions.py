@@ -33,5 +33,11 @@ class ActionEncoder(nn.Module):
             return F.one_hot(actions.long(), self.count)
         return (actions - self.middle) / self.span
 
+    def idle(self, size):
+        """Tokens `[size, dim]` of no action at all: no button, or floats of 0, which are sticks at rest."""
+        weight = self.body[0].weight
+        nothing = weight.new_zeros(size, self.values)
+        return self.body(nothing if self.count else self.to_values(nothing))
+
     def forward(self, actions):
         return self.body(self.to_values(actions).to(self.body[0].weight.dtype))

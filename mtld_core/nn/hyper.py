@@ -4,6 +4,7 @@ A change of one layer is a dict: "weight" `[B, ...]` and "bias" `[B, out]`, to b
 "shift" `[B, out]` of its output channels. B samples, out a layer's output channels.
 """
 
+import functools
 import itertools
 import math
 from types import MappingProxyType
@@ -73,18 +74,21 @@ def changed_layer(layer, x, change=None):
     return vmap(lambda parameters, sample: functional_call(layer, parameters, (sample[None],))[0])(own, x)
 
 
+ACTIVATIONS = {"leaky_relu": functools.partial(F.leaky_relu, negative_slope=0.2), "relu": F.relu}
+
+
 class Trunk(nn.ModuleList):
     """Images `[N, 3, H, W]` -> `[N, C h w]`: convolutions, each of which halves the grid; of the encoder and of the critic."""
 
-    def __init__(self, channels, pool):
+    def __init__(self, channels, pool, activation):
         shape = (3, 1, 1) if pool else (4, 2, 1)
         super().__init__(nn.Conv2d(i, o, *shape) for i, o in itertools.pairwise((3, *channels)))
-        self.pool = pool
+        self.pool, self.activation = pool, ACTIVATIONS[activation]
 
     def forward(self, x, changes=MappingProxyType({})):
         """changes: of the layers, named as in a `VAE`."""
         for i, layer in enumerate(self):
-            x = F.leaky_relu(changed_layer(layer, x, changes.get(f"encoder.{i}")), 0.2)
+            x = self.activation(changed_layer(layer, x, changes.get(f"encoder.{i}")))
             x = F.max_pool2d(x, 2) if self.pool else x
         return x.flatten(1)
 
@@ -92,10 +96,10 @@ class Trunk(nn.ModuleList):
 class VAE(nn.Module):
     """Images `[N, 3, H, W]` <-> latents `[N, L]`. changes: dict layer name -> its change, as `changed_layer` takes it."""
 
-    def __init__(self, height, width, latent_dim, encoder_channels, decoder_channels, pool):
+    def __init__(self, height, width, latent_dim, encoder_channels, decoder_channels, pool, activation):
         super().__init__()
         down, up = len(encoder_channels), len(decoder_channels)
-        self.encoder = Trunk(encoder_channels, pool)
+        self.encoder = Trunk(encoder_channels, pool, activation)
         features = encoder_channels[-1] * (height >> down) * (width >> down)
         self.mu, self.logvar = nn.Linear(features, latent_dim), nn.Linear(features, latent_dim)
         self.grid = (decoder_channels[0], height >> up, width >> up)

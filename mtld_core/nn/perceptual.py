@@ -20,13 +20,18 @@ PIECE = 1 << 16  # numbers of a feature map that are worked on at once
 
 
 def find_trunk(given=""):
-    """Path of a local file with VGG16's convolutions: torch's own cache first, then `given`; None where neither has one."""
+    """Path of a local file with VGG16's convolutions: `given`, else torch's own cache; None where it has none.
+
+    Raises UserError where `given` names no file.
+    """
+    if given:
+        if not Path(given).is_file():
+            raise UserError(f"lpips_weights={given!r}: no such file")
+        return Path(given)
     cache = Path(torch.hub.get_dir()) / "checkpoints"
-    for path in (cache / TRUNK_FILE, cache / CONVERTED_FILE, *([Path(given)] if given else [])):
+    for path in (cache / TRUNK_FILE, cache / CONVERTED_FILE):
         if path.is_file():
             return path
-    if given:
-        raise UserError(f"lpips_weights={given!r}: no such file")
     return None
 
 

@@ -62,9 +62,12 @@ class MTLDConfig:
     lambda_temporal: float = 0.0  # a second discriminator, which sees two frames in a row
     perceptual: typing.Literal["vgg", "none"] = "vgg"
     lpips_frames: float = 0.0625  # share of a batch's decoded frames that LPIPS sees, in (0, 1]; one of each part at least
-    lpips_weights: str = ""  # a file with VGG16's convolutions, where torch's cache has none
+    lpips_weights: str = ""  # a file with VGG16's convolutions; "": torch's cache, or a download
 
     def __post_init__(self):
+        for name in ("latent_dim", "gru_hidden", "gru_layers", "shuffle_factor", "lr_g", "lr_d"):
+            check(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+        check(self.decoder_blocks >= 0, f"decoder_blocks must not be negative, it is {self.decoder_blocks}")
         down, up = 2 ** len(self.encoder_channels), self.upscale
         for side in ("height", "width"):
             size, factor = getattr(self, side), math.lcm(down, up)
@@ -102,8 +105,9 @@ class MTLDConfig:
             check(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), not {getattr(self, name)}")
         for name in (field.name for field in dataclasses.fields(self) if field.name.startswith("lambda_")):
             check(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
-        for name in ("latent_dim", "gru_hidden", "gru_layers", "shuffle_factor", "lr_g", "lr_d"):
-            check(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+        weights = self.lambda_l1, self.lambda_reconstruction, self.lambda_latent, self.lambda_adv, self.lambda_fm
+        check(any(weights) or self.lambda_temporal or (self.lambda_lpips and self.perceptual != "none"), "all weights of the "
+              "loss are 0, so nothing would be learned: give lambda_l1, or another lambda_..., a positive weight")  # fmt: skip
 
     @property
     def upscale(self):

@@ -45,7 +45,7 @@ class TinyDreamsConfig:
     tokenizer_filters: tuple[int, ...] = (32, 64)  # conv: each halves the grid; what patch_size asks for beyond, folding does
     tokenizer_blocks: int = 1  # conv: ResNet blocks a level
     norm: typing.Literal["instance", "group", "none"] = "instance"  # of all ResNet blocks
-    activation: typing.Literal["gelu", "relu", "silu"] = "gelu"  # of all ResNet blocks
+    activation: typing.Literal["gelu", "relu", "silu"] = "gelu"  # of the ResNet blocks
     action_widths: tuple[int, ...] = (64,)  # hidden layers of the controls' MLP
     action_mode: typing.Literal["concat", "cross", "modulate"] = "concat"
     embed_dim: int = 128  # E
@@ -56,6 +56,7 @@ class TinyDreamsConfig:
     decoder: typing.Literal["conv", "attention"] = "conv"
     decoder_filters: tuple[int, ...] = (64, 32)  # conv: each doubles the grid, then a pixel shuffle; (): the shuffle alone
     decoder_blocks: int = 1  # conv: ResNet blocks a level
+    decoder_activation: typing.Literal["same", "gelu", "relu", "silu"] = "same"  # conv: of its ResNet blocks; same: activation
     decoder_layers: int = 2  # attention
     skips: bool = False  # the decoder's levels also see the tokenizer's of the same size
     output: typing.Literal["residual", "direct"] = "residual"  # residual: the last frame and a change
@@ -71,7 +72,8 @@ class TinyDreamsConfig:
     lambda_fft: float = 0.0  # magnitudes of frequencies
     lambda_ssim: float = 0.0
     lambda_lpips: float = 0.0
-    lpips_weights: str = ""  # a file with VGG16's convolutions, where torch's cache has none
+    lambda_still: float = 0.0  # |what comes under no action at all - the present frame|; one more prediction a step
+    lpips_weights: str = ""  # a file with VGG16's convolutions; "": torch's cache, or a download
     lambda_gan: float = 0.0
     gan_conditional: bool = False  # the discriminator also sees the frame before and the controls
     discriminator_channels: tuple[int, ...] = (32, 64, 128)
@@ -97,6 +99,11 @@ class TinyDreamsConfig:
         for name in ("action_widths", "discriminator_channels", "tokenizer_filters", "decoder_filters"):
             empty = name == "decoder_filters" or (name == "tokenizer_filters" and self.tokenizer == "patch")
             check(min(getattr(self, name), default=empty) > 0, f"{name} must list positive widths")
+        check(
+            self.ffn_hidden >= 1,
+            f"ffn_scale={self.ffn_scale} of embed_dim={self.embed_dim} leaves the MLPs no width; use at least "
+            f"{1 / self.embed_dim:g}",
+        )
         width = self.embed_dim / self.heads
         near = max(8, round(width / 8) * 8)
         check(width == near, f"heads={self.heads} over embed_dim={self.embed_dim} are {width:g} wide, and fast attention wants "
@@ -118,6 +125,11 @@ class TinyDreamsConfig:
             check(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
         for name in ("registers", "decoder_layers", "context_noise", "weight_decay", "action_count"):
             check(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
+
+    @property
+    def ffn_hidden(self):
+        """Width of the Transformer's MLPs."""
+        return round(self.ffn_scale * self.embed_dim)
 
 
 class AttentionDecoder(nn.Module):
@@ -151,11 +163,14 @@ class TinyDreams(System):
             "rollout_frames": 2, "time_budget_minutes": 3, "batch_size": 8, "ema_decay": 0.99, "lr_schedule": "cosine",
             "eval_horizon": 16, "eval_windows": 32, "eval_every_steps": 0,
         },
-        # the source's shape of things, in widths of our own: it names none
+        # the public code's values; its 14 heads are 22 wide, 24 is the nearest that can be (docs/systems/tinydreams.md)
         "original": {
-            "context_frames": 1, "tokenizer_filters": (32, 64, 128), "decoder_filters": (128, 64, 32), "embed_dim": 256,
-            "heads": 8, "layers": 6, "ffn_scale": 4.0, "output": "direct", "lr": 1e-4, "beta2": 0.999,
-            "steps": 20_000, "batch_size": 16, "eval_horizon": 16, "long_horizon": 64,
+            "height": 256, "width": 256, "context_frames": 1, "patch_size": 32, "embed_dim": 336, "heads": 14, "layers": 14,
+            "ffn_scale": 3.0, "registers": 12, "action_widths": (15, 31, 63), "tokenizer_filters": (64, 128, 256, 256, 336),
+            "tokenizer_blocks": 2, "decoder_filters": (240, 180, 96, 64, 48), "decoder_blocks": 2,
+            "decoder_activation": "relu", "output": "direct", "lambda_still": 0.4, "lr": 6e-4, "beta2": 0.999,
+            "weight_decay": 1e-5, "lr_d": 1e-4, "soft_labels": 0.2, "batch_size": 36, "epochs": 10_000,
+            "clip_norm": 0.0, "ema_decay": 0.0, "warmup_steps": 0, "eval_horizon": 16, "long_horizon": 64,
         },
         # seconds, to see that everything runs
         "tiny": {
@@ -169,7 +184,7 @@ class TinyDreams(System):
     def __init__(self, config):
         super().__init__(config)
         c, dim = config, config.embed_dim
-        hidden, frames = round(c.ffn_scale * dim), 3 * c.context_frames
+        hidden, frames = c.ffn_hidden, 3 * c.context_frames
         self.action_space = action_space(c)
         self.action = ActionEncoder(self.action_space, c.action_widths, dim)
         if c.tokenizer == "conv":
@@ -186,7 +201,8 @@ class TinyDreams(System):
             layers = [Block(dim, c.heads, hidden, dim * (c.action_mode == "modulate")) for _ in range(c.layers)]
         self.encoder, self.norm = nn.ModuleList(layers), nn.LayerNorm(dim)
         if c.decoder == "conv":
-            self.decoder = ConvDecoder(dim, c.decoder_filters, c.decoder_blocks, c.patch_size, c.norm, c.activation,
+            activation = c.activation if c.decoder_activation == "same" else c.decoder_activation
+            self.decoder = ConvDecoder(dim, c.decoder_filters, c.decoder_blocks, c.patch_size, c.norm, activation,
                                        self.tokenizer.widths if c.skips else ())  # fmt: skip
         else:
             self.decoder = AttentionDecoder(dim, c.heads, hidden, c.decoder_layers, c.patch_size)
@@ -239,11 +255,16 @@ class TinyDreams(System):
         return layer(*inputs)
 
     def predict(self, past, action):
-        """Frames `[B, k, 3, H, W]` and the action `[B]` or `[B, A]` that leads on from the last one -> `[B, 3, H, W]`."""
+        """Frames `[B, k, 3, H, W]` and the action `[B]` or `[B, A]` that leads on from the last one -> `[B, 3, H, W]`.
+
+        action: None for no action at all, see `ActionEncoder.idle`.
+        """
         c = self.config
         x, levels = self._layer(self.tokenizer, past.flatten(1, 2))  # [B, E, h, w], maps
         grid, places = x.shape[-2:], len(self.place)
-        x, token = x.flatten(2).transpose(1, 2) + self.place, self.action(action)[:, None]  # [B, P, E], [B, 1, E]
+        x = x.flatten(2).transpose(1, 2) + self.place  # [B, P, E]
+        token = self.action.idle(len(x)) if action is None else self.action(action)
+        token = token[:, None]  # [B, 1, E]
         extra = [self.registers.expand(len(x), -1, -1)] + [token] * (c.action_mode == "concat")
         x = torch.cat([x, *extra], 1)
         for layer in self.encoder:
@@ -273,6 +294,7 @@ class TinyDreams(System):
             "l1": lambda: F.l1_loss(fake, truth), "mse": lambda: F.mse_loss(fake, truth),
             "sobel": lambda: sobel_loss(fake, truth), "fft": lambda: spectrum_loss(fake, truth),
             "ssim": lambda: ssim_loss(fake, truth), "lpips": lambda: self.frozen["lpips"](fake, truth).mean(),
+            "still": lambda: F.l1_loss(self.predict(past, None), frames[:, k - 1]),
         }  # fmt: skip
         logs = {name: term() for name, term in terms.items() if getattr(c, f"lambda_{name}") > 0}
         carry = {}

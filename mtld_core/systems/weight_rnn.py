@@ -40,6 +40,8 @@ class WeightRNNConfig:
     encoder_channels: tuple[int, ...] = (32, 64, 128)  # each halves the image; the critic has the same
     decoder_channels: tuple[int, ...] = (128, 64, 32)  # each doubles it
     downsample: typing.Literal["stride", "pool"] = "stride"  # 4x4 convolutions of stride 2; 3x3 ones and max-pooling
+    activation: typing.Literal["leaky_relu", "relu"] = "leaky_relu"  # of the encoder and of the critic
+    critic_widths: tuple[int, ...] = ()  # of linear layers between the critic's convolutions and its score
     updates: bool = True  # false: no GRU, a plain VAE with a critic
     target_layers: tuple[str, ...] = ()  # layers that are changed, as "encoder.0", "mu", "stem", "decoder.1"; (): the decoder's
     update: typing.Literal["full", "low_rank", "per_channel"] = "per_channel"
@@ -49,8 +51,9 @@ class WeightRNNConfig:
     update_rounds: int = 1  # times that the GRU watches and the image is drawn again
     learning: typing.Literal["together", "apart"] = "together"  # apart: predictor, critic, then the VAE, in passes of their own
     video_frames: int = 4  # V
+    video_changes: typing.Literal["drift", "noise"] = "drift"  # the image moves and changes colour; noise, anew in each frame
     video_shrink: int = 2  # pixels of the image, along each side, to one of the video
-    video_strength: float = 0.1  # of the last frame's changes: of colour, and of place in half sides
+    video_strength: float = 0.1  # of the last frame's changes: of colour in [-1, 1], and of place in half sides
     frame_channels: tuple[int, ...] = (16, 32, 64)  # of the net that reads each frame, each halves it; (): the bare pixels
     gru_hidden: int = 128
     gru_layers: int = 2
@@ -77,6 +80,9 @@ class WeightRNNConfig:
         for name in ("height", "width", "update_size", "video_strength", "lambda_reconstruction", "lambda_kl", "lambda_adv",
                      "lambda_gp"):  # fmt: skip
             check(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
+        check(self.lambda_reconstruction or self.lambda_adv, "nothing is asked of the images: give lambda_reconstruction or "
+              "lambda_adv a positive weight")  # fmt: skip
+        check(min(self.critic_widths, default=1) > 0, "critic_widths must list positive widths")
         for name in ("encoder_channels", "decoder_channels", "frame_channels"):
             widths, of_video = getattr(self, name), name == "frame_channels"
             check(min(widths, default=of_video) > 0, f"{name} must list positive widths")
@@ -103,7 +109,7 @@ class WeightRNNConfig:
         least = 2 ** max(len(self.encoder_channels), len(self.decoder_channels))
         with torch.device(device or torch.get_default_device()):
             return VAE(self.height or least, self.width or least, self.latent_dim, self.encoder_channels,
-                       self.decoder_channels, self.downsample == "pool")  # fmt: skip
+                       self.decoder_channels, self.downsample == "pool", self.activation)  # fmt: skip
 
     def layer_updates(self, vae):
         layers = map(vae.get_submodule, self.targets)
@@ -111,15 +117,20 @@ class WeightRNNConfig:
 
 
 class Critic(nn.Module):
-    """Images `[N, 3, H, W]` -> scores `[N]`, unbounded: the encoder's layers and one number."""
+    """Images `[N, 3, H, W]` -> scores `[N]`, unbounded: the encoder's layers, linear layers of `widths` and one number."""
 
-    def __init__(self, height, width, channels, pool):
+    def __init__(self, height, width, channels, pool, activation, widths):
         super().__init__()
-        self.trunk, down = Trunk(channels, pool), len(channels)
-        self.head = nn.Linear(channels[-1] * (height >> down) * (width >> down), 1, bias=False)  # it would cancel out
+        self.trunk, down = Trunk(channels, pool, activation), len(channels)
+        sizes = channels[-1] * (height >> down) * (width >> down), *widths
+        self.dense = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
+        self.head = nn.Linear(sizes[-1], 1, bias=False)  # a bias would cancel out
 
     def forward(self, x):
-        return self.head(self.trunk(x))[:, 0]
+        x = self.trunk(x)
+        for layer in self.dense:
+            x = self.trunk.activation(layer(x))
+        return self.head(x)[:, 0]
 
 
 class WeightPredictor(nn.Module):
@@ -159,12 +170,15 @@ class WeightRNN(System):
         # images of 32 or 64 pixels in some minutes of one core; docs/systems/weight_rnn.md says what the updates bring
         "small": SMALL | {"steps": 4000},
         "demo": SMALL | {"steps": 800},
-        # the source's own values
+        # the source's own values, and the public code's where the text names none (docs/systems/weight_rnn.md)
         "original": {
-            "height": 128, "width": 128, "encoder_channels": (48, 96, 192, 384), "decoder_channels": (384, 192, 96, 48),
-            "downsample": "pool", "target_layers": ("encoder.0",), "update": "full", "update_size": 1344,
+            "height": 128, "width": 128, "encoder_channels": (48, 48, 48), "decoder_channels": (48, 48, 48),
+            "downsample": "pool", "activation": "relu", "critic_widths": (64, 64), "target_layers": ("encoder.0",),
+            "update": "full", "update_size": 1344, "video_frames": 16, "video_changes": "noise",
+            "video_strength": 0.3,  # 2 * 0.01 * 15: noise of 0.01 t on pixels in [0, 1]
             "video_shrink": 1, "frame_channels": (), "learning": "apart", "adversarial_on": "reconstructions",
-            "critic_steps": 5, "steps": 20_000, "batch_size": 16,
+            "lambda_adv": 1.0, "beta1": 0.9, "beta2": 0.999, "batch_size": 16, "epochs": 10,
+            "clip_norm": 0.0, "ema_decay": 0.0, "warmup_steps": 0,
         },
         # seconds, to see that everything runs
         "tiny": {
@@ -178,7 +192,10 @@ class WeightRNN(System):
         super().__init__(config)
         c = config
         self.vae = c.build_vae()
-        self.critic = Critic(c.height, c.width, c.encoder_channels, c.downsample == "pool") if c.lambda_adv else None
+        self.critic = None
+        if c.lambda_adv:
+            trunk = c.encoder_channels, c.downsample == "pool", c.activation
+            self.critic = Critic(c.height, c.width, *trunk, c.critic_widths)
         self.predictor, self.layer_updates = None, nn.ModuleList()
         if c.updates:  # last, so that with and without it the other weights begin alike
             self.layer_updates.extend(c.layer_updates(self.vae))
@@ -278,8 +295,9 @@ class WeightRNN(System):
 
     def watch(self, images, keys):
         """Update vectors `[B, U]` from images `[B, 3, H, W]`: a video of each, with changes keyed by `keys` `[B]`, is read."""
-        c = self.config
-        return self.predictor(synthetic_video(F.avg_pool2d(images, c.video_shrink), keys, c.video_frames, c.video_strength))
+        c, images = self.config, F.avg_pool2d(images, self.config.video_shrink)
+        make = synthetic_video if c.video_changes == "drift" else noisy_video
+        return self.predictor(make(images, keys, c.video_frames, c.video_strength))
 
     def _redraw(self, code, keys, vectors=None):
         """(images under the updates, their code, vectors): those given, else predicted; None without a predictor."""
@@ -365,3 +383,15 @@ def synthetic_video(images, keys, length, strength):
         grid = F.affine_grid(place, list(frames.shape), align_corners=False)
         frames = F.grid_sample(frames, grid, padding_mode="border", align_corners=False) + colour[..., None, None]
     return frames.clamp(-1, 1).unflatten(0, (-1, length))
+
+
+def noisy_video(images, keys, length, strength):
+    """Images `[B, 3, H, W]` -> `[B, length, 3, H, W]` in [-1, 1]: each image, then the same under more and more noise.
+
+    strength: standard deviation of the last frame's noise, where pixels are in [-1, 1]; frame t has t / (length - 1) of it.
+    """
+    frames = [images]
+    for t in range(1, length):
+        noise = keyed_normal(keys, f"video_{t}", images[0].numel()).view_as(images).to(images)
+        frames.append(images + strength * t / (length - 1) * noise)
+    return torch.stack(frames, 1).clamp(-1, 1)

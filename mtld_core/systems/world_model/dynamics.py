@@ -40,7 +40,8 @@ class DynamicsConfig(StageConfig):
     tokenizer_run: str = ""  # the run folder of the trained tokenizer, which this one then carries inside itself
     latent_actions_run: str = ""  # the same of the latent actions, where they are used
     actions: typing.Literal["recorded", "latent"] = "recorded"
-    action_input: typing.Literal["modulate", "add"] = "modulate"  # added to every patch, or moving the norms, too
+    # added to every patch's token; modulate: and moving the norms; latent: the latent action, added to every patch's latent
+    action_input: typing.Literal["modulate", "add", "latent"] = "modulate"
     action_widths: tuple[int, ...] = (64,)
     latent_dim: int = 16  # L, as the tokenizer's
     objective: typing.Literal["mse", "masked"] = "mse"
@@ -60,7 +61,13 @@ class DynamicsConfig(StageConfig):
         super().__post_init__()
         for name in ("lambda_latent", "lambda_pixels", "context_noise", "temperature"):
             check(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
-        check(self.decode_steps > 0, f"decode_steps must be positive, not {self.decode_steps}")
+        for name in ("decode_steps", "latent_dim"):
+            check(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+        check(min(self.action_widths, default=1) > 0, "action_widths must list positive widths")
+        check(self.objective == "masked" or self.lambda_latent or self.lambda_pixels,
+              "lambda_latent and lambda_pixels are 0, so nothing would be learned: give one a positive weight")  # fmt: skip
+        check(self.action_input != "latent" or self.actions == "latent", "action_input='latent' adds what the latent actions "
+              "are made of, and actions='recorded' have no latent; use actions='latent', or action_input='add'")  # fmt: skip
         self.check_length()
 
 
@@ -85,7 +92,7 @@ class Dynamics(System):
             "ema_decay": 0.995, "eval_horizon": 16, "long_horizon": 64,
         },
         "original": ORIGINAL | {
-            "action_input": "add", "actions": "latent", "residual": False, "context_noise": 0.0, "eval_horizon": 16,
+            "action_input": "latent", "actions": "latent", "residual": False, "context_noise": 0.0, "eval_horizon": 16,
             "long_horizon": 64,
         },
         "tiny": TINY | {"latent_dim": 4, "decode_steps": 3},
@@ -97,7 +104,8 @@ class Dynamics(System):
         self.tokenizer = take_over(Tokenizer, c.tokenizer)
         self.lam = take_over(LatentActions, c.latent_actions) if c.actions == "latent" else None
         self.action_space = self.lam.action_space if self.lam else action_space(c)
-        self.encode_action = ActionEncoder(self.action_space, c.action_widths, c.embed_dim)
+        if c.action_input != "latent":
+            self.encode_action = ActionEncoder(self.action_space, c.action_widths, c.embed_dim)
         self.no_action = nn.Parameter(torch.randn(c.embed_dim) * 0.02)  # where it is not known: before the context's last frame
         self.embed = PatchEmbedding(c.patches, c.latent_dim, c.embed_dim)
         modulates = c.action_input == "modulate"
@@ -130,6 +138,10 @@ class Dynamics(System):
         check(latent_actions["patch_size"] == tokenizer["patch_size"],
               f"latent_actions_run={config.latent_actions_run!r} has patch_size={latent_actions['patch_size']}, tokenizer_run="
               f"{config.tokenizer_run!r} has {tokenizer['patch_size']}; train both with the same")  # fmt: skip
+        check(config.action_input != "latent" or latent_actions["action_dim"] == config.latent_dim,
+              f"latent_actions_run={config.latent_actions_run!r} has action_dim={latent_actions['action_dim']}, and "
+              f"action_input='latent' adds it to latents of latent_dim={config.latent_dim}; train it with that action_dim, or "
+              "use action_input='add'")  # fmt: skip
         return dataclasses.replace(config, tokenizer=tokenizer, latent_actions=latent_actions)
 
     def train(self, mode=True):
@@ -155,19 +167,25 @@ class Dynamics(System):
 
     def optimizers(self):
         own = [p for p in self.parameters() if p.requires_grad]
-        return {"model": adam(own, self.config.lr, (0.9, 0.99), self.config.weight_decay)}
+        return {"model": adam(own, self.config.lr, (0.9, self.config.beta2), self.config.weight_decay)}
 
     # ---- actions
 
     def infer_actions(self, frames):
         return self.lam.infer_actions(frames)
 
+    def _action(self, actions):
+        """Actions -> what is added to the tokens, `[..., E]`."""
+        if self.config.action_input == "latent":  # a latent that is added to another one comes out of the embedding like this
+            return F.linear(self.lam.latents(actions), self.embed.project.weight)
+        return self.encode_action(actions)
+
     def _conditions(self, batch):
         """`[B, T-1, E]`: what leads from each frame to the next; of a random number of first ones nothing is said."""
         actions = batch["actions"] if self.lam is None else self.lam.infer_actions(batch["frames"])
         hidden = (keyed_uniform(batch["key"], "no_action", 1) * self.config.context_frames).long()  # [B, 1]: 0 .. k-1
         told = torch.arange(actions.shape[1], device=hidden.device) >= hidden
-        return torch.where(told[..., None], self.encode_action(actions), self.no_action)
+        return torch.where(told[..., None], self._action(actions), self.no_action)
 
     def _transform(self, x, conditions, past=None, keep=True):
         """Tokens `[B, T, P, E]` and conditions `[B, T, E]` -> (`[B, T, P, E]`, past)."""
@@ -263,7 +281,7 @@ class Dynamics(System):
         return State(latents[:, -1:], past, drawn, generator)
 
     def step(self, state, action=None):
-        condition = self.encode_action(action)[:, None]
+        condition = self._action(action)[:, None]
         if self.config.objective == "masked":
             latents, past = self._fill_in(state, condition)
         else:

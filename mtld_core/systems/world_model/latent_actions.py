@@ -3,7 +3,7 @@
 The encoder looks at both frames; the decoder must draw the next frame from the past and the code alone, so the code comes to
 hold what the past does not tell. With a long past that is the surprise ("it turns round"), with the present frame alone
 (context_frames=1) it is the movement itself ("up"), which is what a player wants.
-Letters: B batch, T frames, P patches a frame, L channels of a code; actions[:, t] leads from frame t to frame t + 1.
+Letters: B batch, T frames, P patches a frame, L numbers of a latent action; actions[:, t] leads from frame t to frame t + 1.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from mtld_core.nn.quantise import FSQ, Whitening
 from mtld_core.nn.transformer import SpaceTimeTransformer
 from mtld_core.systems.base import Loss, Needs, System, adam
 from mtld_core.systems.world_model.stages import (
+    MOST_CODES,
     ORIGINAL,
     TINY,
     StageConfig,
@@ -34,17 +35,28 @@ from mtld_core.systems.world_model.stages import (
 
 @dataclasses.dataclass(frozen=True)
 class LatentActionsConfig(StageConfig):
-    action_dim: int = 3  # L: channels of a code
-    action_levels: int = 2  # values a channel; action_levels ** action_dim codes in all
+    action_dim: int = 3  # L: numbers of a latent action
+    action_channels: int = 0  # those that are quantised, which one linear map then widens to action_dim; 0: all of action_dim
+    action_levels: int = 2  # values a quantised channel; action_levels ** channels codes in all
     encoder: typing.Literal["pair", "space_time"] = "pair"  # pair: convolutions over two frames, blind to where things are
 
     def __post_init__(self):
         super().__post_init__()
         check(self.action_dim > 0, f"action_dim must be positive, not {self.action_dim}")
+        check(0 <= self.action_channels <= self.action_dim,
+              f"action_channels must be from 0 (all) to action_dim={self.action_dim}, not {self.action_channels}")  # fmt: skip
         check(self.action_levels >= 2, f"action_levels must be at least 2, not {self.action_levels}")
+        codes = self.action_levels**self.channels
+        check(codes <= MOST_CODES, f"action_levels={self.action_levels} in {self.channels} channels make {codes} codes; "
+              f"{MOST_CODES} are the most; use fewer levels, or action_channels below action_dim")  # fmt: skip
         check(self.encoder == "space_time" or self.patch_size % 4 == 0,
               f"encoder='pair' needs a patch_size that 4 divides, not {self.patch_size}; use encoder='space_time'")  # fmt: skip
         self.check_length()
+
+    @property
+    def channels(self):
+        """Quantised numbers of a latent action."""
+        return self.action_channels or self.action_dim
 
 
 class LatentActions(System):
@@ -58,7 +70,9 @@ class LatentActions(System):
             "context_frames": 1, "sequence_length": 2, "steps": 1000, "batch_size": 16, "lr_schedule": "cosine",
             "ema_decay": 0.99, "eval_horizon": 16,
         },
-        "original": ORIGINAL | {"encoder": "space_time", "eval_horizon": 16, "long_horizon": 64},
+        "original": ORIGINAL | {
+            "encoder": "space_time", "action_dim": 16, "action_channels": 2, "eval_horizon": 16, "long_horizon": 64,
+        },
         "tiny": TINY,
     }  # fmt: skip
 
@@ -70,9 +84,10 @@ class LatentActions(System):
         else:
             self.look = PatchEmbedding(c.patches, 2 * c.patch_values, c.embed_dim)
             self.encoder = SpaceTimeTransformer(*c.transformer)
-        self.to_action = nn.Linear(c.embed_dim, c.action_dim)
-        self.whiten = Whitening(c.action_dim)
-        self.fsq = FSQ(c.action_dim, c.action_levels)
+        self.to_action = nn.Linear(c.embed_dim, c.channels)
+        self.whiten = Whitening(c.channels)
+        self.fsq = FSQ(c.channels, c.action_levels)
+        self.widen = nn.Linear(c.channels, c.action_dim) if c.action_channels else nn.Identity()
         self.action_space = self.fsq.size
         self.embed = PatchEmbedding(c.patches, c.patch_values, c.embed_dim)
         self.act = nn.Linear(c.action_dim, c.embed_dim)
@@ -89,12 +104,12 @@ class LatentActions(System):
         self.mean.copy_(to_patches(to_float(frames).median(0).values, self.config.patch_size))
 
     def optimizers(self):
-        return {"model": adam(self.parameters(), self.config.lr, (0.9, 0.99), self.config.weight_decay)}
+        return {"model": adam(self.parameters(), self.config.lr, (0.9, self.config.beta2), self.config.weight_decay)}
 
     # ---- frames <-> actions
 
     def encode(self, frames):
-        """Frames float `[B, T, 3, H, W]` -> quantised latent actions `[B, T-1, L]` in [-1, 1]."""
+        """Frames float `[B, T, 3, H, W]` -> quantised values `[B, T-1, channels]` in [-1, 1]."""
         if self.config.encoder == "pair":
             x, _ = self.encoder((frames[:, 1:] - frames[:, :-1]).flatten(0, 1))  # [B*(T-1), E, h, w]
             x = x.flatten(2).amax(2).unflatten(0, (len(frames), -1))  # [B, T-1, E]; the largest: what acts is in few places
@@ -107,6 +122,10 @@ class LatentActions(System):
     def infer_actions(self, frames):
         return self.fsq.codes(self.encode(frames))
 
+    def latents(self, codes):
+        """Codes int64 `[...]` -> latent actions `[..., L]`."""
+        return self.widen(self.fsq.latents(codes))
+
     def _next(self, patches, actions, past=None):
         """Patches minus their mean `[B, T, P, 3pp]`, latent actions `[B, T, L]` -> (those of the next frames, past)."""
         action = self.act(actions)
@@ -118,7 +137,7 @@ class LatentActions(System):
     def loss(self, batch):
         patches = to_patches(batch["frames"], self.config.patch_size) - self.mean
         actions = self.encode(batch["frames"])
-        drawn, _ = self._next(patches[:, :-1], actions)
+        drawn, _ = self._next(patches[:, :-1], self.widen(actions))
         first = min(1, self.config.context_frames - 1)  # with a past, from two frames on: one shows no movement
         loss = F.mse_loss(drawn[:, first:], patches[:, first + 1 :])
         logs = {"mse": loss} | spread("action", actions) | statistics("output", drawn)
@@ -160,11 +179,11 @@ class LatentActions(System):
         patches = to_patches(context, self.config.patch_size) - self.mean
         past = None
         if patches.shape[1] > 1:
-            _, past = self._next(patches[:, :-1], self.encode(context))
+            _, past = self._next(patches[:, :-1], self.widen(self.encode(context)))
         return patches[:, -1:], past
 
     def step(self, state, action=None):
         c, (patches, past) = self.config, state
-        patches, past = self._next(patches, self.fsq.latents(action)[:, None], past)
+        patches, past = self._next(patches, self.latents(action)[:, None], past)
         frame = to_frames(patches[:, 0] + self.mean, c.patch_size, c.height, c.width).clamp(-1, 1)
         return (to_patches(frame[:, None], c.patch_size) - self.mean, past), frame

@@ -24,16 +24,19 @@ class StageConfig:
     blocks: int = 2
     context_frames: int = 4  # frames that attention over time sees, the present one included
     lr: float = 1e-3
+    beta2: float = 0.99
     weight_decay: float = 0.01
 
     def __post_init__(self):
+        for name in ("patch_size", "embed_dim", "heads", "hidden_dim", "blocks", "context_frames", "lr"):
+            check(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+        check(0 <= self.beta2 < 1, f"beta2 must be in [0, 1), not {self.beta2}")
+        check(self.weight_decay >= 0, f"weight_decay must not be negative, it is {self.weight_decay}")
         for side in ("height", "width"):
             size = getattr(self, side)
             check(size >= 0 and size % self.patch_size == 0,
                   f"{side}={size} is not divisible by patch_size={self.patch_size}; extract the frames at "
                   f"{max(1, size // self.patch_size) * self.patch_size}, or choose another patch_size")  # fmt: skip
-        for name in ("patch_size", "embed_dim", "heads", "hidden_dim", "blocks", "context_frames", "lr"):
-            check(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         wide = 8 * self.heads
         check(self.embed_dim % wide == 0,
               f"embed_dim={self.embed_dim} must be a multiple of 8 * heads = {wide}, or the fast attention kernels cannot be "
@@ -61,9 +64,11 @@ class StageConfig:
 
 # the source's values, the same for all three
 ORIGINAL = {
-    "patch_size": 8, "embed_dim": 128, "heads": 4, "hidden_dim": 512, "blocks": 2, "context_frames": 4, "sequence_length": 5,
-    "batch_size": 32, "steps": 10_000, "lr": 1e-4, "log_every_steps": 10, "clip_norm": 0.0, "ema_decay": 0.0, "warmup_steps": 0,
+    "height": 64, "width": 64, "patch_size": 8, "embed_dim": 128, "heads": 4, "hidden_dim": 512, "blocks": 2,
+    "context_frames": 4, "sequence_length": 5, "lr": 1e-4, "beta2": 0.999, "weight_decay": 0.0, "batch_size": 32,
+    "steps": 10_000, "log_every_steps": 10, "clip_norm": 1.0, "ema_decay": 0.0, "warmup_steps": 0,
 }  # fmt: skip
+MOST_CODES = 2**16  # that a stage may have: each is counted, and is a button or one outcome of a softmax
 # seconds, to see that everything runs
 TINY = {
     "patch_size": 8, "embed_dim": 16, "heads": 2, "hidden_dim": 32, "blocks": 1, "context_frames": 2, "sequence_length": 4,

@@ -18,6 +18,7 @@ from mtld_core.nn.transformer import SpaceTimeTransformer
 from mtld_core.runtime import keyed_normal
 from mtld_core.systems.base import Loss, Needs, System, adam
 from mtld_core.systems.world_model.stages import (
+    MOST_CODES,
     ORIGINAL,
     TINY,
     StageConfig,
@@ -27,8 +28,6 @@ from mtld_core.systems.world_model.stages import (
     spread_alarms,
     statistics,
 )
-
-MOST_CODES = 2**16  # softmax over all of them is what masked dynamics do
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Tokenizer(System):
             "quantise": "fsq", "latent_dim": 5, "steps": 6000, "batch_size": 4, "sequence_length": 4, "lr_schedule": "cosine",
             "ema_decay": 0.995,
         },
-        "original": ORIGINAL,
+        "original": ORIGINAL | {"sequence_length": 4, "latent_noise": 0.0},
         "tiny": TINY | {"latent_dim": 4},
     }  # fmt: skip
 
@@ -83,7 +82,7 @@ class Tokenizer(System):
         self.mean.copy_(to_patches(median, self.config.patch_size))
 
     def optimizers(self):
-        return {"model": adam(self.parameters(), self.config.lr, (0.9, 0.99), self.config.weight_decay)}
+        return {"model": adam(self.parameters(), self.config.lr, (0.9, self.config.beta2), self.config.weight_decay)}
 
     # ---- frames <-> latents
 
