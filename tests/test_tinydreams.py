@@ -336,11 +336,18 @@ def test_a_dataset_with_other_actions_is_refused():
         ({"lambda_l1": -1}, "lambda_l1 must not be negative"),
         ({"lambda_l1": 0}, "no loss.*lambda_l1 or lambda_mse"),
         ({"action_mode": "add"}, "action_mode must be one of"),
+        ({"patch_size": 16}, r"one patch \(patch_size=16\) leave nothing to norm='instance'; use .* norm='none'"),
+        ({"patch_size": 16, "norm": "group", "tokenizer_filters": (1,)}, "leave nothing to norm='group'"),
     ],
 )
 def test_bad_settings_name_the_field_and_the_way_out(overrides, message):
     with pytest.raises(ConfigError, match=message):
         model(**{"height": 16, "width": 16} | overrides)
+
+
+@pytest.mark.parametrize("overrides", [{"norm": "group"}, {"norm": "none"}, {"norm": "instance", "tokenizer": "patch"}])
+def test_a_frame_of_one_patch_is_used_where_no_norm_erases_it(overrides):
+    one_step(model(patch_size=16, **overrides), batch(size=1))
 
 
 def test_the_original_preset_is_the_sources_shape_of_things():

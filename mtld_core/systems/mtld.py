@@ -16,7 +16,7 @@ from torch import nn
 from mtld_core import metrics
 from mtld_core.config import check
 from mtld_core.frames import to_float, to_uint8
-from mtld_core.nn.blocks import ConvEncoder, ConvGRUCell, ShuffleDecoder, UpDecoder
+from mtld_core.nn.blocks import ConvEncoder, ConvGRUCell, ShuffleDecoder, UpDecoder, erases
 from mtld_core.nn.gan import (
     PatchDiscriminator,
     feature_matching_loss,
@@ -104,6 +104,11 @@ class MTLDConfig:
             check(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
         for name in ("latent_dim", "gru_hidden", "gru_layers", "shuffle_factor", "lr_g", "lr_d"):
             check(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+        if self.decoder == "shuffle" and self.decoder_blocks:
+            cells = self.height // self.shuffle_factor, self.width // self.shuffle_factor
+            check(not erases(self.decoder_norm, *self.decoder_channels, *cells),
+                  f"frames of one cell (shuffle_factor={self.shuffle_factor}) leave nothing to decoder_norm="
+                  f"{self.decoder_norm!r}; use a smaller shuffle_factor, or decoder_norm='none'")  # fmt: skip
 
     @property
     def upscale(self):
