@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from mtld_core.checkpoint import export_pth, list_checkpoints
 from mtld_core.config import ConfigError
 from mtld_core.generate import generate, rollout
-from mtld_core.nn.blocks import warp
+from mtld_core.nn.blocks import erases, norm2d, warp
 from mtld_core.nn.perceptual import LPIPS
 from mtld_core.runtime import keyed_uniform
 from mtld_core.settings import plan
@@ -353,6 +353,8 @@ def test_the_shuffle_decoder_begins_at_the_mean_picture():
         (dict.fromkeys(WEIGHTS, 0), "all weights of the loss are 0, so nothing would be learned: give lambda_l1"),
         # LPIPS is not there to weigh: the preset has perceptual="none"
         (dict.fromkeys(WEIGHTS, 0) | {"lambda_lpips": 1}, "all weights of the loss are 0"),
+        ({"shuffle_factor": 16, "decoder_norm": "instance"}, r"one cell \(shuffle_factor=16\).*norm='instance'; use .*'none'"),
+        ({"shuffle_factor": 16, "decoder_norm": "group", "decoder_channels": [1]}, "leave nothing to decoder_norm='group'"),
     ],
 )
 def test_bad_settings_name_the_field_and_the_way_out(overrides, message):
@@ -376,6 +378,28 @@ def test_the_original_preset_trains_a_step():
     terms = {"l1", "reconstruction", "latent", "lpips", "adversarial", "feature_matching", "discriminator"}
     assert set(logs) == terms and all(torch.isfinite(value) for value in logs.values())
     assert seen == [15]
+
+
+@pytest.mark.parametrize("decoder", [
+    {"decoder_norm": "group"}, {"decoder_norm": "none"}, {"decoder_norm": "instance", "decoder_blocks": 0},
+    {"decoder_norm": "instance", "decoder": "resize", "decoder_channels": [8, 8, 8, 8]},
+])  # fmt: skip
+def test_a_grid_of_one_cell_is_used_where_no_norm_erases_it(decoder):
+    one_step(model(**{"shuffle_factor": 16} | decoder), batch(size=1))
+
+
+@pytest.mark.parametrize("kind", ["instance", "group"])
+@pytest.mark.parametrize("channels", [1, 2, 7, 8, 25, 28, 31])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 2)])
+def test_a_norm_takes_any_width_and_says_where_it_erases(kind, channels, height, width):
+    """What is left of one sample is nothing but zeros, or torch refuses it, in just the cases that `erases` names."""
+    torch.manual_seed(0)
+    try:
+        left = norm2d(kind, channels)(torch.randn(1, channels, height, width)).abs().max().item()
+    except ValueError as error:
+        assert "Expected more than 1" in str(error)
+        left = 0
+    assert erases(kind, channels, height, width) == (left == 0)
 
 
 def test_the_original_preset_has_the_sources_values():

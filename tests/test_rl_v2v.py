@@ -1,6 +1,7 @@
 """RL-V2V-GAN: its decisions by hand, what its losses are made of, and that each half can be turned off."""
 
 import gc
+import types
 
 import psutil
 import pytest
@@ -11,11 +12,11 @@ from mtld_core.config import ConfigError
 from mtld_core.frames import to_float, to_uint8
 from mtld_core.nn.gan import bce_discriminator_loss, bce_generator_loss
 from mtld_core.nn.video import ConvLSTM, ResBlock3d
-from mtld_core.settings import plan
+from mtld_core.settings import build, plan
 from mtld_core.stepper import Stepper
 from mtld_core.systems.rl_v2v import decisions
 from mtld_core.systems.rl_v2v.nets import Discriminator, Translator, Value
-from mtld_core.systems.rl_v2v.system import RLV2V
+from mtld_core.systems.rl_v2v.system import FRAMES, RLV2V
 
 SIZE, T, P, B = 16, 5, 2, 3
 
@@ -257,7 +258,7 @@ def remembered(t, tmp_path, **settings):
         system.q[d].forward = lambda states, actions: actions.mean((1, 2, 3))  # brighter is better
     system.setup_training(tmp_path)
     data = still()
-    system._remember(data, system.generator_loss(data, t).carry, t)
+    system._remember(data, t)
     return system.replay.sample((torch.arange(4) + 0.5) / 4)
 
 
@@ -280,6 +281,47 @@ def test_the_last_transition_is_judged_by_the_whole_clip(tmp_path):
     assert kept["done"].all()
     wanted = [-3 * (mean - 1) ** 2 for mean in (0.25 / T, (T - 1 + 1.25) / T)]
     assert kept["rewards"].tolist() == pytest.approx([wanted[0]] * 2 + [wanted[1]] * 2, rel=1e-4)
+
+
+def remember_at(t, system, data, monkeypatch):
+    """What the replay holds after a training step at moment t in which no network moves."""
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "randint", lambda *_: torch.tensor(t))
+        system.training_step([data], lambda phase, loss, batch: loss(batch))
+    kept = len(system.replay)
+    return system.replay.sample((torch.arange(kept) + 0.5) / kept)
+
+
+@pytest.mark.parametrize("t", [T - 2, T - 1])
+def test_the_action_taken_is_one_of_the_states_own_candidates(t, tmp_path, monkeypatch):
+    """What came before the state decides nothing, though a translator that has seen it would show another frame."""
+    system, _ = make(tmp_path, sigma2=1.0)
+    for net in (*system.g.values(), *system.p.values()):
+        nn.init.normal_(net.head[-1].weight, std=0.3)
+    data = batch(size=8)
+    kept = remember_at(t, system, data, monkeypatch)
+    taken, nearest = kept["frames"][:, -1].float(), []
+    for number, (d, name) in enumerate((("x", "frames"), ("y", "frames_y"))):
+        with torch.no_grad():
+            both = torch.stack(system._candidates(data[name][:, t - P : t], d, system.g, system.p))
+        apart = (to_uint8(both).float() - taken[kept["domains"] == number]).abs().amax((2, 3, 4))  # [2, 8]
+        assert apart.amin(0).max() <= 1  # of 255 levels
+        nearest += apart.argmin(0).tolist()
+    assert set(nearest) == {0, 1}  # the coin took both ways
+
+
+def test_the_reward_is_of_the_candidates_that_could_be_taken(tmp_path, monkeypatch):
+    """Two clips that end in the same state, and go on with the same frame, have the same two candidates and losses."""
+    system, _ = make(tmp_path, sigma2=0.0)
+    for net in (*system.g.values(), *system.p.values()):
+        nn.init.normal_(net.head[-1].weight, std=0.3)
+    data, t = batch(size=2), T - 2
+    for name in ("frames", "frames_y"):
+        data[name][1, t - P :] = data[name][0, t - P :]
+    kept = remember_at(t, system, data, monkeypatch)
+    for first, second in ((0, 1), (2, 3)):
+        assert (kept["frames"][first].int() - kept["frames"][second].int()).abs().max() <= 1
+        assert kept["rewards"][first].item() == pytest.approx(kept["rewards"][second].item(), rel=1e-3)
 
 
 class Brightness(nn.Module):
@@ -487,11 +529,88 @@ def test_the_next_frame_of_the_source_is_the_action():
         ({"channels": ()}, "channels must list positive widths"),
         ({"lambda_rc": -1.0}, "lambda_rc must not be negative"),
         ({"replay_size": 0}, "replay_size must be positive"),
+        ({"height": 4, "width": 4, "norm": "instance"}, r"one cell \(4 pixels.*norm='instance'; use .* or norm='none'"),
+        ({"height": 8, "width": 8, "norm": "instance", "channels": (8, 8)}, r"one cell \(8 pixels.*norm='instance'"),
+        ({"height": 8, "width": 8, "norm": "group", "channels": (8, 1)}, r"one cell \(8 pixels.*norm='group'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, words):
     with pytest.raises(ConfigError, match=words):
         plan("rl_v2v", "tiny", settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"height": 8, "width": 8, "norm": "instance", "channels": (8, 8), "blocks": 0},  # its one norm sees 2x2
+        {"height": 4, "width": 4, "norm": "group"},
+        {"height": 4, "width": 4, "norm": "none"},
+        {"height": 4, "width": 8, "norm": "instance"},
+    ],
+)
+def test_small_maps_are_used_where_their_norm_has_more_than_one_value(settings):
+    system = make(**settings)
+    clip = torch.rand(1, T, 3, system.config.height, system.config.width)
+    assert system.translate(clip)[0].shape == clip.shape
+
+
+def quick_check(**settings):
+    """(system, training config) of the preset that the source checks a machine with."""
+    _, config, training = plan("rl_v2v", "sanity", settings)
+    torch.manual_seed(0)
+    return RLV2V(config), training
+
+
+def test_the_quick_check_has_all_four_losses():
+    """L_g has no weight of its own: it is what is left where the others have none."""
+
+    def total(**settings):
+        system, _ = quick_check(rl_every=0, **settings)
+        c = system.config
+        torch.manual_seed(0)
+        data = dict(zip(FRAMES.values(), torch.rand(2, 2, c.sequence_length, 3, c.height, c.width), strict=True))
+        with torch.no_grad():
+            return [system.generator_loss(data, t).total.item() for t in range(c.context_frames, c.sequence_length)]
+
+    alone = total(lambda_v=0.0, lambda_rr=0.0, lambda_rc=0.0)
+    for name, moments in (("lambda_v", [False, True]), ("lambda_rr", [True, False]), ("lambda_rc", [True, False])):
+        with_it = total(**{"lambda_v": 0.0, "lambda_rr": 0.0, "lambda_rc": 0.0, name: 1.0})
+        assert [a != b for a, b in zip(alone, with_it, strict=True)] == moments, name
+    assert alone[0] > 0 and alone[1] == 0
+
+
+def test_the_quick_check_teaches_every_network(tmp_path):
+    """In as many steps as it has, each parameter receives a gradient in each of its phases; L_rr and L_rc are among them."""
+    system, training = quick_check()
+    system.setup_training(tmp_path)
+    stepper, learnt = Stepper(system.optimizers(), torch.device("cpu")), set()
+
+    def watched(phase, loss, batch):
+        result = stepper(phase, loss, batch)
+        learnt.update((phase, name) for name, p in system.named_parameters() if p.grad is not None and p.grad.any())
+        for p in system.parameters():
+            p.grad = None
+        return result
+
+    c = system.config
+    for step in range(training.epochs * training.steps_per_epoch):
+        torch.manual_seed(step)
+        x, y = torch.rand(2, training.batch_size, c.sequence_length, 3, c.height, c.width) * 2 - 1
+        system.training_step([{"frames": x, "frames_y": y, "key": torch.arange(training.batch_size)}], watched)
+    phases = {"g": ("generator", "policy"), "p": ("generator", "policy"), "d": ("discriminator",), "q": ("q",)}
+    wanted = {(phase, name) for name, _ in system.named_parameters() for phase in phases[name[0]]}
+    assert wanted == learnt, sorted(wanted - learnt)
+    assert set(system.replay.sample(torch.rand(200))["positions"].tolist()) == {c.context_frames, c.sequence_length - 1}
+
+
+def test_a_clip_of_its_last_step_alone_is_not_trained_and_opens():
+    """Runs of it exist: the preset "sanity" once had four frames and a state of three."""
+    _, config, _ = plan("rl_v2v", "sanity", {"context_frames": 3})
+    RLV2V(config)
+    data = types.SimpleNamespace(size=(32, 32))
+    with pytest.raises(ConfigError, match=r"context_frames=3 leaves only the last step.*sequence_length=5 or more"):
+        build(RLV2V, config, data)
+    assert build(RLV2V, plan("rl_v2v", "sanity")[1], data).config.context_frames == 2
 
 
 def test_memory_is_flat_over_a_thousand_steps(tmp_path):

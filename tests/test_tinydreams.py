@@ -438,6 +438,8 @@ def test_a_dataset_with_other_actions_is_refused():
         ({"lambda_gan": 1, "discriminator_channels": (8, 0)}, "discriminator_channels must list positive widths"),
         ({"decoder_blocks": 0}, "decoder_blocks must be positive, not 0"),
         ({"action_mode": "add"}, "action_mode must be one of"),
+        ({"patch_size": 16}, r"one patch \(patch_size=16\) leave nothing to norm='instance'; use .* norm='none'"),
+        ({"patch_size": 16, "norm": "group", "tokenizer_filters": (1,)}, "leave nothing to norm='group'"),
     ],
 )
 def test_bad_settings_name_the_field_and_the_way_out(overrides, message):
@@ -464,7 +466,11 @@ def test_the_original_preset_has_the_sources_values():
     with pytest.raises(ConfigError, match=r"22 wide.*nearest is 24: embed_dim=336"):  # the one departure
         dataclasses.replace(config, embed_dim=308)
     assert config.embed_dim == config.tokenizer_filters[-1] == 336 and config.tokenizer_filters[:-1] == (64, 128, 256, 256)
-    assert 2 ** len(config.tokenizer_filters) == 2 ** len(config.decoder_filters) == config.patch_size  # no pixel is folded
+
+
+@pytest.mark.parametrize("overrides", [{"norm": "group"}, {"norm": "none"}, {"norm": "instance", "tokenizer": "patch"}])
+def test_a_frame_of_one_patch_is_used_where_no_norm_erases_it(overrides):
+    one_step(model(patch_size=16, **overrides), batch(size=1))
 
 
 def test_the_original_preset_trains_a_step():

@@ -9,10 +9,21 @@ from torch import nn
 
 
 def norm2d(kind, channels):
-    """The normalisation layer named `kind`: "instance", "group" (8 channels a group) or "none"."""
+    """The normalisation layer named `kind`: "instance", "group" (8 channels a group, or a few more) or "none"."""
     if kind == "instance":
         return nn.InstanceNorm2d(channels)
-    return nn.GroupNorm(max(1, channels // 8), channels) if kind == "group" else nn.Identity()
+    return nn.GroupNorm(_groups(channels), channels) if kind == "group" else nn.Identity()
+
+
+def erases(kind, channels, height, width):
+    """Whether `norm2d` of this kind would take each value by itself, and so leave nothing of maps `[N, C, height, width]`."""
+    together = {"instance": height * width, "group": height * width * channels // _groups(channels), "none": 0}
+    return together[kind] == 1
+
+
+def _groups(channels):
+    """The largest number of groups that divides `channels` and leaves at least 8 of them, or all, in each."""
+    return next(groups for groups in range(max(1, channels // 8), 0, -1) if channels % groups == 0)
 
 
 class ConvEncoder(nn.Module):

@@ -16,7 +16,7 @@ from torch import nn
 from mtld_core import metrics
 from mtld_core.config import check
 from mtld_core.frames import to_float, to_uint8
-from mtld_core.nn.blocks import ConvEncoder, ConvGRUCell, ShuffleDecoder, UpDecoder
+from mtld_core.nn.blocks import ConvEncoder, ConvGRUCell, ShuffleDecoder, UpDecoder, erases
 from mtld_core.nn.gan import (
     PatchDiscriminator,
     feature_matching_loss,
@@ -108,6 +108,11 @@ class MTLDConfig:
         weights = self.lambda_l1, self.lambda_reconstruction, self.lambda_latent, self.lambda_adv, self.lambda_fm
         check(any(weights) or self.lambda_temporal or (self.lambda_lpips and self.perceptual != "none"), "all weights of the "
               "loss are 0, so nothing would be learned: give lambda_l1, or another lambda_..., a positive weight")  # fmt: skip
+        if self.decoder == "shuffle" and self.decoder_blocks:
+            cells = self.height // self.shuffle_factor, self.width // self.shuffle_factor
+            check(not erases(self.decoder_norm, *self.decoder_channels, *cells),
+                  f"frames of one cell (shuffle_factor={self.shuffle_factor}) leave nothing to decoder_norm="
+                  f"{self.decoder_norm!r}; use a smaller shuffle_factor, or decoder_norm='none'")  # fmt: skip
 
     @property
     def upscale(self):

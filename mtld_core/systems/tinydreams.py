@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mtld_core.config import check
 from mtld_core.nn.actions import ActionEncoder
-from mtld_core.nn.blocks import ConvDecoder, ConvTokenizer, PatchTokenizer
+from mtld_core.nn.blocks import ConvDecoder, ConvTokenizer, PatchTokenizer, erases
 from mtld_core.nn.gan import PatchDiscriminator, lsgan_discriminator_loss, lsgan_generator_loss
 from mtld_core.nn.losses import sobel_loss, spectrum_loss, ssim_loss
 from mtld_core.nn.perceptual import LPIPS, load_trunk
@@ -93,9 +93,6 @@ class TinyDreamsConfig:
             check(not self.lambda_gan or size == 0 or size >= least,
                   f"{side}={size} is too small for so many discriminator_channels, which need {least} pixels; use fewer, or "
                   "lambda_gan=0")  # fmt: skip
-        check(self.norm != "instance" or self.height * self.width != self.patch_size**2,
-              f"frames of one patch (patch_size={self.patch_size}) leave nothing to norm='instance'; use a smaller "
-              "patch_size, or another norm")  # fmt: skip
         for name in ("action_widths", "discriminator_channels", "tokenizer_filters", "decoder_filters"):
             empty = name == "decoder_filters" or (name == "tokenizer_filters" and self.tokenizer == "patch")
             check(min(getattr(self, name), default=empty) > 0, f"{name} must list positive widths")
@@ -104,6 +101,11 @@ class TinyDreamsConfig:
             f"ffn_scale={self.ffn_scale} of embed_dim={self.embed_dim} leaves the MLPs no width; use at least "
             f"{1 / self.embed_dim:g}",
         )
+        if self.tokenizer == "conv":
+            cells = self.height // self.patch_size, self.width // self.patch_size
+            check(not erases(self.norm, self.tokenizer_filters[-1], *cells),
+                  f"frames of one patch (patch_size={self.patch_size}) leave nothing to norm={self.norm!r}; use a smaller "
+                  "patch_size, or norm='none'")  # fmt: skip
         width = self.embed_dim / self.heads
         near = max(8, round(width / 8) * 8)
         check(width == near, f"heads={self.heads} over embed_dim={self.embed_dim} are {width:g} wide, and fast attention wants "

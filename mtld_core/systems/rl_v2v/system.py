@@ -19,6 +19,7 @@ from mtld_core.colours import colour_transfer
 from mtld_core.config import check
 from mtld_core.data.replay import Replay
 from mtld_core.frames import to_float, to_uint8
+from mtld_core.nn.blocks import erases
 from mtld_core.nn.gan import GAN_LOSSES
 from mtld_core.systems.base import Loss, Needs, System, adam
 from mtld_core.systems.rl_v2v.decisions import choose, last_reward, next_state, q_target, reward, soft_update
@@ -81,6 +82,13 @@ class RLV2VConfig:
             for fold, widths, grid in (("fold", "channels", self.grid), ("judge_fold", "judge_channels", self.judge_grid)):
                 check(size % grid == 0, f"{side}={size} is not divisible by {grid}, as {fold} and {widths} ask for; make the "
                       f"frames {max(1, size // grid) * grid} pixels, or use a smaller {fold} or fewer {widths}")  # fmt: skip
+        normed = [(self.fold, self.channels[0])]  # pixels along a cell and width of the maps that have a norm
+        if self.blocks:
+            normed.append((self.grid, self.channels[-1]))
+        for cell, width in normed:
+            check(not erases(self.norm, width, self.height // cell, self.width // cell),
+                  f"frames of one cell ({cell} pixels, as fold and channels ask for) leave nothing to norm={self.norm!r}; "
+                  "use a smaller fold, fewer channels, or norm='none'")  # fmt: skip
 
     @property
     def grid(self):
@@ -109,9 +117,9 @@ class RLV2V(System):
         },
         # the source's quick check
         "sanity": {
-            "height": 32, "width": 32, "sequence_length": 4, "channels": (8, 16), "fold": 1, "blocks": 1, "memory": 8,
-            "judge_channels": (8, 16), "batch_size": 2, "epochs": 2, "steps_per_epoch": 5, "eval_batches": 5,
-            "eval_every_steps": 5, "save_every_steps": 5,
+            "height": 32, "width": 32, "sequence_length": 4, "context_frames": 2, "channels": (8, 16), "fold": 1, "blocks": 1,
+            "memory": 8, "judge_channels": (8, 16), "batch_size": 2, "epochs": 2, "steps_per_epoch": 5, "eval_batches": 5,
+            "log_every_steps": 5, "eval_every_steps": 5, "save_every_steps": 5,
         },
         "tiny": {
             "sequence_length": 5, "context_frames": 2, "channels": (8,), "memory": 4, "blocks": 1, "judge_channels": (8, 8),
@@ -131,6 +139,14 @@ class RLV2V(System):
         self.replay, self.steps = None, 0
 
     # ---- training
+
+    @classmethod
+    def fit_config(cls, config, dataset):
+        past = config.context_frames
+        check(config.sequence_length > past + 1,  # such runs were made once, and they open still
+              f"sequence_length={config.sequence_length} with context_frames={past} leaves only the last step of a clip, at "
+              f"which predictors learn nothing; use sequence_length={past + 2} or more, or fewer context_frames")  # fmt: skip
+        return super().fit_config(config, dataset)
 
     def needs(self):
         return Needs(window=self.config.sequence_length, domains=2)
@@ -167,7 +183,7 @@ class RLV2V(System):
         logs = made.logs | step("discriminator", functools.partial(self.discriminator_loss, t=t), batch | made.carry).logs
         self.steps += 1
         if c.rl_every and self.steps % c.rl_every == 0:
-            self._remember(batch, made.carry, t)
+            self._remember(batch, t)
             drawn = self._draw(2 * len(batch["key"]))
             logs |= step("q", self.q_loss, drawn).logs | step("policy", self.policy_loss, drawn).logs
             for name, slow in self.slow.items():
@@ -201,8 +217,7 @@ class RLV2V(System):
                     loss = loss + c.lambda_steady * parts["steady"]
             total = total + loss.mean()
             logs |= {f"{name}_{d}": value.mean() for name, value in parts.items()}
-            carry |= {f"{name}_{d}": parts[name] for name in ("recurrent", "recycle")}
-            carry |= {f"fake_{o}": fake, f"predicted_{d}": predicted, f"recycled_{d}": recycled}
+            carry[f"fake_{o}"] = fake
         return Loss(total, logs, carry)
 
     def discriminator_loss(self, batch, t):
@@ -236,15 +251,14 @@ class RLV2V(System):
     # ---- the RL half
 
     @torch.no_grad()
-    def _remember(self, batch, carry, t):
+    def _remember(self, batch, t):
         """Let each clip of the batch become a transition at frame t, in the replay."""
         c, last = self.config, t == self.config.sequence_length - 1
         judge = torch.vmap(GAN_LOSSES[c.gan][1])
-        carry = {name: value.to(batch["frames"].dtype) for name, value in carry.items()}  # autocast ends with the phase
         for number, d in enumerate("xy"):
-            past = batch[FRAMES[d]][:, :t]
+            past, after = batch[FRAMES[d]][:, :t], batch[FRAMES[d]][:, t]
             state = past[:, -c.context_frames :]
-            both = torch.stack([carry[f"predicted_{d}"], carry[f"recycled_{d}"]], 1)  # [B, 2, 3, H, W]
+            both = torch.stack(self._candidates(state, d, self.g, self.p), 1)  # [B, 2, 3, H, W]
             values = torch.stack([self.q[d](state, action) for action in both.unbind(1)], 1)
             explore, coin = torch.rand(2, len(state)).to(state.device)
             chosen = choose(values, explore, coin, c.sigma2)
@@ -254,7 +268,8 @@ class RLV2V(System):
                 rewards = last_reward(judge(whole), c.lambda_v)
             else:
                 adversarial = judge(frame[:, -1]) + judge(whole)
-                rewards = reward(adversarial, carry[f"recurrent_{d}"], carry[f"recycle_{d}"], c.lambda_rr, c.lambda_rc)
+                recurrent, recycle = (_distance(candidate, after) for candidate in both.unbind(1))
+                rewards = reward(adversarial, recurrent, recycle, c.lambda_rr, c.lambda_rc)
             full = torch.full((len(state),), t)
             done = torch.full_like(full, last, dtype=torch.bool)
             self.replay.add(to_uint8(torch.cat([state, action], 1)), rewards, full, torch.full_like(full, number), done)
