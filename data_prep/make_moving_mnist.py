@@ -58,21 +58,21 @@ def make(
         if value < least:
             raise UserError(f"{name} must be {least} or more, not {value!r}")
     out = Path(out).expanduser().absolute()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out.is_file() or any(path.is_file() for path in out.rglob("*")):
         raise UserError(f"{out} is there already and is not overwritten: name another OUT, or delete it")
     train, test = read_mnist(source)
     files = {out / "train.h5": (sequences, train, {"part": "train", "seed": seed})}
     if test_sequences:
         files[out / "test/test.h5"] = test_sequences, test, {"part": "test", "seed": TEST_SEED}
     about = {"source": "Moving MNIST", "digits": digits, "length": length, "cuts": False}
-    with contextlib.ExitStack() as both:  # take their names together, when both are whole
-        for path, (count, mnist, of_part) in files.items():
-            try:
+    try:
+        with contextlib.ExitStack() as both:  # take their names together, when both are whole
+            for path, (count, mnist, of_part) in files.items():
                 temporary = both.enter_context(atomic_path(path))
                 _write(temporary, count, mnist, about | of_part, size, progress)
-            except OSError as error:
-                reason = error.strerror or error
-                raise UserError(f"{path} cannot be written ({reason}); make room there or name another OUT") from error
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise UserError(f"{out} cannot be written ({reason}); make room there or name another OUT") from error
     return list(files)
 
 

@@ -164,9 +164,11 @@ def test_a_full_disk_leaves_neither_file(tmp_path, source, monkeypatch):
         return np.array([0, 1]), np.zeros((20, 64, 64), np.uint8)
 
     monkeypatch.setattr("data_prep.make_moving_mnist._sequence", full)
-    with pytest.raises(UserError, match=r"test\.h5 cannot be written \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"out cannot be written \(No space left on device\)"):
         made(tmp_path / "out", source)
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+    monkeypatch.undo()
+    assert all(path.is_file() for path in made(tmp_path / "out", source))  # what is left is no hindrance
 
 
 def test_the_command_line(tmp_path, source):
