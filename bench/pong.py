@@ -2,6 +2,8 @@
 
 python bench/pong.py OUT                         all of it, into OUT: an hour on two cores
 python bench/pong.py OUT --only tinydreams       one stage: tinydreams, tokenizer, latent_actions, dynamics
+python bench/pong.py OUT --vary output residual direct --train-steps 600 --seeds 0 1
+                                                 tinydreams with each value of one setting in turn, in equal steps
 """
 
 import argparse
@@ -125,33 +127,51 @@ def sheet(system, dataset, arcs, clips=4):
     return strip(rows, ["truth", "dream"] * clips, [f"+{h}" for h in SHOWN])
 
 
-def main(out, only, minutes, steps, seed):
+def run_stage(name, data, run_dir, overrides, **settings):
+    """Train a stage's preset `small` into `run_dir`, and print how long it took and what its figures are."""
+    began = time.process_time()
+    report = train(name, "small", data, {"eval_every_steps": 0} | overrides, run_dir=str(run_dir), **settings)
+    took = time.process_time() - began
+    print(f"{run_dir.name}: {report['train_seconds']:.0f} s of training, {took:.0f} s of processor time in all")
+    print(json.dumps({k: v for k, v in report["metrics"].items() if isinstance(v, float)}, indent=1))
+    if skills := report["metrics"].get("skill_db_by_horizon"):
+        shown = [f"{h}: {skills[h - 1]:+.2f}" for h in (1, 2, 4, 8, 16, 32, 64) if h <= len(skills)]
+        print("skill by horizon:", ", ".join(shown))
+        print(f"least skill to horizon 16: {min(skills[:16]):+.2f} dB")
+    dataset, system = open_dataset(data), open_run(run_dir, device="cpu")
+    if system.action_space == 6:
+        print("the paddle obeys in {:.1%} of {} tries".format(*obedience(system, dataset, held_out(system, dataset))))
+    sys.stdout.flush()
+    return system, dataset
+
+
+def vary(out, data, setting, values, steps, seeds):
+    """TinyDreams with each of `values` (texts, read as JSON where they are that) of one setting, seed by seed."""
+    for seed in seeds:
+        for text in values:
+            try:
+                value = json.loads(text)
+            except ValueError:
+                value = text
+            run_stage("tinydreams", data, out / f"{setting}_{text}_{seed}", {setting: value}, steps=steps, seed=seed)
+
+
+def recorded(out, steps, seed):
+    """The recording in `out`, made where it is not there yet."""
     out.mkdir(parents=True, exist_ok=True)
     data = out / "pong.h5"
     if not data.exists():
         record("ALE/Pong-v5", steps, data, seed=seed)
+    return data
+
+
+def main(out, data, only, minutes):
     stages = {"dynamics": {"tokenizer_run": str(out / "tokenizer")}}
     for name in only:
-        began = time.process_time()
-        overrides = {"eval_every_steps": 0} | stages.get(name, {})
         settings = {"time_budget_minutes": minutes} if minutes else {}
-        report = train(name, "small", data, overrides, run_dir=str(out / name), **settings)
-        print(
-            f"{name}: {report['train_seconds']:.0f} s of training, {time.process_time() - began:.0f} s of processor time in all"
-        )
-        print(json.dumps({k: v for k, v in report["metrics"].items() if isinstance(v, float)}, indent=1))
-        if skills := report["metrics"].get("skill_db_by_horizon"):
-            print(
-                "skill by horizon:",
-                ", ".join(f"{h}: {skills[h - 1]:+.2f}" for h in (1, 2, 4, 8, 16, 32, 64) if h <= len(skills)),
-            )
-            print(f"least skill to horizon 16: {min(skills[:16]):+.2f} dB")
-        dataset = open_dataset(data)
-        system = open_run(out / name, device="cpu")
+        system, dataset = run_stage(name, data, out / name, stages.get(name, {}), **settings)
         if not system.reconstructs:
             save_picture(out / f"{name}_sheet.png", sheet(system, dataset, held_out(system, dataset)))
-        if system.action_space == 6:
-            print("the paddle obeys in {:.1%} of {} tries".format(*obedience(system, dataset, held_out(system, dataset))))
         if name == "latent_actions":
             print(f"latent action -> paddle motion: balanced accuracy {motion_accuracy(system, dataset):.1%} (chance 33 %)")
 
@@ -163,5 +183,14 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=0, help="a stage; 0: as many steps as the preset says")
     parser.add_argument("--steps", type=int, default=16_000, help="to record")
     parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
-    main(arguments.out, arguments.only, arguments.minutes, arguments.steps, arguments.seed)
+    parser.add_argument("--vary", nargs="+", metavar=("SETTING", "VALUE"), help="a setting of tinydreams and its values")
+    parser.add_argument("--train-steps", type=int, default=600, help="of each run that --vary makes")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the runs that --vary makes")
+    given = parser.parse_args()
+    if given.vary and len(given.vary) < 2:
+        parser.error("--vary takes a setting and one or more values")
+    data = recorded(given.out, given.steps, given.seed)
+    if given.vary:
+        vary(given.out, data, given.vary[0], given.vary[1:], given.train_steps, given.seeds)
+    else:
+        main(given.out, data, given.only, given.minutes)

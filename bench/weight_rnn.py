@@ -1,6 +1,7 @@
 """Weight RNN with and without its updates: the same data, seeds and budget; mean and spread of how well images are made.
 
 python bench/weight_rnn.py DATASET_ROOT OUT --minutes 3 --seeds 0 1 2
+python bench/weight_rnn.py DATASET_ROOT OUT --sheet 2000       instead: one run of so many steps, and OUT/sheet.png of it
 
 Each seed trains three runs into OUT: "on" for so many minutes of processor time, "off_steps" without updates for as many steps,
 "off_time" without updates for as much time. Time is turned into steps by measuring both kinds in turn before, so that other
@@ -23,6 +24,8 @@ from mtld_core.data import Batches, split_windows
 from mtld_core.evaluate import evenly
 from mtld_core.frames import to_float, to_uint8
 from mtld_core.frechet import FRECHET_FEATURES, Likeness
+from mtld_core.generate import rollout
+from mtld_core.media import save_picture, strip
 from mtld_core.runtime import warm_memory, write_json
 from mtld_core.settings import build, open_data, plan
 from mtld_core.stepper import Stepper
@@ -31,6 +34,7 @@ from mtld_core.systems.base import to_channels_last
 from mtld_core.task import DRAWS
 from mtld_core.train import fit
 
+SHOWN = 10  # pictures in a row of the sheet
 ROUNDS, STEPS = 10, 20  # of measuring the time of a step
 NAME = f"frechet_{FRECHET_FEATURES}"
 
@@ -62,12 +66,40 @@ def rebuilt(system, images):
     return torch.cat([to_uint8(system.reconstruct(to_float(part)[:, None])[:, 0]) for part in images.split(64)])
 
 
+@torch.inference_mode()
+def sheet(system, images):
+    """A picture of what a run draws: uint8 `[n, H, W, 3]` in two looks, noise in two looks, and the first one's rollout."""
+    truth = to_float(images)
+    first, last = system.draw(system.encode(truth))[0], system.reconstruct(truth[:, None])[:, 0]
+    generator, noise = torch.Generator().manual_seed(0), []
+    for _ in images:
+        state = system.start(None, generator)
+        drawn_first = state[1]
+        for _ in range(system.config.update_rounds):
+            state, image = system.step(state)
+        noise.append((drawn_first, image))
+    noise_first, noise_last = map(torch.cat, zip(*noise, strict=True))
+    rows = [to_uint8(made) for made in (first, last, noise_first, noise_last)]
+    labels = ["truth", "drawn first", "after the update", "from noise, drawn first", "after the update", "update after update"]
+    return strip([images, *rows, rollout(system, images[0], len(images))], labels)
+
+
+def show(out, case, steps, dataset):
+    """Train one run with updates into `out`/sheet and write `out`/sheet.png: held-out images, and what it draws."""
+    cls, config, training = case(steps=steps, run_dir=str(out / "sheet"))
+    _, held = split_windows(dataset, 1, training.holdout, training.cross_cuts)
+    figures = fit(build(cls, config, dataset, training.seed), dataset, training)["metrics"]
+    print(json.dumps({figure: figures.get(figure) for figure in ("first_psnr", "psnr", NAME)}))
+    save_picture(out / "sheet.png", sheet(open_run(out / "sheet", device="cpu"), dataset.frames[evenly(held, SHOWN)]))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset_root")
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=3.0, help="processor time that the run with updates trains")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sheet", type=int, default=0, metavar="STEPS", help="train one run so long and draw its sheet")
     parser.add_argument("--preset", default="small")
     parser.add_argument("--overrides", default="{}", help="JSON, for all runs")
     given = parser.parse_args()
@@ -79,6 +111,9 @@ def main():
 
     dataset = open_data(given.dataset_root, case(steps=1)[1])
     training = case(steps=1)[2]
+    if given.sheet:
+        show(given.out, case, given.sheet, dataset)
+        return
     learned, held = split_windows(dataset, 1, training.holdout, training.cross_cuts)
     images = dataset.frames[evenly(held, DRAWS)]
     likeness = Likeness(images)

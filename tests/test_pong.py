@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pong
 import pytest
 import torch
 from pong import motion, obedience, paddle_row
@@ -75,3 +76,12 @@ def test_it_can_be_played_at_once(shipped):
     for action in (2, 2, 3):
         play.act(action)
     assert len(play.frames) == 4 and not torch.equal(play.frames[0], play.frames[-1])
+
+
+def test_one_setting_is_varied_seed_by_seed(tmp_path, monkeypatch):
+    runs = []
+    monkeypatch.setattr(pong, "run_stage", lambda *places, **settings: runs.append((*places, settings)))
+    pong.vary(tmp_path, "pong.h5", "layers", ["2", "direct"], 5, [0, 1])
+    assert [run[2].name for run in runs] == ["layers_2_0", "layers_direct_0", "layers_2_1", "layers_direct_1"]
+    assert [run[3] for run in runs[:2]] == [{"layers": 2}, {"layers": "direct"}]
+    assert runs[2][4] == {"steps": 5, "seed": 1}

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import write_arcs
+from safetensors.torch import load_file
 from steered import QUICK, steered_run, write_recording
 
 from data_prep.record_game import record
@@ -16,9 +18,10 @@ from mtld_core import open_run
 from mtld_core.data import open_dataset
 from mtld_core.generate import generate, rollout
 from mtld_core.judge import judge
+from mtld_core.panel import GeneratePanel
 from mtld_core.play import Play
 from mtld_core.runtime import UserError
-from mtld_core.share import share, without_places
+from mtld_core.share import share, share_weights, without_places
 from mtld_core.systems import SYSTEMS
 from mtld_core.train import train
 
@@ -185,3 +188,48 @@ def test_damaged_or_foreign_shared_weights(run, tmp_path):
     (out / "model.safetensors").unlink()
     with pytest.raises(UserError, match="holds no checkpoint yet"):
         open_run(out)
+
+
+# ---- the weights alone
+
+
+def test_the_weights_as_a_pth_from_the_command_line(tmp_path):
+    write_arcs(tmp_path / "arcs", [20] * 6)
+    run = tmp_path / "run"
+    train("mtld", "tiny", str(tmp_path / "arcs"), QUICK | {"ema_decay": 0.5}, steps=2, run_dir=str(run))
+    command = [sys.executable, "-m", "mtld_core.share", str(run), str(run / "weights.pth")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (run / "weights.pth").is_file() and done.stdout.startswith(f"{run / 'weights.pth'}: 0.")
+    averaged, newest = (load_file(run / f"checkpoints/step_00000002/{name}.safetensors") for name in ("ema", "model"))
+    written = torch.load(run / "weights.pth", weights_only=True)
+    assert written.keys() == averaged.keys() and all(value.equal(averaged[name]) for name, value in written.items())
+    assert not all(value.equal(written[name]) for name, value in newest.items())
+    for name in ("weights.pth", str(run / "weights.pth")):  # in the run's folder, or by its path
+        opened = open_run(run, name, device="cpu")
+        assert opened.run.checkpoint == "weights.pth"
+        assert all(value.equal(averaged[name]) for name, value in opened.state_dict().items())
+    newest = generate(str(run), num_frames=4, out_dir=str(tmp_path / "newest"))
+    again = generate(str(run), num_frames=4, out_dir=str(tmp_path / "again"), checkpoint="weights.pth")
+    assert again["checkpoint"] == "weights.pth" and again["psnr"] == newest["psnr"]
+    form = GeneratePanel(str(run))
+    assert form.checkpoint.options[1:] == ("step_00000002", "weights.pth")
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "name another file, or delete it" in refused.stderr
+
+
+def test_a_shared_run_gives_its_weights_on(run, tmp_path):
+    shared = share(run, tmp_path / "out", 12)
+    share_weights(shared, tmp_path / "weights.pth")
+    before, after = open_run(run).state_dict(), open_run(shared, str(tmp_path / "weights.pth")).state_dict()
+    assert all(value.equal(after[name]) for name, value in before.items())
+
+
+def test_weights_that_cannot_be_written_or_found(run, tmp_path):
+    with pytest.raises(UserError, match="no such run folder"):
+        share_weights(tmp_path / "nowhere", tmp_path / "a.pth")
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(UserError, match=r"taken/a\.pth cannot be written"):
+        share_weights(run, tmp_path / "taken/a.pth")
+    with pytest.raises(UserError, match=r"checkpoint a\.pth: no such file, here or in"):
+        open_run(run, "a.pth")
+    assert not (tmp_path / "a.pth").exists()

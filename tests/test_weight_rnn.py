@@ -10,10 +10,11 @@ import torch
 from conftest import moving_square
 from PIL import Image
 from torch.func import functional_call, vmap
+from weight_rnn import sheet
 
 from mtld_core.config import ConfigError, from_dict
 from mtld_core.data import open_dataset
-from mtld_core.frames import to_float
+from mtld_core.frames import to_float, to_uint8
 from mtld_core.nn.gan import gradient_penalty
 from mtld_core.nn.hyper import LayerUpdate, changed_layer
 from mtld_core.settings import plan
@@ -540,3 +541,15 @@ def test_grey_images_are_read_as_rgb(tmp_path):
         Image.fromarray(np.full((16, 16), 80 * i, np.uint8), "L").save(tmp_path / "digits" / "seven" / f"{i}.png")
     frames = open_dataset(tmp_path / "digits").frames
     assert frames.shape == (3, 16, 16, 3) and frames[2].unique().tolist() == [160]
+
+
+def test_the_benchs_sheet_shows_both_looks_and_the_rollout(monkeypatch):
+    system, images = awake(model()).eval(), to_uint8(batch()["frames"][:, 0])
+    monkeypatch.setattr("weight_rnn.strip", lambda rows, labels: (rows, labels))
+    rows, labels = sheet(system, images)
+    truth, first, last, noise_first, noise_last, rolled = rows
+    assert len(labels) == 6 and truth is images and all(len(row) == 3 for row in rows)
+    assert last.equal(to_uint8(system.reconstruct(to_float(images)[:, None])[:, 0])) and not last.equal(first)
+    drawn = system.sample(1, torch.Generator().manual_seed(0))
+    assert (noise_last[0].int() - to_uint8(drawn)[0].int()).abs().max() <= 1 and not noise_last.equal(noise_first)
+    assert not rolled[0].equal(rolled[1])

@@ -1,7 +1,7 @@
 """An HDF5 file as a source: `frames` `[N, H, W, 3]` uint8, perhaps `actions` `[N]` or `[N, A]` and `episode` `[N]`.
 
 An attribute `recording` of the file, JSON text, is what record_game.py says about it; {"unordered": true} means that these are
-single pictures, among which no shots are to be looked for.
+single pictures, among which no shots are to be looked for, and {"cuts": false} that each episode is one shot.
 """
 
 import h5py

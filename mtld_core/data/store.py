@@ -83,8 +83,8 @@ def _meta(source, frames, cuts):
 
 
 def _cuts(source, frames, workers):
-    """Pictures in no order have no shots; in a recording a sudden change is part of the game."""
-    if source.kind == "images" or source.actions is not None:
+    """Pictures in no order have no shots; in a recording a sudden change is part of the game; and a file may say: none."""
+    if source.kind == "images" or source.actions is not None or not source.about.get("cuts", True):
         return np.array([], np.int64)
     return cuts_of_arcs(frames, [(arc.start, arc.stop) for arc in source.arcs()], workers)
 

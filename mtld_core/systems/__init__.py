@@ -32,8 +32,8 @@ def open_run(path, checkpoint="", device="auto"):
     """The trained system of a run's folder (or a shared one), in eval mode, with the averaged weights where the run keeps them.
 
     checkpoint: "" = the newest good one, "best", a name such as "step_00001000", or a file of weights (.pth, .safetensors) for
-    this run's model. The system has `config`, and `run` with dir, checkpoint, step, preset, dataset_path and training
-    (the training config as a dict).
+    this run's model, here or in the run's folder. The system has `config`, and `run` with dir, checkpoint, step, preset,
+    dataset_path and training (the training config as a dict).
     Raises UserError where there is no run, no good checkpoint, or weights that do not fit.
     """
     path = Path(path)
@@ -47,9 +47,7 @@ def open_run(path, checkpoint="", device="auto"):
         raise UserError(
             f"{path / 'config.json'} is damaged ({type(error).__name__}: {error}); training writes it anew"
         ) from None
-    weights_file = Path(checkpoint) if Path(checkpoint).suffix in (".pth", ".safetensors") else None
-    if weights_file and not weights_file.is_file():
-        raise UserError(f"checkpoint {weights_file}: no such file")
+    weights_file = _weights_file(path, Path(checkpoint))
     folder = weights_file or checkpoints.find(path, checkpoint)
     system = cls(from_dict(cls.Config, config))
     checkpoints.load_state_dict(system, checkpoints.load_weights(folder), folder)
@@ -63,3 +61,14 @@ def open_run(path, checkpoint="", device="auto"):
         **facts,
     )
     return system.to(pick_device(device)).eval().requires_grad_(False)
+
+
+def _weights_file(run_dir, checkpoint):
+    """The file of weights that `checkpoint` names, None where it names a checkpoint of the run. Raises UserError."""
+    if checkpoint.suffix not in (".pth", ".safetensors"):
+        return None
+    places = checkpoint, run_dir / checkpoint
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise UserError(f"checkpoint {checkpoint}: no such file, here or in {run_dir}")
+    return found
