@@ -36,7 +36,7 @@ class Folder(PictureFiles):
         super().__init__(root, height, width, fit)
         self.spans = []  # (arc, first, last + 1 in names, numbers)
         found = _listing(root)
-        inner = {name: _listing(root / name) for name in sorted(found.folders, key=_natural)}
+        inner = {name: _listing(root / name) for name in sorted(found.folders, key=natural)}
         arcs = {name: listing for name, listing in inner.items() if listing.images}
         if not arcs and found.images:
             self.base, arcs = root.parent, {root.name: found}
@@ -72,7 +72,7 @@ class Folder(PictureFiles):
         self.notes += [f"{arc}/{name}: a folder inside an arc, left out" for name in sorted(listing.folders)]
         self.notes += [f"{arc}/{name}: not an image ({', '.join(SUFFIXES)}), left out" for name in listing.others]
         numbered = sorted((numbers, name) for name, numbers in order.items())
-        plain = sorted((name for name in listing.images if name not in order), key=_natural)
+        plain = sorted((name for name in listing.images if name not in order), key=natural)
         numbers = [first for (first, *_), _ in numbered]
         if plain:
             self.notes.append(
@@ -129,7 +129,7 @@ def _below(folder, above):
     """[(where, its `Listing`)] of a folder ("") and all below it ("/a", "/a/b", ...); links to `above` are not followed."""
     listing, above = _listing(folder), (*above, folder.resolve())
     found = [("", listing)]
-    for name in sorted(listing.folders, key=_natural):
+    for name in sorted(listing.folders, key=natural):
         if (folder / name).resolve() not in above:
             found += [(f"/{name}{place}", one) for place, one in _below(folder / name, above)]
     return found
@@ -142,7 +142,14 @@ def _joined(found):
     return Listing(images, others, [])
 
 
-def _natural(name):
+def has_images(root):
+    """Whether image files lie in a folder, or in one of its folders."""
+    found = _listing(root)
+    return bool(found.images) or any(_listing(root / name).images for name in found.folders)
+
+
+def natural(name):
+    """A key that sorts names by the numbers in them."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
