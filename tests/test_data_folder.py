@@ -1,11 +1,14 @@
 """Folders of frames: which files become which arc in which order, what is left out and said, how pixels are read."""
 
+import zlib
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
-from mtld_core.data import DomainPair, open_dataset
+from mtld_core.data import DomainPair, folder, open_dataset
 from mtld_core.data.pictures import read_picture
+from mtld_core.media import read_image
 from mtld_core.runtime import UserError
 
 
@@ -51,6 +54,45 @@ def test_the_first_number_of_a_name_counts(tmp_path):
     assert values(read(tmp_path / "d")) == [1, 2]
 
 
+NAMES = {  # names in their order -> the numbers of the frames
+    "a number that all share": ([f"ep2_frame_{i}.png" for i in range(12)], [*range(12)]),
+    "padded": ([f"ep2_frame_{i:04d}.png" for i in range(12)], [*range(12)]),
+    "season and episode": ([f"S01E02-{i}.png" for i in range(8, 13)], [*range(8, 13)]),
+    "nothing but numbers": ([f"0001-{i}.png" for i in range(8, 13)], [*range(8, 13)]),
+    "a date": ([f"2024-05-01_{i}.png" for i in range(8, 13)], [*range(8, 13)]),
+    "a time": ([f"2024-05-01 10.20.{i}.png" for i in (8, 9, 10, 11)], [8, 9, 10, 11]),
+    "numbers behind it": ([f"frame_{i}_1080p_v2.png" for i in range(8, 13)], [*range(8, 13)]),
+    "on both sides": ([f"cam1_{i}_x264.png" for i in range(8, 13)], [*range(8, 13)]),
+    "two that change": (["s1_8.png", "s1_9.png", "s1_10.png", "s2_1.png", "s2_2.png"], [1, 1, 1, 2, 2]),
+    "over midnight": (["d1_23-59.png", "d2_0-0.png", "d2_0-1.png"], [1, 2, 2]),
+    "more digits than int64 holds": ([f"{'9' * 30}_{i}.png" for i in range(8, 13)], [*range(8, 13)]),
+    "one file": (["frame_0007.png"], [7]),
+    "one without": (["ep2_8.png", "ep2_9.png", "ep2_10.png", "ep2.png"], [8, 9, 10, 11]),
+    "none that changes": (["a_v2.png", "b_v2.png"], [0, 1]),
+}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_the_first_number_that_changes_orders_the_frames(tmp_path, kind):
+    names, numbers = NAMES[kind]
+    for value, name in enumerate(names):
+        put(tmp_path / "d/a" / name, value)
+    data = read(tmp_path / "d")
+    assert values(data) == [*range(len(names))] and data.arcs[0].numbers.tolist() == numbers
+    assert data.kind == ("images" if kind == "none that changes" else "arcs")
+    assert data.row("a", numbers[-1]) == numbers.index(numbers[-1]), "the first of those with this number"
+    assert (read(tmp_path / "d/a").arcs[0].numbers == numbers).all()
+
+
+def test_numbers_of_several_files_are_told_in_few_lines(tmp_path):
+    for name in [f"{take}_{i}.png" for take in range(9) for i in (10, 9)]:
+        put(tmp_path / "d/a" / name)
+    warnings = read(tmp_path / "d").warnings
+    assert len(warnings) == 6
+    assert warnings[0] == "a: 2 files have the number 0 (0_9.png, 0_10.png), in the order of the numbers that follow"
+    assert warnings[5] == "a: 4 more numbers belong to several files"
+
+
 def test_row_names_what_is_there(tmp_path):
     for number in (3, 4, 5):
         put(tmp_path / f"d/winter/frame_{number:04d}.png")
@@ -78,6 +120,39 @@ def test_an_image_folder_without_numbers_is_sorted_by_name_after_a_warning(tmp_p
     assert any("cat: 2 files have no number in the name" in line for line in data.warnings)
 
 
+def test_an_image_folder_is_read_as_torchvision_reads_it(tmp_path):
+    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    assert set(IMG_EXTENSIONS) == set(folder.SUFFIXES)
+    for number, suffix in enumerate(IMG_EXTENSIONS):
+        put(tmp_path / f"d/cat/{'ab'[number % 2]}{suffix.upper() if number > 4 else suffix}", 10 * number)
+    for number, name in enumerate(["cat/more/c.png", "cat/more/still/7.png", "cat/more/still/8.png", "dog/pug/a.png"]):
+        put(tmp_path / "d" / name, 101 + number)
+    (tmp_path / "d/dog/empty").mkdir()
+    (tmp_path / "d/dog/pug/notes.txt").write_text("x")
+    theirs, ours = ImageFolder(tmp_path / "d"), read(tmp_path / "d", height=8, width=8)
+    assert ours.kind == "images" and [(arc.name, len(arc)) for arc in ours.arcs] == [("cat", 12), ("dog", 1)]
+    wanted = sorted((theirs.classes[label], round(np.asarray(image)[0, 0, 0] / 4)) for image, label in theirs)
+    found = [(arc.name, round(v / 4)) for arc in ours.arcs for v in ours.frames[arc.start : arc.stop, 0, 0, 0].tolist()]
+    assert sorted(found) == wanted
+    assert any("dog/pug/notes.txt: not an image" in line for line in ours.warnings)
+
+
+def test_deeper_arcs_are_read_where_there_are_no_others(tmp_path):
+    for number in range(3):
+        put(tmp_path / f"d/season_1/ep/{number}.png", number)
+        put(tmp_path / f"d/season_1/ep/masks/{number}.png", 255)
+        put(tmp_path / f"d/season_2/{number}/{number}.png", 10 + number)
+    (tmp_path / "d/season_1/again").symlink_to(tmp_path / "d")
+    data = read(tmp_path / "d")
+    assert [arc.name for arc in data.arcs] == ["season_1/ep", "season_2/0", "season_2/1", "season_2/2"]
+    assert values(data) == [0, 1, 2, 10, 11, 12] and data.row("season_1/ep", 2) == 2
+    assert "season_1/ep/masks: a folder inside an arc, left out" in data.warnings
+    put(tmp_path / "d/season_3/1.png")
+    assert [arc.name for arc in read(tmp_path / "d").arcs] == ["season_3"]
+
+
 def test_gaps_equal_numbers_and_other_files_are_told(tmp_path):
     arc = tmp_path / "d/arc_1"
     for number in (0, 1, 2, 30, 43, 44, 45):
@@ -87,7 +162,7 @@ def test_gaps_equal_numbers_and_other_files_are_told(tmp_path):
     (arc / ".DS_Store").write_text("x")
     data = read(tmp_path / "d")
     assert data.warnings == [
-        "arc_1/notes.txt: not an image (.png, .jpg, .jpeg, .webp, .bmp), left out",
+        "arc_1/notes.txt: not an image (.png, .jpg, .jpeg, .webp, .bmp, .ppm, .pgm, .tif, .tiff), left out",
         "arc_1: 2 files have the number 44 (frame_0044.png, frame_44.png), sorted by name",
         "arc_1: 27 frames missing after frame_0002.png",
         "arc_1: 12 frames missing after frame_0030.png",
@@ -217,7 +292,74 @@ def test_every_mode_becomes_rgb(tmp_path, name):
     assert pixels[1, 2].tolist() == list(expected)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp"])
+# ---- EXIF
+
+
+def photo(path, orientation, **options):
+    """A picture of 16x32 pixels, red on the left and green in the upper left corner, as it is stored."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture, exif = np.zeros((16, 32, 3), np.uint8), Image.Exif()
+    picture[:, :8], picture[:8, :8] = (250, 0, 0), (0, 250, 0)
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(picture).save(path, exif=exif, **options)
+    return picture
+
+
+SHOWN = {  # what a viewer shows of a stored picture, by the meaning of the orientations in the EXIF standard
+    1: lambda p: p,
+    2: lambda p: p[:, ::-1],
+    3: lambda p: p[::-1, ::-1],
+    4: lambda p: p[::-1],
+    5: lambda p: p.swapaxes(0, 1),
+    6: lambda p: np.rot90(p, -1),
+    7: lambda p: p[::-1, ::-1].swapaxes(0, 1),
+    8: lambda p: np.rot90(p),
+}
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("orientation", SHOWN)
+def test_frames_are_what_a_viewer_shows(tmp_path, orientation, suffix):
+    options = {"lossless": True} if suffix == "webp" else {"quality": 98} if suffix == "jpg" else {}
+    for name in ("d/a/1", "d/a/2", "d/a/3", "r/1"):
+        stored = photo(tmp_path / f"{name}.{suffix}", orientation, **options)
+    shown = SHOWN[orientation](stored).astype(int)
+    (tmp_path / "r/log.jsonl").write_text(f'{{"frame_filename": "1.{suffix}", "controls": [0], "timestamp": 0}}\n')
+    height, width = shown.shape[:2]
+    for found in [
+        read(tmp_path / "d").frames[1],
+        read(tmp_path / "d").frames[1],  # from the cache
+        read(tmp_path / "d", height=height, width=width).frames[2],
+        read(tmp_path / "r").frames[0],
+        read_picture(tmp_path / f"d/a/1.{suffix}"),
+        read_image(tmp_path / f"d/a/1.{suffix}"),
+    ]:
+        assert found.shape == shown.shape and np.abs(np.asarray(found).astype(int) - shown)[::5, ::5].mean() < 10
+
+
+def test_exif_in_a_png_may_lie_anywhere_or_be_damaged(tmp_path):
+    stored = photo(tmp_path / "a.png", 6)
+    png = (tmp_path / "a.png").read_bytes()
+    start = png.index(b"eXIf") - 4
+    chunk = png[start : start + 12 + int.from_bytes(png[start : start + 4], "big")]
+    assert chunk in png and png.endswith(b"IEND\xaeB`\x82")
+    end = len(png) - 12
+    ways = {
+        "behind": (png[:start] + png[start + len(chunk) : end] + chunk + png[end:], np.rot90(stored, -1)),
+        "none": (png[:start] + png[start + len(chunk) :], stored),
+    }
+    damaged = b"\xff" * 30
+    damaged = len(damaged).to_bytes(4, "big") + b"eXIf" + damaged + zlib.crc32(b"eXIf" + damaged).to_bytes(4, "big")
+    ways["damaged"] = png[:start] + damaged + png[start + len(chunk) :], stored
+    for name, (content, shown) in ways.items():
+        for number in range(2):
+            (tmp_path / name / "a").mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / f"a/{number}.png").write_bytes(content)
+        data = read(tmp_path / name)
+        assert np.array_equal(data.frames[0], shown) and data.warnings == [], name
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif", "ppm", "pgm"])
 def test_a_file_cut_anywhere_is_refused(tmp_path, suffix):
     whole = tmp_path / f"whole.{suffix}"
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)

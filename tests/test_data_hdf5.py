@@ -1,10 +1,15 @@
 """HDF5 files: episodes, actions, sizes, frames that stay in the file, and what is refused in which words."""
 
+import os
+import subprocess
+import sys
+
 import h5py
 import numpy as np
 import pytest
 import torch
 from conftest import moving_square
+from PIL import Image
 
 from mtld_core.data import Batches, lazy, open_dataset, store
 from mtld_core.data.lazy import LazyFrames
@@ -121,6 +126,251 @@ def test_pictures_in_no_order_have_no_shots(tmp_path):
             file["frames"], file.attrs["recording"] = frames, about
     film, pictures = (open_dataset(tmp_path / f"{name}.h5", progress=False) for name in ("film", "pictures"))
     assert (film.kind, film.cuts.tolist()) == ("hdf5", [20]) and (pictures.kind, pictures.cuts.tolist()) == ("images", [])
+
+
+# ---- episodes that are told by their ends
+
+DONE = {  # what a file says -> lengths of its episodes
+    "bool": ({"dones": np.array([0, 0, 1, 0, 1, 0], bool)}, [3, 2, 1]),
+    "uint8, the last one flagged": ({"terminals": np.array([0, 0, 1, 0, 0, 1], np.uint8)}, [3, 3]),
+    "floats in a column": ({"dones": np.array([[0.0], [1], [0], [0], [0], [0]])}, [2, 4]),
+    "one less than frames": ({"dones": np.array([0, 0, 1, 0, 1], bool)}, [3, 2, 1]),
+    "two kinds": ({"terminals": np.array([0, 1, 0, 0, 0, 0]), "timeouts": np.array([0, 0, 0, 1, 0, 0], bool)}, [2, 2, 2]),
+    "none": ({"dones": np.zeros(6)}, [6]),
+    "ends": ({"episode_ends": np.array([2, 3, 6])}, [2, 1, 3]),
+    "ends, one a frame": ({"episode_ends": np.arange(1, 7)}, [1] * 6),
+    "ends as flags": ({"episode_ends": np.array([0, 1, 0, 0, 0, 1])}, [2, 4]),
+    "episode wins": ({"dones": np.ones(6), "episode": np.array([1, 1, 1, 1, 2, 2])}, [4, 2]),
+}
+
+
+@pytest.mark.parametrize("kind", DONE)
+def test_flags_that_end_episodes(tmp_path, kind):
+    columns, lengths = DONE[kind]
+    data = open_dataset(put(tmp_path / "a.h5", frames=ramp(6), actions=np.arange(6), **columns), progress=False)
+    first = 1 if "episode" in columns else 0
+    assert [(arc.name, len(arc)) for arc in data.arcs] == [(f"episode_{first + i}", n) for i, n in enumerate(lengths)]
+    assert data.frames[:, 0, 0, 0].tolist() == data.actions.tolist() == [*range(6)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "match"),
+    [
+        ({"dones": np.zeros(4)}, r"'dones' is float64 \[4\]; wanted is 0 or 1 for each row, and 'frames' has N = 6"),
+        ({"dones": np.array([0, 2, 0, 0, 0, 0])}, "'dones' .*wanted is 0 or 1"),
+        ({"terminals": np.array([0, np.nan, 0, 0, 0, 0])}, "'terminals' holds values that are not finite"),
+        ({"dones": np.zeros((6, 2))}, r"'dones' is float64 \[6, 2\]"),
+        ({"episode_ends": np.array([2, 5])}, "'episode_ends' .*the last is N = 6"),
+        ({"episode_ends": np.array([3, 2, 6])}, "'episode_ends' .*rising"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(tmp_path, columns, match):
+    with pytest.raises(UserError, match=match):
+        open_dataset(put(tmp_path / "a.h5", frames=ramp(6), **columns), progress=False)
+
+
+# ---- several files
+
+
+@pytest.mark.parametrize("memory", ["ram", "disk"])
+def test_several_files_in_a_folder_are_episodes(tmp_path, monkeypatch, memory):
+    monkeypatch.setattr(lazy, "OPEN", 1)
+    for number, suffix in ((10, "hdf5"), (9, "h5"), (11, "H5")):
+        put(tmp_path / f"take_{number}.{suffix}", frames=ramp(4) + np.uint8(10 * number), actions=np.arange(4) + number)
+    put(tmp_path / "take_12.h5", frames=ramp(4) + np.uint8(120), actions=[12, 13, 14, 15], episode=[1, 0, 1, 0])
+    data = open_dataset(tmp_path, memory=memory, progress=False)
+    names = ["take_9", "take_10", "take_11", "take_12/episode_0", "take_12/episode_1"]
+    assert (data.kind, [arc.name for arc in data.arcs]) == ("hdf5", names)
+    assert data.frames[:][:, 0, 0, 0].tolist() == [90, 91, 92, 93, 100, 101, 102, 103, 110, 111, 112, 113, 121, 123, 120, 122]
+    assert data.actions.tolist() == [9, 10, 11, 12, 10, 11, 12, 13, 11, 12, 13, 14, 13, 15, 12, 14]
+    assert data.frames[torch.tensor([15, 3, 4])][:, 0, 0, 0].tolist() == [122, 93, 100]
+    assert data.row("take_12/episode_1", 1) == 15
+
+
+def test_files_that_do_not_belong_together_are_both_named(tmp_path):
+    def refuses(match):
+        with pytest.raises(UserError, match=match):
+            open_dataset(tmp_path, progress=False)
+
+    put(tmp_path / "a.h5", frames=ramp(4), actions=np.arange(4))
+    put(tmp_path / "b.h5", frames=ramp(4, 12, 16), actions=np.arange(4))
+    refuses("a.h5 has frames of 8x6 pixels and b.h5 has frames of 16x12 pixels; set height and width")
+    assert open_dataset(tmp_path, height=6, width=8, progress=False).frames.shape == (8, 6, 8, 3)
+    put(tmp_path / "b.h5", frames=ramp(4))
+    refuses(r"a.h5 has 'actions' \[4\] and b.h5 has no 'actions'; give both")
+    put(tmp_path / "b.h5", frames=ramp(4), actions=np.zeros((4, 2)))
+    refuses(r"a.h5 has 'actions' \[4\] and b.h5 has 'actions' \[4, 2\]")
+    put(tmp_path / "b.h5", weights=np.zeros(3))
+    refuses("b.h5 has no dataset 'frames'.*the 2 HDF5 files in .* are read together: name the one that you want")
+    Image.new("RGB", (8, 8)).save(tmp_path / "frame_0.png")
+    assert open_dataset(tmp_path, progress=False).kind == "arcs", "images win, as ever"
+
+
+# ---- what HDF5 would read as zeros, or not at all
+
+
+def refused(path, *words):
+    with pytest.raises(UserError) as caught:
+        open_dataset(path, progress=False)
+    text = str(caught.value)
+    assert str(path) in text and "\n" not in text and all(word in text for word in words), text
+    assert "record or download it again" not in text and "damaged" not in text, text
+
+
+def virtual(folder, name="frames", values=None, covered=3):
+    """all.h5, whose dataset `name` lies in part_0.h5, part_1.h5 and part_2.h5, 10 rows in each."""
+    values = ramp(30) + np.uint8(100) if values is None else values
+    layout = h5py.VirtualLayout(values.shape, values.dtype)
+    for i in range(3):
+        put(folder / f"part_{i}.h5", data=values[10 * i : 10 * i + 10])
+        if i < covered:
+            layout[10 * i : 10 * i + 10] = h5py.VirtualSource(f"part_{i}.h5", "data", (10, *values.shape[1:]))
+    with h5py.File(folder / "all.h5", "w") as file:
+        file.create_virtual_dataset(name, layout)
+        if name != "frames":
+            file["frames"] = ramp(30)
+    return folder / "all.h5"
+
+
+def test_a_virtual_dataset_that_is_whole(tmp_path):
+    data = open_dataset(virtual(tmp_path), progress=False)
+    assert data.frames[:, 0, 0, 0].tolist() == [*range(100, 130)]
+
+
+GONE = {
+    "a file": (lambda folder: (folder / "part_1.h5").unlink(), ["part in part_1.h5, which is missing"]),
+    "all files": (lambda folder: [(folder / f"part_{i}.h5").unlink() for i in range(3)], ["part in part_0.h5"]),
+    "its dataset": (lambda folder: put(folder / "part_2.h5", other=[1]), ["part_2.h5 has no dataset 'data'"]),
+    "some rows": (lambda folder: put(folder / "part_0.h5", data=ramp(9)), ["part_0.h5, whose dataset 'data' is [9"]),
+}
+
+
+@pytest.mark.parametrize("what", GONE)
+@pytest.mark.parametrize("name", ["frames", "actions", "episode", "dones"])
+def test_virtual_parts_that_are_gone_are_named(tmp_path, name, what):
+    path, (lose, words) = virtual(tmp_path, name, None if name == "frames" else np.zeros(30, np.uint8)), GONE[what]
+    lose(tmp_path)
+    refused(path, f"dataset {name!r}", *words)
+
+
+def test_a_slice_of_a_part_that_has_become_shorter(tmp_path):
+    put(tmp_path / "part.h5", data=ramp(8))
+    layout = h5py.VirtualLayout((4, 6, 8, 3), np.uint8)
+    layout[:] = h5py.VirtualSource(str(tmp_path / "part.h5"), "data", (8, 6, 8, 3))[3:7]
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        file.create_virtual_dataset("frames", layout)
+    assert open_dataset(tmp_path / "all.h5", progress=False).frames[:, 0, 0, 0].tolist() == [3, 4, 5, 6]
+    put(tmp_path / "part.h5", data=ramp(6))
+    refused(tmp_path / "all.h5", "part.h5, whose dataset 'data' is [6, 6, 8, 3] now")
+
+
+def test_rows_that_no_part_holds_are_refused(tmp_path):
+    refused(virtual(tmp_path, covered=2), f"{10 * 6 * 8 * 3} of its {30 * 6 * 8 * 3} values lie in none")
+
+
+def external(folder, name, values):
+    """A file whose dataset `name` lies in raw.bin, beside it."""
+    with h5py.File(folder / "a.h5", "w") as file:
+        file.create_dataset(name, data=values, external=[("raw.bin", 0, h5py.h5f.UNLIMITED)])
+        if name != "frames":
+            file["frames"] = ramp(30)
+    return folder / "a.h5"
+
+
+@pytest.mark.parametrize("name", ["frames", "actions"])
+def test_external_values_that_are_gone_or_cut_short_are_named(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    path = external(tmp_path, name, ramp(30) if name == "frames" else np.arange(30))
+    assert len(open_dataset(path, progress=False).frames) == 30
+    os.truncate(tmp_path / "raw.bin", 200)
+    refused(path, f"dataset {name!r}", "raw.bin, which was cut short (200 bytes, ")
+    (tmp_path / "raw.bin").unlink()
+    refused(path, f"dataset {name!r}", "keeps its values in the file raw.bin, which is not at ")
+
+
+@pytest.mark.parametrize("name", ["frames", "actions", "episode"])
+def test_links_that_lead_nowhere_are_told(tmp_path, name):
+    columns = {} if name == "frames" else {"frames": ramp(4)}
+    for link, words in [
+        (h5py.ExternalLink("gone.h5", "/data"), ["a link to '/data' in the file gone.h5, which is not there"]),
+        (h5py.ExternalLink("there.h5", "/data"), ["in the file there.h5, in which it cannot be read"]),
+        (h5py.SoftLink("/data"), ["a link to '/data' that leads nowhere"]),
+    ]:
+        path = put(tmp_path / "a.h5", **columns)
+        put(tmp_path / "there.h5", other=[1])
+        with h5py.File(path, "a") as file:
+            file[name] = link
+        refused(path, name, *words)
+    put(tmp_path / "there.h5", data=ramp(4) if name == "frames" else [1, 1, 1, 1])
+    with h5py.File(path, "a") as file:
+        del file[name]
+        file[name] = h5py.ExternalLink("there.h5", "/data")
+    for memory in ("ram", "disk"):
+        assert len(open_dataset(path, memory=memory, progress=False).frames[:]) == 4
+
+
+def test_frames_that_are_a_group(tmp_path):
+    path = put(tmp_path / "a.h5", **{"frames/rgb": ramp(4), "frames/depth": np.zeros((4, 6, 8), np.float32)})
+    for memory in ("ram", "disk"):
+        data = open_dataset(path, memory=memory, progress=False)
+        assert data.frames[:][:, 0, 0, 0].tolist() == [0, 1, 2, 3], "the only pictures in it"
+        del data  # its file is open
+    with h5py.File(path, "a") as file:
+        file["frames/left"] = ramp(4) + np.uint8(50)
+    with pytest.raises(
+        UserError, match=r"'frames' is a group \(depth, left, rgb\), where a dataset is wanted; .*: with"
+    ) as caught:
+        open_dataset(path, progress=False)
+    exec(str(caught.value).split("the name: ")[1].replace("all/depth", "all/left"), {"h5py": h5py})
+    assert open_dataset(path, progress=False).frames[0, 0, 0, 0] == 50, "the way out works"
+    refused(put(tmp_path / "b.h5", **{"frames": ramp(4), "actions/x": [1]}), "'actions' is a group (x)")
+
+
+def compressed(path, name, values, code=32001):
+    """`values` in one chunk of bytes that only a filter which is not installed could read."""
+    with h5py.File(path, "a") as file:
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_chunk(values.shape)
+        plist.set_filter(code, h5py.h5z.FLAG_OPTIONAL, (2, 2, 1))
+        kind = h5py.h5t.py_create(values.dtype)
+        made = h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(values.shape), plist)
+        made.write_direct_chunk((0,) * values.ndim, bytes(64))
+
+
+@pytest.mark.parametrize("name", ["frames", "actions", "dones"])
+def test_a_filter_that_is_not_installed_is_named(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "hdf5plugin", None)
+    path = put(tmp_path / "a.h5", **({} if name == "frames" else {"frames": ramp(4)}))
+    compressed(path, name, np.array(ramp(4)) if name == "frames" else np.arange(4))
+    refused(path, f"dataset {name!r} is compressed with filter 32001 (blosc)", "pip install hdf5plugin")
+
+
+def test_a_filter_that_was_missing_when_a_file_was_written_does_no_harm(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "hdf5plugin", None)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_chunk((1, 6, 8, 3))
+        plist.set_filter(32001, h5py.h5z.FLAG_OPTIONAL, (2, 2, 1))
+        made = h5py.h5d.create(file.id, b"frames", h5py.h5t.NATIVE_UINT8, h5py.h5s.create_simple((4, 6, 8, 3)), plist)
+        h5py.Dataset(made)[:] = ramp(4)
+    assert open_dataset(tmp_path / "a.h5", progress=False).frames[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("mode", "words"), [("a", "open for writing in another program"), ("swmr", "h5clear -s")])
+def test_a_file_that_another_program_writes(tmp_path, mode, words):
+    path = put(tmp_path / "a.h5", frames=ramp(4))
+    code = "import h5py, sys\nf = h5py.File(sys.argv[1], 'a', libver='latest')\n"
+    code += "f.swmr_mode = True\n" if mode == "swmr" else ""
+    code += "print(flush=True)\nsys.stdin.read()"
+    if mode == "swmr":
+        with h5py.File(path, "w", libver="latest") as file:
+            file["frames"] = ramp(4)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code, path], **pipes) as writer:
+        writer.stdout.readline()
+        refused(path, words)
+        writer.stdin.close()
+    assert len(open_dataset(path, progress=False).frames) == 4
 
 
 # ---- frames that stay in the file

@@ -1,5 +1,6 @@
 """Windows, splits and batches: invariants over random datasets, exact resume, and the speed of a batch."""
 
+import dataclasses
 import statistics
 import time
 
@@ -74,6 +75,42 @@ def test_with_five_arcs_some_are_held_out_whole():
     assert sorted(set((held // 10).tolist())) == [5, 15]
     assert len(held) == 2 * 7
     assert not set((train // 10).tolist()) & {5, 15}
+
+
+def images(lengths, **about):
+    return dataclasses.replace(make(lengths), kind="images", about=about)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=9), st.sampled_from([0.05, 0.1, 0.3]), st.integers(1, 4))
+def test_of_images_in_classes_evenly_spaced_ones_are_held_out_of_every_class(lengths, holdout, length):
+    data = images(lengths)
+    try:
+        train, held = split_windows(data, length, holdout)
+    except UserError:
+        assert max(lengths) < 3 * length
+        return
+    learned, judged = set(rows(train, length).ravel().tolist()), set(rows(held, length).ravel().tolist())
+    assert learned and judged and not learned & judged
+    for arc in data.arcs:
+        inside = [i for i in range(arc.start, arc.stop) if i in judged]
+        if len(arc) >= 4 * length:
+            assert len(inside) >= length and any(i in learned for i in range(arc.start, arc.stop))
+        if length == 1 and len(arc) > 1:
+            assert len(inside) == max(1, round(holdout * len(arc)))
+            assert len(inside) == 1 or np.ptp(np.diff(inside)) <= 1, "evenly spaced"
+            assert learned >= set(range(arc.start, arc.stop)) - judged, "all the rest is learned from"
+
+
+def test_too_few_images_to_hold_one_out():
+    with pytest.raises(UserError, match=r"the largest class has 1 images, and 2 are needed; add frames"):
+        split_windows(images([1] * 9), 1)
+
+
+def test_of_mixed_pictures_in_one_arc_the_tail_is_held_out():
+    """So it was before classes were split evenly: what a run on MNIST began with stays."""
+    train, held = split_windows(images([100], unordered=True), 1)
+    assert held.tolist() == [*range(90, 100)] and train.tolist() == [*range(89)]
+    assert len(split_windows(images([50, 50], unordered=True), 1)[1]) == 10
 
 
 def test_a_cut_in_the_tail_moves_it_back():

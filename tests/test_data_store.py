@@ -5,12 +5,14 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from hashlib import blake2b
 
 import cv2
 import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image
 
 from mtld_core.data import cache, folder, open_dataset, pictures, store
 from mtld_core.runtime import UserError
@@ -65,6 +67,21 @@ def test_the_second_start_decodes_nothing(root, no_decoding, memory):
     assert torch.equal(first.frames, second.frames)
     assert [(arc.name, arc.numbers.tolist()) for arc in second.arcs] == [("a", list(range(12)))]
     assert read(root, memory="disk").frames[3, 2, 1].tolist() == [1 + 2 + 9, 2 + 6, 1 + 3], "RGB, not BGR"
+
+
+def test_entries_of_earlier_versions_serve_what_they_had_right(tmp_path):
+    """The key of plain PNG files is what it was before PNG files were turned by their EXIF; that of turned ones is not."""
+    (tmp_path / "d/a").mkdir(parents=True)
+    for i in range(2):
+        (tmp_path / f"d/a/{i}.png").write_bytes(bytes([i]) * 100)
+    assert folder.Folder(tmp_path / "d").digest() == "05e02cdf0a12d46ecf2bbd0261cf5540"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (8, 4)).save(tmp_path / "d/a/0.png", exif=exif)
+    content = (tmp_path / "d/a/0.png").read_bytes()
+    parts = [blake2b(one, digest_size=16).digest() for one in (content, bytes([1]) * 100)]
+    before = blake2b(b"a/0.png\na/1.png" + b"".join(parts), digest_size=16).hexdigest()
+    assert folder.Folder(tmp_path / "d").digest() != before
 
 
 def test_a_change_of_content_alone_is_noticed(tmp_path):

@@ -172,6 +172,88 @@ def test_equal_time_stamps_and_names_are_told_and_stay_in_order(tmp_path):
     ]
 
 
+# ---- a clock that starts again, or is set back
+
+
+def stretches(data):
+    """{arc: the values of its frames}"""
+    return {name: values for name, (values, _) in arcs(data).items()}
+
+
+def log_of(times, **fields):
+    return [entry(i, timestamp=time, **fields) for i, time in enumerate(times)]
+
+
+AGAIN = {  # seconds of the lines -> how many lines each episode has
+    "from 0, the same ticks": ([*range(20), *range(20)], [20, 20]),
+    "between the ticks of before": ([*range(20), *(i + 0.5 for i in range(20))], [20, 20]),
+    "soon, and for longer": ([*range(5), *range(30)], [5, 30]),
+    "after two lines": ([0, 1, *range(12)], [2, 12]),
+    "for three lines at the end": ([*range(20), *range(3)], [20, 3]),
+    "before all that was": ([*range(100, 120), *range(20)], [20, 20]),
+    "twice": ([*range(9), *range(7), *range(8)], [9, 7, 8]),
+    "set back by three seconds": ([*range(20), *range(17, 30)], [20, 13]),
+}
+
+
+@pytest.mark.parametrize("unit", [1, 1 / 30])
+@pytest.mark.parametrize("how", AGAIN)
+def test_a_clock_that_starts_again_begins_an_episode_in_the_files_order(tmp_path, how, unit):
+    times, counts = AGAIN[how]
+    data = read(put(tmp_path / "d", log_of([time * unit for time in times], action=1)))
+    found, start = arcs(data), 0
+    assert list(found) == [f"episode_{i}" for i in range(len(counts))]
+    for count, (values, numbers) in zip(counts, found.values(), strict=True):
+        assert values == [*range(start, start + count)] and numbers == [*range(count)]
+        start += count
+    assert len(data.warnings) == len(counts) - 1
+    assert f"line {counts[0] + 1}: the clock goes from" in data.warnings[0] and data.warnings[0].endswith("episode_1")
+
+
+def test_a_clock_in_nanoseconds_that_starts_again(tmp_path):
+    entries = log_of([0] * 40)
+    for i, one in enumerate(entries):
+        del one["timestamp"]
+        one["server_timestamp_ns"] = 1714 * 10**15 + i % 20 * 33333333
+    assert stretches(read(put(tmp_path / "d", entries))) == {"episode_0": [*range(20)], "episode_1": [*range(20, 40)]}
+
+
+def test_each_episode_has_a_clock_of_its_own(tmp_path):
+    """Two games at once, each from 0; then the recorder is started again, with the same numbers."""
+    entries = [entry(i, episode=3 + i % 2, timestamp=i % 20 // 2) for i in range(40)]
+    data = read(put(tmp_path / "d", entries))
+    assert stretches(data) == {f"episode_{3 + k}": [*range(20 * (k // 2) + k % 2, 20 * (k // 2) + 20, 2)] for k in range(4)}
+    data = read(put(tmp_path / "e", [entry(i, episode=i // 10, timestamp=i % 10) for i in range(40)]))
+    assert data.warnings == [] and len(data.arcs) == 4, "an episode that begins at 0 is nothing odd"
+
+
+LATE = {
+    "two neighbours": [*range(10), 11, 10, *range(12, 20)],
+    "the first two": [1, 0, *range(2, 20)],
+    "the last two": [*range(18), 19, 18],
+    "three together": [*range(10), 13, 10, 11, 12, *range(14, 20)],
+    "here and there": [1, 0, 3, 2, 5, 4, *range(6, 20)],
+    "by less than a step": [*range(10), 10.4, 10.1, *range(11, 20)],
+    "everywhere": np.random.default_rng(0).permutation(20).tolist(),
+    "from the end to the beginning": [*range(20)][::-1],
+}
+
+
+@pytest.mark.parametrize("how", LATE)
+def test_lines_that_were_written_late_are_sorted_into_their_place(tmp_path, how):
+    times = LATE[how]
+    data = read(put(tmp_path / "d", log_of([time / 30 for time in times])))
+    assert stretches(data) == {"episode_0": sorted(range(len(times)), key=lambda i: times[i])}
+    assert len(data.warnings) == 1 and "out of order, sorted by time" in data.warnings[0]
+
+
+def test_a_malformed_line_beside_a_clock_that_starts_again(tmp_path):
+    entries = log_of([i % 20 for i in range(40)])
+    entries[30] = "?"
+    data = read(put(tmp_path / "d", entries))
+    assert stretches(data) == {"episode_0": [*range(20)], "episode_1": [*range(20, 30)], "episode_1b": [*range(31, 40)]}
+
+
 # ---- what is refused
 
 

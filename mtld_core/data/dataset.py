@@ -14,7 +14,10 @@ DEVICE_SHARE = 0.4  # of a device's free memory that frames may take
 
 @dataclasses.dataclass
 class Arc:
-    """Frames that follow each other: rows `start`..`stop` - 1 of the store. numbers: int64, as in the file names."""
+    """Frames that follow each other: rows `start`..`stop` - 1 of the store.
+
+    numbers: int64, of each frame the first number in its file name that is not the same in all names of the arc.
+    """
 
     name: str
     start: int
@@ -29,7 +32,7 @@ class Arc:
 class Dataset:
     """Frames of one folder or file.
 
-    path: absolute. kind: "arcs", "images" (no file had a number), "recording" or "hdf5". frames: uint8 tensor
+    path: absolute. kind: "arcs", "images" (no number orders them), "recording" or "hdf5". frames: uint8 tensor
     `[N, H, W, 3]`, in RAM, on a device, or mapped from a file; or `LazyFrames`, which are read from an HDF5 file as they
     are indexed. cuts: sorted int64 rows that begin a new shot inside an arc. actions: int64 `[N]` or float32 `[N, A]`
     tensor or None; actions[i] leads from frame i to frame i + 1. warnings: one line a file or gap. about: what a recording
@@ -81,7 +84,10 @@ class Dataset:
         return [arc.name for arc in self.arcs if not len(self.arc_windows(arc, length, cross_cuts))]
 
     def row(self, arc, number):
-        """The row of frame `number` (as in its file name) of the arc named `arc`. Raises UserError if there is none."""
+        """The row of frame `number` (as in its file name; of several, the first) of the arc named `arc`.
+
+        Raises UserError if there is none.
+        """
         found = next((one for one in self.arcs if one.name == arc), None)
         if found is None:
             raise UserError(f"{self.path} has no arc {arc!r}{nearest(arc, [one.name for one in self.arcs])}")

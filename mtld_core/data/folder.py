@@ -8,6 +8,8 @@ import collections
 import itertools
 import os
 import re
+from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,37 +17,45 @@ from mtld_core.data.dataset import Arc
 from mtld_core.data.pictures import PictureFiles
 from mtld_core.runtime import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")  # what torchvision reads
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".ogv", ".wmv", ".gif")
 LAYOUT = "<folder>/<arc>/frame_0000.png"
 CONTACT_SHEET = "contact_sheet.png"  # data_prep puts it beside the arcs
+FEW = 5  # numbers with several files that are named, each with a line of its own
 
 
 class Folder(PictureFiles):
     """Image files `<root>/<arc>/<name>`, or right inside `root`, which then is the only arc.
 
-    names: "arc/file" in the order of the store. Raises UserError where there is no image, or what there is has to be
-    extracted first.
+    Where no image in them has a number that orders it, this is torchvision's ImageFolder layout: an arc (a class) then has
+    the images of all folders below it, too. names: "arc/file" in the order of the store. Raises UserError where there is
+    no image, or what there is has to be extracted first.
     """
 
     def __init__(self, root, height=0, width=0, fit="crop"):
         super().__init__(root, height, width, fit)
         self.spans = []  # (arc, first, last + 1 in names, numbers)
-        images, others, folders = _listing(root)
-        inner = {name: _listing(root / name) for name in sorted(folders, key=_natural)}
-        arcs = {name: found for name, found in inner.items() if found[0]}
-        if arcs:
-            self.notes += [f"{name}: lies beside the arcs, left out" for name in images + others]
-            self.notes += [f"{name}: a folder without images, left out" for name in inner if name not in arcs]
-        elif images:
-            self.base, arcs = root.parent, {root.name: (images, others, folders)}
-        else:
-            files = others + [name for found in inner.values() for name in found[1]]
+        found = _listing(root)
+        inner = {name: _listing(root / name) for name in sorted(found.folders, key=natural)}
+        arcs = {name: listing for name, listing in inner.items() if listing.images}
+        if not arcs and found.images:
+            self.base, arcs = root.parent, {root.name: found}
+        orders = {name: _order(listing.images) for name, listing in arcs.items()}
+        if self.base == root:
+            if not any(orders.values()):
+                arcs, orders = _deeper(root, inner)
+            if arcs:
+                self.notes += [f"{name}: lies beside the arcs, left out" for name in found.images + found.others]
+                used = {name.split("/")[0] for name in arcs}
+                self.notes += [f"{name}: a folder without images, left out" for name in inner if name not in used]
+        if not arcs:
+            files = found.others + [name for listing in inner.values() for name in listing.others]
             if any(name.lower().endswith(VIDEO_SUFFIXES) for name in files):
                 raise UserError(f"{root} holds videos, not frames: run notebooks/01_extract_frames on it first")
             raise UserError(f"{root} holds no images ({', '.join(SUFFIXES)}); wanted is {LAYOUT}")
-        numbered = [self._add(name, *found) for name, found in arcs.items()]
-        self.kind = "arcs" if any(numbered) else "images"
+        for name, listing in arcs.items():
+            self._add(name, listing, orders[name])
+        self.kind = "arcs" if any(orders.values()) else "images"
 
     def arcs(self):
         """The arcs without their bad files."""
@@ -57,52 +67,122 @@ class Folder(PictureFiles):
                 row = arcs[-1].stop
         return arcs
 
-    def _add(self, arc, images, others, folders):
-        """Append an arc's files in their order. True where one has a number."""
-        self.notes += [f"{arc}/{name}: a folder inside an arc, left out" for name in sorted(folders)]
-        self.notes += [f"{arc}/{name}: not an image ({', '.join(SUFFIXES)}), left out" for name in others]
-        numbered = sorted((number, name) for name in images if (number := _number(name)) is not None)
-        plain = sorted((name for name in images if _number(name) is None), key=_natural)
-        numbers = [number for number, _ in numbered]
+    def _add(self, arc, listing, order):
+        """Append an arc's files, as `order` (see `_order`) has them."""
+        self.notes += [f"{arc}/{name}: a folder inside an arc, left out" for name in sorted(listing.folders)]
+        self.notes += [f"{arc}/{name}: not an image ({', '.join(SUFFIXES)}), left out" for name in listing.others]
+        numbered = sorted((numbers, name) for name, numbers in order.items())
+        plain = sorted((name for name in listing.images if name not in order), key=natural)
+        numbers = [first for (first, *_), _ in numbered]
         if plain:
-            self.notes.append(f"{arc}: {len(plain)} files have no number in the name ({plain[0]}, ...), sorted by name")
+            self.notes.append(
+                f"{arc}: {len(plain)} files have no number in the name that orders them ({plain[0]}, ...), sorted by name"
+            )
         self.notes += _irregular(arc, numbered)
         after = numbers[-1] + 1 if numbers else 0
         numbers += range(after, after + len(plain))
         first = len(self.names)
         self.names += [f"{arc}/{name}" for name in [name for _, name in numbered] + plain]
         self.spans.append((arc, first, len(self.names), np.array(numbers, np.int64)))
-        return bool(numbered)
+
+
+class Listing(NamedTuple):
+    images: list  # names
+    others: list
+    folders: list
 
 
 def _listing(folder):
-    """(images, other files, folders) by name; hidden ones are passed over."""
+    """What lies in a folder; hidden files are passed over."""
     images, others, folders = [], [], []
-    for entry in os.scandir(folder):
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}); make it readable, or move it elsewhere") from None
+    for entry in entries:
         if not entry.name.startswith(".") and entry.name != CONTACT_SHEET:
             kind = folders if entry.is_dir() else images if entry.name.lower().endswith(SUFFIXES) else others
             kind.append(entry.name)
-    return images, sorted(others), folders
+    return Listing(images, sorted(others), folders)
 
 
-def _natural(name):
+def _deeper(root, inner):
+    """(arcs, their orders) where numbers order no image that lies in one of the folders `inner` itself.
+
+    Each of them is a class of images, with all that lies below it; or, where none holds an image itself, and numbers order
+    what lies below, the first folders with images on each way down are the arcs.
+    """
+    below = {name: _below(root / name, (root.resolve(),)) for name in inner}
+    arcs = {}
+    for name, found in below.items():
+        for place, listing in found:
+            if listing.images and not any(str(above) in arcs for above in PurePosixPath(name + place).parents):
+                arcs[name + place] = listing
+    orders = {name: _order(listing.images) for name, listing in arcs.items()}
+    if any(listing.images for listing in inner.values()) or not any(orders.values()):
+        arcs = {name: listing for name, found in below.items() if (listing := _joined(found)).images}
+        orders = {name: {} for name in arcs}
+    return arcs, orders
+
+
+def _below(folder, above):
+    """[(where, its `Listing`)] of a folder ("") and all below it ("/a", "/a/b", ...); links to `above` are not followed."""
+    listing, above = _listing(folder), (*above, folder.resolve())
+    found = [("", listing)]
+    for name in sorted(listing.folders, key=natural):
+        if (folder / name).resolve() not in above:
+            found += [(f"/{name}{place}", one) for place, one in _below(folder / name, above)]
+    return found
+
+
+def _joined(found):
+    """One `Listing` of all files in `found` (see `_below`), by their paths."""
+    images = [f"{place}/{name}"[1:] for place, listing in found for name in listing.images]
+    others = [f"{place}/{name}"[1:] for place, listing in found for name in listing.others]
+    return Listing(images, others, [])
+
+
+def has_images(root):
+    """Whether image files lie in a folder, or in one of its folders."""
+    found = _listing(root)
+    return bool(found.images) or any(_listing(root / name).images for name in found.folders)
+
+
+def natural(name):
+    """A key that sorts names by the numbers in them."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _number(name):
-    """The first number in a file name, without its suffix; None where there is none (or none that int64 holds)."""
-    found = re.search(r"(\d+)", name.rsplit(".", 1)[0])
-    return int(found[1]) if found and int(found[1]) < 2**62 else None
+def _order(names):
+    """{name: the numbers that order it}: those in the name (without its suffix) from the first that not all names share on.
+
+    That first one is the frame's number. A name is missing here where it has none, or none that int64 holds.
+    """
+    found = {name: [int(part) for part in re.findall(r"\d+", name.rsplit(".", 1)[0])] for name in names}
+    found = {name: numbers for name, numbers in found.items() if numbers}
+    place = 0
+    if len(found) > 1:
+        columns = itertools.zip_longest(*found.values())
+        changes = [len(set(column) - {None}) > 1 for column in columns]
+        if not any(changes):
+            return {}
+        place = changes.index(True)
+    return {name: numbers[place:] for name, numbers in found.items() if len(numbers) > place and numbers[place] < 2**62}
 
 
 def _irregular(arc, numbered):
-    """Warnings about equal numbers and about gaps: steps other than the arc's commonest."""
-    lines, last = [], []  # last: (number, its last file's name) of each number, in order
-    for number, group in itertools.groupby(numbered, key=lambda one: one[0]):
-        first, *more = [name for _, name in group]
-        last.append((number, more[-1] if more else first))
-        if more:
-            lines.append(f"{arc}: {len(more) + 1} files have the number {number} ({first}, {more[0]}), sorted by name")
+    """Warnings about equal numbers and about gaps: steps other than the arc's commonest. numbered: [(numbers, name)]."""
+    lines, last, again = [], [], 0  # last: (number, its last file's name) of each number, in order
+    for number, group in itertools.groupby(numbered, key=lambda one: one[0][0]):
+        files = list(group)
+        last.append((number, files[-1][1]))
+        again += len(files) > 1
+        if len(files) > 1 and again <= FEW:
+            (numbers, first), (more, second) = files[:2]
+            how = "sorted by name" if numbers == more else "in the order of the numbers that follow"
+            lines.append(f"{arc}: {len(files)} files have the number {number} ({first}, {second}), {how}")
+    if again > FEW:
+        lines.append(f"{arc}: {again - FEW} more numbers belong to several files")
     steps = collections.Counter(b - a for (a, _), (b, _) in itertools.pairwise(last))
     step = min(steps, key=lambda one: (-steps[one], one), default=0)
     for (a, name), (b, _) in itertools.pairwise(last):

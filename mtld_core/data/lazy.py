@@ -1,28 +1,31 @@
-"""Frames that stay in their HDF5 file: only what is indexed is read."""
+"""Frames that stay in their HDF5 files: only what is indexed is read."""
 
-import h5py
 import numpy as np
 import torch
 
+from mtld_core.data.hdf5_file import open_file
 from mtld_core.frames import fit_frame
 from mtld_core.runtime import UserError
 
 PIECE = 2**22  # bytes that are read at once, so that reading adds next to nothing to what the frames take
+OPEN = 32  # files that are kept open at once
 
 
 class LazyFrames:
     """Stands in for the uint8 tensor `[N, H, W, 3]`: frames[i], frames[a:b] and frames[rows] (int64 tensor, any shape).
 
-    order: int64 `[N]`, the row of the file for each row here. shape: (N, H, W, 3) after `fit`. What is indexed is read
-    anew each time, each frame of it once. Raises UserError where the file cannot be read.
+    parts: (path of a file, name of its dataset, how many frames) of each file; their rows count on from file to file.
+    order: int64 `[N]`, the row in the files for each row here. shape: (N, H, W, 3) after `fit`. What is indexed is read
+    anew each time, each frame of it once. Raises UserError where a file cannot be read.
     """
 
     device, dtype = torch.device("cpu"), torch.uint8
 
-    def __init__(self, path, order, shape, fit="crop"):
-        self.path, self.order, self.shape, self.fit = path, torch.from_numpy(order), torch.Size(shape), fit
-        self._file = h5py.File(path)
-        frames = self._file["frames"]
+    def __init__(self, parts, order, shape, fit="crop"):
+        self.parts, self.order, self.shape, self.fit = parts, torch.from_numpy(order), torch.Size(shape), fit
+        self._starts = np.cumsum([0, *(count for _, _, count in parts)])
+        self._files = {}  # number of a part -> its open file, the longest open first
+        frames = self._dataset(0)
         self.piece = max(1, PIECE // int(np.prod(frames.shape[1:])), (frames.chunks or [0])[0])
 
     def __len__(self):
@@ -36,7 +39,8 @@ class LazyFrames:
         rows = self.order[index].numpy()
         wanted, place = np.unique(rows, return_inverse=True)
         found, done = np.empty((len(wanted), *self.shape[1:]), np.uint8), 0
-        for run in np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1):
+        apart = (np.diff(wanted) != 1) | np.isin(wanted[1:], self._starts)
+        for run in np.split(wanted, np.flatnonzero(apart) + 1):
             for part in np.split(run, range(self.piece, len(run), self.piece)):
                 for frame in self._read(part):
                     found[done] = fit_frame(frame, *self.shape[1:3], self.fit)
@@ -52,10 +56,21 @@ class LazyFrames:
         return frames
 
     def _read(self, run):
-        """The frames at rows of the file that follow each other, as they are there."""
+        """The frames at rows that follow each other in one file, as they are there."""
         if not len(run):
             return ()
+        part = int(np.searchsorted(self._starts, run[0], side="right")) - 1
+        first = run[0] - self._starts[part]
         try:
-            return self._file["frames"][run[0] : run[-1] + 1]
-        except OSError as error:
-            raise UserError(f"{self.path}: its frames cannot be read ({error}); record or download it again") from None
+            return self._dataset(part)[first : first + len(run)]
+        except (OSError, KeyError) as error:
+            path = self.parts[part][0]
+            raise UserError(f"{path}: its frames cannot be read ({error}); record or download it again") from None
+
+    def _dataset(self, part):
+        path, name, _ = self.parts[part]
+        if part not in self._files:
+            if len(self._files) == OPEN:
+                self._files.pop(next(iter(self._files))).close()
+            self._files[part] = open_file(path)
+        return self._files[part][name]

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from mtld_core.data.dataset import Dataset, DomainPair
-from mtld_core.data.folder import LAYOUT, VIDEO_SUFFIXES, Folder
-from mtld_core.data.hdf5 import Hdf5
+from mtld_core.data.folder import LAYOUT, VIDEO_SUFFIXES, Folder, has_images, natural
+from mtld_core.data.hdf5 import SUFFIXES, Hdf5
 from mtld_core.data.recording import Recording, find_log
 from mtld_core.data.store import load
 from mtld_core.runtime import UserError
@@ -19,8 +19,8 @@ def open_dataset(
     """A `Dataset`, or a `DomainPair` where `path` holds the folders X and Y.
 
     path: arcs `<path>/<arc>/frame_0000.png`, one arc's folder, torchvision's ImageFolder layout, an HDF5 file (or the
-        folder that holds it), a recording (the folder with its log, or the log itself, .jsonl), or two domains
-        `<path>/X/<arc>/`, `<path>/Y/<arc>/`.
+        folder that holds it, or holds several and no images), a recording (the folder with its log, or the log itself,
+        .jsonl), or two domains `<path>/X/<arc>/`, `<path>/Y/<arc>/`.
     height, width: size of the frames in pixels, 0 keeps a side (or lets it follow the other); fit: "crop", "pad" or
         "stretch", see `fit_frame`.
     workers: threads that decode, 0 for one a core. progress: show a bar.
@@ -60,8 +60,12 @@ def _source(path, controls_lead_to, *fit):
     if log := find_log(path):
         return Recording(path, log, controls_lead_to, *fit)
     if path.is_dir():
-        files = [file for suffix in ("*.h5", "*.hdf5") for file in path.glob(suffix)]
-        return Hdf5(files[0], *fit) if len(files) == 1 else Folder(path, *fit)
+        files = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
+        if len(files) == 1:
+            return Hdf5(files[0], *fit)
+        if files and not has_images(path):
+            return Hdf5(path, *fit, files=sorted(files, key=lambda file: natural(file.name)))
+        return Folder(path, *fit)
     if path.suffix.lower() in VIDEO_SUFFIXES:
         raise UserError(f"{path} is a video, not frames: run notebooks/01_extract_frames on it first")
     return Hdf5(path, *fit)

@@ -2,6 +2,7 @@
 
 import collections
 import io
+import math
 import os
 import struct
 import warnings
@@ -9,36 +10,53 @@ from hashlib import blake2b
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mtld_core.data.threads import for_each
 from mtld_core.frames import fit_frame
-from mtld_core.media import to_rgb
+from mtld_core.media import upright, upright_size
 from mtld_core.runtime import UserError
 
+PNG_HEAD = b"\x89PNG\r\n\x1a\n"
+EXIF_IN_TEXT = (b"Raw profile type", b"XML:com.adobe.xmp")  # of a PNG file's texts, those in which Pillow looks for EXIF
 BAD_SHARE = 0.05  # of the files may be unreadable or of another size; with more, something is wrong with the data
 
 
 def read_picture(path):
-    """uint8 `[H, W, 3]`, upright (EXIF), colours as in `media.to_rgb`.
+    """uint8 `[H, W, 3]`, as `media.upright` gives it: turned as EXIF says, colours as in `media.to_rgb`.
 
     Raises what Pillow raises where the file is damaged, cut short or too large to be meant. Plain PNG goes through OpenCV,
     which gives up Python's lock for the whole of a file, so that threads share the work well, and which refuses damaged
     PNG. Pillow has the last word on what it refuses, and reads the rest: of a cut JPEG OpenCV makes a partly grey picture.
     """
-    with open(path, "rb") as file:
-        content = file.read()
-    if content.startswith(b"\x89PNG\r\n\x1a\n") and _pixels(content) <= (Image.MAX_IMAGE_PIXELS or np.inf):
+    content = _content(path)
+    if _is_plain_png(content) and math.prod(_png_size(content)) <= (Image.MAX_IMAGE_PIXELS or math.inf):
         picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
         if picture is not None and picture.dtype == np.uint8 and picture.shape[2:] == (3,):
             return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
     with Image.open(io.BytesIO(content)) as image:
-        return to_rgb(ImageOps.exif_transpose(image))
+        return upright(image)
 
 
-def _pixels(png):
-    """Width times height, as the head of a PNG file says (0 where there is no whole head)."""
-    return int(np.prod(struct.unpack(">II", png[16:24]))) if len(png) >= 24 else 0
+def _png_size(png):
+    """(H, W), as the head of a PNG file says (0, 0 where there is no whole head)."""
+    width, height = struct.unpack(">II", png[16:24]) if len(png) >= 24 else (0, 0)
+    return height, width
+
+
+def _is_plain_png(content):
+    return content.startswith(PNG_HEAD) and not _has_exif(content)
+
+
+def _has_exif(png):
+    """True where one of a PNG file's chunks, before or behind the pixels, may say how the picture is to be turned."""
+    place = len(PNG_HEAD)
+    while place + 8 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, place)
+        if kind == b"eXIf" or (kind in (b"tEXt", b"zTXt", b"iTXt") and png.startswith(EXIF_IN_TEXT, place + 8)):
+            return True
+        place += 12 + length  # with the chunk's length, kind and checksum
+    return False
 
 
 class PictureFiles:
@@ -65,7 +83,10 @@ class PictureFiles:
 
         def read(i):
             content, why = _attempt(_content, self._file(i))
-            parts[i] = blake2b(why.encode() if why else content, digest_size=16).digest()
+            digest = blake2b(why.encode() if why else content, digest_size=16)
+            if not why and content.startswith(PNG_HEAD) and _has_exif(content):
+                digest.update(b"upright")  # entries of before PNG files were turned are of no use for these, only
+            parts[i] = digest.digest()
 
         for_each(read, len(parts), workers)
         return blake2b("\n".join(self.names).encode() + b"".join(parts), digest_size=16).hexdigest()
@@ -108,8 +129,13 @@ class PictureFiles:
 
     def _fitted(self, path):
         """(H, W) that the picture at `path` will have."""
-        with Image.open(path) as image:
-            return fit_frame(np.zeros((image.height, image.width, 3), np.uint8), *self.fit).shape[:2]
+        content = _content(path)
+        if _is_plain_png(content):
+            size = _png_size(content)
+        else:
+            with Image.open(io.BytesIO(content)) as image:
+                size = upright_size(image)
+        return fit_frame(np.zeros((*size, 3), np.uint8), *self.fit).shape[:2]
 
     def _file(self, i):
         return os.path.join(self.base, self.names[i])

@@ -26,6 +26,7 @@ ABOUT = "recording.json"
 CLOCKS = {"timestamp": 1, "server_timestamp_ns": 1e-9}  # in seconds
 EXAMPLE = '{"frame_filename": "frames/000000.png", "controls": [0.0, 1.0], "timestamp": 0.0}'
 GAP = 5  # times the median step of an episode: a longer one is a gap
+LATE = 8  # lines that may have been written late together, and then are sorted into their place
 LARGEST = float(np.finfo(np.float32).max)  # of what the controls are kept as
 
 
@@ -34,7 +35,7 @@ class Entry(NamedTuple):
     name: str
     controls: list  # of floats
     action: int | None
-    episode: int
+    episode: int  # as the line says, or a new one where the clock of that one starts again
     time: float  # seconds
     lost: int  # malformed lines before this one
 
@@ -42,10 +43,11 @@ class Entry(NamedTuple):
 class Recording(PictureFiles):
     """The frames of one log, by episode and time; each episode is an arc "episode_<n>" whose frames count from 0.
 
-    An episode with a gap (a malformed line, a frame that cannot be used, a long time between two frames) becomes the arcs
-    "episode_<n>", "episode_<n>b", ... actions: int64 `[N]` where every entry has an integer `action`, else the controls,
-    float32 `[N, A]`. controls_lead_to: "next" where an entry's controls lead from its frame to the next one, "this" where
-    they led to its own. Raises UserError naming the line.
+    Where the clock of an episode starts again or is set back, a new episode begins, with the number after the highest there
+    is. An episode with a gap (a malformed line, a frame that cannot be used, a long time between two frames) becomes the
+    arcs "episode_<n>", "episode_<n>b", ... actions: int64 `[N]` where every entry has an integer `action`, else the
+    controls, float32 `[N, A]`. controls_lead_to: "next" where an entry's controls lead from its frame to the next one,
+    "this" where they led to its own. Raises UserError naming the line.
     """
 
     kind = "recording"
@@ -116,8 +118,29 @@ class Recording(PictureFiles):
         if not entries:
             raise UserError(f"{self.log} holds no usable entry; wanted are lines such as {EXAMPLE}")
         self.notes += [f"{self.log.name}: line {number} left out, {why}" for number, why in malformed.items()]
+        entries = self._started_again(entries)
         self._note_order(entries, bad)
         return entries
+
+    def _started_again(self, entries):
+        """The entries, with a new episode wherever the clock of one starts again or is set back, each of which is noted."""
+        lines = {}  # episode -> the places of its entries
+        for i, entry in enumerate(entries):
+            lines.setdefault(entry.episode, []).append(i)
+        begins = {places[i] for places in lines.values() for i in _set_back([entries[place].time for place in places])}
+        last, now, renamed = max(lines), {}, []
+        before = {}  # episode -> the time of its last line
+        for i, entry in enumerate(entries):
+            if i in begins:
+                last += 1
+                now[entry.episode] = last
+                self.notes.append(
+                    f"{self.log.name}: line {entry.line}: the clock goes from {before[entry.episode]:.12g} s back to "
+                    f"{entry.time:.12g} s, it started again or was set: a new episode begins, episode_{last}"
+                )
+            before[entry.episode] = entry.time
+            renamed.append(entry._replace(episode=now.get(entry.episode, entry.episode)))
+        return renamed
 
     def _entry(self, number, line, lost):
         """The `Entry` of a line. Raises ValueError where it may be left out, UserError where the data would be wrong."""
@@ -209,6 +232,46 @@ class Recording(PictureFiles):
                 )
                 breaks[i] = True
         return breaks
+
+
+def _set_back(times):
+    """Places in `times` (of one episode, in the file's order) where the clock starts again or is set back.
+
+    A line that was only written late is none: see `_is_late`. Nor are they where lines step back all the time, and no time
+    comes twice: such a file is in no order of time, or in the reverse one.
+    """
+    steps = np.diff(times)
+    back = int((steps < 0).sum())
+    if not back or (3 * back >= len(times) and len(set(times)) == len(times)):
+        return []
+    usual, found = float(np.median(np.abs(steps[steps != 0]))), []
+    start, latest, i = 0, times[0], 1
+    while i < len(times):
+        late = []
+        for time in times[i : i + LATE + 1]:
+            if time >= latest:
+                break
+            late.append(time)
+        if late and not _is_late(times[max(start, i - 4 * LATE) : i], late, usual):
+            found.append(i)
+            start, latest, late = i, times[i], []
+        i += max(1, len(late))
+        latest = max(latest, times[i - 1])
+    return found
+
+
+def _is_late(before, late, usual):
+    """Whether lines at the times `late` only come late after those at the times `before`, whose clock takes `usual` steps.
+
+    So it is where they are less than a step behind, or where the lines before left room for them, so that each is more than
+    half a step from every other. A clock that runs again through times that it has been through finds no room there.
+    """
+    if max(before) - min(late) < 0.9 * usual:
+        return True
+    inside = np.diff(np.sort(late))
+    apart = np.abs(np.subtract.outer(late, before))
+    room = 0.5 * usual * (1 + 1e-6)
+    return len(late) <= LATE and apart.min() > room and apart.min() <= GAP * usual and (inside > room).all()
 
 
 def find_log(path):
