@@ -8,6 +8,7 @@ that it is not made again. Threads, not processes: decoding, resizing and PNG co
 
 import argparse
 import bisect
+import contextlib
 import glob
 import json
 import os
@@ -70,12 +71,9 @@ def extract(
     settings |= {"duration": seconds(duration), "drop_duplicates": drop_duplicates, "split_scenes": split_scenes}
     _check(settings, workers)
     root = Path(dataset_root)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"dataset_root={str(root)!r}: {error.strerror}") from None
-    _sweep(root)
+    was_there = root.exists()
     jobs, failed = find_jobs(source, root, settings, progress)
+    _sweep(root)
     at_once = max(1, min(workers or core_count(), len(jobs)))
     stop = threading.Event()
     bar = progress_bar(unit=" frames", disable=not progress, delay=0.5)
@@ -98,6 +96,9 @@ def extract(
             raise
     failed.sort()
     if not rows:
+        if not was_there:
+            with contextlib.suppress(OSError):  # downloads are kept
+                root.rmdir()
         name, reason = failed[0]
         others = f" (and {len(failed) - 1} more failed)" if len(failed) > 1 else ""
         raise UserError(f"{name}: {reason}{others}")
@@ -189,7 +190,7 @@ def _write_frames(job, scratch, stop, bar):
     shots, repeats = {}, Counter(bisect.bisect_right(cuts, index) for index in dropped)
     for row, index in enumerate(written):
         shots.setdefault(bisect.bisect_right(cuts, index), []).append(row)
-    steps, span = (shown.index, shown.begin - begin) if shown.index else (1, shown.end - begin)
+    steps, span = (shown.index, shown.begin - begin - video.skipped) if shown.index else (1, shown.end - begin)
     facts = {"size": last.shape[:2], "fps": s["fps"] or round(float(steps / span), 3), "note": video.note}
     return [(rows, repeats[shot]) for shot, rows in shots.items()], facts
 
