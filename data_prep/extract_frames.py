@@ -31,13 +31,14 @@ from data_prep.report import ArcRow, Extraction, contact_sheet
 from data_prep.sources import find_jobs
 from data_prep.video import Video, at_rate, is_repeat
 from mtld_core.config import nearest
-from mtld_core.data.cuts import cuts_of_arcs, thumbnail
+from mtld_core.data.cuts import cuts_of_arcs
 from mtld_core.data.threads import core_count
 from mtld_core.frames import Fit, fit_frame
 from mtld_core.runtime import UserError, progress_bar, sha256, write_json
 
 RECORD = ".arc.json"
 SCRATCH = ".extracting-"
+THUMB = (32, 32)  # pixels of the small pictures in which cuts are looked for
 
 
 def extract(
@@ -185,7 +186,7 @@ def _write_frames(job, scratch, stop, bar):
         cuts = []
         if s["split_scenes"]:
             thumbs.flush()
-            small = np.memmap(thumbs, np.uint8, "r").reshape(-1, *thumbnail(shown.rgb).shape)
+            small = np.memmap(thumbs, np.uint8, "r").reshape(-1, *THUMB, 3)
             cuts = cuts_of_arcs(small, [(0, len(small))], workers=1).tolist()
     shots, repeats = {}, Counter(bisect.bisect_right(cuts, index) for index in dropped)
     for row, index in enumerate(written):
@@ -198,7 +199,9 @@ def _write_frames(job, scratch, stop, bar):
 def _with_thumbs(frames, file):
     """Pass the frames on, with a small picture of each to `file`: cuts are found at the full rate, whatever fps is."""
     for shown in frames:
-        file.write(thumbnail(shown.rgb).tobytes())
+        file.write(
+            cv2.resize(shown.rgb, THUMB, interpolation=cv2.INTER_AREA).tobytes()
+        )  # one shape, even if the video's changes
         yield shown
 
 

@@ -23,7 +23,7 @@ TO_BT709 = {  # linear RGB of wide primaries -> linear RGB of BT.709
 WHITE = {PQ: 203.0, HLG: 0.265}  # where diffuse white lies (BT.2408): nits, scene light
 BRIGHTEST = {PQ: 1000.0, HLG: 1.0}  # what becomes the brightest there is
 KNEE = 0.8  # of diffuse white: what is darker stays as it is, what is lighter is squeezed
-CUBE = 33  # colours along each side of the table
+CUBE = 65  # colours along each side of the table
 
 
 class Converter:
@@ -115,8 +115,8 @@ def _cube(primaries, curve):
     """The text of a .cube file: sRGB for a grid of coded colours, red running fastest."""
     steps = np.linspace(0, 1, CUBE)
     coded = np.stack(np.meshgrid(steps, steps, steps, indexing="ij")[::-1], -1).reshape(-1, 3)
-    rows = [" ".join(f"{value:.6f}" for value in colour) for colour in standard(coded, primaries, curve)]
-    return "\n".join([f"LUT_3D_SIZE {CUBE}", *rows, ""])
+    colours = standard(coded, primaries, curve)
+    return f"LUT_3D_SIZE {CUBE}\n" + (len(colours) * "%.5f %.5f %.5f\n") % tuple(colours.ravel().tolist())
 
 
 def standard(coded, primaries, curve):
