@@ -15,7 +15,7 @@ from PIL import Image
 
 from mtld_core.media import to_rgb
 
-UNSPECIFIED, BT2020, P3, PQ, HLG = 2, 9, 12, 16, 18  # matrix and primaries, primaries, primaries, curve, curve (ITU-T H.273)
+RGB, UNSPECIFIED, BT2020, P3, PQ, HLG = 0, 2, 9, 12, 16, 18  # matrices, primaries and curves by their numbers in ITU-T H.273
 TO_BT709 = {  # linear RGB of wide primaries -> linear RGB of BT.709
     BT2020: [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]],
     P3: [[1.2249, -0.2247, 0.0], [-0.0420, 1.0419, 0.0], [-0.0197, -0.0786, 1.0979]],
@@ -48,10 +48,12 @@ class Converter:
         return np.ascontiguousarray(self._upright(rgb, frame))
 
     def _reformat(self, frame, width, kind):
-        source = None
-        if frame.colorspace == UNSPECIFIED:  # then players go by the size: HD is BT.709
-            source = Colorspace.ITU709 if frame.width >= 1280 or frame.height > 576 else Colorspace.ITU601
-        return self.reformatter.reformat(frame, width=width, format=kind, src_colorspace=source)
+        matrix = int(frame.colorspace)
+        if matrix == UNSPECIFIED:  # then players go by the size: HD is BT.709
+            matrix = int(Colorspace.ITU709 if frame.width >= 1280 or frame.height > 576 else Colorspace.ITU601)
+        # All is said outright, for PyAV 15 takes for BT.601 what it is told nothing about.
+        source = {"src_colorspace": matrix, "src_color_range": int(frame.color_range)}
+        return self.reformatter.reformat(frame, width=width, format=kind, dst_colorspace=Colorspace.DEFAULT, **source)
 
     def _standard_colours(self, frame, primaries, curve):
         """An rgb48le frame of wide colours or HDR as rgb24 in sRGB."""
@@ -62,6 +64,7 @@ class Converter:
             self.done[f"HDR ({'PQ' if curve == PQ else 'HLG'}) tone-mapped to SDR"] = True
         else:
             self.done["wide colours brought to sRGB"] = True
+        frame.colorspace = RGB  # it still names the YUV that it came from, which the filters would take for true
         graph = self._tone[1]
         graph.push(frame)
         return graph.pull()

@@ -219,6 +219,15 @@ def test_a_tag_wins_over_the_size(tmp_path, size, matrix, tag):
     assert np.abs(patches(found) - COLOURS).max() <= 4
 
 
+def test_full_range_is_told_by_its_tag(tmp_path):
+    from av.video.reformatter import ColorRange
+
+    picture = av.VideoFrame.from_ndarray(quarters(), format="rgb24")
+    frame = picture.reformat(format="yuv444p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.JPEG)
+    found = first(write(tmp_path / "v.mp4", [frame], options={"qp": "2"}, colorspace=1, color_range=2))[0]
+    assert np.abs(patches(found) - COLOURS).max() <= 4
+
+
 def test_motion_jpeg_of_hd_size_is_bt601(tmp_path):
     picture = quarters(720, 1280)
     Image.fromarray(picture).save(tmp_path / "a.jpg", quality=95)
