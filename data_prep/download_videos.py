@@ -9,6 +9,7 @@ import argparse
 import http.client
 import mimetypes
 import os
+import string
 import sys
 import tempfile
 import urllib.error
@@ -33,30 +34,48 @@ def download(url, folder, name=None, progress=True):
     appears in `folder` only when it is whole and holds pictures. Raises UserError with one line that names the URL.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    address = urllib.parse.urlsplit(url)
-    if address.scheme not in ("http", "https"):
-        raise UserError(f"{url}: only http:// and https:// addresses can be downloaded")
+    address = _address(url)
     is_file = Path(address.path).suffix.lower() in VIDEO_SUFFIXES
-    request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0 (compatible; mtld)"})
+    request = urllib.request.Request(address.geturl(), headers={"User-Agent": "Mozilla/5.0 (compatible; mtld)"})
     try:
         with urllib.request.urlopen(request, timeout=SILENCE) as answer:
             kind = answer.headers.get_content_type() if "Content-Type" in answer.headers else ""
             if kind.startswith("video/") or kind in ("", "application/octet-stream", "binary/octet-stream"):
-                return _save(answer, url, folder, name or Path(address.path).stem, progress)
+                own_name = Path(urllib.parse.unquote(address.path)).stem
+                return _save(answer, url, folder, name or own_name, progress)
     except urllib.error.HTTPError as error:
         if is_file:
             raise UserError(f"{url}: the server answered {error.code} {error.reason}") from None
     except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
         raise UserError(f"{url}: no connection ({getattr(error, 'reason', error)})") from None
-    return _yt_dlp(url, folder, name, progress)
+    except (ValueError, OverflowError) as error:  # a host or a port that there cannot be
+        raise UserError(f"{url}: not a possible address ({error})") from None
+    return _yt_dlp(url, address.geturl(), folder, name, progress)
+
+
+def _address(url):
+    """A `urlsplit` result in the letters that a server understands, from an address as people write it. Raises UserError."""
+    try:
+        address = urllib.parse.urlsplit(url.strip())
+        host, port = address.hostname or "", address.port
+        host = host if host.isascii() else host.encode("idna").decode()
+    except ValueError as error:
+        raise UserError(f"{url}: not a possible address ({error})") from None
+    if address.scheme not in ("http", "https"):
+        raise UserError(f"{url}: only http:// and https:// addresses can be downloaded")
+    if not host:
+        raise UserError(f"{url}: not a possible address (it names no server)")
+    user, at, _ = address.netloc.rpartition("@")
+    place = f"{user}{at}[{host}]" if ":" in host else f"{user}{at}{host}"
+    path, query = (urllib.parse.quote(part, safe=string.punctuation) for part in (address.path, address.query))
+    return address._replace(netloc=place if port is None else f"{place}:{port}", path=path, query=query)
 
 
 def _save(answer, url, folder, name, progress):
     suffix = Path(urllib.parse.urlsplit(url).path).suffix.lower()
     if suffix not in VIDEO_SUFFIXES:
         suffix = mimetypes.guess_extension(answer.headers.get_content_type()) or ".mp4"
-    target = folder / (safe_name(urllib.parse.unquote(name)) + suffix)
+    target = folder / (safe_name(name) + suffix)
     size, came = int(answer.headers.get("Content-Length") or 0), 0
     with atomic_path(target) as temporary:
         with open(temporary, "wb") as file, _bar(target.name, size, progress) as bar:
@@ -70,9 +89,10 @@ def _save(answer, url, folder, name, progress):
     return target
 
 
-def _yt_dlp(url, folder, name, progress):
+def _yt_dlp(url, address, folder, name, progress):
     import yt_dlp
 
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch, _bar(name or url, 0, progress) as bar:
 
         def tell(status):
@@ -80,7 +100,7 @@ def _yt_dlp(url, folder, name, progress):
             bar.update(status.get("downloaded_bytes", 0) - bar.n)
 
         options = {
-            "outtmpl": f"{scratch}/%(id).60s.%(ext)s",
+            "outtmpl": f"{scratch.replace('%', '%%')}/video.%(ext)s",
             "format": "bv*/b",  # the best pictures; sound is not needed, so no ffmpeg program to merge with either
             "playlist_items": "1",
             "progress_hooks": [tell],
@@ -93,16 +113,18 @@ def _yt_dlp(url, folder, name, progress):
         }
         try:
             with yt_dlp.YoutubeDL(options) as loader:
-                info = loader.extract_info(url)
-        except yt_dlp.utils.YoutubeDLError as error:
-            raise UserError(f"{url}: {str(error).removeprefix('ERROR: ').splitlines()[0]}") from None
+                info = loader.extract_info(address)
+        except (yt_dlp.utils.YoutubeDLError, ValueError, OverflowError) as error:
+            reason = str(error).removeprefix("ERROR: ").splitlines() or [type(error).__name__]
+            raise UserError(f"{url}: {reason[0]}") from None
+        info = info or {}
         if info.get("entries") is not None:
             info = next(iter(info["entries"]), None) or {}
         if not info.get("requested_downloads"):
             raise UserError(f"{url}: no video found on this page")
         came = Path(info["requested_downloads"][0]["filepath"])
         _check_video(came, url)
-        target = folder / (safe_name(name or info.get("title") or came.stem) + came.suffix)
+        target = folder / (safe_name(name or info.get("title") or info.get("id") or came.stem) + came.suffix)
         os.replace(came, target)
     return target
 
@@ -120,9 +142,11 @@ def _bar(label, total, progress):
 def _check_video(path, url):
     import av
 
+    from data_prep.video import open_video, picture_stream
+
     try:
-        with av.open(str(path)) as container:
-            if container.streams.best("video") is not None:
+        with open_video(path) as container:
+            if picture_stream(container) is not None:
                 return
     except av.FFmpegError:
         pass

@@ -8,6 +8,7 @@ that it is not made again. Threads, not processes: decoding, resizing and PNG co
 
 import argparse
 import bisect
+import contextlib
 import glob
 import json
 import os
@@ -30,13 +31,14 @@ from data_prep.report import ArcRow, Extraction, contact_sheet
 from data_prep.sources import find_jobs
 from data_prep.video import Video, at_rate, is_repeat
 from mtld_core.config import nearest
-from mtld_core.data.cuts import cuts_of_arcs, thumbnail
+from mtld_core.data.cuts import cuts_of_arcs
 from mtld_core.data.threads import core_count
 from mtld_core.frames import Fit, fit_frame
 from mtld_core.runtime import UserError, progress_bar, sha256, write_json
 
 RECORD = ".arc.json"
 SCRATCH = ".extracting-"
+THUMB = (32, 32)  # pixels of the small pictures in which cuts are looked for
 
 
 def extract(
@@ -70,12 +72,9 @@ def extract(
     settings |= {"duration": seconds(duration), "drop_duplicates": drop_duplicates, "split_scenes": split_scenes}
     _check(settings, workers)
     root = Path(dataset_root)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"dataset_root={str(root)!r}: {error.strerror}") from None
-    _sweep(root)
+    was_there = root.exists()
     jobs, failed = find_jobs(source, root, settings, progress)
+    _sweep(root)
     at_once = max(1, min(workers or core_count(), len(jobs)))
     stop = threading.Event()
     bar = progress_bar(unit=" frames", disable=not progress, delay=0.5)
@@ -98,6 +97,9 @@ def extract(
             raise
     failed.sort()
     if not rows:
+        if not was_there:
+            with contextlib.suppress(OSError):  # downloads are kept
+                root.rmdir()
         name, reason = failed[0]
         others = f" (and {len(failed) - 1} more failed)" if len(failed) > 1 else ""
         raise UserError(f"{name}: {reason}{others}")
@@ -184,12 +186,12 @@ def _write_frames(job, scratch, stop, bar):
         cuts = []
         if s["split_scenes"]:
             thumbs.flush()
-            small = np.memmap(thumbs, np.uint8, "r").reshape(-1, *thumbnail(shown.rgb).shape)
+            small = np.memmap(thumbs, np.uint8, "r").reshape(-1, *THUMB, 3)
             cuts = cuts_of_arcs(small, [(0, len(small))], workers=1).tolist()
     shots, repeats = {}, Counter(bisect.bisect_right(cuts, index) for index in dropped)
     for row, index in enumerate(written):
         shots.setdefault(bisect.bisect_right(cuts, index), []).append(row)
-    steps, span = (shown.index, shown.begin - begin) if shown.index else (1, shown.end - begin)
+    steps, span = (shown.index, shown.begin - begin - video.skipped) if shown.index else (1, shown.end - begin)
     facts = {"size": last.shape[:2], "fps": s["fps"] or round(float(steps / span), 3), "note": video.note}
     return [(rows, repeats[shot]) for shot, rows in shots.items()], facts
 
@@ -197,7 +199,9 @@ def _write_frames(job, scratch, stop, bar):
 def _with_thumbs(frames, file):
     """Pass the frames on, with a small picture of each to `file`: cuts are found at the full rate, whatever fps is."""
     for shown in frames:
-        file.write(thumbnail(shown.rgb).tobytes())
+        file.write(
+            cv2.resize(shown.rgb, THUMB, interpolation=cv2.INTER_AREA).tobytes()
+        )  # one shape, even if the video's changes
         yield shown
 
 

@@ -5,7 +5,11 @@ import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
+from mtld_core.data.folder import VIDEO_SUFFIXES
 from mtld_core.runtime import UserError
+
+LONGEST = 200  # bytes of a name; file systems take 255, and we put something before it and behind
+FORM = 'a line is "url name [start] [duration]", with quotes around what has spaces in it'
 
 
 class Line(NamedTuple):
@@ -28,34 +32,82 @@ def seconds(value):
 
 def read_list(path):
     """The `Line`s of a list file; blank lines and # comments are passed over. Raises UserError naming each bad line."""
-    lines, bad = [], []
+    path, lines, bad = Path(path), [], []
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a text file ({error})") from None
+        text = text_of(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if text is None:
+        raise UserError(f"{path}: cannot be read as a text file; save it as UTF-8")
     for number, raw in enumerate(text.splitlines(), 1):
-        words = re.sub(r"(^|\s)#.*", "", raw).split()
+        words = _words(raw)
         if not words:
             continue
         try:
-            if not 2 <= len(words) <= 4:
-                raise UserError(f"{len(words)} words")
-            start, duration = (seconds(word) for word in words[2:] + ["0"] * (4 - len(words)))
-            given = len(words) - 2
-            lines.append(Line(*words[:2], start if given else None, duration if given == 2 else None))
+            lines.append(_line(words, path.parent))
         except UserError as error:
             bad.append(f"line {number} ({error})")
     if bad:
-        raise UserError(f'{path}: {", ".join(bad)}: a line is "url name [start] [duration]"')
+        raise UserError(f"{path}: {', '.join(bad)}: {FORM}")
     if not lines:
-        raise UserError(f'{path}: the list is empty; write lines "url name [start] [duration]"')
+        raise UserError(f"{path}: the list is empty; {FORM}")
     return lines
 
 
+def text_of(data):
+    """bytes as text: UTF-8, or UTF-16 as Windows writes it, with a byte order mark or without; None where it is no text."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "utf-16"
+    elif b"\0" not in data:
+        encoding = "utf-8-sig"
+    else:  # of plain letters the upper byte is 0
+        encoding = "utf-16-le" if data[1::2].count(0) > data[::2].count(0) else "utf-16-be"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else text
+
+
+def _words(raw):
+    """The words of a line without its comment: (text, whether it was quoted)."""
+    found = []
+    for quoted, plain in re.findall(r'"([^"]*)"|(\S+)', raw):
+        if plain.startswith("#"):
+            break
+        found.append((plain or quoted, not plain))
+    return found
+
+
+def _line(words, folder):
+    """A `Line`. Spaces without quotes are understood where only one reading makes sense. Raises UserError."""
+    parts = _words_of_url(words, folder)
+    url, rest = " ".join(word for word, _ in words[:parts]), words[parts:]
+    times = []
+    while len(rest) > 1 and re.match(r"-?\d", rest[-1][0]) and not rest[-1][1]:
+        times.insert(0, rest.pop()[0])
+    if not rest or len(times) > 2:
+        raise UserError(f"{len(words)} words")
+    return Line(url, " ".join(word for word, _ in rest), *map(seconds, times), *[None] * (2 - len(times)))
+
+
+def _words_of_url(words, folder):
+    """How many words the url has: those up to a file's name beside the list, or up to what ends like a video."""
+    if words[0][1] or len(words) < 3:
+        return 1
+    for count in range(len(words) - 1, 1, -1):
+        if (folder / " ".join(word for word, _ in words[:count])).is_file():
+            return count
+    if (folder / words[0][0]).is_file():
+        return 1
+    ends = (i for i, (word, _) in enumerate(words[:-1], 1) if word.lower().endswith(VIDEO_SUFFIXES))
+    return next(ends, 1)
+
+
 def safe_name(text):
-    """A file or folder name out of `text`: letters, digits, dots, dashes, underscores; never hidden, never empty."""
+    """A file or folder name out of `text`: letters, digits, dots, dashes, underscores; never hidden, empty or too long."""
     text = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", text)).strip("._")
-    return text[:80] or "video"
+    return text[:80].encode()[:LONGEST].decode(errors="ignore") or "video"  # no half letter
 
 
 def distinct(names):

@@ -4,11 +4,12 @@ import dataclasses
 from pathlib import Path
 
 from data_prep.download_videos import download
-from data_prep.lists import distinct, read_list, safe_name
+from data_prep.lists import distinct, read_list, safe_name, text_of
 from mtld_core.data.folder import VIDEO_SUFFIXES
 from mtld_core.runtime import UserError, seed_of
 
 SAMPLE = Path(__file__).parent / "sample" / "bigbuckbunny.mp4"
+MOST_TEXT = 1 << 22  # bytes of a list
 
 
 @dataclasses.dataclass
@@ -22,35 +23,48 @@ class Job:
 
 
 def find_jobs(source, root, settings, progress):
-    """The videos to do, each with an arc's name of its own, and what could not be downloaded as (source, reason)."""
-    failed, path = [], SAMPLE if source == "sample" else Path(source).expanduser()
+    """The videos to do, each with an arc's name of its own, and what could not be downloaded as (source, reason).
+
+    `root` is made when the source is known to exist. Raises UserError where it does not, or `root` cannot be made.
+    """
+    path = SAMPLE if source == "sample" else Path(source).expanduser()
     if path.is_dir():
         paths = sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith("."))
         if not paths:
             raise UserError(f"{path}: no video in this folder (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
-        found = [(p.stem, p, str(p.resolve()), settings) for p in paths]
     elif not path.is_file():
-        raise UserError(f'source={str(source)!r}: no such file or folder; a video, a folder, a list file or "sample"')
-    elif path.suffix.lower() not in VIDEO_SUFFIXES and _is_text(path):
-        found, failed = _fetch(path, root / ".videos", settings, progress)
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise UserError(f'source={str(source)!r}: no such file or folder{where}; a video, a folder, a list file or "sample"')
     else:
-        found = [(path.stem, path, str(path.resolve()), settings)]
+        paths = [path]
+    lines = read_list(path) if path.is_file() and path.suffix.lower() not in VIDEO_SUFFIXES and _is_list(path) else None
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"dataset_root={str(root)!r}: {error.strerror}") from None
+    if lines:
+        found, failed = _fetch(lines, path.parent, root / ".videos", settings, progress)
+    else:
+        found, failed = [(p.stem, p, str(p.resolve()), settings) for p in paths], []
     names = distinct([safe_name(name) for name, *_ in found])
     return [Job(name, *rest) for name, (_, *rest) in zip(names, found, strict=True) if rest[0]], failed
 
 
-def _is_text(path):
-    with open(path, "rb") as file:
-        return b"\0" not in file.read(4096)
+def _is_list(path):
+    """Whether a file is text, as far as its encoding is known or not."""
+    if path.stat().st_size > MOST_TEXT:
+        return False
+    data = path.read_bytes()
+    return b"\0" not in data or text_of(data) is not None
 
 
-def _fetch(list_file, folder, settings, progress):
+def _fetch(lines, beside, folder, settings, progress):
     """(name, path, url, settings) of each line, and (url, reason) of each that failed; its path is None."""
     found, failed = [], []
-    for line in read_list(list_file):
+    for line in lines:
         given = {"start": line.start, "duration": line.duration}
         own = settings | {key: value for key, value in given.items() if value is not None}
-        path, source = list_file.parent / line.url, line.url
+        path, source = beside / line.url, line.url
         try:
             if "://" in line.url:
                 stem = f"{seed_of(line.url):016x}"  # two lines with one address share one file

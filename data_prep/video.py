@@ -7,13 +7,19 @@ of seconds from the video's first frame, so a variable frame rate needs no speci
 import contextlib
 import dataclasses
 import functools
+import itertools
+import os
+from collections import deque
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import cv2
 import numpy as np
-from av.video.reformatter import VideoReformatter
+from av.stream import Disposition
+from PIL import Image, ImageSequence
 
+from data_prep.picture import UNSPECIFIED, Converter, filter_graph
 from mtld_core.runtime import UserError
 
 REPEAT_MEAN, REPEAT_SPOT = (
@@ -21,6 +27,22 @@ REPEAT_MEAN, REPEAT_SPOT = (
     3.0,
 )  # a repeat differs by less, of 255: on the whole, and in the worst of 32 x 32 fields
 ENOUGH = 0.9  # of the claimed frames must decode; a few missing at either end are common in healthy files
+STILL = 10  # seconds for which a frame may claim to be shown; a longer time is a clock that jumped
+MOST_JUMPS = 3  # that a note tells one by one
+JUMP = 1  # seconds beyond a frame's own time that make a gap: it is not filled; and those back that make a new start
+
+
+def open_video(path):
+    """`av.open` for a path and nothing else: what looks like an address ("12:30.mp4") is a file, too."""
+    return av.open(os.path.abspath(path))
+
+
+def picture_stream(container):
+    """The stream of moving pictures, or None: the cover of a song is none."""
+    covers = Disposition.attached_pic | Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & covers]
+    best = container.streams.best("video")
+    return best if best in streams else next(iter(streams), None)
 
 
 @dataclasses.dataclass
@@ -35,33 +57,46 @@ class Shown:
 
     @functools.cached_property
     def rgb(self):
-        """uint8 `[H, W, 3]`, upright, with square pixels; converted when first asked for, since most may be skipped."""
-        width = round(self.frame.width * self.video.pixel_aspect)
-        rgb = self.video.reformatter.reformat(self.frame, width=width, format="rgb24").to_ndarray()
-        return np.ascontiguousarray(np.rot90(rgb, self.frame.rotation // 90))
+        """uint8 `[H, W, 3]`, as a player shows it; made when first asked for, since most may be skipped."""
+        return self.video.converter.rgb(self.frame, self.video.pixel_aspect, *self.video.colours)
 
 
 class Video:
     """A video file, read from front to back by iterating: yields `Shown`. Frames known to be corrupt are left out.
 
     start, duration: the part to read, in seconds (duration 0: to the end); a frame belongs to it when it begins inside.
-    Afterwards `note` says in words what was missing, if anything was.
+    Interlaced frames come deinterlaced. Where the clock jumps, a frame's `end` lies before the next one's `begin`; `skipped`
+    is the time between in all. Afterwards `note` says in words what was missing or had to be changed, if anything.
     Raises UserError, in words that do not name the file, where nothing, or too little of what is claimed, decodes.
     """
 
     def __init__(self, path, start=0, duration=0):
-        self.path = path
+        self.path = Path(path)
         self.start, self.duration = Fraction(str(start)), Fraction(str(duration))
-        self.reformatter = VideoReformatter()  # keeps its tables from frame to frame, which is five times as fast
+        self.converter = Converter()
         self.pixel_aspect = Fraction(1)
-        self.note = ""
+        self.colours = (UNSPECIFIED, UNSPECIFIED)  # primaries and curve, as numbers of ITU-T H.273
+        self.skipped = Fraction(0)
+        self._first = None  # time of the first frame, in the file's own seconds, as all times before `_part` are
+        self._damage, self._deinterlaced = "", False
+        self._ahead, self._back = [], []  # (time, seconds) of jumps of the clock
+
+    @property
+    def note(self):
+        jumps = [f"the clock jumps ahead by {float(by):.1f} s at {float(at):.1f} s, not filled" for at, by in self._ahead]
+        jumps += [f"the clock jumps back by {float(by):.1f} s at {float(at - self._first):.1f} s" for at, by in self._back]
+        if len(jumps) > MOST_JUMPS:
+            jumps[MOST_JUMPS:] = [f"{len(jumps) - MOST_JUMPS} more jumps"]
+        done = ["deinterlaced"] if self._deinterlaced else []
+        return "; ".join(filter(None, [self._damage, *done, *self.converter.done, *jumps]))
 
     def __iter__(self):
         held, last = None, self.start + self.duration if self.duration else float("inf")
         try:
-            for index, (time, length, frame) in enumerate(self._part()):
+            for index, (time, length, frame) in enumerate(self._progressive(self._part())):
+                length = min(length, max(STILL, self.usual))
                 if held:
-                    held.end = time
+                    held.end = self._end(held, time)
                     yield held
                 held = Shown(index, time, min(time + length, last), frame, self)
             if held:
@@ -70,16 +105,47 @@ class Video:
             empty = self.path.stat().st_size == 0
             raise UserError("the file is empty" if empty else f"not a readable video ({error.strerror})") from None
 
+    def _end(self, held, time):
+        """When the held frame ends, where the next one begins at `time`: then, or before, where the clock jumped ahead."""
+        own_end = held.end
+        if time <= max(own_end, held.begin + JUMP):
+            return time
+        end = min(own_end, held.begin + min(self.usual, JUMP))
+        self._ahead.append((end, time - end))
+        self.skipped += time - end
+        return end
+
+    def _progressive(self, part):
+        """The frames of `part`, each interlaced one made whole (the fields of two moments are taken apart)."""
+        graph, waiting, kind, numbers = None, deque(), None, itertools.count()
+        for time, length, frame in part:
+            if graph and kind != (frame.width, frame.height, frame.format.name):
+                yield from _flushed(graph, waiting)
+                graph = None
+            if not graph and frame.interlaced_frame:
+                self._deinterlaced = True
+                kind = frame.width, frame.height, frame.format.name
+                graph = filter_graph(frame, ("bwdif", {"mode": "send_frame", "deint": "interlaced"}))
+            if not graph:
+                yield time, length, frame
+                continue
+            frame.pts, frame.time_base = next(numbers), Fraction(1, 1000)  # out comes one for each, in order
+            waiting.append((time, length))
+            graph.push(frame)
+            yield from _pulled(graph, waiting)
+        if graph:
+            yield from _flushed(graph, waiting)
+
     def _part(self):
         """(time from the first frame, length, frame) inside the wanted part."""
-        first, frames = None, self._decode()
+        frames = self._decode()
         if self.start:
-            first = next((time for time, _, _ in frames), None)
-            frames = self._decode(first + self.start) if first is not None else frames
+            self._first = next((time for time, _, _ in frames), None)
+            frames = self._decode(self._first + self.start) if self._first is not None else frames
         time = 0
         for time, length, frame in frames:
-            first = time if first is None else first
-            time -= first
+            self._first = time if self._first is None else self._first
+            time -= self._first
             if self.duration and time >= self.start + self.duration:
                 self._judge(self.bad)
                 return
@@ -90,66 +156,141 @@ class Video:
         if self.start > time:
             raise UserError(f"start {float(self.start):g} s lies beyond the last frame, at {float(time):.2f} s")
         # At the file's end its claim can be checked; not after a jump, for nobody knows how many frames it left out.
-        self._judge(self.bad if self.start else max(self.bad, self.claimed - self.hidden - self.good))
+        self._judge(self.bad if self.start else max(self.bad, self.claimed - self.unseen - self.good))
 
     def _judge(self, lost):
         if lost > 0:
-            self.note = f"damaged: {self.good} of {self.good + lost} frames can be decoded"
+            self._damage = f"damaged: {self.good} of {self.good + lost} frames can be decoded"
         if self.good < ENOUGH * (self.good + lost):
-            raise UserError(f"{self.note}; get the file again, or take its good part with start and duration")
+            raise UserError(f"{self._damage}; get the file again, or take its good part with start and duration")
 
     def _decode(self, wanted=None):
-        """(time, length, frame) of every good frame, in the file's own seconds; counts `good`, `bad` and `hidden` ones.
+        """(time, length, frame) of every good frame, in the file's own seconds; counts `good`, `bad` and `unseen` ones.
 
-        wanted: jump to the keyframe before this time. "hidden" frames are in the file but not to be shown (a clip
-        that was cut without encoding it anew has them).
+        wanted: jump to the keyframe before this time. "unseen" are those that are claimed and healthy, but nothing to show.
         """
-        self.good = self.bad = self.hidden = 0
-        with av.open(str(self.path)) as container:
-            stream = container.streams.best("video")
+        self.good = self.bad = self.unseen = 0
+        self._back = []
+        if _is_webp(self.path):
+            yield from self._animation()
+            return
+        with open_video(self.path) as container:
+            stream = picture_stream(container)
             if stream is None:
-                raise UserError("there is no picture in it, only sound or data")
+                raise UserError("there is no picture in it that moves, only sound or data")
             stream.codec_context.thread_count = 1  # several would lose good frames beside a damaged one
             self.claimed, aspect = stream.frames, stream.sample_aspect_ratio
             if aspect and abs(aspect - 1) > 0.01:  # nearer to 1 it is a rounding artefact
                 self.pixel_aspect = aspect
-            usual = 1 / Fraction(stream.average_rate or stream.guessed_rate or 25)
+            self.usual = usual = 1 / Fraction(stream.average_rate or stream.guessed_rate or 25)
             if wanted is not None:
                 with contextlib.suppress(av.FFmpegError):  # not every container can jump
                     container.seek(int(wanted / stream.time_base), stream=stream)
-            time = None
-            for packet in container.demux(stream):
-                self.hidden += packet.is_discard
-                for frame in self._frames(packet):
-                    before, time = time, None if frame.pts is None else frame.pts * Fraction(frame.time_base)
-                    if time is None or (before is not None and time <= before):  # no time, or one that runs backwards
-                        time = Fraction(0) if before is None else before + usual
-                    if wanted is not None and before is None and time > wanted:  # the jump went too far: from the front
-                        yield from self._decode()
-                        return
-                    yield time, (frame.duration or 0) * Fraction(frame.time_base) or usual, frame
+            time, shift = None, 0
+            for frame in self._frames(container, stream):
+                self.colours = stream.codec_context.color_primaries, stream.codec_context.color_trc
+                before, time = time, None if frame.pts is None else frame.pts * Fraction(frame.time_base) + shift
+                if before is not None and time is not None and time < before - JUMP:  # a clock that began again
+                    self._back.append((before + usual, before + usual - time))
+                    shift += before + usual - time
+                    time = before + usual
+                if time is None or (before is not None and time <= before):  # no time, or one that runs backwards
+                    time = Fraction(0) if before is None else before + usual
+                if wanted is not None and before is None and time > wanted:  # the jump went too far: from the front
+                    yield from self._decode()
+                    return
+                yield time, (frame.duration or 0) * Fraction(frame.time_base) or usual, frame
 
-    def _frames(self, packet):
+    def _frames(self, container, stream):
+        """The good frames of a stream."""
+        packets = hidden = empty = reached = interlaced = 0
+        for packet in container.demux(stream):
+            if packet.dts is not None:
+                reached = packet.dts + 1
+                if not packet.size:  # a decoder would take it for the end
+                    empty += 1
+                    continue
+            packets += packet.size > 0
+            hidden += packet.is_discard
+            try:
+                frames = packet.decode()
+            except av.InvalidDataError:
+                self.bad += 1
+                continue
+            for frame in frames:
+                self.good += not frame.is_corrupt
+                self.bad += frame.is_corrupt
+                interlaced |= frame.interlaced_frame
+                if not frame.is_corrupt:
+                    yield frame
+        if container.format.name == "avi":  # it claims its ticks; those without a new picture are never handed out
+            empty = (self.claimed if _is_whole_riff(self.path) else reached) - packets
+        # MPEG-4 stores "the same again" as packets that decode to nothing, and a packet may be one field of two.
+        silent = packets - hidden - self.good - self.bad if stream.codec.name == "mpeg4" or interlaced else 0
+        # A clip that was cut without encoding it anew has hidden frames, which are in the file but not to be shown.
+        self.unseen = hidden + empty + silent
+
+    def _animation(self):
+        """(time, length, frame) of a WebP file, whose animations FFmpeg does not read."""
+        time, self.usual = Fraction(0), Fraction(1, 10)
         try:
-            frames = packet.decode()
-        except av.InvalidDataError:
-            self.bad += 1
+            with Image.open(self.path) as image:
+                self.claimed = image.n_frames
+                for picture in ImageSequence.Iterator(image):
+                    rgba = np.asarray(picture.convert("RGBA"))  # decodes: only then its duration is known
+                    self.good += 1
+                    length = Fraction(picture.info.get("duration") or 100, 1000)
+                    yield time, length, av.VideoFrame.from_ndarray(rgba, format="rgba")
+                    time += length
+        except (OSError, EOFError, SyntaxError, ValueError) as error:
+            raise UserError(f"not a readable WebP picture ({error})") from None
+
+
+def _flushed(graph, waiting):
+    graph.push(None)
+    yield from _pulled(graph, waiting)
+
+
+def _pulled(graph, waiting):
+    """(time, length, frame) of what a graph has ready; `waiting`: (time, length) of what went in."""
+    while True:
+        try:
+            frame = graph.pull()
+        except (av.BlockingIOError, av.EOFError):
             return
-        for frame in frames:
-            self.good += not frame.is_corrupt
-            self.bad += frame.is_corrupt
-            if not frame.is_corrupt:
-                yield frame
+        yield *waiting.popleft(), frame
+
+
+def _is_webp(path):
+    with open(path, "rb") as file:
+        head = file.read(12)
+    return head[:4] == b"RIFF" and head[8:] == b"WEBP"
+
+
+def _is_whole_riff(path):
+    """Whether the parts of a RIFF file (AVI: one, or one a gigabyte) reach to its end: else it was cut short."""
+    end, size = 0, path.stat().st_size
+    with open(path, "rb") as file:
+        while end < size:
+            file.seek(end)
+            head = file.read(8)
+            if head[:4] != b"RIFF":
+                return False
+            end += 8 + int.from_bytes(head[4:], "little")
+    return end == size
 
 
 def at_rate(frames, fps):
-    """The `Shown` frame at each tick of `fps` from the first on: some are skipped or come again. fps 0: each once."""
+    """The `Shown` frame at each tick of `fps` from the first on: some are skipped or come again. fps 0: each once.
+
+    A gap in the clock has no ticks: they go on with the frame behind it.
+    """
     tick = None
     for shown in frames:
         if not fps:
             yield shown
             continue
-        tick = shown.begin if tick is None else tick
+        tick = shown.begin if tick is None else max(tick, shown.begin)
         while tick < shown.end:
             yield shown
             tick += 1 / Fraction(str(fps))

@@ -154,7 +154,7 @@ def video_writer(path, fps, height, width):
     pad = ((0, height % 2), (0, width % 2), (0, 0))
     with (
         atomic_path(path) as temporary,
-        av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+        av.open(os.path.abspath(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container,
     ):
         stream = container.add_stream("libx264", rate=rate, options={"crf": "16"})
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
@@ -187,7 +187,7 @@ def gif_writer(path, fps, height, width):
     options = {"loop": "0", "final_delay": str(round(ticks))}
     with (
         atomic_path(path) as temporary,
-        av.open(str(temporary), "w", format="gif", options=options) as container,
+        av.open(os.path.abspath(temporary), "w", format="gif", options=options) as container,
     ):
         stream = container.add_stream("gif", rate=100)
         stream.width, stream.height, stream.pix_fmt = width, height, "pal8"
