@@ -2,15 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+LOWEST := .venv-lowest
+NOT_LOWEST := $(addprefix --ignore=tests/test_,browser.py kaggle_kernel.py kaggle_push.py train_panel.py)
 # "--log-output" lets the lines of a running notebook through to the terminal
 RUN := $(BIN)/papermill --log-output --no-progress-bar --request-save-on-cell-execute
 
-.PHONY: help setup demo pong test lab notebooks bench check
+.PHONY: help setup demo pong test test-lowest lab notebooks bench check
 
 help:
 	@echo "make demo       a clip drawn by a model that was trained on this machine just now (about 6 minutes)"
 	@echo "make pong       examples/pong anew: records Atari Pong, learns it, packs the run (about half an hour)"
 	@echo "make test       all tests"
+	@echo "make test-lowest  most of them, on the lowest versions that requirements.txt allows"
 	@echo "make lab        JupyterLab on the notebooks"
 	@echo "make bench      what docs/performance.md quotes"
 	@echo "make notebooks  regenerate every .ipynb from its .py"
@@ -45,6 +48,17 @@ pong: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Every requirement, direct ones only, at the lowest version that the two files allow. The package is not installed there, but
+# imported from here.
+$(LOWEST)/.ready: requirements.txt requirements-dev.txt $(READY)
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct -r requirements-dev.txt
+	touch $@
+
+# two at a time, each on one core; not what times itself or asks about the browser, the client or the kernel rather than versions
+test-lowest: $(LOWEST)/.ready
+	PYTHONPATH="$(CURDIR)" OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile $(NOT_LOWEST)
 
 lab: setup
 	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" notebooks/02_train.ipynb

@@ -323,7 +323,8 @@ def nvml(tmp_path):
 
 OLD_BINDING = """
 import pynvml
-del pynvml.nvmlDeviceGetTemperatureV, pynvml.nvmlDeviceGetCurrentClocksEventReasons
+for name in ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetCurrentClocksEventReasons"):
+    vars(pynvml).pop(name, None)
 """
 
 
