@@ -39,7 +39,7 @@ from mtld_core.systems.base import to_channels_last
 from mtld_core.task import Task, best_by
 
 SECONDS_BETWEEN_LOOKS = 0.1  # while paused
-PATIENCE = 20  # steps in a row without a finite update, after which the run is given up
+PATIENCE = 20  # updates of a phase in a row that were not finite, after which the run is given up
 
 
 def train(system="mtld", preset="small", dataset_root="sample", overrides="{}", **settings):
@@ -86,7 +86,7 @@ class Training:
 
     def __init__(self, system, dataset, config, run_dir, controls):
         self.config, self.run_dir, self.controls = config, run_dir, controls
-        self.device = pick_device(config.device)
+        self.device = pick_device(config.device, controls.say)
         self.dtype, why = pick_precision(self.device, config.precision)
         self.needs = system.needs()
         self.task = Task(system, dataset.to(self.device), config, self.device, controls.say)
@@ -100,7 +100,8 @@ class Training:
         self.stepper = Stepper(self.optimizers, self.device, self.dtype, config.accumulate, config.clip_norm, controls.say)
         self.schedule = Schedule(config, self.batches.steps_per_epoch, controls.stop)
         self.heat = thermal.Heat(config)
-        self.step = self.lost_steps = 0
+        self.step = 0
+        self.lost = dict.fromkeys(self.optimizers, 0)  # updates of each phase in a row that were not finite
         self.train_seconds = self.paused_seconds = self.earlier_wall_seconds = 0.0
         self.saved, self.metrics, self.judged_at = None, {}, None  # the checkpoint of the present state, the newest figures
         self.alarms = Alarms(system, controls.say)
@@ -259,13 +260,16 @@ class Training:
             torch.cuda.max_memory_allocated(self.device) / 1e9 if self.device.type == "cuda" else (peak_memory_mb() or 0) / 1e3
         )
         self.progress.update(self.step, self.schedule.total, f"{name} {value:.4f}  {speed:.0f} frames/s  {memory:.1f} GB")
-        lost = any(values[f"skipped_{name}"] >= self.config.log_every_steps for name in self.optimizers)
-        self.lost_steps = self.lost_steps + self.config.log_every_steps if lost else 0
-        if self.lost_steps >= PATIENCE:
+        for phase, calls in self.stepper.calls.items():
+            finite = calls - values[f"skipped_{phase}"]
+            self.lost[phase] = 0 if finite else self.lost[phase] + calls
+            self.stepper.calls[phase] = 0
+        phase, lost = max(self.lost.items(), key=lambda item: item[1])
+        if lost >= PATIENCE:
             self._save()
             raise UserError(
-                f"no finite update in the last {self.lost_steps} steps (now at step {self.step}); lower the learning rates, or "
-                "go on with precision='fp32' from an earlier checkpoint"
+                f"none of the last {lost} updates of phase {phase!r} was finite (now at step {self.step}); lower the learning "
+                "rates, or go on with precision='fp32' from an earlier checkpoint"
             )
 
     def _judged(self):

@@ -174,7 +174,7 @@ def test_a_loss_that_is_never_finite_stops_with_the_way_out(arcs, tmp_path, monk
         return loss._replace(total=loss.total * float("nan"))
 
     monkeypatch.setattr(MTLD, "generator_loss", broken)
-    with pytest.raises(UserError, match="no finite update in the last 20 steps"):
+    with pytest.raises(UserError, match="none of the last 20 updates of phase 'generator' was finite"):
         tiny(arcs, tmp_path / "run", {"lambda_adv": 0, "lambda_fm": 0}, steps=100)
     assert json.loads((tmp_path / "run" / "report.json").read_text())["status"] == "failed"
     assert list_checkpoints(tmp_path / "run")  # the finite weights are kept
