@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mtld_core.nn.losses import in_fp32
 from mtld_core.runtime import UserError
 
 TRUNK_FILE = "vgg16-397923af.pth"  # torchvision's own file
@@ -138,8 +137,8 @@ def _pieces(fake, *others):
 
 def _unit_difference(fake, real):
     """Rows `[n, C]` twice -> fake / |fake|, 1 / |fake| (0 where |fake| is 0) and fake / |fake| - real / |real|, in fp32."""
-    fake, real = in_fp32(fake), in_fp32(real)
-    lengths = [torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (fake, real)]
+    kind = torch.promote_types(fake.dtype, torch.float32)
+    lengths = [torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=kind) for x in (fake, real)]
     inverse, real_inverse = ((length + 1e-10).reciprocal_() * (length > 0) for length in lengths)
     unit = fake * inverse
     return unit, inverse, unit - real * real_inverse
