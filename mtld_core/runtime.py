@@ -57,30 +57,59 @@ def sha256(path):
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
-def pick_device(wanted="auto"):
-    """`torch.device` for "auto" (CUDA where there is one, else the CPU), "cpu", "cuda" or "cuda:1"."""
+def pick_device(wanted="auto", say=print):
+    """`torch.device` for "auto" (CUDA where there is one that torch can use, else the CPU), "cpu", "cuda" or "cuda:1".
+
+    say: told why "auto" passes a card over. Raises UserError where there is no such device, or torch has no code for it.
+    """
     import torch
 
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", wanted):
         raise UserError(f"device={wanted!r} is not 'auto', 'cpu', 'cuda' or 'cuda:<number>'")
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    device = torch.device("cuda" if wanted == "auto" else wanted)
+    if not torch.cuda.is_available():
         raise UserError(f"device={wanted!r}: no CUDA device here; use device='auto' or 'cpu'")
-    return torch.device(wanted)
+    if (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise UserError(f"device={wanted!r}: the CUDA devices here are numbered from 0 to {count - 1}")
+    if not (reason := _lacks_code(device)):
+        return device
+    if wanted == "auto":
+        say(f"{reason}: going on with the CPU")
+        return torch.device("cpu")
+    raise UserError(f"device={wanted!r}: {reason}; choose another card (on Kaggle a T4), or device='cpu'")
+
+
+def _lacks_code(device):
+    """Why the installed torch cannot compute on a CUDA device, in words; "" where it can.
+
+    Code for sm_XY runs on cards of compute capability X.Y and later X.*; code for compute_XY on all later ones.
+    """
+    import torch
+
+    capability = torch.cuda.get_device_capability(device)
+    names = torch.cuda.get_arch_list()
+    codes = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name) for name in names]
+    if not all(codes):  # not NVIDIA's
+        return ""
+    for code in codes:
+        made_for = int(code[2]), int(code[3])
+        if made_for <= capability and (code[1] == "compute" or made_for[0] == capability[0]):
+            return ""
+    card, version = torch.cuda.get_device_name(device), torch.__version__
+    return f"{card} has compute capability {capability[0]}.{capability[1]}, and torch {version} is made for {', '.join(names)}"
 
 
 def pick_precision(device, wanted="auto"):
     """(torch dtype for autocast, reason in words) for "auto", "fp32", "bf16" or "fp16".
 
-    bf16 from Ampere on; fp16 with loss scaling before (a T4 claims bf16 but emulates it); fp32 on a CPU, where a bf16 matrix
-    product without AVX512-BF16 or AMX is hundreds of times slower.
+    bf16 from Ampere on; fp16 with loss scaling before (a T4 claims bf16 but emulates it); fp32 on a CPU, where a matrix
+    product in half precision can be hundreds of times slower: there the other two show what a GPU would compute.
     """
     import torch
 
     if wanted != "auto":
-        if wanted == "fp16" and device.type == "cpu":
-            raise UserError("precision='fp16' needs a GPU; use precision='auto'")
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted], "as asked"
     if device.type == "cpu":
         return torch.float32, "CPU"

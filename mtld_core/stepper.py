@@ -9,15 +9,18 @@ import itertools
 import torch
 
 from mtld_core.runtime import UserError
-from mtld_core.systems.base import Loss
+from mtld_core.systems.base import Loss, Place
+
+INITIAL_SCALE = 2.0**12  # of fp16 losses, which grows by itself: from 2 ** 16 on the first steps of most systems would overflow
 
 
 class Stepper:
     """`stepper(phase, loss_fn, batch)` -> `Loss` whose logs and carry are detached and cover the whole batch.
 
-    loss_fn(batch) -> Loss. batch: dict of tensors `[B, ...]`. Only the parameters of `optimizers[phase]` receive gradient,
-    whatever networks the loss runs through. Nothing here waits for the device: a step whose gradient is not finite is skipped
-    on the device (`found_inf`) and counted in `skipped[phase]`, a 0-dim tensor.
+    loss_fn(batch) -> Loss. batch: dict of tensors `[B, ...]`. loss_fn gets part of it, and as "place" that part's `Place`. Only
+    the parameters of `optimizers[phase]` receive gradient, whatever networks the loss runs through. Nothing here waits for the
+    device: a step whose gradient is not finite is skipped on the device (`found_inf`) and counted in `skipped[phase]`, a 0-dim
+    tensor; `calls[phase]` counts all.
     """
 
     def __init__(self, optimizers, device, dtype=torch.float32, accumulate=1, clip_norm=0.0, say=print):
@@ -28,11 +31,14 @@ class Stepper:
             )
         self.optimizers = optimizers
         self.parameters = {name: [p for g in o.param_groups for p in g["params"]] for name, o in optimizers.items()}
-        scaled = dtype == torch.float16
-        self.scalers = {name: torch.amp.GradScaler(device.type, enabled=scaled) for name in optimizers}
+        self.scalers = {
+            name: torch.amp.GradScaler(device.type, init_scale=INITIAL_SCALE, enabled=dtype == torch.float16)
+            for name in optimizers
+        }
         self.splits = dict.fromkeys(optimizers, accumulate)
         self.device, self.dtype, self.clip_norm, self.say = device, dtype, clip_norm, say
         self.skipped = {name: torch.zeros((), device=device) for name in optimizers}
+        self.calls = dict.fromkeys(optimizers, 0)
 
     def __call__(self, phase, loss_fn, batch):
         size = len(next(iter(batch.values())))
@@ -54,18 +60,35 @@ class Stepper:
     def _backward(self, phase, loss_fn, batch, size):
         parameters = self.parameters[phase]
         self.optimizers[phase].zero_grad(set_to_none=True)
-        total, logs, carry = 0, {}, []
-        for first, last in _parts(size, self.splits[phase]):
+        total, logs, carry, weight = 0, {}, [], 0
+        parts = _parts(size, self.splits[phase])
+        for first, last in parts:
+            part = {name: value[first:last] for name, value in batch.items()}
+            with self._autocast():
+                loss = loss_fn(part | {"place": Place(first, size)})
+            _check(phase, loss)
             share = (last - first) / size
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                loss = loss_fn({name: value[first:last] for name, value in batch.items()})
+            if loss.weight is not None and len(parts) > 1:
+                share = share * loss.weight.detach()
             self.scalers[phase].scale(loss.total * share).backward(inputs=parameters)
+            weight = weight + share
             total = total + loss.total.detach() * share
             for name, value in loss.logs.items():
                 logs[name] = logs.get(name, 0) + value.detach() * share
             carry.append({name: value.detach() for name, value in loss.carry.items()})
         joined = carry[0] if len(carry) == 1 else {name: torch.cat([part[name] for part in carry]) for name in carry[0]}
+        if torch.is_tensor(weight):
+            weight = weight.clamp(min=torch.finfo(weight.dtype).tiny)  # nothing counted: then all of this is 0
+            torch._foreach_div_([p.grad for p in parameters if p.grad is not None], weight)
+            total, logs = total / weight, {name: value / weight for name, value in logs.items()}
         return Loss(total, logs, joined)
+
+    def _autocast(self):
+        """Without autocast's cache of half-precision weights.
+
+        Up to torch 2.10 a copy that was made under `no_grad` is used where gradient is wanted, too, and then there is none.
+        """
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False)
 
     def _update(self, phase):
         optimizer, scaler, parameters = self.optimizers[phase], self.scalers[phase], self.parameters[phase]
@@ -76,13 +99,14 @@ class Stepper:
         if self.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm, foreach=True)
         bad = (~torch.isfinite(norm)).float()
+        self.calls[phase] += 1
         self.skipped[phase] += bad
+        optimizer.grad_scale, optimizer.found_inf = None, bad  # gradients are unscaled by now
+        optimizer.step()
         if scaler.is_enabled():
-            scaler.step(optimizer)
+            for found in scaler._found_inf_per_device(optimizer).values():
+                found.copy_(bad)  # a norm can overflow where no single gradient does: one verdict for both
             scaler.update()
-        else:
-            optimizer.grad_scale, optimizer.found_inf = None, bad
-            optimizer.step()
 
     def state(self):
         scalers = {name: scaler.state_dict() for name, scaler in self.scalers.items()}
@@ -93,6 +117,16 @@ class Stepper:
             if state["scalers"][name]:  # empty where the earlier session ran in fp32 or bf16
                 scaler.load_state_dict(state["scalers"][name])
             self.splits[name] = max(self.splits[name], state["splits"][name])
+
+
+def _check(phase, loss):
+    """A mean in half precision would lose small losses, and its gradient, the loss scale times a weight, would overflow."""
+    for name, value in {"total": loss.total, **loss.logs}.items():
+        if value.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"phase {phase!r}: {name!r} of its Loss is {value.dtype}, wanted is float32: take what is averaged out of half "
+                "precision before the mean (mtld_core.nn.losses.in_fp32 does)"
+            )
 
 
 def _parts(size, splits):

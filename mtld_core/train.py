@@ -40,7 +40,7 @@ from mtld_core.task import Task, best_by
 from mtld_core.threads import Threads
 
 SECONDS_BETWEEN_LOOKS = 0.1  # while paused
-PATIENCE = 20  # steps in a row without a finite update, after which the run is given up
+PATIENCE = 20  # updates of a phase in a row that were not finite, after which the run is given up
 MOST_TO_EXPECT = 0.03  # of the budget, to estimate how long its end will take
 BYTES_A_SECOND = 60e6  # that a checkpoint is written and checked at, until one was
 
@@ -72,7 +72,7 @@ def fit(system, dataset, config=TrainConfig(), controls=None):  # noqa: B008 (fr
         checkpoints.disk_errors(run_dir),
         stop_on_signal(controls.stop),
         warm_memory(),
-        Threads(config.threads, pick_device(config.device), controls.say) as threads,
+        Threads(config.threads, pick_device(config.device, say=lambda line: None), controls.say) as threads,
     ):
         training = Training(system, dataset, config, run_dir, controls, threads, began)
         try:
@@ -96,7 +96,7 @@ class Training:
 
     def __init__(self, system, dataset, config, run_dir, controls, threads, began):
         self.config, self.run_dir, self.controls, self.threads = config, run_dir, controls, threads
-        self.device = pick_device(config.device)
+        self.device = pick_device(config.device, controls.say)
         self.dtype, why = pick_precision(self.device, config.precision)
         self.needs = system.needs()
         self.task = Task(system, dataset.to(self.device), config, self.device, controls.say)
@@ -110,7 +110,8 @@ class Training:
         self.stepper = Stepper(self.optimizers, self.device, self.dtype, config.accumulate, config.clip_norm, controls.say)
         self.schedule = Schedule(config, self.batches.steps_per_epoch, controls.stop, began)
         self.heat = thermal.Heat(config)
-        self.step = self.lost_steps = 0
+        self.step = 0
+        self.lost = dict.fromkeys(self.optimizers, 0)  # updates of each phase in a row that were not finite
         self.train_seconds = self.paused_seconds = self.earlier_wall_seconds = 0.0
         self.saved, self.metrics, self.judged_at = None, {}, None  # the checkpoint of the present state, the newest figures
         self.previewed_at = None
@@ -313,13 +314,16 @@ class Training:
         )
         total = self.schedule.last_step(self.step)
         self.progress.update(self.step, total, f"{name} {value:.4f}  {speed:.0f} frames/s  {memory:.1f} GB")
-        lost = any(values[f"skipped_{name}"] >= self.config.log_every_steps for name in self.optimizers)
-        self.lost_steps = self.lost_steps + self.config.log_every_steps if lost else 0
-        if self.lost_steps >= PATIENCE:
+        for phase, calls in self.stepper.calls.items():
+            finite = calls - values[f"skipped_{phase}"]
+            self.lost[phase] = 0 if finite else self.lost[phase] + calls
+            self.stepper.calls[phase] = 0
+        phase, lost = max(self.lost.items(), key=lambda item: item[1])
+        if lost >= PATIENCE:
             self._save()
             raise UserError(
-                f"no finite update in the last {self.lost_steps} steps (now at step {self.step}); lower the learning rates, or "
-                "go on with precision='fp32' from an earlier checkpoint"
+                f"none of the last {lost} updates of phase {phase!r} was finite (now at step {self.step}); lower the learning "
+                "rates, or go on with precision='fp32' from an earlier checkpoint"
             )
 
     def _judged(self):

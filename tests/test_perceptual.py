@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mtld_core.nn import perceptual
-from mtld_core.nn.perceptual import CONVERTED_FILE, LPIPS, TRUNK_FILE, find_trunk, load_trunk
+from mtld_core.nn.perceptual import CONVERTED_FILE, LPIPS, TRUNK_FILE, MapDistance, find_trunk, load_trunk
 from mtld_core.runtime import UserError
 
 CHANNELS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
@@ -115,6 +115,30 @@ def test_under_autocast_the_reduction_stays_in_fp32(network):
         assert all(m.dtype == torch.bfloat16 for m in network.features(fake))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, network(fake, real), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_a_nearly_dead_pixel_does_not_overflow_the_gradient(kind):
+    """Features of a black border are nearly 0 in all channels, and their length is what the gradient is divided by."""
+    real, fake = torch.rand(2, 1, 8, 2, 2, generator=torch.Generator().manual_seed(0))
+    fake[..., 0, 0] = 1e-7
+    half, full = fake.to(kind).requires_grad_(), fake.to(kind).float().requires_grad_()
+    for maps in (half, full):
+        (100 * MapDistance.apply(maps, real.to(kind).to(maps.dtype), torch.ones(8))).sum().backward()
+    assert half.grad.isfinite().all() and full.grad[..., 0, 0].abs().max() > 1e6
+    alive = torch.tensor([[False, True], [True, True]])
+    torch.testing.assert_close(half.grad.float()[..., alive], full.grad[..., alive], rtol=0.02, atol=0.5)
+
+
+def test_in_fp64_all_of_it_is(trunk):
+    network = LPIPS(trunk).double()
+    fake, real = pictures(1, 32, 32).double()
+    fake.requires_grad_()
+    found = network(fake, real)
+    (gradient,) = torch.autograd.grad(found.sum(), fake)
+    change = 1e-6 * gradient / gradient.norm()
+    slope = (network(fake + change, real) - network(fake - change, real)).item() / 2e-6
+    assert found.dtype == torch.float64 and slope == pytest.approx(gradient.norm().item(), rel=1e-6)
 
 
 # ---- where the trunk comes from

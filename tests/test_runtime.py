@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import textwrap
@@ -108,14 +109,57 @@ def test_write_json_and_sha256(tmp_path):
 # ---- device and precision
 
 
+def fake_card(monkeypatch, capability, codes):
+    """Two cards of one kind, and a torch that has `codes` for them."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla P100-PCIE-16GB")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: codes)
+
+
+KAGGLE = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "codes", "fits"),
+    [
+        ((6, 0), KAGGLE, False),  # a P100
+        ((7, 5), KAGGLE, True),
+        ((8, 9), KAGGLE, True),  # by sm_86
+        ((8, 9), ["sm_75", "sm_90"], False),
+        ((7, 0), ["sm_75"], False),
+        ((12, 0), ["sm_90", "compute_90"], True),  # compiled by the driver
+        ((6, 1), ["sm_60", "compute_90"], True),
+        ((9, 0), ["sm_90a"], True),
+        ((9, 0), ["gfx90a", "gfx942"], True),  # AMD's
+    ],
+)
+def test_a_card_that_torch_has_no_code_for_is_not_there(monkeypatch, capability, codes, fits):
+    fake_card(monkeypatch, capability, codes)
+    said = []
+    assert pick_device("auto", said.append) == torch.device("cuda" if fits else "cpu")
+    assert len(said) == (not fits)
+    if fits:
+        assert pick_device("cuda:1") == torch.device("cuda:1")
+        return
+    has = rf"Tesla P100-PCIE-16GB has compute capability {capability[0]}\.{capability[1]}, .* is made for {', '.join(codes)}"
+    assert re.search(f"{has}: going on with the CPU", said[0])
+    with pytest.raises(UserError, match=rf"device='cuda:1': {has}; choose another card \(on Kaggle a T4\), or device='cpu'"):
+        pick_device("cuda:1")
+
+
 def test_the_device_by_itself_and_by_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device() == pick_device("cpu") == torch.device("cpu")
     for wanted in ("cuda", "cuda:1"):
         with pytest.raises(UserError, match=f"device='{wanted}': no CUDA device here; use device='auto'"):
             pick_device(wanted)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    fake_card(monkeypatch, (7, 5), ["sm_75"])
     assert pick_device() == torch.device("cuda") and pick_device("cpu") == torch.device("cpu")
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match="device='cuda:2': the CUDA devices here are numbered from 0 to 1"):
+        pick_device("cuda:2")
 
 
 def test_a_misspelt_device_is_a_user_error():
@@ -144,8 +188,7 @@ def test_precision_on_a_cpu_and_as_asked(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert pick_precision(cpu)[0] is torch.float32
     assert pick_precision(cpu, "bf16") == (torch.bfloat16, "as asked")
-    with pytest.raises(UserError, match=r"precision='fp16' needs a GPU; use precision='auto'"):
-        pick_precision(cpu, "fp16")
+    assert pick_precision(cpu, "fp16") == (torch.float16, "as asked")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     for wanted, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
         assert pick_precision(gpu, wanted) == (dtype, "as asked")

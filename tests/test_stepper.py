@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mtld_core.nn.losses import in_fp32
 from mtld_core.runtime import UserError
-from mtld_core.stepper import Stepper, _parts
-from mtld_core.systems.base import Loss, adam
+from mtld_core.stepper import INITIAL_SCALE, Stepper, _parts
+from mtld_core.systems.base import Loss, Place, adam
 
 CPU = torch.device("cpu")
 
@@ -30,7 +31,7 @@ def squares(net):
     def loss(batch):
         out = net(batch["x"])
         error = (out - batch["y"]).square().mean(1)
-        return Loss(error.mean(), {"error": error.mean(), "first": out[:, 0].mean()}, {"out": out, "x": batch["x"]})
+        return Loss(error.mean(), {"error": error.mean(), "first": in_fp32(out[:, 0]).mean()}, {"out": out, "x": batch["x"]})
 
     return loss
 
@@ -159,6 +160,41 @@ def test_two_phases_in_parts_keep_their_order():
     assert "".join(seen) == 3 * "gggddd"
 
 
+def test_a_loss_function_is_told_where_its_part_lies():
+    seen, net = [], network()
+    stepper_of(net, accumulate=3)("model", lambda b: seen.append((b["place"], len(b["x"]))) or squares(net)(b), batch(7))
+    assert seen == [(Place(0, 7), 2), (Place(2, 7), 2), (Place(4, 7), 3)]
+
+
+def chosen_squares(net):
+    """A mean over those samples alone that are marked."""
+
+    def loss(batch):
+        error = (net(batch["x"]) - batch["y"]).square().mean(1)
+        count = batch["marked"].sum()
+        chosen = (error * batch["marked"]).sum() / count.clamp(min=1)
+        return Loss(chosen, {"error": chosen}, weight=count / len(error))
+
+    return loss
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("marked", [[1, 0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1, 0], [0] * 7])
+def test_a_mean_over_some_of_the_samples_is_that_of_the_whole_batch(marked, dtype):
+    whole, split = network(), network()
+    data = batch(7) | {"marked": torch.tensor(marked, dtype=torch.float64)}
+    one, many = stepper_of(whole, dtype=dtype), stepper_of(split, dtype=dtype, accumulate=3)
+    if dtype == torch.float16:  # the scale alone: such small networks lose digits in fp16 that differ from part to part
+        one._autocast = many._autocast = lambda: torch.autocast("cpu", enabled=False)
+    for _ in range(3):
+        a, b = one("model", chosen_squares(whole), data), many("model", chosen_squares(split), data)
+        assert b.total.item() == pytest.approx(a.total.item(), abs=1e-12)
+        assert b.logs["error"].item() == pytest.approx(a.logs["error"].item(), abs=1e-12)
+    for p, q in zip(whole.parameters(), split.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=0, atol=1e-9)
+    assert many.skipped["model"].item() == 0
+
+
 # ---- numbers that are not finite
 
 
@@ -179,6 +215,20 @@ def test_a_step_without_a_finite_gradient_changes_nothing(value, accumulate, cli
     assert step.skipped["model"].item() == 2
     after = snapshot(net, step.optimizers["model"])
     assert not identical(after[0], before[0]) and all(torch.isfinite(p).all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_norm_that_overflows_is_one_verdict_for_weights_scale_and_count(dtype):
+    """Each number of the gradient is finite in fp32, their squares are not."""
+    net = nn.Linear(4, 3)
+    step = stepper_of(net, dtype=dtype)
+    for slope in (1.0, 1e25):
+        before, scale = snapshot(net, step.optimizers["model"]), step.scalers["model"].get_scale()
+        step("model", lambda b, slope=slope: Loss(sum((p * slope).sum() for p in net.parameters())), batch(6, torch.float32))
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+    assert (step.skipped["model"].item(), step.calls["model"]) == (1, 2)
+    assert identical(snapshot(net, step.optimizers["model"]), before)
+    assert step.scalers["model"].get_scale() == (scale / 2 if dtype == torch.float16 else 1)
 
 
 def test_after_a_skipped_step_training_goes_on_as_if_it_had_not_been():
@@ -310,6 +360,34 @@ def test_the_autocast_type_and_loss_scaling_only_for_fp16(dtype):
     assert all(p.dtype == torch.float32 and p.grad.dtype == torch.float32 for p in net.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_weight_that_was_used_without_gradient_still_gets_one(dtype):
+    """Up to torch 2.10 autocast's cache of half-precision weights keeps the copy that no_grad made."""
+    net = network(dtype=torch.float32)
+
+    def loss(b):
+        with torch.no_grad():
+            first = net(b["x"])
+        return Loss((net(b["x"]) - first - b["y"]).float().square().mean())
+
+    stepper_of(net, dtype=dtype)("model", loss, batch(6, torch.float32))
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("entry", ["total", "error"])
+def test_a_loss_in_half_precision_is_refused_by_phase_and_name(kind, entry):
+    net = network(dtype=torch.float32)
+
+    def loss(b):
+        good = squares(net)(b)
+        bad = (net(b["x"]) ** 2).to(kind).mean()
+        return good._replace(total=bad) if entry == "total" else good._replace(logs={"error": bad})
+
+    with pytest.raises(TypeError, match=rf"phase 'model': '{entry}' of its Loss is {kind}, wanted is float32"):
+        stepper_of(net)("model", loss, batch(6, torch.float32))
+
+
 def test_scaled_gradients_are_unscaled_before_clipping():
     plain, scaled = network(dtype=torch.float32), network(dtype=torch.float32)
     stepper_of(plain, clip_norm=0.3)("model", squares(plain), batch(6, torch.float32))
@@ -343,7 +421,7 @@ def test_the_scale_survives_a_resume():
     bad["y"][0] = math.nan
     step("model", squares(net), bad)
     again.load_state(step.state())
-    assert again.scalers["model"].get_scale() == step.scalers["model"].get_scale() == 2.0**15
+    assert again.scalers["model"].get_scale() == step.scalers["model"].get_scale() == INITIAL_SCALE / 2
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from mtld_core.controls import Controls
 from mtld_core.evaluate import Judge
 from mtld_core.runtime import UserError
 from mtld_core.settings import build, open_data, plan
+from mtld_core.systems.base import Loss
 from mtld_core.train import Training, fit, main, train
 
 
@@ -183,10 +184,30 @@ def test_a_loss_that_is_never_finite_stops_with_the_way_out(arcs, tmp_path, monk
         return loss._replace(total=loss.total * float("nan"))
 
     monkeypatch.setattr(MTLD, "generator_loss", broken)
-    with pytest.raises(UserError, match="no finite update in the last 20 steps"):
+    with pytest.raises(UserError, match="none of the last 20 updates of phase 'generator' was finite"):
         tiny(arcs, tmp_path / "run", {"lambda_adv": 0, "lambda_fm": 0}, steps=100)
     assert json.loads((tmp_path / "run" / "report.json").read_text())["status"] == "failed"
     assert list_checkpoints(tmp_path / "run")  # the finite weights are kept
+
+
+@pytest.mark.parametrize(("calls", "every", "ended"), [(5, 1, 10), (1, 1, 20), (1, 4, 80)])
+def test_patience_counts_a_phases_updates_not_steps(arcs, tmp_path, monkeypatch, calls, every, ended):
+    from mtld_core.systems.mtld import MTLD
+
+    def lost(self, batch):
+        return Loss(self.discriminator(batch["frames"][:, 0])[0].mean() * float("nan"))
+
+    def training_step(self, batches, step):
+        self.steps = getattr(self, "steps", 0) + 1
+        for _ in range(calls if self.steps % every == 0 else 0):
+            step("discriminator", self.discriminator_loss, batches[0])
+        return step("generator", self.generator_loss, batches[0]).logs
+
+    monkeypatch.setattr(MTLD, "discriminator_loss", lost)
+    monkeypatch.setattr(MTLD, "training_step", training_step)
+    with pytest.raises(UserError, match=rf"last \d+ updates of phase 'discriminator'.*step {ended}\)"):
+        tiny(arcs, tmp_path / "run", steps=100)
+    assert lines(tmp_path / "run")[-1]["step"] == ended
 
 
 def test_one_run_folder_takes_one_process(arcs, tmp_path):

@@ -546,6 +546,16 @@ def test_every_code_can_be_reached_and_found_again():
     assert (x.grad > 0).all()  # straight through the rounding
 
 
+def test_a_single_vector_is_whitened_by_the_moving_average():
+    """Such a part has no covariance of its own: its one latent would always become 0, and its gradient, too."""
+    whiten = Whitening(3).train()
+    x = torch.tensor([[[1.0, -2.0, 3.0]]], requires_grad=True)
+    y = whiten(x)
+    torch.testing.assert_close(y, x, rtol=2e-3, atol=0)
+    y.sum().backward()
+    assert x.grad.abs().min() > 0.9 and whiten.mean.equal(torch.zeros(3)) and whiten.covariance.equal(torch.eye(3))
+
+
 def test_whitening_takes_mean_and_correlation_away():
     whiten, chance = Whitening(3), torch.Generator().manual_seed(0)
     mix = torch.tensor([[1.0, 0, 0], [0.6, 0.6, 0], [0.5, 0.5, 2.0]])

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import nn
 
+from mtld_core.nn.losses import in_fp32
 from mtld_core.runtime import keyed_normal
 from mtld_core.systems.base import Loss, Needs, System, adam
 
@@ -54,13 +55,14 @@ class ToyGAN(System):
     def critic_loss(self, batch):
         real, past = flat(batch["frames"][:, -1]), flat(batch["frames"][:, 0])
         fake = self.generator(past).detach() + 0.1 * keyed_normal(batch["key"], "noise", 1)
-        loss = (self.critic(fake) - self.critic(real)).mean() + self.critic(real).square().mean()
+        scores, real_scores = in_fp32(self.critic(fake)), in_fp32(self.critic(real))
+        loss = (scores - real_scores).mean() + real_scores.square().mean()
         return Loss(loss, {"critic": loss})
 
     def generator_loss(self, batch):
         past = flat(batch["frames"][:, 0])
         fake = self.generator(past)
-        loss = (fake - flat(batch["frames"][:, -1])).square().mean() - 0.01 * self.critic(fake).mean()
+        loss = (fake - flat(batch["frames"][:, -1])).square().mean() - 0.01 * in_fp32(self.critic(fake)).mean()
         return Loss(loss, {"generator": loss}, {"fake": fake})
 
     def extra_state(self):
@@ -128,7 +130,7 @@ class ToyPlayer(System):
 
     def loss(self, batch):
         z = self.stage.encode(flat(batch["frames"]))  # [B, T, hidden]
-        loss = (self.advance(z[:, :-1], batch["actions"]) - z[:, 1:]).square().mean()
+        loss = in_fp32(self.advance(z[:, :-1], batch["actions"]) - z[:, 1:]).square().mean()
         return Loss(loss, {"loss": loss})
 
     def evaluate(self, dataset, starts):

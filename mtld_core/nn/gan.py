@@ -1,21 +1,57 @@
 """Discriminators and adversarial losses.
 
 A discriminator's loss takes logits of real and of fake, a generator's those of fake alone; `GAN_LOSSES` has both by name.
+Verdicts may come in half precision, losses are in fp32.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import register_parametrization
 
 from mtld_core.nn.blocks import norm2d
+from mtld_core.nn.losses import in_fp32
+
+STARTING_ITERATIONS = 15  # torch's own number
+
+
+class SpectralNorm(nn.Module):
+    """A weight `[out, ...]` divided by its largest singular value (Miyato et al. 2018), as a parametrisation, in fp32.
+
+    `iterate` moves the singular vectors a step on; unlike in torch's own, using the weight does not. So the weight stays the
+    same in all parts and passes of a training step. Buffers are named as torch's are, for runs that were trained with those.
+    """
+
+    def __init__(self, weight):
+        super().__init__()
+        matrix = weight.detach().flatten(1)
+        for name, size in zip(("_u", "_v"), matrix.shape, strict=True):
+            self.register_buffer(name, F.normalize(matrix.new_empty(size).normal_(), dim=0))
+        for _ in range(STARTING_ITERATIONS):
+            self.iterate(weight)
+
+    @torch.no_grad()
+    def iterate(self, weight):
+        """One step of the power method."""
+        matrix = weight.flatten(1)
+        self._u.copy_(F.normalize(torch.mv(matrix, self._v), dim=0))
+        self._v.copy_(F.normalize(torch.mv(matrix.T, self._u), dim=0))
+
+    def forward(self, weight):
+        with torch.autocast(weight.device.type, enabled=False):
+            return weight / torch.vdot(self._u, torch.mv(weight.flatten(1), self._v))
+
+
+def spectral_norm(layer):
+    register_parametrization(layer, "weight", SpectralNorm(layer.weight))
+    return layer
 
 
 class PatchDiscriminator(nn.Module):
     """Pictures `[N, C, H, W]` -> (logits `[N, 1, h, w]`, list of feature maps): one verdict a patch, not a picture.
 
-    PatchGAN (Isola et al. 2017) with spectral norm (Miyato et al. 2018). Each of `channels` but the last halves the grid;
-    logits and features come from the same pass.
+    PatchGAN (Isola et al. 2017) with spectral norm. Each of `channels` but the last halves the grid; logits and features come
+    from the same pass. `iterate` belongs to the beginning of each training step, before any phase.
     """
 
     def __init__(self, channels, norm="instance", in_channels=3):
@@ -34,25 +70,31 @@ class PatchDiscriminator(nn.Module):
             features.append(x)
         return self.head(x), features
 
+    def iterate(self):
+        """Let spectral norm follow the weights by one step of its power method."""
+        for module in self.modules():
+            if parametrized := getattr(module, "parametrizations", None):
+                parametrized.weight[0].iterate(parametrized.weight.original)
+
 
 def lsgan_discriminator_loss(real_logits, fake_logits, real=1.0, fake=0.0):
     """Least-squares GAN (Mao et al. 2017): real towards 1, fake towards 0, or each towards labels of its own."""
-    return 0.5 * ((real_logits - real).square().mean() + (fake_logits - fake).square().mean())
+    return 0.5 * ((in_fp32(real_logits) - real).square().mean() + (in_fp32(fake_logits) - fake).square().mean())
 
 
 def lsgan_generator_loss(fake_logits):
     """The generator's side of the least-squares GAN: fake towards 1."""
-    return (fake_logits - 1).square().mean()
+    return (in_fp32(fake_logits) - 1).square().mean()
 
 
 def bce_discriminator_loss(real_logits, fake_logits):
     """The first GAN (Goodfellow et al. 2014), on logits: the sigmoid is inside the loss, not before it."""
-    return 0.5 * (F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean())
+    return 0.5 * (F.softplus(-in_fp32(real_logits)).mean() + F.softplus(in_fp32(fake_logits)).mean())
 
 
 def bce_generator_loss(fake_logits):
     """Its generator's side in the form that does not saturate: -log of the probability of being real."""
-    return F.softplus(-fake_logits).mean()
+    return F.softplus(-in_fp32(fake_logits)).mean()
 
 
 GAN_LOSSES = {
@@ -62,8 +104,12 @@ GAN_LOSSES = {
 
 
 def wasserstein_critic_loss(real_scores, fake_scores):
-    """Fake down, real up (Arjovsky et al. 2017); the generator's side is `-fake_scores.mean()`."""
-    return fake_scores.mean() - real_scores.mean()
+    """Fake down, real up (Arjovsky et al. 2017); `wasserstein_generator_loss` is the generator's side."""
+    return in_fp32(fake_scores).mean() - in_fp32(real_scores).mean()
+
+
+def wasserstein_generator_loss(fake_scores):
+    return -in_fp32(fake_scores).mean()
 
 
 def gradient_penalty(critic, real, fake, alpha):
@@ -72,8 +118,7 @@ def gradient_penalty(critic, real, fake, alpha):
     critic: `[B, ...]` -> scores `[B]` or `[B, 1]`, each of its own sample alone (no batch norm). alpha: `[B]` in [0, 1].
     """
     with torch.autocast(real.device.type, enabled=False):
-        kind = torch.promote_types(real.dtype, torch.float32)  # no half precision: the norm's square would overflow
-        real, fake = real.detach().to(kind), fake.detach().to(kind)
+        real, fake = in_fp32(real.detach()), in_fp32(fake.detach())  # in half precision the norm's square would overflow
         between = torch.lerp(fake, real, alpha.to(real).view(-1, *[1] * (real.dim() - 1))).requires_grad_()
         (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
         return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
@@ -81,4 +126,5 @@ def gradient_penalty(critic, real, fake, alpha):
 
 def feature_matching_loss(fake_features, real_features):
     """Sum over layers of the mean absolute difference (Wang et al. 2018); the real side carries no gradient."""
-    return sum(F.l1_loss(fake, real.detach()) for fake, real in zip(fake_features, real_features, strict=True))
+    pairs = zip(fake_features, real_features, strict=True)
+    return sum(F.l1_loss(in_fp32(fake), in_fp32(real.detach())) for fake, real in pairs)

@@ -17,6 +17,7 @@ CONVERTED_FILE = "lpips_vgg16.pth"  # data_prep/convert_lpips.py's: the convolut
 TRUNK_URL = f"https://download.pytorch.org/models/{TRUNK_FILE}"
 TAPS = (3, 8, 15, 22, 29)  # the ReLU before each of VGG16's five poolings
 PIECE = 1 << 16  # numbers of a feature map that are worked on at once
+STEEPEST = 1e3  # 1 / |f| in gradients of half precision: that of a nearly dead pixel (a black border) would overflow
 
 
 def find_trunk(given=""):
@@ -55,7 +56,7 @@ def load_trunk(given=""):
 
 
 class LPIPS(nn.Module):
-    """Perceptual distance of pictures `[N, 3, H, W]` in [-1, 1] -> `[N]`, >= 0, fp32. Frozen; H and W at least 16.
+    """Perceptual distance of pictures `[N, 3, H, W]` in [-1, 1] -> `[N]`, >= 0, in fp32. Frozen; H and W at least 16.
 
     trunk: state dict with torchvision's `features.*` names (`load_trunk`).
     """
@@ -101,13 +102,13 @@ class MapDistance(torch.autograd.Function):
     """Feature maps `[N, C, h, w]`, target maps, weights `[C]` -> `[N]`: sum_c w_c (f_c/|f| - r_c/|r|)^2, averaged over pixels.
 
     In fp32, on a CPU a piece at a time that stays in its cache. Only the maps themselves are kept for the backward pass; the
-    targets get no gradient.
+    targets get no gradient. To maps in half precision 1/|f| in the gradient counts as `STEEPEST` at most.
     """
 
     @staticmethod
     def forward(ctx, fake, real, weights):
         ctx.save_for_backward(fake, real, weights)
-        squares = torch.empty(fake[:, 0].shape, device=fake.device)  # [N, h, w]
+        squares = torch.empty(fake[:, 0].shape, device=fake.device, dtype=weights.dtype)  # [N, h, w]
         for f, r, out in _pieces(_pixels(fake), _pixels(real), squares.view(-1)):
             _, _, difference = _unit_difference(f, r)
             torch.mv(difference.square_(), weights, out=out)
@@ -120,6 +121,8 @@ class MapDistance(torch.autograd.Function):
         scale = (2 / fake[0, 0].numel() * grad).repeat_interleave(fake[0, 0].numel())[:, None]
         for f, r, g, out in _pieces(_pixels(fake), _pixels(real), scale, _pixels(result)):
             unit, inverse, difference = _unit_difference(f, r)
+            if f.dtype != weights.dtype:
+                inverse.clamp_(max=STEEPEST)
             difference *= weights
             difference -= unit * (difference * unit).sum(1, keepdim=True)  # a change along f itself changes nothing
             out.copy_(difference.mul_(inverse * g))
@@ -139,7 +142,8 @@ def _pieces(fake, *others):
 
 def _unit_difference(fake, real):
     """Rows `[n, C]` twice -> fake / |fake|, 1 / |fake| (0 where |fake| is 0) and fake / |fake| - real / |real|, in fp32."""
-    lengths = [torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32) for x in (fake, real)]
+    kind = torch.promote_types(fake.dtype, torch.float32)
+    lengths = [torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=kind) for x in (fake, real)]
     inverse, real_inverse = ((length + 1e-10).reciprocal_() * (length > 0) for length in lengths)
     unit = fake * inverse
     return unit, inverse, unit - real * real_inverse

@@ -39,7 +39,8 @@ class Whitening(nn.Module):
     """`[..., L]` -> the same without mean and correlation, each channel of variance one: batch norm that also turns.
 
     Before a quantiser it keeps the codes in use: half of the values lie on each side of zero, in each channel by itself. In
-    training the statistics are the batch's own and carry gradient; in eval mode they are a moving average.
+    training the statistics are the batch's own and carry gradient; in eval mode they are a moving average, as they are of a
+    single vector, which has no covariance. Of a batch that is computed in parts they are each part's own.
     """
 
     def __init__(self, dims, momentum=0.05):
@@ -54,7 +55,7 @@ class Whitening(nn.Module):
 
     def _whiten(self, flat):
         mean, covariance = self.mean, self.covariance
-        if self.training:
+        if self.training and len(flat) > 1:
             mean = flat.mean(0)
             covariance = (flat - mean).T @ (flat - mean) / len(flat)
             self.mean.lerp_(mean.detach(), self.momentum)

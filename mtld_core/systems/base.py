@@ -41,11 +41,24 @@ class Needs(typing.NamedTuple):
 
 
 class Loss(typing.NamedTuple):
-    """What a loss function returns: the scalar to minimise, 0-dim tensors to log, and `[B, ...]` tensors for a later phase."""
+    """What a loss function returns: the scalar to minimise, 0-dim tensors to log, and `[B, ...]` tensors for a later phase.
+
+    The scalar and the logs are fp32 (or fp64), whatever the networks ran in. They are means over the samples that the function
+    was given, so that those of a batch's parts make up the whole batch's. weight: a 0-dim tensor where they are means over
+    something that differs from part to part: how much of that there was, a sample.
+    """
 
     total: torch.Tensor
     logs: typing.Mapping = types.MappingProxyType({})
     carry: typing.Mapping = types.MappingProxyType({})
+    weight: torch.Tensor | None = None
+
+
+class Place(typing.NamedTuple):
+    """Where the samples that a loss function is given lie in the whole batch, for what is chosen by number."""
+
+    first: int  # row of the first one
+    size: int  # samples of the whole batch
 
 
 class System(nn.Module):

@@ -25,7 +25,7 @@ from mtld_core.nn.gan import (
 )
 from mtld_core.nn.perceptual import LPIPS, load_trunk
 from mtld_core.runtime import keyed_uniform
-from mtld_core.systems.base import Loss, Needs, System, adam
+from mtld_core.systems.base import Loss, Needs, Place, System, adam
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class MTLDConfig:
     lambda_fm: float = 10.0  # feature matching
     lambda_temporal: float = 0.0  # a second discriminator, which sees two frames in a row
     perceptual: typing.Literal["vgg", "none"] = "vgg"
-    lpips_frames: float = 0.0625  # share of a batch's decoded frames that LPIPS sees, in (0, 1]; one of each part at least
+    lpips_frames: float = 0.0625  # share of a batch's decoded frames that LPIPS sees, in (0, 1]; one at least
     lpips_weights: str = ""  # a file with VGG16's convolutions; "": torch's cache, or a download
 
     def __post_init__(self):
@@ -226,6 +226,8 @@ class MTLD(System):
         return phases
 
     def training_step(self, batches, step):
+        for judge in filter(None, (self.discriminator, self.temporal)):
+            judge.iterate()
         result = step("generator", self.generator_loss, batches[0])
         logs = result.logs
         if self.discriminator is not None:
@@ -273,8 +275,7 @@ class MTLD(System):
         }
         total = c.lambda_l1 * logs["l1"] + c.lambda_reconstruction * logs["reconstruction"] + c.lambda_latent * logs["latent"]
         if "lpips" in self.frozen:
-            shown = max(1, round(c.lpips_frames * size * n))  # one frame of each window first, then the second ones, ...
-            logs["lpips"] = self.frozen["lpips"](*(x.transpose(0, 1).flatten(0, 1)[:shown] for x in (fake, real))).mean()
+            logs["lpips"] = self._lpips(fake, real, batch.get("place", Place(0, size)))
             total = total + c.lambda_lpips * logs["lpips"]
         if self.discriminator is not None:
             logits, features = self.discriminator(fake.flatten(0, 1))
@@ -287,6 +288,20 @@ class MTLD(System):
             logs["adversarial_temporal"] = lsgan_generator_loss(self.temporal(_pairs(fake))[0])
             total = total + c.lambda_temporal * logs["adversarial_temporal"]
         return Loss(total, logs, {"fake": fake, "real": real})
+
+    def _lpips(self, fake, real, place):
+        """The mean over a share of all decoded frames of the batch, of which `[B, n, 3, H, W]` are those from `place` on.
+
+        They lie evenly over the batch, so that each window has as many, give or take one.
+        """
+        (size, n), everything = fake.shape[:2], fake.shape[1] * place.size
+        shown = max(1, round(self.config.lpips_frames * everything))  # frame i of them is number i * everything // shown
+        first, last = (-(-row * n * shown // everything) for row in (place.first, place.first + size))
+        if first == last:
+            return fake.new_zeros((), dtype=torch.promote_types(fake.dtype, torch.float32))
+        numbers = torch.arange(first, last, device=fake.device) * everything // shown - place.first * n
+        distances = self.frozen["lpips"](*(x.flatten(0, 1)[numbers] for x in (fake, real)))
+        return distances.sum() * (place.size / (size * shown))
 
     def discriminator_loss(self, batch):
         logits, _ = self.discriminator(torch.cat([batch["real"], batch["fake"]]).flatten(0, 1))

@@ -246,6 +246,8 @@ class TinyDreams(System):
         return phases
 
     def training_step(self, batches, step):
+        if self.discriminator is not None:
+            self.discriminator.iterate()
         result = step("generator", self.generator_loss, batches[0])
         if self.discriminator is None:
             return result.logs

@@ -18,8 +18,9 @@ from torch import nn
 from mtld_core import metrics
 from mtld_core.config import check, nearest
 from mtld_core.frames import to_float, to_uint8
-from mtld_core.nn.gan import gradient_penalty, wasserstein_critic_loss
+from mtld_core.nn.gan import gradient_penalty, wasserstein_critic_loss, wasserstein_generator_loss
 from mtld_core.nn.hyper import VAE, LayerUpdate, Trunk
+from mtld_core.nn.losses import in_fp32
 from mtld_core.runtime import keyed_normal, keyed_uniform
 from mtld_core.systems.base import Loss, Needs, System, adam
 
@@ -249,7 +250,7 @@ class WeightRNN(System):
             if c.adversarial_on == "samples":
                 carry["fake"], _, vectors = self._redraw(self._prior(keys), keys, batch.get("sampling"))
                 carry |= {} if vectors is None else {"sampling": vectors}
-            logs["adversarial"] = -self.critic(carry["fake"]).mean()
+            logs["adversarial"] = wasserstein_generator_loss(self.critic(carry["fake"]))
             total = total + c.lambda_adv * logs["adversarial"]
         return Loss(total, logs, carry)
 
@@ -365,7 +366,8 @@ def still(images):
 
 
 def gaussian_kl(mu, logvar):
-    """KL of N(mu, exp(logvar)) from N(0, 1), both `[B, L]` -> nats `[B]` (Kingma and Welling 2014)."""
+    """KL of N(mu, exp(logvar)) from N(0, 1), both `[B, L]` -> nats `[B]` in fp32 (Kingma and Welling 2014)."""
+    mu, logvar = in_fp32(mu), in_fp32(logvar)
     return 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1)
 
 

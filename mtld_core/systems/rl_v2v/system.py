@@ -21,6 +21,7 @@ from mtld_core.data.replay import Replay
 from mtld_core.frames import to_float, to_uint8
 from mtld_core.nn.blocks import erases
 from mtld_core.nn.gan import GAN_LOSSES
+from mtld_core.nn.losses import in_fp32
 from mtld_core.systems.base import Loss, Needs, System, adam
 from mtld_core.systems.rl_v2v.decisions import choose, last_reward, next_state, q_target, reward, soft_update
 from mtld_core.systems.rl_v2v.nets import Discriminator, Translator, Value
@@ -308,7 +309,7 @@ class RLV2V(System):
         for rows, d in _by_domain(batch["domains"]):
             state = batch["state"][rows]
             values.append(torch.stack([self.q[d](state, a) for a in self._candidates(state, d, self.g, self.p)]).amax(0))
-        loss = -torch.cat(values).mean()
+        loss = -in_fp32(torch.cat(values)).mean()
         return Loss(loss, {"policy": loss})
 
     def _candidates(self, states, d, g, p):
@@ -343,8 +344,8 @@ def _for_both(cls, *arguments):
 
 
 def _distance(a, b):
-    """Mean absolute difference of each sample, `[B]`."""
-    return (a - b).abs().flatten(1).mean(1)
+    """Mean absolute difference of each sample, `[B]`, in fp32."""
+    return in_fp32(a - b).abs().flatten(1).mean(1)
 
 
 def _by_domain(domains):

@@ -16,6 +16,7 @@ from torch import nn
 from mtld_core.config import check
 from mtld_core.frames import to_float
 from mtld_core.nn.actions import ActionEncoder
+from mtld_core.nn.losses import in_fp32
 from mtld_core.nn.patches import PatchEmbedding, to_patches
 from mtld_core.nn.transformer import SpaceTimeTransformer
 from mtld_core.runtime import keyed_normal, keyed_uniform
@@ -239,11 +240,13 @@ class Dynamics(System):
         before = self.no_action.expand(size, 1, -1)  # nothing is known to lead to the first frame
         conditions = torch.cat([before, self._conditions(batch)], 1)
         x, _ = self._transform(self._tokens(latents, hidden), conditions)
-        logits = self.head(x)
+        logits = in_fp32(self.head(x))
         losses = F.cross_entropy(logits.flatten(0, 2), codes.flatten(), reduction="none").view_as(hidden)
-        loss = (losses * hidden).sum() / hidden.sum().clamp(min=1)
-        right = ((logits.argmax(-1) == codes) * hidden).sum() / hidden.sum().clamp(min=1)
-        return Loss(loss, {"cross_entropy": loss, "right": right} | spread("latent", latents) | statistics("output", logits))
+        count = hidden.sum().clamp(min=1)
+        loss = (losses * hidden).sum() / count
+        right = ((logits.argmax(-1) == codes) * hidden).sum() / count
+        logs = {"cross_entropy": loss, "right": right} | spread("latent", latents) | statistics("output", logits)
+        return Loss(loss, logs, weight=hidden.to(loss.dtype).sum() / size)  # a mean over the hidden codes
 
     def evaluate(self, dataset, starts):
         """What the frozen stages say of themselves on this data."""
