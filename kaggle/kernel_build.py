@@ -55,11 +55,12 @@ mtld_kaggle.prepare(code)'''
 
 @dataclasses.dataclass
 class Kernel:
-    """What is pushed: the notebook's text and its metadata, a dict."""
+    """What is pushed: the notebook's text and its metadata, a dict. run_dir: the run that it trains or uses."""
 
     name: str
     metadata: dict
     text: str
+    run_dir: str = ""
 
     def write(self, folder):
         with atomic_path(folder / self.metadata["code_file"]) as temporary:
@@ -94,7 +95,7 @@ def make_kernel(notebook, given=(), owner=""):
     text = json.dumps(page, indent=1) + "\n"
     if len(text) > LIMIT:
         raise UserError(f"the kernel {name} has {len(text)} bytes, Kaggle takes {LIMIT}: its code must become smaller")
-    return Kernel(name, metadata, text)
+    return Kernel(name, metadata, text, values.get("run_dir", ""))
 
 
 def _cell(name, source):

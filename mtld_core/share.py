@@ -20,7 +20,7 @@ import torch
 
 from mtld_core.data import DomainPair
 from mtld_core.report import summary
-from mtld_core.runtime import UserError, atomic_path, write_json
+from mtld_core.runtime import UserError, atomic_path, command, write_json
 from mtld_core.source import own_dataset, windows_of
 from mtld_core.systems import open_run
 
@@ -132,18 +132,19 @@ def _readme(name, report):
     )
 
 
-def main():
-    parser = argparse.ArgumentParser(description="Write a run's weights, figures and some frames into a folder to give away.")
+@command
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m mtld_core.share",
+        description="Write a run's weights, figures and some frames into a folder to give away.",
+    )
     parser.add_argument("run")
     parser.add_argument("out")
     parser.add_argument("--frames", type=int, default=256, help="held-out frames to copy, 0 for none")
-    out = share(*vars(parser.parse_args()).values())
+    out = share(*vars(parser.parse_args(arguments)).values())
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{out}: {size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(str(error))
+    sys.exit(main())

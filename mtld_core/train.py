@@ -15,15 +15,19 @@ import torch
 from mtld_core import checkpoint as checkpoints
 from mtld_core import media, thermal
 from mtld_core.alarms import Alarms
-from mtld_core.config import ConfigError, check, parse_object
+from mtld_core.config import check, parse_object
 from mtld_core.controls import Controls
 from mtld_core.curves import draw_judgement
 from mtld_core.progress import Progress
 from mtld_core.report import about, report, summary
 from mtld_core.run_folder import append_log, check_origin, checkpoint_to_resume, folder_of, rewind
 from mtld_core.runtime import (
+    ASKED_TO_STOP,
+    ENDED,
+    RunGivenUp,
     UserError,
     atomic_path,
+    command,
     peak_memory_mb,
     pick_device,
     pick_precision,
@@ -263,7 +267,7 @@ class Training:
         self.lost_steps = self.lost_steps + self.config.log_every_steps if lost else 0
         if self.lost_steps >= PATIENCE:
             self._save()
-            raise UserError(
+            raise RunGivenUp(
                 f"no finite update in the last {self.lost_steps} steps (now at step {self.step}); lower the learning rates, or "
                 "go on with precision='fp32' from an earlier checkpoint"
             )
@@ -326,6 +330,10 @@ class Training:
         return about(self.system, self.config, self.dataset)
 
     @property
+    def given_up(self):
+        return bool(self.heat.emergency) or self.lost_steps >= PATIENCE
+
+    @property
     def precision(self):
         return str(self.dtype).removeprefix("torch.")
 
@@ -347,20 +355,21 @@ def _due(step, every):
     return every > 0 and step % every == 0
 
 
+@command
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m mtld_core.train", description="Train a system from a file of settings.")
     parser.add_argument("--config", required=True, help="JSON object with the arguments of mtld_core.train.train")
     path = parser.parse_args(arguments).config
     try:
-        try:
-            text = Path(path).read_text()
-        except OSError as error:
-            raise UserError(f"--config {path}: {error.strerror}") from None
-        ended = train(**parse_object(text, path))
-    except (UserError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 130 if ended["reason"] == "asked to stop" else 0
+        text = Path(path).read_text()
+    except UnicodeDecodeError:
+        raise UserError(f"--config {path} is no text file") from None
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from None
+    ended = train(**parse_object(text, path))
+    if ended["given_up"]:
+        raise RunGivenUp(ended["reason"])
+    return ASKED_TO_STOP if ended["reason"] == "asked to stop" else ENDED
 
 
 if __name__ == "__main__":
