@@ -30,7 +30,10 @@ def find_jobs(source, root, settings, progress):
             raise UserError(f"{path}: no video in this folder (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
         found = [(p.stem, p, str(p.resolve()), settings) for p in paths]
     elif not path.is_file():
-        raise UserError(f'source={str(source)!r}: no such file or folder; a video, a folder, a list file or "sample"')
+        raise UserError(
+            f"source={str(source)!r}: no such file or folder (looked in {Path.cwd()}); wanted is a video, a folder, "
+            'a list file or "sample"'
+        )
     elif path.suffix.lower() not in VIDEO_SUFFIXES and _is_text(path):
         found, failed = _fetch(path, root / ".videos", settings, progress)
     else:

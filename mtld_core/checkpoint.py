@@ -178,7 +178,7 @@ def problem(path, resuming=False):
 
 
 def find(run_dir, wanted="", say=print, resuming=False):
-    """Path of the checkpoint to use: `wanted` (a name such as "step_00001000", a path, or "best"), "" = the newest good one.
+    """Path of the checkpoint to use: `wanted` ("step_00001000", "1000", a path, or "best"), "" = the newest good one.
 
     A damaged newest checkpoint is said and skipped; one that was asked for by name is an error. Of a shared run (share.py),
     which has no checkpoints, it is the file of weights. resuming: see `problem`. Raises UserError.
@@ -193,7 +193,9 @@ def find(run_dir, wanted="", say=print, resuming=False):
         wanted = pointer["checkpoint"]
     if wanted:
         names = [path.name for path in list_checkpoints(run_dir)]
-        path = next((p for p in (run_dir / wanted, run_dir / "checkpoints" / wanted, Path(wanted)) if p.is_dir()), None)
+        named = f"step_{int(wanted):08d}" if wanted.isdecimal() else wanted  # 1000 stands for step_00001000
+        places = (run_dir / wanted, run_dir / "checkpoints" / named, Path(wanted))
+        path = next((place for place in places if place.is_dir()), None)
         if path is None:
             raise UserError(f"{run_dir} has no checkpoint {wanted!r}; there are: {', '.join(names) or 'none'}")
         if reason := problem(path, resuming):

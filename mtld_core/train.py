@@ -40,7 +40,7 @@ from mtld_core.schedule import Schedule
 from mtld_core.settings import TrainConfig, build, open_data, plan
 from mtld_core.stepper import Stepper
 from mtld_core.systems.base import to_channels_last
-from mtld_core.task import Task, best_by
+from mtld_core.task import Task, best_by, check_stages
 
 SECONDS_BETWEEN_LOOKS = 0.1  # while paused
 PATIENCE = 20  # steps in a row without a finite update, after which the run is given up
@@ -218,11 +218,12 @@ class Training:
     def _resume_or_begin(self):
         folder, manifest = checkpoint_to_resume(self.run_dir, self.config.resume, self.controls.say)
         if folder is None:
+            check_stages(self.system, self.dataset, self.config)
             self.system.prepare(*self.task.samples)
             if self.ema is not None:
                 self.ema.load_state_dict(self.system.state_dict())
             return
-        check_origin(folder, manifest["config"], self._about())
+        check_origin(folder, manifest["config"], self._about(), self.run_dir)
         checkpoints.load_state_dict(self.system, checkpoints.load_weights(folder, ema=False), folder)
         if self.ema is not None:
             self.ema.load_state_dict(checkpoints.load_weights(folder))
