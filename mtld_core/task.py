@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from mtld_core.config import check
+from mtld_core.config import ConfigError, check
 from mtld_core.data import Batches, DomainBatches, DomainPair, covered
 from mtld_core.evaluate import Judge, evenly, judged_horizon, reachable, split_of
 from mtld_core.frames import to_uint8
@@ -83,14 +83,15 @@ def best_by(metrics, restitution, step):
 
 def check_stages(system, dataset, config):
     """Raise ConfigError where a stage that `system` is built on learned frames that it holds out, or the reverse."""
-    if not system.built_on:
-        return
     here = vars(config)
     for field, attribute in system.built_on.items():
         stage, run = getattr(system, attribute), getattr(system.config, field)
         if stage is None:
             continue
-        there = json.loads((Path(run) / "config.json").read_text())["training"]
+        try:
+            there = json.loads((Path(run) / "config.json").read_text())["training"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{field}={run!r} is no run folder ({type(error).__name__}: {error})") from None
         for name in STAGES_SHARE:
             check(
                 there[name] == here[name],

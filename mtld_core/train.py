@@ -67,7 +67,12 @@ def fit(system, dataset, config=TrainConfig(), controls=None):  # noqa: B008 (fr
     run_dir = folder_of(config.run_dir, system.name)
     check(run_dir.resolve() != Path(dataset.path).resolve(), f"run_dir={run_dir} is the dataset's own folder; choose another")
     controls = controls or Controls()
-    with checkpoints.run_lock(run_dir), checkpoints.disk_errors(run_dir), stop_on_signal(controls.stop), warm_memory():
+    with (
+        checkpoints.run_lock(run_dir, controls.say),
+        checkpoints.disk_errors(run_dir),
+        stop_on_signal(controls.stop),
+        warm_memory(),
+    ):
         training = Training(system, dataset, config, run_dir, controls)
         try:
             with thermal.watched(training.heat, training.device):
