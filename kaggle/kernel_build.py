@@ -86,12 +86,12 @@ def make_kernel(notebook, given=(), owner=""):
         raise UserError(f"{folder / FILE}: code_file {name}.ipynb is none of the notebooks{nearest(name, known)}")
     page = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
     values = _set_parameters(page, DEFAULTS.get(name, {}), dict(given))
+    if owner:
+        metadata = json.loads(json.dumps(metadata).replace(PLACEHOLDER, owner))
     if name == "02_train":  # what it would refuse on Kaggle is refused here
         plan(**{key: value for key, value in values.items() if key not in ("dataset_root", "run_dir", "resume")})
         _attach_stages(metadata, values, owner or PLACEHOLDER)
     _attach(metadata, values[DATA[name]])
-    if owner:
-        metadata = json.loads(json.dumps(metadata).replace(PLACEHOLDER, owner))
     check_metadata(metadata, folder / FILE)
     page["cells"].insert(_parameters_cell(page) + 1, _cell("mtld-inputs", CELLS[name]))
     page["cells"].insert(0, _cell("mtld-code", FIRST_CELL.format(code=_packed_code())))
