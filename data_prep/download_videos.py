@@ -21,7 +21,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_prep.lists import distinct, read_list, safe_name
 from mtld_core.data.folder import VIDEO_SUFFIXES
-from mtld_core.runtime import UserError, atomic_path, progress_bar
+from mtld_core.runtime import UserError, atomic_path, command, progress_bar
 
 PIECE = 1 << 18  # bytes read at once
 SILENCE = 30  # seconds without a byte after which a server counts as gone
@@ -153,6 +153,7 @@ def _check_video(path, url):
     raise UserError(f"{url}: what came ({path.stat().st_size:,} bytes) is not a video")
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description="Download the videos of a list.")
     parser.add_argument("list_file", help='text file of lines "url name [start] [duration]"')
@@ -171,7 +172,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(str(error))
+    sys.exit(main())

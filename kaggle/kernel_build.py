@@ -17,8 +17,10 @@ from kernel_metadata import FILE, PLACEHOLDER, check_metadata, read_metadata
 from mtld_kaggle import MARKER, PACKAGES
 
 from mtld_core.config import nearest
+from mtld_core.notebook import parameter
 from mtld_core.runtime import UserError, atomic_path, write_json
 from mtld_core.settings import plan
+from mtld_core.systems import system_class
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -32,7 +34,8 @@ DEFAULTS = {  # where a kernel's parameters differ from the notebook's own
 DATA = {"01_extract_frames": "source", "02_train": "dataset_root", "03_generate": "source"}  # parameters that name an input
 CELLS = {  # what a kernel does with its parameters
     "01_extract_frames": "source = mtld_kaggle.find_input(source)",
-    "02_train": "dataset_root = mtld_kaggle.find_input(dataset_root)\nrun_dir = mtld_kaggle.bring_run(run_dir, resume)",
+    "02_train": "dataset_root = mtld_kaggle.find_input(dataset_root)\nrun_dir = mtld_kaggle.bring_run(run_dir, resume)\n"
+    "overrides = mtld_kaggle.bring_stages(system, overrides, run_dir)",
     "03_generate": "source = mtld_kaggle.find_input(source)\nrun_dir = mtld_kaggle.find_run(run_dir)",
 }
 FIRST_CELL = '''\
@@ -55,11 +58,12 @@ mtld_kaggle.prepare(code)'''
 
 @dataclasses.dataclass
 class Kernel:
-    """What is pushed: the notebook's text and its metadata, a dict."""
+    """What is pushed: the notebook's text and its metadata, a dict. run_dir: the run that it trains or uses."""
 
     name: str
     metadata: dict
     text: str
+    run_dir: str = ""
 
     def write(self, folder):
         with atomic_path(folder / self.metadata["code_file"]) as temporary:
@@ -82,11 +86,12 @@ def make_kernel(notebook, given=(), owner=""):
         raise UserError(f"{folder / FILE}: code_file {name}.ipynb is none of the notebooks{nearest(name, known)}")
     page = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
     values = _set_parameters(page, DEFAULTS.get(name, {}), dict(given))
-    if name == "02_train":  # what it would refuse on Kaggle is refused here
-        plan(**{key: value for key, value in values.items() if key != "dataset_root"})
-    _attach(metadata, values[DATA[name]])
     if owner:
         metadata = json.loads(json.dumps(metadata).replace(PLACEHOLDER, owner))
+    if name == "02_train":  # what it would refuse on Kaggle is refused here
+        plan(**{key: value for key, value in values.items() if key not in ("dataset_root", "run_dir", "resume")})
+        _attach_stages(metadata, values, owner or PLACEHOLDER)
+    _attach(metadata, values[DATA[name]])
     check_metadata(metadata, folder / FILE)
     page["cells"].insert(_parameters_cell(page) + 1, _cell("mtld-inputs", CELLS[name]))
     page["cells"].insert(0, _cell("mtld-code", FIRST_CELL.format(code=_packed_code())))
@@ -94,7 +99,7 @@ def make_kernel(notebook, given=(), owner=""):
     text = json.dumps(page, indent=1) + "\n"
     if len(text) > LIMIT:
         raise UserError(f"the kernel {name} has {len(text)} bytes, Kaggle takes {LIMIT}: its code must become smaller")
-    return Kernel(name, metadata, text)
+    return Kernel(name, metadata, text, values.get("run_dir", ""))
 
 
 def _cell(name, source):
@@ -128,14 +133,14 @@ def _set_parameters(page, defaults, given):
     for name in given:
         if name not in values:
             raise UserError(f"the notebook has no parameter {name!r}{nearest(name, values)}")
-    values |= defaults | {name: _value(name, text, values[name]) for name, text in given.items()}
+    values |= defaults | {name: parameter(name, _value(name, text, values[name])) for name, text in given.items()}
     cell["source"] = "\n".join(f"{name} = {value!r}" for name, value in values.items()).splitlines(keepends=True)
     return values
 
 
 def _value(name, text, default):
-    """A parameter's text as a value of its default's type; true and false are meant as such, as papermill takes them."""
-    if text.lower() in ("true", "false"):
+    """A parameter's text as a value of its default's type; true and false are meant as such where no other text is."""
+    if text.lower() in ("true", "false") and (name == "interactive" or not isinstance(default, str)):
         return text.lower() == "true"
     if isinstance(default, str) or ":" in text:  # 1:30 is a time
         return text
@@ -149,12 +154,23 @@ def _value(name, text, default):
 
 def _attach(metadata, data):
     """Add the input that "owner/slug/..." names to the sources: a kernel of ours, or a dataset."""
-    found = re.match(r"[\w-]+/[\w-]+", data)
     if data and Path(data).exists():
         raise UserError(
             f"{data} lies on this machine, and a kernel carries no data: upload it as a dataset and name owner/slug"
         )
-    if found:
+    _attach_source(metadata, data)
+
+
+def _attach_stages(metadata, values, owner):
+    """The same for the runs that a system is built on, where they are named "<owner>/slug/...", and not by a name alone."""
+    overrides = json.loads(values["overrides"])
+    for field in system_class(values["system"]).built_on:
+        if str(overrides.get(field)).startswith(f"{owner}/"):
+            _attach_source(metadata, overrides[field])
+
+
+def _attach_source(metadata, data):
+    if found := re.match(r"[\w-]+/[\w-]+", data):
         kernels = {json.loads(path.read_text())["id"].partition("/")[2] for path in HERE.glob(f"*/{FILE}")}
         sources = metadata.setdefault("kernel_sources" if found[0].partition("/")[2] in kernels else "dataset_sources", [])
         sources += {found[0]} - set(sources)

@@ -5,6 +5,7 @@ what lies in /kaggle/working. MTLD_KAGGLE_ROOT names another tree for tests.
 """
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ PACKAGES = {  # what Kaggle's image lacks, or may lack: its module by the packag
     "jupytext": "jupytext",
     "mdit-py-plugins": "mdit_py_plugins",  # jupytext's
 }
+OWNED = r"([\w-]+)/([\w-]+)((?:/[^/]+)*)/?"  # owner/slug, and perhaps a path in it
 MARKER = "lpips_vgg16.pth"  # the file by which the attached dataset is known
 
 
@@ -81,15 +83,19 @@ def mounts():
 
 def find_input(name):
     """The path of "owner/slug", or of something in it, such as "owner/slug/frames"; any other text comes back as it is."""
-    given = re.fullmatch(r"([\w-]+)/([\w-]+)((?:/[^/]+)*)/?", name)
+    given = re.fullmatch(OWNED, name)
     if not given or Path(name).exists():
         return name
-    owner, slug, rest = given.groups()
-    places = [ROOT / "input" / kind / owner / slug for kind in ("datasets", "notebooks")] + [ROOT / "input" / slug]
-    path = next((Path(f"{place}{rest}") for place in places if Path(f"{place}{rest}").exists()), None)
+    path = _mounted(*given.groups())
     if path is None:
         raise UserError(f"{name!r} is in no input of this kernel; there are: {', '.join(map(str, mounts())) or 'none'}")
     return str(path)
+
+
+def _mounted(owner, slug, rest):
+    """The path of what lies at `rest` in the input owner/slug, wherever Kaggle has put that; None where it is not there."""
+    places = [ROOT / "input" / kind / owner / slug for kind in ("datasets", "notebooks")] + [ROOT / "input" / slug]
+    return next((Path(f"{place}{rest}") for place in places if Path(f"{place}{rest}").exists()), None)
 
 
 # ---- runs
@@ -105,7 +111,37 @@ def find_run(run_dir):
     return str(checkpoint.parents[1])
 
 
-def bring_run(run_dir, resume="auto"):
+def bring_stages(system, overrides, run_dir):
+    """`overrides` (JSON text) with the runs that `system` is built on where it can read them: they are brought like `run_dir`.
+
+    A run named "owner/slug/<path>" is read in that input. Raises UserError where one is in no input, unless the run `run_dir`
+    goes on, which carries its stages inside itself.
+    """
+    from mtld_core.checkpoint import list_checkpoints
+    from mtld_core.systems import system_class
+
+    fields = system_class(system).built_on
+    try:
+        values = json.loads(overrides)
+        stages = {field: values[field] for field in fields if isinstance(values.get(field), str) and values[field]}
+    except (ValueError, TypeError, AttributeError):  # which training refuses in words
+        return overrides
+    for field, name in stages.items():
+        given = re.fullmatch(OWNED, name)
+        path = given and _mounted(*given.groups())
+        if path and (path / "config.json").is_file():
+            values[field] = str(path)
+        elif not (Path(name) / "config.json").is_file():
+            bring_run(name, saying=f"{field}:")
+            if not (Path(name) / "config.json").is_file() and not list_checkpoints(run_dir):
+                raise UserError(
+                    f"{field}={name!r} is in no input of this kernel: attach the kernel or the dataset that holds that run; "
+                    f"there are: {', '.join(map(str, mounts())) or 'none'}"
+                )
+    return json.dumps(values)
+
+
+def bring_run(run_dir, resume="auto", saying="going on with"):
     """Copy a run of that name from the inputs to /kaggle/working, where training goes on with it. Returns run_dir.
 
     Of several inputs the one with the newest good checkpoint counts. Where the run is here already, or `resume` is not
@@ -124,7 +160,7 @@ def bring_run(run_dir, resume="auto"):
     if any(path.name != ".lock" for path in folder.glob("*")):
         raise UserError(f"{folder} is in the way of the run that the inputs hold: choose another run_dir, or remove it")
     source, temporary = checkpoint.parents[1], folder.with_name(f".{folder.name}.copy")
-    print(f"going on with {source}, {checkpoint.name}", flush=True)
+    print(f"{saying} {source}, {checkpoint.name}", flush=True)
     shutil.rmtree(temporary, ignore_errors=True)
     for file in source.rglob("*"):
         if file.is_file() and file.name != ".lock":

@@ -4,7 +4,8 @@
     python kaggle/push.py 02_train --build DIR              write the kernel, and to DIR/inputs/ the dataset to attach
     python kaggle/push.py 02_train -p dataset_root me/film  push it, wait until it has run, fetch what it wrote
 
-The exit code is 0 only if all went well, for a push: if the kernel ran to its end. kaggle/README.md tells the whole way.
+The exit code is 0 only if all went well, for a push: if the kernel ran to its end (docs/commands.md lists the others).
+kaggle/README.md tells the whole way.
 """
 
 import argparse
@@ -21,14 +22,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from kernel_build import INPUTS, build_inputs, make_kernel
 from kernel_metadata import PLACEHOLDER
 
-from mtld_core.config import ConfigError
-from mtld_core.runtime import UserError
+from mtld_core.runtime import RunGivenUp, UserError, command
 
 PATIENCE = 10  # looks in a row that may fail, after which the watch ends
 
 
 def push(notebook, parameters, owner, out, poll_seconds):
-    """Push a kernel, wait for its end and fetch its outputs into `out`. Raises UserError unless it completed."""
+    """Push a kernel, wait for its end and fetch its outputs into `out`.
+
+    Raises UserError unless it completed, RunGivenUp where the run in it gave up.
+    """
     api = _client()
     kernel = make_kernel(notebook, parameters, owner or api.config_values["username"])
     name = kernel.metadata["id"]
@@ -42,10 +45,15 @@ def push(notebook, parameters, owner, out, poll_seconds):
     with _asking("fetching the outputs"):
         files, _ = api.kernels_output(name, str(out), force=True)
     print(f"{len(files)} files in {out}")
+    given_up = ""
     for path in sorted(out.rglob("report.json")):
         with _asking(f"reading {path}"):
             report = json.loads(path.read_text())
             print(f"{path.parent}: {report['status']} at step {report['step']} ({report['reason']})")
+            if report.get("given_up") and path.parent.name == Path(kernel.run_dir).name:
+                given_up = report["reason"]
+    if given_up:
+        raise RunGivenUp(f"{kernel.run_dir}: {given_up}")
     if status != "COMPLETE":
         raise UserError(f"{name} ended with status {status}{why and f': {why}'}; its log is in {out}")
 
@@ -110,6 +118,7 @@ def _watch(api, name, poll_seconds):
     return seen, answer.failure_message or ""
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description="A notebook as a Kaggle kernel: check, build, or push, watch and fetch.")
     parser.add_argument("notebook", help="02_train, notebooks/02_train.ipynb, or a folder with a kernel-metadata.json")
@@ -136,7 +145,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, ConfigError) as error:
-        sys.exit(f"error: {error}")
+    sys.exit(main())

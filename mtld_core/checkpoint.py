@@ -18,39 +18,40 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from mtld_core.lock import Held, Lock
 from mtld_core.runtime import UserError, atomic_path, sha256, write_json
 
 SCHEMA = 1
 
 
 @contextlib.contextmanager
-def run_lock(run_dir):
+def run_lock(run_dir, say=print):
     """Hold the folder's lock: one training process a run. The system frees it when the process dies, however it dies.
 
-    A folder that was made for this and holds nothing else in the end goes again. Raises UserError where the folder cannot be
-    written, or is in use.
+    On a share without locks a heartbeat in its file stands for that: see `lock`. A folder that was made for this and holds
+    nothing else in the end goes again. Raises UserError where the folder cannot be written, or is in use.
     """
     run_dir = Path(run_dir)
-    made = not run_dir.exists()
+    made, lock = not run_dir.exists(), Lock(run_dir / ".lock", say)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run_dir / ".lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"{run_dir} is in use by another training process; wait for it or choose another run_dir") from None
+        lock.acquire()
+    except Held as who:
+        raise UserError(
+            f"{run_dir} is in use by another training process; wait for it or choose another run_dir ({who})"
+        ) from None
     except OSError as error:
         raise UserError(f"{run_dir} cannot be a run's folder ({error.strerror}); choose another run_dir") from None
     try:
         yield
     finally:
-        if made and os.listdir(run_dir) == [".lock"]:
-            with contextlib.suppress(OSError):  # Windows deletes nothing that is open
-                (run_dir / ".lock").unlink()
+        empty = made and os.listdir(run_dir) == [".lock"]
+        lock.release(remove=empty)
+        if empty:
+            with contextlib.suppress(OSError):  # somebody else has begun in it
                 run_dir.rmdir()
-        lock.release()
 
 
 @contextlib.contextmanager
@@ -177,7 +178,7 @@ def problem(path, resuming=False):
 
 
 def find(run_dir, wanted="", say=print, resuming=False):
-    """Path of the checkpoint to use: `wanted` (a name such as "step_00001000", a path, or "best"), "" = the newest good one.
+    """Path of the checkpoint to use: `wanted` ("step_00001000", "1000", a path, or "best"), "" = the newest good one.
 
     A damaged newest checkpoint is said and skipped; one that was asked for by name is an error. Of a shared run (share.py),
     which has no checkpoints, it is the file of weights. resuming: see `problem`. Raises UserError.
@@ -192,7 +193,9 @@ def find(run_dir, wanted="", say=print, resuming=False):
         wanted = pointer["checkpoint"]
     if wanted:
         names = [path.name for path in list_checkpoints(run_dir)]
-        path = next((p for p in (run_dir / wanted, run_dir / "checkpoints" / wanted, Path(wanted)) if p.is_dir()), None)
+        named = f"step_{int(wanted):08d}" if wanted.isdecimal() else wanted  # 1000 stands for step_00001000
+        places = (run_dir / wanted, run_dir / "checkpoints" / named, Path(wanted))
+        path = next((place for place in places if place.is_dir()), None)
         if path is None:
             raise UserError(f"{run_dir} has no checkpoint {wanted!r}; there are: {', '.join(names) or 'none'}")
         if reason := problem(path, resuming):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from mtld_core import metrics
+from mtld_core.data import split_alike, split_windows
 from mtld_core.frames import to_float, to_uint8
 
 PICTURE_PAIRS = 64  # SSIM and LPIPS are averages over this many frames: on a CPU, VGG on all of them would outlast the training
@@ -207,6 +208,19 @@ def judged_horizon(system, eval_horizon):
     """Frames that a system is judged on predicting; 0 where it reconstructs."""
     needs = system.needs()
     return 0 if system.reconstructs else eval_horizon or needs.window - needs.context
+
+
+def split_of(system, dataset, training):
+    """(start rows of the windows that a system learns from, of those that it is judged on), as `split_windows` gives them.
+
+    training: a dict with holdout, cross_cuts, restitution and eval_horizon.
+    """
+    needs = system.needs()
+    judged = max(needs.window, needs.context + judged_horizon(system, training["eval_horizon"]))
+    holdout, cross_cuts, restitution = (training[name] for name in ("holdout", "cross_cuts", "restitution"))
+    if restitution or not any(system.split_lengths):
+        return split_windows(dataset, needs.window, holdout, cross_cuts, restitution, judged)
+    return split_alike(dataset, system.split_lengths, needs.window, judged, holdout, cross_cuts)
 
 
 def held_actions(space):

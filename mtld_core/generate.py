@@ -215,6 +215,10 @@ def generate_sequence(run_dir, image, num_frames, out_dir):
 def _parse_actions(text):
     if not text:
         return None
+    if isinstance(text, (list, tuple)):
+        return list(text)
+    if not isinstance(text, str):
+        raise UserError(f"actions must be a JSON list like [0, 2, 1], not {text!r}")
     try:
         actions = json.loads(text)
     except json.JSONDecodeError as error:

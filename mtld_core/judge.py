@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from mtld_core.config import ConfigError, field_names, from_dict
-from mtld_core.runtime import UserError, write_json
+from mtld_core.config import field_names, from_dict
+from mtld_core.runtime import command, write_json
 from mtld_core.settings import TrainConfig
 from mtld_core.source import own_dataset
 from mtld_core.systems import open_run
@@ -36,17 +36,13 @@ def judge(run_dir, checkpoint="", device="auto"):
     return figures
 
 
+@command
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m mtld_core.judge", description="Judge a checkpoint of a run once more.")
     parser.add_argument("run", help="the run's folder")
     parser.add_argument("--checkpoint", default="", help='its name, or "best"; the newest good one otherwise')
     given = parser.parse_args(arguments)
-    try:
-        print(json.dumps(judge(given.run, given.checkpoint), indent=2))
-    except (UserError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    print(json.dumps(judge(given.run, given.checkpoint), indent=2))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import ast
 import base64
 import html
 import io
+import json
+import math
 import mimetypes
 import os
 from pathlib import Path
@@ -12,12 +14,23 @@ import numpy as np
 from IPython import get_ipython
 from IPython.display import HTML, Image, display
 
+from data_prep.lists import seconds
 from mtld_core.config import ConfigError, nearest
 from mtld_core.runtime import UserError
+
+# the kinds of parameters; all others are texts
+WHOLE = ("height", "width", "workers", "steps", "batch_size", "seed", "devices", "num_frames")
+NUMBERS = ("fps", "time_budget_minutes")
+TIMES = ("start", "duration")
+SWITCHES = ("drop_duplicates", "split_scenes")
+JSON_TEXTS = {"overrides": dict, "actions": list}  # which may also be given as what they say
+WORDS = ("sample", "noise", "auto", "never", "best")  # that are no paths
+places = [Path(__file__).parents[1] / "notebooks"]  # folders in which a path is also looked for
 
 
 def setup():
     """Work from the project's root folder when the notebook was opened inside notebooks/, so that runs/ is the same for all."""
+    places.insert(0, Path.cwd())
     if Path.cwd().name == "notebooks" and (Path.cwd().parent / "mtld_core").is_dir():
         os.chdir("..")
     if shell := get_ipython():
@@ -29,10 +42,11 @@ def _show_user_error(shell, kind, error, traceback, tb_offset=None):
     shell.showtraceback((kind, error, traceback), exception_only=True)
 
 
-def parameters(namespace, names):
+def parameters(namespace, names, inputs=""):
     """dict of the notebook's parameters: `names` (words in one string) looked up in `namespace`, its `globals()`.
 
-    papermill only warns when it is given a name that the notebook does not have; here that is a UserError.
+    papermill only warns when it is given a name that the notebook does not have; here that is a UserError, and so is a value of
+    the wrong kind (see `parameter`). inputs: those of the names whose paths are also looked for beside the notebook.
     """
     names = names.split()
     for source in namespace.get("In", []):  # IPython's record of the cells run so far
@@ -40,7 +54,55 @@ def parameters(namespace, names):
             for name in _assigned(source):
                 if name not in names:
                     raise UserError(f"this notebook has no parameter {name!r}{nearest(name, names)}")
-    return {name: namespace[name] for name in names}
+    values = {name: parameter(name, namespace[name]) for name in names}
+    values |= {name: _beside(name, values[name]) for name in inputs.split()}
+    namespace.update(values)  # for cells that take one by its name
+    return values
+
+
+def parameter(name, value):
+    """A parameter's value as what it stands for: papermill hands over a number for each text that looks like one.
+
+    A number that stands for a text is its name ("2024"); nothing else is bent. Raises UserError that names the parameter.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if name in WHOLE + NUMBERS:
+        whole = name in WHOLE
+        if not number or not math.isfinite(value) or (whole and value != int(value)):
+            raise UserError(f"{name} must be a {'whole number' if whole else 'number'}, not {value!r}")
+        return int(value) if whole else value
+    if name in TIMES:
+        try:
+            seconds(value)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+        return value
+    if name in SWITCHES:
+        if not isinstance(value, bool):
+            raise UserError(f"{name} must be true or false, not {value!r}")
+        return value
+    if name == "interactive":
+        if not isinstance(value, bool) and value != "auto":
+            raise UserError(f"{name} must be 'auto', true or false, not {value!r}")
+        return value
+    if isinstance(value, JSON_TEXTS.get(name, str)):
+        return json.dumps(value) if name in JSON_TEXTS else value
+    if number:
+        print(f"{name} = {value!r} is taken as the name {str(value)!r}; papermill's -r {name} hands over a text as it is")
+        return str(value)
+    if not isinstance(value, str):
+        raise UserError(f"{name} must be a text, not {value!r}")
+    return value
+
+
+def _beside(name, value):
+    """A path that is not there from the folder in which the notebook works, where it is beside the notebook."""
+    if value and value not in WORDS and not Path(value).expanduser().exists():
+        for place in places:
+            if (place / value).exists():
+                print(f"{name} = {str(place / value)!r}")
+                return str(place / value)
+    return value
 
 
 def _assigned(source):

@@ -31,6 +31,7 @@ def report(run, status, reason):
         "run_dir": str(run.run_dir),
         "status": status,
         "reason": reason,
+        "given_up": run.given_up and status != "finished",
         "step": run.step,
         "steps_total": run.schedule.last_step(run.step),
         "steps_per_second": speed,

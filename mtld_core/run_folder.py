@@ -7,6 +7,10 @@ from pathlib import Path
 
 from mtld_core import checkpoint as checkpoints
 from mtld_core.runtime import UserError, atomic_path
+from mtld_core.systems import system_class
+
+# training settings that a run keeps: chance, pairs of frames and controls, and which frames are held out
+KEPT = ("seed", "controls_lead_to", "holdout", "cross_cuts", "restitution", "eval_horizon")
 
 
 def folder_of(run_dir, system):
@@ -59,6 +63,8 @@ def checkpoint_to_resume(run_dir, resume, say=print):
     if resume == "never" or (resume == "auto" and not own):
         return None, None
     path = Path(run_dir if resume == "auto" else resume)
+    if not path.exists():
+        raise UserError(f"resume={resume}: no such run folder")
     inside = path.parent.name == "checkpoints"
     run, name = (path.parent.parent, path.name) if inside else (path, "")
     folder = checkpoints.find(run, name, say, resuming=True)
@@ -67,18 +73,22 @@ def checkpoint_to_resume(run_dir, resume, say=print):
     return folder, json.loads((folder / "manifest.json").read_text())
 
 
-def check_origin(folder, then, now):
-    """Refuse to go on from `folder` with another system, other data or another seed than the run began with.
+def check_origin(folder, then, now, run_dir):
+    """Refuse to go on from `folder` with another system, other data, another seed or another split than the run began with.
 
-    then, now: what a manifest keeps under "config", of the checkpoint and of this session.
+    then, now: what a manifest keeps under "config", of the checkpoint and of this session. run_dir: this session's.
     """
     if then["system"] != now["system"]:
         raise UserError(f"{folder} is a checkpoint of {then['system']!r}, not of {now['system']!r}")
-    for where, names in (("dataset", ("frames", "arcs", "size")), ("training", ("seed", "controls_lead_to"))):
+    split = system_class(now["system"]).split_fields
+    parts = (("dataset", ("frames", "arcs", "size")), ("training", KEPT), ("config", split))
+    for where, names in parts:
         for name in names:
-            given = now[where][name]
-            if (began := then[where].get(name, given)) != given:
+            given = now[where].get(name)
+            began = then[where].get(name, split.get(name, given))
+            if name in now[where] and began != given:
+                own = folder.parent.parent == run_dir
+                way = "start in another run_dir" if own else f"leave resume={str(folder.parent.parent)!r} out, and begin anew"
                 raise UserError(
-                    f"{folder} was trained with {where} {name}={began}, now it is {given}; "
-                    "give what it began with, or start in another run_dir"
+                    f"{folder} was trained with {where} {name}={began}, now it is {given}; give what it began with, or {way}"
                 )

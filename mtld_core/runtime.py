@@ -5,6 +5,7 @@ torch is imported only where it is needed, so that `import mtld_core` stays inst
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import json
 import os
@@ -13,11 +14,70 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
+
+from mtld_core.config import ConfigError
 
 
 class UserError(Exception):
     """Something the user can mend. The message is one plain line that names the file or field and the way out."""
+
+
+class RunGivenUp(UserError):
+    """A run that went wrong by itself, so that going on would waste time: too much heat, no finite update any more."""
+
+
+# ---- commands
+
+ENDED, MENDABLE, GIVEN_UP, ASKED_TO_STOP = 0, 1, 3, 130  # what every command exits with; docs/commands.md says more
+
+
+def command(main):
+    """Make a program's `main` return an exit code of the one documented set, whatever happens inside it.
+
+    main: returns such a code, or None where all went well. Each failure ends with one plain line on stderr. SIGTERM counts as
+    being asked to stop, like Ctrl-C.
+    """
+
+    @functools.wraps(main)
+    def run(*arguments):
+        try:
+            with _interrupted_by_sigterm():
+                return main(*arguments) or ENDED
+        except SystemExit as ended:  # argparse, which has said its line, and exits with 2 for a wrong command
+            return MENDABLE if ended.code else ENDED
+        except KeyboardInterrupt:
+            return _fail("stopped", ASKED_TO_STOP)
+        except RunGivenUp as error:
+            return _fail(f"given up: {error}", GIVEN_UP)
+        except (UserError, ConfigError) as error:
+            return _fail(f"error: {error}", MENDABLE)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename is not None else ""
+            return _fail(f"error: {where}{error.strerror or error}", MENDABLE)
+        except Exception as error:  # a fault of the program: where it is stands above the line
+            traceback.print_exc()
+            return _fail(f"error: {type(error).__name__}: {error}", MENDABLE)
+
+    return run
+
+
+def _fail(line, code):
+    print(" ".join(line.split()), file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm():
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # ---- files

@@ -1,6 +1,8 @@
 """From names and numbers to what a training job needs: configs, the dataset, the system."""
 
+import contextlib
 import dataclasses
+import json
 import typing
 from pathlib import Path
 
@@ -8,9 +10,10 @@ import torch
 
 from mtld_core.config import check, field_names, from_dict, nearest, parse_object
 from mtld_core.data import open_dataset
-from mtld_core.run_folder import checkpoint_to_resume
+from mtld_core.run_folder import KEPT, checkpoint_to_resume
 from mtld_core.runtime import UserError, seed_of
 from mtld_core.systems import system_class
+from mtld_core.task import STAGES_SHARE
 
 LENGTHS = ("steps", "epochs", "time_budget_minutes")
 LEFT_ALONE = (*LENGTHS, "batch_size", "run_dir")  # settings that notebooks always give, 0 or "" where nobody chose one
@@ -95,8 +98,9 @@ class TrainConfig:
 def plan(system, preset="small", overrides="{}", **settings):
     """(system's class, its config, TrainConfig) from a preset, then settings, then overrides (JSON text or a dict).
 
-    Steps, time budget, batch size and run folder of 0 or "" leave the preset's. Raises ConfigError for unknown names, offering
-    the nearest one.
+    Steps, time budget, batch size and run folder of 0 or "" leave the preset's. What decides which frames are held out is taken
+    from the run that goes on, or from the stages below, unless settings or overrides say it. Raises ConfigError for unknown
+    names, offering the nearest one.
     """
     cls = system_class(system)
     if preset not in cls.PRESETS:
@@ -109,19 +113,39 @@ def plan(system, preset="small", overrides="{}", **settings):
     merged = cls.PRESETS[preset] | {"preset": preset} | given | extra
     if any((given | extra).get(name) for name in LENGTHS):  # what the caller says replaces the preset's own length
         merged |= {name: (given | extra).get(name, 0) for name in LENGTHS}
-    merged |= _inherited(cls, merged.get("run_dir") or "", merged.get("resume", "auto"))
+    for name in ("run_dir", "resume"):
+        check(isinstance(merged.get(name, ""), str), f"{name} must be a text, not {merged.get(name)!r}")
+    merged |= _inherited(cls, merged, given | extra)
     config = from_dict(cls.Config, {name: value for name, value in merged.items() if name in own})
     return cls, config, from_dict(TrainConfig, {name: value for name, value in merged.items() if name not in own})
 
 
-def _inherited(cls, run_dir, resume):
-    """The fields of `cls.inherited`, from the checkpoint that the run goes on from; {} where it begins anew."""
-    folder = None
-    if cls.inherited and resume != "never" and (run_dir or resume != "auto"):
+def _inherited(cls, merged, said):
+    """What a run takes from the one that it goes on from, or, where it begins anew, from the stage that it is built on.
+
+    merged: all settings so far; said: those that the caller chose, which stay (where they do not fit, training refuses them).
+    """
+    run_dir, resume, folder = merged.get("run_dir") or "", merged.get("resume", "auto"), None
+    if resume != "never" and (run_dir or resume != "auto"):
         folder, manifest = checkpoint_to_resume(run_dir, resume, say=lambda line: None)
-    if folder is None or manifest["config"]["system"] != cls.name:  # which training refuses
+    if folder is None:
+        return {name: value for name, value in _of_stage(cls, merged).items() if name not in said}
+    if manifest["config"]["system"] != cls.name:  # which training refuses
         return {}
-    return {name: manifest["config"]["config"][name] for name in cls.inherited}
+    own, training = manifest["config"]["config"], manifest["config"]["training"]
+    kept = {name: training[name] for name in KEPT if name in training}
+    kept |= {name: own.get(name, before) for name, before in cls.split_fields.items() if name in field_names(cls.Config)}
+    kept = {name: value for name, value in kept.items() if name not in said}
+    return kept | {name: own[name] for name in cls.inherited}
+
+
+def _of_stage(cls, merged):
+    """The settings that a run shares with the first of the runs that it is built on; {} where none can be read yet."""
+    for field in cls.built_on:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # which building the system refuses in words
+            training = json.loads((Path(merged[field]) / "config.json").read_text())["training"]
+            return {name: training[name] for name in STAGES_SHARE}
+    return {}
 
 
 def open_data(dataset_root, config, controls_lead_to="next"):

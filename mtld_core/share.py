@@ -22,7 +22,7 @@ import torch
 from mtld_core.checkpoint import export_pth, find
 from mtld_core.data import DomainPair
 from mtld_core.report import summary
-from mtld_core.runtime import UserError, atomic_path, write_json
+from mtld_core.runtime import UserError, atomic_path, command, write_json
 from mtld_core.source import own_dataset, windows_of
 from mtld_core.systems import open_run
 
@@ -152,12 +152,16 @@ def _readme(name, report):
     )
 
 
-def main():
-    parser = argparse.ArgumentParser(description="Write a run's weights, figures and some frames into a folder to give away.")
+@command
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m mtld_core.share",
+        description="Write a run's weights, figures and some frames into a folder to give away.",
+    )
     parser.add_argument("run")
     parser.add_argument("out", help="the folder to make, or a file (.pth) for the weights alone")
     parser.add_argument("--frames", type=int, default=256, help="held-out frames to copy, 0 for none")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     alone = Path(given.out).suffix == ".pth"
     out = share_weights(given.run, given.out) if alone else share(given.run, given.out, given.frames)
     files = [file for file in (out, *out.rglob("*")) if file.is_file()]
@@ -165,7 +169,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(str(error))
+    sys.exit(main())

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from mtld_core.data import Dataset, open_dataset, split_windows
-from mtld_core.evaluate import judged_horizon
+from mtld_core.data import Dataset, open_dataset
+from mtld_core.evaluate import split_of
 from mtld_core.frames import fit_frame
 from mtld_core.media import read_image
 from mtld_core.runtime import UserError
@@ -50,6 +50,8 @@ def read_source(system, source, direction="x_to_y"):
     if not source or source.startswith("dataset:"):
         return from_dataset(system, own_dataset(system), source, direction)
     k, path = context_of(system), Path(source).expanduser()
+    if not path.exists():
+        raise UserError(f"source={source}: no such image file, folder or recording (looked in {Path.cwd()})")
     if path.is_dir() or path.suffix.lower() in DATASET_SUFFIXES:
         dataset = domain_of(_open(system, path, cache=False, progress=False), direction)
         if len(dataset.arcs) > 1 and dataset.kind not in ("recording", "hdf5"):  # whose episodes have no path of their own
@@ -116,11 +118,8 @@ def windows_of(system, dataset):
 
     Of a translator's two domains `dataset` is one.
     """
-    split = {name: system.run.training[name] for name in ("holdout", "cross_cuts", "restitution")}
-    split["restitution"] |= bool(dataset.about.get("held_out"))  # a shared run's recording is so as a whole
-    needs = system.needs()
-    judged = needs.context + judged_horizon(system, system.run.training["eval_horizon"])
-    return split_windows(dataset, needs.window, judged=judged, **split)
+    together = system.run.training["restitution"] or bool(dataset.about.get("held_out"))  # a shared run's recording, as a whole
+    return split_of(system, dataset, system.run.training | {"restitution": together})
 
 
 def _from_row(system, dataset, row, direction):

@@ -15,15 +15,19 @@ import torch
 from mtld_core import checkpoint as checkpoints
 from mtld_core import media, thermal
 from mtld_core.alarms import Alarms
-from mtld_core.config import ConfigError, check, parse_object
+from mtld_core.config import check, parse_object
 from mtld_core.controls import Controls
 from mtld_core.curves import draw_judgement
 from mtld_core.progress import Progress
 from mtld_core.report import about, report, summary
 from mtld_core.run_folder import append_log, check_origin, checkpoint_to_resume, folder_of, rewind
 from mtld_core.runtime import (
+    ASKED_TO_STOP,
+    ENDED,
+    RunGivenUp,
     UserError,
     atomic_path,
+    command,
     peak_memory_mb,
     pick_device,
     pick_precision,
@@ -36,7 +40,7 @@ from mtld_core.schedule import Schedule
 from mtld_core.settings import TrainConfig, build, open_data, plan
 from mtld_core.stepper import Stepper
 from mtld_core.systems.base import to_channels_last
-from mtld_core.task import Task, best_by
+from mtld_core.task import Task, best_by, check_stages
 from mtld_core.threads import Threads
 
 SECONDS_BETWEEN_LOOKS = 0.1  # while paused
@@ -68,7 +72,7 @@ def fit(system, dataset, config=TrainConfig(), controls=None):  # noqa: B008 (fr
     controls = controls or Controls()
     began = time.monotonic()
     with (
-        checkpoints.run_lock(run_dir),
+        checkpoints.run_lock(run_dir, controls.say),
         checkpoints.disk_errors(run_dir),
         stop_on_signal(controls.stop),
         warm_memory(),
@@ -268,11 +272,12 @@ class Training:
     def _resume_or_begin(self):
         folder, manifest = checkpoint_to_resume(self.run_dir, self.config.resume, self.controls.say)
         if folder is None:
+            check_stages(self.system, self.dataset, self.config)
             self.system.prepare(*self.task.samples)
             if self.ema is not None:
                 self.ema.load_state_dict(self.system.state_dict())
             return
-        check_origin(folder, manifest["config"], self._about())
+        check_origin(folder, manifest["config"], self._about(), self.run_dir)
         checkpoints.load_state_dict(self.system, checkpoints.load_weights(folder, ema=False), folder)
         if self.ema is not None:
             self.ema.load_state_dict(checkpoints.load_weights(folder))
@@ -321,7 +326,7 @@ class Training:
         phase, lost = max(self.lost.items(), key=lambda item: item[1])
         if lost >= PATIENCE:
             self._save()
-            raise UserError(
+            raise RunGivenUp(
                 f"none of the last {lost} updates of phase {phase!r} was finite (now at step {self.step}); lower the learning "
                 "rates, or go on with precision='fp32' from an earlier checkpoint"
             )
@@ -391,6 +396,10 @@ class Training:
         return about(self.system, self.config, self.dataset)
 
     @property
+    def given_up(self):
+        return bool(self.heat.emergency) or self.lost_steps >= PATIENCE
+
+    @property
     def precision(self):
         return str(self.dtype).removeprefix("torch.")
 
@@ -412,20 +421,21 @@ def _due(step, every):
     return every > 0 and step % every == 0
 
 
+@command
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m mtld_core.train", description="Train a system from a file of settings.")
     parser.add_argument("--config", required=True, help="JSON object with the arguments of mtld_core.train.train")
     path = parser.parse_args(arguments).config
     try:
-        try:
-            text = Path(path).read_text()
-        except OSError as error:
-            raise UserError(f"--config {path}: {error.strerror}") from None
-        ended = train(**parse_object(text, path))
-    except (UserError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 130 if ended["reason"] == "asked to stop" else 0
+        text = Path(path).read_text()
+    except UnicodeDecodeError:
+        raise UserError(f"--config {path} is no text file") from None
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from None
+    ended = train(**parse_object(text, path))
+    if ended["given_up"]:
+        raise RunGivenUp(ended["reason"])
+    return ASKED_TO_STOP if ended["reason"] == "asked to stop" else ENDED
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ workers = 0
 
 # %%
 names = "source dataset_root fps height width fit start duration drop_duplicates split_scenes workers"
-settings = notebook.parameters(globals(), names)
+settings = notebook.parameters(globals(), names, inputs="source")
 
 # %% [markdown]
 # What is finished already, from the same video and with the same settings, is not done again.

@@ -61,7 +61,7 @@ from mtld_core.settings import build, open_data, plan
 from mtld_core.train import fit
 
 names = "system preset dataset_root run_dir steps time_budget_minutes batch_size seed resume devices interactive overrides"
-settings = notebook.parameters(globals(), names)
+settings = notebook.parameters(globals(), names, inputs="dataset_root resume")
 root = settings.pop("dataset_root")
 cls, config, training = plan(**settings)
 live = is_interactive(training.interactive)

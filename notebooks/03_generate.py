@@ -57,7 +57,7 @@ from mtld_core.generate import generate
 from mtld_core.runtime import is_interactive
 
 names = "run_dir checkpoint source direction num_frames actions out_dir fps seed interactive"
-settings = notebook.parameters(globals(), names)
+settings = notebook.parameters(globals(), names, inputs="run_dir checkpoint source")
 live = is_interactive(settings.pop("interactive"))
 
 # %% [markdown]

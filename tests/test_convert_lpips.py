@@ -112,4 +112,4 @@ def test_the_script(tmp_path, layers):
     assert done.returncode == 0 and Path(done.stdout.strip()).is_file()
     command[2] = tmp_path / "nowhere"
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.strip() == f"{tmp_path / 'nowhere'}: no such file or folder"
+    assert done.returncode == 1 and done.stderr.strip() == f"error: {tmp_path / 'nowhere'}: no such file or folder"

@@ -142,7 +142,7 @@ def test_the_script(server, clip, tmp_path):
     (tmp_path / "list.txt").write_text(f"{server}/clip.mp4 one\n{server}/nothing.mp4 two\n{server}/clip.mp4 one\n")
     command = [sys.executable, download_videos.__file__, tmp_path / "list.txt", tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(download_videos.__file__).parents[1])
-    assert done.returncode == 1 and done.stderr.splitlines()[-1] == "1 of 3 videos could not be downloaded"
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == "error: 1 of 3 videos could not be downloaded"
     assert "nothing.mp4: the server answered 404" in done.stderr and "Traceback" not in done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one.mp4", "one_2.mp4"]
 

@@ -407,5 +407,5 @@ def test_the_script_says_with_its_exit_code_what_happened(broken, tmp_path):
     good = run_script(broken / "good.mp4", tmp_path / "a", "--fps", 5, "--height", 24, "--duration", "0:01")
     assert good.returncode == 0 and "| good | 5 | 24x32 | 5 | 1.00 |" in good.stdout
     some = run_script(broken, tmp_path / "b", "--drop-duplicates")
-    assert some.returncode == 1 and some.stderr.splitlines()[-1].startswith("4 of the videos failed (cut.mp4, empty")
+    assert some.returncode == 1 and some.stderr.splitlines()[-1].startswith("error: 4 of the videos failed (cut.mp4, empty")
     assert "text.mp4: not a readable video" in some.stdout and "Traceback" not in some.stderr

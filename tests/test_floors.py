@@ -26,6 +26,7 @@ FLOORS = {
     "colours": 1,
     "frechet": 1,
     "checkpoint": 1,
+    "lock": 1,
     "thermal": 1,
 }
 FOLDERS = {"data": 1, "nn": 1, "systems": 2}

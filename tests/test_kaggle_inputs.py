@@ -100,3 +100,48 @@ def test_a_run_damaged_throughout_is_said_and_not_begun_anew(root):
     shutil.rmtree(run)
     with pytest.raises(UserError, match="is in no input of this kernel"):
         mtld_kaggle.find_run("runs/film")
+
+
+# ---- the stages of a world model
+
+
+def stages(**named):
+    return json.dumps({"latent_dim": 4} | named)
+
+
+@pytest.mark.parametrize(
+    "place", ["one/runs/tokens", "notebooks/me/one/runs/tokens", "datasets/me/tokens", "datasets/me/one/fetched/tokens"]
+)
+def test_the_runs_that_a_system_is_built_on_are_found_by_their_names_and_brought(root, place):
+    write_run(root / "input" / place, 10, 20)
+    write_run(root / "input" / "other" / "runs" / "moves", 30)
+    given = stages(tokenizer_run="runs/tokens", latent_actions_run="runs/moves")
+    assert mtld_kaggle.bring_stages("dynamics", given, "runs/dynamics") == given
+    for name, step in (("tokens", 20), ("moves", 30)):
+        assert checkpoints.find(root / "working" / "runs" / name).name == f"step_{step:08d}"
+
+
+@pytest.mark.parametrize("mount", ["train", "datasets/me/train", "notebooks/me/train"])
+def test_a_stage_is_read_in_the_input_that_its_name_says(root, mount):
+    run = write_run(root / "input" / mount / "runs" / "tokens", 10)
+    write_run(root / "input" / "newer" / "runs" / "tokens", 99)
+    found = json.loads(mtld_kaggle.bring_stages("dynamics", stages(tokenizer_run="me/train/runs/tokens"), "runs/dynamics"))
+    assert found == {"latent_dim": 4, "tokenizer_run": str(run)}
+    assert not (root / "working" / "runs").exists()
+
+
+def test_a_stage_that_is_nowhere_is_said_unless_the_run_goes_on(root):
+    write_run(root / "input" / "train" / "runs" / "other", 10)
+    given = stages(tokenizer_run="runs/tokens")
+    with pytest.raises(
+        UserError, match=r"tokenizer_run='runs/tokens' is in no input of this kernel: attach .*; there are: .*train"
+    ):
+        mtld_kaggle.bring_stages("dynamics", given, "runs/dynamics")
+    write_run(root / "working" / "runs" / "dynamics", 5)
+    assert mtld_kaggle.bring_stages("dynamics", given, "runs/dynamics") == given
+
+
+def test_other_systems_and_overrides_stay_as_they_are(root):
+    for system, overrides in (("mtld", stages(tokenizer_run="runs/x")), ("dynamics", "{}"), ("dynamics", "not JSON")):
+        assert mtld_kaggle.bring_stages(system, overrides, "runs/y") == overrides
+    assert mtld_kaggle.bring_stages("dynamics", stages(tokenizer_run=5), "runs/y") == stages(tokenizer_run=5)

@@ -18,6 +18,7 @@ from torchvision.models.vgg import cfgs, make_layers
 from mtld_core import checkpoint as checkpoints
 from mtld_core.nn.perceptual import TRUNK_FILE
 from mtld_core.runtime import UserError
+from mtld_core.train import train
 
 LAYOUTS = ("mtld-2-train", "notebooks/me/mtld-2-train", "datasets/me/mtld-2-train")
 TRAINING = [("preset", "tiny"), ("dataset_root", "me/arcs"), ("run_dir", "runs/film"), ("overrides", '{"log_every_steps": 1}')]
@@ -224,3 +225,50 @@ def test_the_sample_clip_comes_from_the_attached_dataset(python, inputs, tmp_pat
 def test_without_the_dataset_the_kernel_says_what_to_attach(python, tmp_path):
     code, said, _ = Kaggle(python, tmp_path).run(make_kernel("02_train", TRAINING))
     assert code != 0 and "this image lacks lpips, nvidia-ml-py, av" in said and f"attach the dataset {INPUTS}" in said
+
+
+# ---- the stages of a world model
+
+
+def test_stages_named_with_their_kernel_or_dataset_are_attached():
+    overrides = {"tokenizer_run": "me/tokens/film", "latent_actions_run": "runs/moves", "actions": "latent"}
+    kernel = make_kernel("02_train", [("system", "dynamics"), ("overrides", json.dumps(overrides))], "me")
+    assert kernel.metadata["dataset_sources"] == [f"me/{INPUTS}", "me/tokens"]
+    overrides["latent_actions_run"] = "me/mtld-2-train/runs/moves"
+    kernel = make_kernel("02_train", [("system", "dynamics"), ("overrides", json.dumps(overrides))], "me")
+    assert kernel.metadata["kernel_sources"] == ["me/mtld-2-train"]
+    assert "mtld_kaggle.bring_stages(system, overrides, run_dir)" in cell_with(kernel, "mtld_kaggle.bring_run")
+
+
+def test_a_kernel_finds_the_runs_of_its_stages(python, inputs, data, tmp_path):
+    for name in ("tokenizer", "latent_actions"):
+        train(name, "tiny", str(data), {"steps": 1, "eval_windows": 2}, run_dir=str(tmp_path / name / "runs" / name))
+    kaggle = Kaggle(python, tmp_path / "there")
+    for source, place in ((inputs, INPUTS), (data, "arcs"), (tmp_path / "tokenizer", "notebooks/me/first"),
+                          (tmp_path / "latent_actions", "datasets/me/second")):  # fmt: skip
+        kaggle.mount(source, place)
+    overrides = {"tokenizer_run": "runs/tokenizer", "latent_actions_run": "me/second/runs/latent_actions"}
+    overrides |= {"actions": "latent", "eval_windows": 2}
+    parameters = dict(TRAINING) | {"system": "dynamics", "steps": "1", "overrides": json.dumps(overrides)}
+    code, said, _ = kaggle.run(make_kernel("02_train", parameters.items()))
+    assert code == 0 and report(kaggle.root / "working")["status"] == "finished", said
+    assert checkpoints.find(kaggle.root / "working" / "runs" / "tokenizer")  # brought, so that the next version has it, too
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("02_train", ("run_dir", ""), ""),
+        ("02_train", ("steps", "1:30"), "steps must be a whole number, not '1:30'"),
+        ("01_extract_frames", ("start", "soon"), "start must be a number"),
+        ("01_extract_frames", ("drop_duplicates", "yes"), "drop_duplicates must be"),
+        ("03_generate", ("source", "true"), ""),
+        ("03_generate", ("checkpoint", "1000"), ""),
+    ],
+)
+def test_parameters_are_of_their_kind(name, given, message):
+    if message:
+        with pytest.raises(UserError, match=message):
+            make_kernel(name, [given])
+    else:
+        assert f"{given[0]} = {given[1]!r}" in json.dumps(json.loads(make_kernel(name, [given]).text)["cells"])

@@ -11,6 +11,9 @@ import jupytext
 import pytest
 from conftest import write_arcs
 
+from data_prep.extract_frames import extract
+from mtld_core import notebook
+from mtld_core.runtime import UserError
 from mtld_core.share import share_weights
 
 ROOT = Path(__file__).parent.parent
@@ -119,3 +122,108 @@ def test_training_does_not_resume_by_chance_into_a_dated_folder(tmp_path):
     assert code == 0, text
     [run] = (tmp_path / "runs").glob("mtld_*")
     assert json.loads((run / "report.json").read_text())["step"] == 2
+
+
+# ---- parameters as papermill hands them over
+
+
+TEXTS = {
+    "01_extract_frames": "source dataset_root fit",
+    "02_train": "system preset dataset_root run_dir resume",
+    "03_generate": "run_dir checkpoint source direction out_dir",
+}
+
+
+def given(page, **values):
+    """What a notebook makes of its parameters, with these in place of its own."""
+    namespace = {}
+    exec(parameters_cell(ROOT / "notebooks" / f"{page}.py"), namespace)
+    namespace |= values
+    found = notebook.parameters(namespace, NAMES[page])
+    assert all(namespace[name] == value for name, value in found.items())
+    return found
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_the_notebooks_own_values_stay_as_they_are(page):
+    namespace = {}
+    exec(parameters_cell(ROOT / "notebooks" / f"{page}.py"), namespace)
+    assert given(page) == {name: namespace[name] for name in NAMES[page].split()}
+
+
+@pytest.mark.parametrize(("page", "name"), [(page, name) for page, names in TEXTS.items() for name in names.split()])
+def test_a_number_is_a_name_and_nothing_else_is_a_text(page, name, capsys):
+    for value, text in ((2024, "2024"), (0, "0"), (-7, "-7"), (3.5, "3.5"), ("007", "007")):
+        assert given(page, **{name: value})[name] == text
+    assert f"{name} = 2024 is taken as the name '2024'" in capsys.readouterr().out
+    for value in (True, False, None, [1], {"a": 1}):
+        with pytest.raises(UserError, match=f"^{name} must be a text, not ") as error:
+            given(page, **{name: value})
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [(page, name) for page, names in NAMES.items() for name in names.split() if name in (*notebook.WHOLE, *notebook.NUMBERS)],
+)
+def test_only_a_number_is_a_number(page, name):
+    for value in ("12", "many", "", True, None, [3], float("nan"), float("inf")):
+        with pytest.raises(UserError, match=f"^{name} must be a (whole )?number, not "):
+            given(page, **{name: value})
+    assert given(page, **{name: 4.0})[name] == 4
+    if name in notebook.WHOLE:
+        with pytest.raises(UserError, match=f"^{name} must be a whole number, not 2.5"):
+            given(page, **{name: 2.5})
+
+
+def test_switches_times_and_json():
+    for name in notebook.SWITCHES:
+        assert given("01_extract_frames", **{name: True})[name] is True
+        for value in ("yes", 1, None):
+            with pytest.raises(UserError, match=f"^{name} must be true or false, not "):
+                given("01_extract_frames", **{name: value})
+    for name in notebook.TIMES:
+        for value in (3, 2.5, "1:30"):
+            assert given("01_extract_frames", **{name: value})[name] == value
+        for value in ("soon", True, None, [1], float("nan"), -1):
+            with pytest.raises(UserError, match=f"^{name}: .* is not a time"):
+                given("01_extract_frames", **{name: value})
+    for page in ("02_train", "03_generate"):
+        for value in ("yes", 1, None):
+            with pytest.raises(UserError, match=r"^interactive must be 'auto', true or false"):
+                given(page, interactive=value)
+        assert given(page, interactive=False)["interactive"] is False
+    assert given("02_train", overrides={"lr_g": 0.1})["overrides"] == '{"lr_g": 0.1}'
+    assert given("03_generate", actions=[1, 2])["actions"] == "[1, 2]"
+    for name, page, values in (
+        ("overrides", "02_train", (None, True, [1])),
+        ("actions", "03_generate", (None, True, {"a": 1})),
+    ):
+        for value in values:
+            with pytest.raises(UserError, match=f"^{name} must be a text, not "):
+                given(page, **{name: value})
+
+
+def test_a_path_beside_the_notebook_is_found(tmp_path, monkeypatch, capsys):
+    beside, root = tmp_path / "project" / "notebooks", tmp_path / "project"
+    (root / "mtld_core").mkdir(parents=True)
+    beside.mkdir()
+    for name in ("film.mp4", "auto", "sample"):
+        (beside / name).touch()
+    monkeypatch.setattr(notebook, "places", [])
+    monkeypatch.chdir(beside)
+    notebook.setup()
+    assert Path.cwd() == root
+    namespace = {"source": "film.mp4", "dataset_root": "film.mp4", "resume": "auto"}
+    found = notebook.parameters(namespace, "source dataset_root resume", inputs="source resume")
+    assert found == {"source": str(beside / "film.mp4"), "dataset_root": "film.mp4", "resume": "auto"}
+    assert namespace["source"] == found["source"] and str(beside / "film.mp4") in capsys.readouterr().out
+    (root / "film.mp4").touch()  # where the notebook works comes first
+    assert notebook.parameters({"source": "film.mp4"}, "source", inputs="source") == {"source": "film.mp4"}
+    assert notebook.parameters({"source": "other.mp4"}, "source", inputs="source") == {"source": "other.mp4"}
+
+
+def test_what_is_not_there_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"source='film.mp4': no such file or folder \(looked in {tmp_path}\)"):
+        extract("film.mp4", tmp_path / "out")

@@ -17,10 +17,14 @@ from mtld_core import train as train_module
 from mtld_core.checkpoint import list_checkpoints, read_pointer
 from mtld_core.config import ConfigError
 from mtld_core.controls import Controls
+from mtld_core.data import open_dataset
 from mtld_core.evaluate import Judge
 from mtld_core.runtime import UserError
 from mtld_core.settings import build, open_data, plan
+from mtld_core.source import windows_of
+from mtld_core.systems import open_run
 from mtld_core.systems.base import Loss
+from mtld_core.systems.mtld import MTLD
 from mtld_core.train import Training, fit, main, train
 
 
@@ -424,3 +428,45 @@ def test_a_change_of_the_threads_is_said_and_reported(arcs, tmp_path, monkeypatc
         torch.set_num_threads(found)
     assert report["threads"] == {"setting": "auto", "count": 2, "changes": 1}
     assert "a step uses 2 threads from now on: 70 ms instead of 115" in capsys.readouterr().out
+
+
+# ---- a run keeps its split
+
+
+SPLIT = {  # setting: what a run begins with, and another value
+    "holdout": (0.3, 0.1),
+    "restitution": (True, False),
+    "cross_cuts": (True, False),
+    "eval_horizon": (5, 6),
+    "sequence_length": (5, 4),
+    "context_frames": (2, 1),
+}
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_a_run_keeps_what_decides_its_split_and_refuses_another_by_name(arcs, tmp_path, name):
+    began, other = SPLIT[name]
+    run = tmp_path / "run"
+    tiny(arcs, run, {name: began}, steps=1)
+    first = open_run(run, device="cpu")
+    assert tiny(arcs, run, steps=2)["step"] == 2
+    now = open_run(run, device="cpu")
+    kept = vars(now.config) | now.run.training
+    assert kept[name] == began
+    assert [list(part) for part in windows_of(now, open_dataset(arcs))] == [
+        list(part) for part in windows_of(first, open_dataset(arcs))
+    ]
+    with pytest.raises(UserError, match=rf"{name}={began}, now it is {other}; .*start in another run_dir$"):
+        tiny(arcs, run, {name: other}, steps=3)
+    with pytest.raises(UserError, match=rf"{name}={began}, now it is {other}; .*leave resume='{run}' out, and begin anew$"):
+        tiny(arcs, tmp_path / "branch", {name: other}, steps=3, resume=str(run))
+    assert tiny(arcs, tmp_path / "branch", {name: began}, steps=3, resume=str(run))["step"] == 3
+
+
+def test_another_preset_goes_on_with_the_split_and_the_seed_that_the_run_began_with(arcs, tmp_path):
+    tiny(arcs, tmp_path / "run", {"restitution": True}, steps=1, seed=3)
+    same = {name: value for name, value in MTLD.PRESETS["tiny"].items() if name not in ("sequence_length", "steps")}
+    same |= {"latent": "vector", "gru_layers": MTLD.Config.gru_layers, "skip": MTLD.Config.skip}
+    report = train("mtld", "small", str(arcs), same, run_dir=str(tmp_path / "run"), steps=2)
+    assert open_run(tmp_path / "run", device="cpu").config.sequence_length == 4
+    assert (report["step"], report["restitution"], report["seed"], report["preset"]) == (2, True, 3, "small")

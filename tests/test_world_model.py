@@ -1,19 +1,23 @@
 """Tokenizer, latent actions and dynamics: what each does, every setting on and off, and that stages fit together."""
 
 import dataclasses
+import json
 import shutil
 
 import pytest
 import torch
 from conftest import moving_square
 
+from mtld_core import checkpoint as checkpoints
 from mtld_core.config import ConfigError
 from mtld_core.data import Arc, Dataset
+from mtld_core.evaluate import judged_horizon, split_of
 from mtld_core.frames import to_float
 from mtld_core.nn.patches import to_frames, to_patches
 from mtld_core.nn.quantise import FSQ, Whitening
 from mtld_core.runtime import UserError
 from mtld_core.settings import build, plan
+from mtld_core.source import windows_of
 from mtld_core.stepper import Stepper
 from mtld_core.systems import open_run
 from mtld_core.systems.world_model.dynamics import Dynamics
@@ -634,3 +638,131 @@ def test_a_stage_that_learned_longer_windows_is_judged_on_shorter_ones(tmp_path)
 def test_wrong_settings_of_latent_actions_are_named(values, message):
     with pytest.raises(ConfigError, match=message):
         LatentActions.Config(**values)
+
+
+# ---- the stages divide the data alike
+
+SHORT = {  # lengths of arcs that stages with windows of their own divided each in its own way
+    "one arc": [60],
+    "two arcs, one too short to divide": [70, 15],
+    "short arcs between long ones": [24, 6, 24, 6, 24, 6, 6, 24],
+    "arcs too short for most": [30, 6, 7, 8, 9, 24, 10],
+}
+
+
+def arcs_of(lengths):
+    frames = torch.cat([torch.from_numpy(moving_square(n, 16, 16, seed=i)) for i, n in enumerate(lengths)])
+    ends = torch.tensor(lengths).cumsum(0).tolist()
+    arcs = [Arc(f"arc_{i}", e - n, e, torch.arange(n).numpy()) for i, (n, e) in enumerate(zip(lengths, ends, strict=True))]
+    return Dataset("memory", "arcs", frames, arcs, torch.zeros(0, dtype=torch.int64).numpy(), torch.arange(len(frames)) % 2)
+
+
+def rows(dataset, starts, length):
+    return set((starts[:, None] + torch.arange(length)).flatten().tolist())
+
+
+def stage(name, folder, dataset, **overrides):
+    """Train a stage for a step; returns (frames it learned from, frames it was judged on)."""
+    cls, config, training = plan(name, "tiny", {"steps": 1, "eval_windows": 2} | overrides, run_dir=str(folder / name))
+    system = build(cls, config, dataset, 0)
+    fit(system, dataset, training)
+    needs, (learned, held) = system.needs(), split_of(system, dataset, vars(training))
+    judged = max(needs.window, needs.context + judged_horizon(system, training.eval_horizon))
+    return rows(dataset, learned, needs.window), rows(dataset, held, judged)
+
+
+def stages(folder, dataset, tokenizer=None, actions=None, dynamics=None):
+    """All three, with windows and horizons as the presets differ in them."""
+    below = {"tokenizer_run": str(folder / "tokenizer"), "latent_actions_run": str(folder / "latent_actions")}
+    return [
+        stage("tokenizer", folder, dataset, **(tokenizer or {})),
+        stage(
+            "latent_actions",
+            folder,
+            dataset,
+            **{"context_frames": 1, "sequence_length": 2, "eval_horizon": 9} | (actions or {}),
+        ),
+        stage(
+            "dynamics",
+            folder,
+            dataset,
+            **below,
+            **{"actions": "latent", "sequence_length": 6, "eval_horizon": 12} | (dynamics or {}),
+        ),
+    ]
+
+
+def all_apart(parts):
+    return not any(learned & held for learned, _ in parts for _, held in parts)
+
+
+@pytest.mark.parametrize("lengths", SHORT.values(), ids=SHORT)
+def test_no_stage_learns_what_another_one_is_judged_on(tmp_path, lengths):
+    parts = stages(tmp_path, arcs_of(lengths))
+    assert all_apart(parts) and all(learned and held for learned, held in parts)
+
+
+@pytest.mark.parametrize("lengths", [[60], [30, 6, 7, 8, 9, 24, 10]])
+def test_with_split_as_each_stage_has_it_they_do(tmp_path, lengths):
+    own, dataset = {"split": [0, 0]}, arcs_of(lengths)
+    with pytest.raises(ConfigError, match=r"tokenizer_run=.* learned frames that would be held out here, or the reverse"):
+        stages(tmp_path, dataset, own, own, own)
+
+
+def test_a_stage_takes_its_split_from_the_run_below(tmp_path):
+    dataset = arcs_of([100])
+    tokenizer = {"holdout": 0.3, "split": [6, 25]}
+    parts = stages(tmp_path, dataset, tokenizer, tokenizer)
+    system = open_run(tmp_path / "dynamics", device="cpu")
+    assert (system.run.training["holdout"], system.config.split) == (0.3, (6, 25))
+    assert all_apart(parts) and min(parts[2][1]) >= 70
+    with pytest.raises(ConfigError, match=r"tokenizer_run=.* with holdout=0.3, now it is 0.2, .* leave holdout out"):
+        stages(tmp_path / "other", dataset, tokenizer, tokenizer, {"holdout": 0.2})
+    with pytest.raises(ConfigError, match=r"latent_actions_run=.* was trained with holdout=0.1, now it is 0.3"):
+        stages(tmp_path / "another", dataset, tokenizer, {"split": [6, 25]})
+
+
+def test_stages_that_learn_all_frames_make_one_that_does(tmp_path):
+    together = {"restitution": True}
+    parts = stages(tmp_path, arcs_of([40]), together, together)
+    assert parts[2][0] == set(range(40)) == parts[2][1]
+
+
+def forget_split(run):
+    """Make a run what it was before there was a `split`."""
+    about = json.loads((run / "config.json").read_text())
+    del about["config"]["split"]
+    (run / "config.json").write_text(json.dumps(about))
+    for checkpoint in checkpoints.list_checkpoints(run):
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        del manifest["self"], manifest["config"]["config"]["split"]
+        text = json.dumps(manifest | {"self": checkpoints._digest(manifest)})
+        (checkpoint / "manifest.json").write_text(text)
+
+
+def test_a_run_of_before_goes_on_with_its_own_split_and_one_can_be_built_on_it(tmp_path):
+    dataset, own = arcs_of([60]), {"split": [0, 0]}
+    before = stage("tokenizer", tmp_path, dataset, **own)
+    forget_split(tmp_path / "tokenizer")
+    system = open_run(tmp_path / "tokenizer", device="cpu")
+    assert system.config.split == (0, 0)
+    assert rows(dataset, windows_of(system, dataset)[1], 4) == before[1]
+    below = {"tokenizer_run": str(tmp_path / "tokenizer")}
+    with pytest.raises(UserError, match=r"no part that is held out has a window of 14 frames .* smaller eval_horizon"):
+        stage("dynamics", tmp_path, dataset, **below, eval_horizon=12)
+    assert all_apart([before, stage("dynamics", tmp_path, dataset, **below, eval_horizon=3)])
+    forget_split(tmp_path / "dynamics")
+    assert stage("tokenizer", tmp_path, dataset, steps=2) == before
+    stage("dynamics", tmp_path, dataset, **below, eval_horizon=3, steps=2)
+    assert open_run(tmp_path / "dynamics", device="cpu").config.split == (0, 0)
+
+
+@pytest.mark.parametrize("split", [[8], [8, 0], [1, 2, 3], [-1, 4]])
+def test_a_split_of_another_kind_is_refused(split):
+    with pytest.raises(ConfigError, match="split must be two numbers of frames"):
+        Tokenizer.Config(split=tuple(split))
+
+
+def test_data_too_short_for_the_windows_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match=r"held out has a window of 21 frames .*split=\[8, 20\]\); .*split=\[8, 21\]"):
+        stages(tmp_path, arcs_of([100]), actions={"eval_horizon": 20})

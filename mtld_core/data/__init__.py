@@ -7,7 +7,7 @@ Letters: N frames in all, B batch, T frames of a window, H W pixels. Frames are 
 from mtld_core.data.cuts import find_cuts, thumbnail
 from mtld_core.data.dataset import Arc, Dataset, DomainPair
 from mtld_core.data.opening import open_dataset
-from mtld_core.data.sampler import Batches, DomainBatches, split_windows
+from mtld_core.data.sampler import Batches, DomainBatches, covered, split_alike, split_windows
 
 __all__ = [
     "Arc",
@@ -15,8 +15,10 @@ __all__ = [
     "Dataset",
     "DomainBatches",
     "DomainPair",
+    "covered",
     "find_cuts",
     "open_dataset",
+    "split_alike",
     "split_windows",
     "thumbnail",
 ]

@@ -86,6 +86,38 @@ def _too_little(dataset, length, judged):
     )
 
 
+def split_alike(dataset, like, length, judged, holdout=0.1, cross_cuts=False):
+    """`split_windows` into windows of `length` frames to learn and of `judged` to judge, where others divide the frames, too.
+
+    like: (frames of a training window, of a judged one) by which the frames are divided, so that systems with windows of
+    different lengths hold out the same ones. Raises UserError where no window lies wholly inside a part.
+    """
+    train, judge = split_windows(dataset, like[0], holdout, cross_cuts, judged=like[1])
+    learned, held = covered(dataset, train, like[0]), covered(dataset, judge, max(like))
+    for arc in dataset.arcs:
+        rows = slice(arc.start, arc.stop)
+        learned[rows] |= not held[rows].any()  # too short to be divided, so that all of it is learned
+    parts = []
+    for mask, frames, what in ((learned, length, "learned"), (held, judged, "held out")):
+        starts = dataset.windows(frames, cross_cuts)
+        before = torch.cat([torch.zeros(1, dtype=torch.int64), mask.cumsum(0)])  # frames of that part before each row
+        parts.append(starts[before[starts + frames] - before[starts] == frames])
+        if not len(parts[-1]):
+            raise UserError(
+                f"{dataset.path}: no part that is {what} has a window of {frames} frames (all stages divide these frames "
+                f"alike, by split={list(like)}); use shorter windows or a smaller eval_horizon, or train each stage anew "
+                f"with split={[max(like[0], length), max(like[1], judged)]} or more frames"
+            )
+    return tuple(parts)
+
+
+def covered(dataset, starts, length):
+    """bool `[N]`: which rows of the dataset lie in the windows of `length` frames that begin at `starts`."""
+    mask = torch.zeros(len(dataset.frames), dtype=torch.bool)
+    mask[(starts[:, None] + torch.arange(length)).flatten()] = True
+    return mask
+
+
 class Batches:
     """An endless stream of batches of windows; every window comes once an epoch, and batches run over epoch borders.
 

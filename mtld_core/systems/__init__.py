@@ -6,7 +6,7 @@ import types
 from pathlib import Path
 
 from mtld_core import checkpoint as checkpoints
-from mtld_core.config import from_dict, nearest
+from mtld_core.config import field_names, from_dict, nearest
 from mtld_core.runtime import UserError, pick_device
 
 SYSTEMS = {  # name -> "module:class", imported when asked for
@@ -49,7 +49,8 @@ def open_run(path, checkpoint="", device="auto"):
         ) from None
     weights_file = _weights_file(path, Path(checkpoint))
     folder = weights_file or checkpoints.find(path, checkpoint)
-    system = cls(from_dict(cls.Config, config))
+    before = {name: value for name, value in cls.split_fields.items() if name in field_names(cls.Config)}
+    system = cls(from_dict(cls.Config, before | config))
     checkpoints.load_state_dict(system, checkpoints.load_weights(folder), folder)
     step = None if weights_file else about.get("step")  # of a shared run
     if folder.is_dir():

@@ -67,6 +67,10 @@ class System(nn.Module):
     PRESETS: typing.ClassVar[dict]  # preset -> fields of Config and of the training config that differ from the defaults
     action_space = None  # None, an int (n discrete actions) or (low, high) lists of floats
     inherited: typing.ClassVar[tuple] = ()  # config fields that a run keeps as it began, whatever is named when it goes on
+    # config fields that decide which frames are held out, so that a run keeps them, too; with what they are in a run of before
+    # there were such
+    split_fields: typing.ClassVar[dict] = {"sequence_length": 0, "context_frames": 0}
+    built_on: typing.ClassVar[dict] = {}  # config fields that name a run of a stage below -> the attribute that holds it
     reconstructs = False  # True: judged by `reconstruct`, not by rollouts (a tokenizer, a translator)
     translates = False  # True: between two domains, see `translate`
     samples = False  # True: draws from noise, by `start` without a context or by `sample`
@@ -83,6 +87,11 @@ class System(nn.Module):
     def lpips_weights(self):
         """The file with VGG's weights that the config names, if it has such a field."""
         return getattr(self.config, "lpips_weights", "")
+
+    @property
+    def split_lengths(self):
+        """(frames of a training window, of a judged one) that divide the data in place of its own; () or zeros: its own do."""
+        return getattr(self.config, "split", ())
 
     # ---- training
 

@@ -24,6 +24,7 @@ from mtld_core.systems.base import Loss, Needs, System, action_fields, action_sp
 from mtld_core.systems.world_model.latent_actions import LatentActions
 from mtld_core.systems.world_model.stages import (
     ORIGINAL,
+    SPLIT_FIELDS,
     TINY,
     StageConfig,
     load_stage,
@@ -81,6 +82,8 @@ class State(typing.NamedTuple):
 
 class Dynamics(System):
     name, Config, inherited = "dynamics", DynamicsConfig, ("tokenizer", "latent_actions")
+    split_fields = SPLIT_FIELDS
+    built_on: typing.ClassVar = {"tokenizer_run": "tokenizer", "latent_actions_run": "lam"}
     PRESETS: typing.ClassVar = {
         # a game at 64x64 in ten minutes on two cores
         "small": {
@@ -131,6 +134,9 @@ class Dynamics(System):
         check(config.objective == "mse" or tokenizer["quantise"] == "fsq",
               f"objective='masked' fills in codes, and the tokenizer of {config.tokenizer_run!r} has none (quantise="
               f"{tokenizer['quantise']!r}); train one with quantise='fsq', or use objective='mse'")  # fmt: skip
+        below = tokenizer.get("split", [0, 0])
+        split = config.split or (tuple(below) if any(below) else 2 * (tokenizer["sequence_length"],))
+        config = dataclasses.replace(config, split=split)
         if config.actions == "recorded":
             return dataclasses.replace(config, tokenizer=tokenizer, **action_fields(dataset))
         latent_actions = config.latent_actions or read_stage(

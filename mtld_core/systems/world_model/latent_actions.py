@@ -23,9 +23,11 @@ from mtld_core.systems.base import Loss, Needs, System, adam
 from mtld_core.systems.world_model.stages import (
     MOST_CODES,
     ORIGINAL,
+    SPLIT_FIELDS,
     TINY,
     StageConfig,
     code_use,
+    common_split,
     held_out,
     spread,
     spread_alarms,
@@ -61,6 +63,7 @@ class LatentActionsConfig(StageConfig):
 
 class LatentActions(System):
     name, Config = "latent_actions", LatentActionsConfig
+    split_fields = SPLIT_FIELDS
     PRESETS: typing.ClassVar = {
         "small": {
             "context_frames": 1, "sequence_length": 2, "steps": 3000, "batch_size": 32, "lr_schedule": "cosine",
@@ -96,6 +99,11 @@ class LatentActions(System):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.register_buffer("mean", torch.zeros(c.patches, c.patch_values))
+
+    @classmethod
+    def fit_config(cls, config, dataset):
+        config = super().fit_config(config, dataset)
+        return dataclasses.replace(config, split=config.split or common_split(dataset))
 
     def needs(self):
         return Needs(window=self.config.sequence_length, context=self.config.context_frames)

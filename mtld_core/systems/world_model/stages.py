@@ -1,6 +1,7 @@
 """What the three stages share: widths, checks, taking over a trained stage, and figures that show a collapse."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -8,8 +9,12 @@ import torch
 
 from mtld_core import checkpoint as checkpoints
 from mtld_core.config import ConfigError, check, from_dict
+from mtld_core.data import Dataset
 from mtld_core.frames import to_float
 from mtld_core.runtime import UserError
+
+WINDOW, JUDGED = 8, 20  # frames by which the stages divide data that is long enough: no preset has longer windows
+SPLIT_FIELDS = {"sequence_length": 0, "context_frames": 0, "split": [0, 0]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +31,9 @@ class StageConfig:
     lr: float = 1e-3
     beta2: float = 0.99
     weight_decay: float = 0.01
+    # frames of a training window and of a judged one by which all stages divide the data alike; (): chosen from the data, or as
+    # the run below; (0, 0): by this stage's own, as runs of before did
+    split: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name in ("patch_size", "embed_dim", "heads", "hidden_dim", "blocks", "context_frames", "lr"):
@@ -42,6 +50,9 @@ class StageConfig:
               f"embed_dim={self.embed_dim} must be a multiple of 8 * heads = {wide}, or the fast attention kernels cannot be "
               f"used; the nearest is {max(1, round(self.embed_dim / wide)) * wide}")  # fmt: skip
         check(self.sequence_length >= 2, f"sequence_length must be at least 2, not {self.sequence_length}")
+
+        check(self.split in ((), (0, 0)) or (len(self.split) == 2 and min(self.split) > 0),
+              f"split must be two numbers of frames, such as [{WINDOW}, {JUDGED}], not {list(self.split)}")  # fmt: skip
 
     def check_length(self):
         """For stages that predict: a window holds more than the context."""
@@ -74,6 +85,26 @@ TINY = {
     "patch_size": 8, "embed_dim": 16, "heads": 2, "hidden_dim": 32, "blocks": 1, "context_frames": 2, "sequence_length": 4,
     "steps": 20, "batch_size": 4, "eval_windows": 8,
 }  # fmt: skip
+
+
+def common_split(dataset):
+    """`StageConfig.split` for a dataset: it depends on the data alone, so that every stage holds out the same frames.
+
+    As everywhere whole arcs are held out where there are five or more, such as are long enough for any stage; short data counts
+    short ones. Else it is the end of each arc: the longest one has room for a window to learn, one as a gap, and a judged one.
+    """
+    if not isinstance(dataset, Dataset):  # two domains, which training refuses
+        return ()
+    borders = [[arc.start, *dataset.cuts[(dataset.cuts > arc.start) & (dataset.cuts < arc.stop)], arc.stop]
+               for arc in dataset.arcs]  # fmt: skip
+    shots = [int(max(b - a for a, b in itertools.pairwise(some))) for some in borders]  # the longest one of each arc
+    longest, *_ = shots = sorted(shots, reverse=True)
+    fifth = shots[4] if len(shots) >= 5 else 0
+    short = longest < 2 * WINDOW + JUDGED
+    if fifth >= WINDOW or (short and fifth >= WINDOW // 2):
+        return min(WINDOW, fifth), min(JUDGED, longest)
+    window = max(1, min(WINDOW, longest // 3))
+    return window, max(1, min(JUDGED, longest - 2 * window))
 
 
 def read_stage(run, field, cls, dataset):

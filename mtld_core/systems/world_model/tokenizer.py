@@ -20,9 +20,11 @@ from mtld_core.systems.base import Loss, Needs, System, adam
 from mtld_core.systems.world_model.stages import (
     MOST_CODES,
     ORIGINAL,
+    SPLIT_FIELDS,
     TINY,
     StageConfig,
     code_use,
+    common_split,
     held_out,
     spread,
     spread_alarms,
@@ -49,6 +51,7 @@ class TokenizerConfig(StageConfig):
 
 class Tokenizer(System):
     name, Config, reconstructs = "tokenizer", TokenizerConfig, True
+    split_fields = SPLIT_FIELDS
     PRESETS: typing.ClassVar = {
         # a game at 64x64 in a quarter of an hour on two cores
         "small": {"steps": 4000, "batch_size": 4, "sequence_length": 4, "lr_schedule": "cosine", "ema_decay": 0.995},
@@ -73,6 +76,11 @@ class Tokenizer(System):
         self.decoder = SpaceTimeTransformer(*c.transformer)
         self.head = nn.Linear(c.embed_dim, c.patch_values)
         self.register_buffer("mean", torch.zeros(c.patches, c.patch_values))  # of all frames: what the head adds to
+
+    @classmethod
+    def fit_config(cls, config, dataset):
+        config = super().fit_config(config, dataset)
+        return dataclasses.replace(config, split=config.split or common_split(dataset))
 
     def needs(self):
         return Needs(window=self.config.sequence_length)

@@ -1,0 +1,194 @@
+"""One process at a time in a folder: by a lock that the system frees, or by a heartbeat where a file system has no locks.
+
+The file says who holds it, as JSON: {"host", "pid", "began", "boot", "counting", "flock"}; empty, it is nobody's. Its time is
+the holder's last heartbeat, so that another machine on the same share can tell a process that works from one that is gone.
+Many shares lock between the processes of one machine only, so a machine believes another one's heartbeat in any case.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import threading
+import uuid
+from pathlib import Path
+
+import psutil
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+BEAT = 15  # seconds between two heartbeats
+STALE = 120  # seconds without one after which a process on another machine counts as gone
+HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)  # flock's answers where somebody else has it
+CLOCK = 2  # seconds by which the system's word on when a process began may vary
+
+
+class Held(Exception):
+    """Somebody else holds the lock; the message says who, and what to do where that cannot be true."""
+
+
+class Lock:
+    """`acquire()` and `release()` of the lock file at `path`. say: told when a lock that was left behind is taken over."""
+
+    def __init__(self, path, say=print):
+        self.path, self.say, self.handle = Path(path), say, None
+        me = psutil.Process()
+        self.owner = {"host": socket.gethostname(), "pid": me.pid, "began": me.create_time(), **_machine()}
+
+    def acquire(self):
+        """Raises Held where a process that lives has it, OSError where the file cannot be written."""
+        self.handle = _flocked(self.path)
+        self.owner["flock"] = self.handle is not None
+        self.text = json.dumps(self.owner)
+        try:
+            found = self.path.read_text(errors="replace") if self.path.exists() else ""
+            self._refuse_if_in_use(found)
+            if self.handle is not None:
+                _write(self.handle, self.text)
+            else:
+                self._claim(found)
+        except BaseException:
+            self._close()
+            raise
+        self.ended = threading.Event()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def release(self, remove=False):
+        """remove: delete the file, too, where the system's lock would leave it, empty."""
+        self.ended.set()
+        with contextlib.suppress(OSError):
+            if self.handle is None or remove:
+                if self.path.read_text() == self.text:
+                    self.path.unlink()
+            else:
+                os.ftruncate(self.handle, 0)
+        self._close()
+
+    def _close(self):
+        if self.handle is not None:
+            os.close(self.handle)  # which frees it
+            self.handle = None
+
+    # ---- who has it
+
+    def _refuse_if_in_use(self, found):
+        owner = _parse(found)
+        if owner is None:
+            return
+        who = f"process {owner['pid']} on {owner['host']}"
+        here = owner.get("boot") == self.owner["boot"]
+        if here and owner.get("flock") and self.handle is not None:  # the system has freed it
+            return
+        if here and all(owner.get(name) == self.owner[name] for name in ("host", "counting")):
+            if _lives(owner):
+                raise Held(who)
+            return
+        if owner["host"] == self.owner["host"] and "boot" not in owner and not psutil.pid_exists(owner["pid"]):
+            return
+        age = self._age()
+        if age < STALE:
+            raise Held(
+                f"{who}, which gave a sign of life {age:.0f} s ago; if that one is gone, start again after "
+                f"{STALE / 60:g} minutes, or delete {self.path}"
+            )
+        self.say(f"{self.path} was left by {who}, whose last sign of life is {age / 60:.0f} minutes old: taken over")
+
+    def _age(self):
+        """Seconds since the last heartbeat, by the clock that gives the folder's files their times."""
+        probe = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}")
+        try:
+            probe.touch()
+            return max(0.0, probe.stat().st_mtime - self.path.stat().st_mtime)
+        finally:
+            probe.unlink(missing_ok=True)
+
+    # ---- without the system's locks
+
+    def _claim(self, found):
+        """Make the file this process's own, where it holds `found`, which is nobody's. Of several that try one succeeds."""
+        if self.path.exists():
+            aside = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}")
+            os.rename(self.path, aside)
+            if aside.read_text(errors="replace") != found:  # another one was faster, and has it now
+                os.rename(aside, self.path)
+                raise Held("it began in this moment")
+            aside.unlink()
+        try:
+            handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        except FileExistsError:
+            raise Held("it began in this moment") from None
+        try:
+            _write(handle, self.text)
+        finally:
+            os.close(handle)
+        if self.path.read_text() != self.text:
+            raise Held("it began in this moment")
+
+    def _beat(self):
+        while not self.ended.wait(BEAT):
+            with contextlib.suppress(OSError):  # a share that is away for a while
+                if self.path.read_text() != self.text:
+                    return
+                os.utime(self.path)
+
+
+def _flocked(path):
+    """The file, open and locked by the system, or None where the file system has no such locks. Raises Held."""
+    if fcntl is None:
+        return None
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if error.errno not in HELD:  # ENOSYS, EOPNOTSUPP, ENOLCK, EINVAL, ...: file systems say it in many ways
+            return None
+        owner = _parse(path.read_text(errors="replace"))
+        raise Held(f"process {owner['pid']} on {owner['host']}" if owner else "it does not say which") from None
+    if not os.fstat(handle).st_nlink:
+        os.close(handle)
+        raise Held("it ended in this moment")
+    return handle
+
+
+def _write(handle, text):
+    os.ftruncate(handle, 0)
+    os.write(handle, text.encode())
+    with contextlib.suppress(OSError):
+        os.fsync(handle)
+
+
+def _parse(text):
+    """Who holds a lock file: a dict with "host" and "pid" at least; None where it is empty.
+
+    Other programs, and earlier versions of this one, write the number and the machine on a line each.
+    """
+    if not text.strip():
+        return None
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        owner = json.loads(text)
+        return owner | {"pid": int(owner["pid"]), "host": str(owner["host"])}
+    pid, host, *_ = [*text.split("\n"), "", ""]
+    return {"pid": int(pid) if pid.strip().isdecimal() else 0, "host": host.strip() or "an unknown machine"}
+
+
+def _lives(owner):
+    """Whether the process that wrote this still runs here; its number may have gone to another one since."""
+    try:
+        return abs(psutil.Process(owner["pid"]).create_time() - owner["began"]) < CLOCK
+    except (psutil.Error, KeyError, TypeError):
+        return False
+
+
+def _machine():
+    """{"boot": what tells this system, since its start, from all others, "counting": where its numbers of processes count}."""
+    found = {"boot": socket.gethostname(), "counting": ""}
+    with contextlib.suppress(OSError):
+        found["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with contextlib.suppress(OSError):
+        found["counting"] = os.readlink("/proc/self/ns/pid")  # containers count from 1, each
+    return found
