@@ -123,7 +123,7 @@ class Training:
         system.setup_training(run_dir)
         self._resume_or_begin()
         self.session_step, self.session_seconds = self.step, self.train_seconds  # where this session began
-        self.read_at = self.step, self.train_seconds  # where the time of a step was last read
+        self.unread_steps, self.unread_seconds = 0, 0.0  # since the time of a step was last read
         if config.compile:
             for part in system.to_compile():
                 part.compile()
@@ -146,8 +146,9 @@ class Training:
             self.step += 1
             if log := self.step % config.log_every_steps == 0:
                 values = self._fetch(logs)  # the only wait for the device
-            self.train_seconds += time.monotonic() - began
-            self._read_time(log)
+            took = time.monotonic() - began
+            self.train_seconds += took
+            self._read_time(took, log)
             if log:
                 self._log(values)
             if self.schedule.lacks_expectations:
@@ -234,13 +235,15 @@ class Training:
 
     # ---- time
 
-    def _read_time(self, waited):
-        """After each step: how long it took. waited: the device was waited for; without that, a GPU's step has no end yet."""
+    def _read_time(self, took, waited):
+        """After each step: it took so many seconds. waited: for the device, without which a GPU's step has not ended yet."""
+        self.unread_steps += 1
+        self.unread_seconds += took
         if waited or self.device.type == "cpu":
-            step, seconds = self.read_at
-            self.schedule.read((self.train_seconds - seconds) / (self.step - step))
-            self.threads.see((self.train_seconds - seconds) / (self.step - step))
-            self.read_at = self.step, self.train_seconds
+            seconds = self.unread_seconds / self.unread_steps
+            self.schedule.read(seconds)
+            self.threads.see(seconds)
+            self.unread_steps, self.unread_seconds = 0, 0.0
         self.schedule.advance()
 
     def _expect_the_end(self):
@@ -397,7 +400,7 @@ class Training:
 
     @property
     def given_up(self):
-        return bool(self.heat.emergency) or self.lost_steps >= PATIENCE
+        return bool(self.heat.emergency) or max(self.lost.values()) >= PATIENCE
 
     @property
     def precision(self):

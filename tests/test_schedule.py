@@ -402,7 +402,6 @@ def session(training):
     training.step, state = training.kept
     training.saved = training.judged_at = training.previewed_at = None
     training.session_step, training.session_seconds = training.step, training.train_seconds
-    training.read_at = training.step, training.train_seconds
     training.schedule = Schedule(training.config, 7, training.controls.stop, training.world.now)
     training.schedule.resume(training.step, state)
     try:

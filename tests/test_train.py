@@ -397,9 +397,9 @@ def test_steps_use_the_threads_that_are_asked_for_and_others_use_theirs_again(
 ):
     used = set()
 
-    def read(self, waited, real=Training._read_time):
+    def read(self, took, waited, real=Training._read_time):
         used.add(torch.get_num_threads())
-        real(self, waited)
+        real(self, took, waited)
 
     monkeypatch.setattr(Training, "_read_time", read)
     monkeypatch.setattr(threads, "_free_cores", lambda most: 1)
