@@ -132,10 +132,7 @@ def test_without_adversarial_terms_there_is_no_discriminator():
         assert "discriminator" in one_step(system, batch())
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["lambda_l1", "lambda_reconstruction", "lambda_latent", "lambda_lpips", "lambda_adv", "lambda_fm", "lambda_temporal"],
-)
+@pytest.mark.parametrize("name", [*WEIGHTS, "lambda_temporal"])
 def test_every_weight_scales_its_term(name):
     term = {"lambda_adv": "adversarial", "lambda_fm": "feature_matching", "lambda_temporal": "adversarial_temporal"}
     term = term.get(name, name.removeprefix("lambda_"))
@@ -183,9 +180,10 @@ def test_lpips_can_be_left_out_and_is_in_no_checkpoint(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr("mtld_core.systems.mtld.load_trunk", lambda given: asked.append(given) or trunk)
     on = model(perceptual="vgg", lpips_weights="given.pth")
-    for off in (model(), model(perceptual="vgg", lambda_lpips=0), on):
-        off.setup_training(None)
-        assert ("lpips" in off.frozen) == (off is on)
+    off = model()
+    for system in (off, model(perceptual="vgg", lambda_lpips=0), on):
+        system.setup_training(None)
+        assert ("lpips" in system.frozen) == (system is on)
     assert isinstance(on.frozen["lpips"], LPIPS) and asked == ["given.pth"]
     assert on.state_dict().keys() == off.state_dict().keys()
 
