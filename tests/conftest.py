@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mtld_core.config import ConfigError
+
 
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path_factory, monkeypatch):
@@ -41,3 +43,17 @@ def write_arcs(root, lengths, height=16, width=16):
 def arcs(tmp_path):
     """Six arcs of 20 frames of 16x16: five to learn from and one to judge."""
     return write_arcs(tmp_path / "arcs", [20] * 6)
+
+
+def assert_each_matters(traces, overrides):
+    """Without any one of the settings `traces`, a function of (name, value) pairs, gives something else.
+
+    One without which the others are refused is passed over.
+    """
+    found = traces(tuple(overrides.items()))
+    for out in overrides:
+        try:
+            other = traces(tuple((name, value) for name, value in overrides.items() if name != out))
+        except ConfigError:
+            continue
+        assert other != found, out

@@ -5,7 +5,7 @@ import functools
 
 import pytest
 import torch
-from conftest import write_arcs
+from conftest import assert_each_matters, write_arcs
 from torch.nn import functional as F
 
 from mtld_core.checkpoint import export_pth, list_checkpoints
@@ -132,10 +132,7 @@ def test_without_adversarial_terms_there_is_no_discriminator():
         assert "discriminator" in one_step(system, batch())
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["lambda_l1", "lambda_reconstruction", "lambda_latent", "lambda_lpips", "lambda_adv", "lambda_fm", "lambda_temporal"],
-)
+@pytest.mark.parametrize("name", [*WEIGHTS, "lambda_temporal"])
 def test_every_weight_scales_its_term(name):
     term = {"lambda_adv": "adversarial", "lambda_fm": "feature_matching", "lambda_temporal": "adversarial_temporal"}
     term = term.get(name, name.removeprefix("lambda_"))
@@ -183,9 +180,10 @@ def test_lpips_can_be_left_out_and_is_in_no_checkpoint(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr("mtld_core.systems.mtld.load_trunk", lambda given: asked.append(given) or trunk)
     on = model(perceptual="vgg", lpips_weights="given.pth")
-    for off in (model(), model(perceptual="vgg", lambda_lpips=0), on):
-        off.setup_training(None)
-        assert ("lpips" in off.frozen) == (off is on)
+    off = model()
+    for system in (off, model(perceptual="vgg", lambda_lpips=0), on):
+        system.setup_training(None)
+        assert ("lpips" in system.frozen) == (system is on)
     assert isinstance(on.frozen["lpips"], LPIPS) and asked == ["given.pth"]
     assert on.state_dict().keys() == off.state_dict().keys()
 
@@ -238,14 +236,8 @@ NUMBERS = [
 
 @pytest.mark.parametrize("overrides", NETWORKS + NUMBERS, ids=str)
 def test_every_setting_matters_beside_the_others(overrides):
-    """Left out alone, each of them changes what training leaves behind; of some the rest is refused without it."""
-    found = traces(tuple(overrides.items()))
-    for out in overrides:
-        try:
-            other = traces(tuple((name, value) for name, value in overrides.items() if name != out))
-        except ConfigError:
-            continue
-        assert other != found, out
+    """Left out alone, each of them changes what training leaves behind."""
+    assert_each_matters(traces, overrides)
 
 
 @pytest.mark.parametrize("skip", ["features", "warp"])

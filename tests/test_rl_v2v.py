@@ -624,3 +624,21 @@ def test_memory_is_flat_over_a_thousand_steps(tmp_path):
             taken[step] = psutil.Process().memory_info().rss / 1e6
     assert taken[1000] - taken[200] < 16  # MB; one step's graph is larger than a tenth of that
     assert len(system.replay) == 100 and system.replay.count == 500
+
+
+def test_the_original_preset_has_the_sources_values_and_trains_a_step(tmp_path):
+    """On smaller frames, one clip of each domain."""
+    _, config, training = plan("rl_v2v", "original")
+    source = {
+        "sequence_length": 16, "height": 64, "width": 64, "context_frames": 3, "lr": 1e-4, "lr_d": 1e-4, "lr_policy": 1e-4,
+        "lambda_v": 1, "lambda_rr": 0.1, "lambda_rc": 0.1, "gamma": 0.99, "tau": 0.001, "sigma1": 0.5, "sigma2": 0.5,
+        "replay_size": 10_000, "output": "tanh", "dense_head": True, "gan": "bce", "lambda_steady": 0, "rl_every": 1,
+    }  # fmt: skip
+    assert {name: getattr(config, name) for name in source} == source
+    assert (training.batch_size, training.epochs, training.steps_per_epoch, training.eval_batches) == (4, 10, 100, 5)
+    system = RLV2V(plan("rl_v2v", "original", {"height": 16, "width": 16})[1])
+    system.setup_training(tmp_path)
+    given = {name: torch.rand(1, 16, 3, 16, 16) * 2 - 1 for name in ("frames", "frames_y")} | {"key": torch.arange(1)}
+    logs = system.training_step([given], Stepper(system.optimizers(), torch.device("cpu")))
+    assert {"q", "policy", "adversarial_x", "discriminator_y"} <= set(logs)
+    assert all(torch.isfinite(value) for value in logs.values())

@@ -264,6 +264,57 @@ def test_moving_average_off_saves_none_and_on_differs_from_the_weights(arcs, tmp
     assert (folder / "ema.safetensors").read_bytes() != (folder / "model.safetensors").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def usual_weights(tmp_path_factory):
+    """What two steps leave behind, and where their data lies."""
+    folder = tmp_path_factory.mktemp("usual")
+    data = write_arcs(folder / "arcs", [20] * 6)
+    return data, weights_of(data, folder / "run"), weights_of(data, folder / "again")
+
+
+def weights_of(data, run_dir, **settings):
+    settings = {"steps": 2, "batch_size": 2, "eval_windows": 1, "warmup_steps": 1} | settings
+    tiny(data, run_dir, settings)
+    return (list_checkpoints(run_dir)[0] / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"clip_norm": 0.001},
+        {"warmup_steps": 9},
+        {"lr_schedule": "cosine"},
+        {"seed": 1},
+        {"batch_size": 3},
+        {"holdout": 0.5},
+        {"restitution": True},
+        {"precision": "bf16"},
+    ],
+    ids=str,
+)
+def test_each_setting_of_the_training_changes_what_is_learned(settings, usual_weights, tmp_path):
+    data, usual, again = usual_weights
+    assert usual == again != weights_of(data, tmp_path / "run", **settings)
+
+
+def test_settings_that_change_the_way_but_not_what_is_learned(arcs, tmp_path, monkeypatch):
+    """compile, channels_last and accumulate."""
+    compiled, sizes, laid_out = [], [], []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    for name, settings in {"off": {"channels_last": False}, "on": {"accumulate": 2, "compile": True}}.items():
+        cls, config, training = plan("mtld", "tiny", settings, run_dir=str(tmp_path / name), steps=1, batch_size=4)
+        dataset = open_data(str(arcs), config)
+        system = build(cls, config, dataset)
+        run = Training(system, dataset, training, tmp_path / name, Controls())
+        assert len(compiled) == (len(list(system.to_compile())) if name == "on" else 0)
+        weights = [p for p in system.parameters() if p.dim() == 4]
+        laid_out.append(all(p.is_contiguous(memory_format=torch.channels_last) for p in weights))
+        loss = system.generator_loss
+        monkeypatch.setattr(system, "generator_loss", lambda batch, loss=loss: sizes.append(len(batch["key"])) or loss(batch))
+        run._train_step()
+    assert sizes == [4, 2, 2] and laid_out == [False, True]
+
+
 def test_saving_by_the_clock(arcs, tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from conftest import moving_square
+from conftest import assert_each_matters, moving_square
 from PIL import Image
 from torch.func import functional_call, vmap
 from weight_rnn import sheet
@@ -426,14 +426,8 @@ def test_the_same_settings_leave_the_same_behind():
 
 @pytest.mark.parametrize("overrides", ON, ids=str)
 def test_every_setting_matters_beside_the_others(overrides):
-    """Left out alone, each of them changes what training leaves behind; of some the rest is refused without it."""
-    found = traces(tuple(overrides.items()))
-    for out in overrides:
-        try:
-            other = traces(tuple((name, value) for name, value in overrides.items() if name != out))
-        except ConfigError:
-            continue
-        assert other != found, out
+    """Left out alone, each of them changes what training leaves behind."""
+    assert_each_matters(traces, overrides)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
