@@ -24,7 +24,7 @@ import numpy as np
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_prep.make_mnist import read_mnist
-from mtld_core.runtime import UserError, atomic_path, progress_bar, seed_of
+from mtld_core.runtime import UserError, atomic_path, command, progress_bar, seed_of
 
 DIGIT = 28  # pixels of a side
 STEP = 0.1  # of the room, a frame
@@ -125,6 +125,7 @@ def trajectory(start, angle, length, room):
     return (room * np.array(places)).astype(np.int64)
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description="Make Moving MNIST: a training file by a seed, and the fixed test set.")
     parser.add_argument("out", help="the folder to make")
@@ -139,7 +140,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(str(error))
+    sys.exit(main())

@@ -27,6 +27,7 @@ COMMANDS = {  # module: (what does its work, a command line that gets there)
     "data_prep.extract_frames": ("extract", ["sample", "out"]),
     "data_prep.make_domains": ("shapes", ["out"]),
     "data_prep.make_mnist": ("make", ["out"]),
+    "data_prep.make_moving_mnist": ("make", ["out"]),
     "data_prep.record_game": ("record", ["--env", "a", "--steps", "1", "--out", "b"]),
     "push": ("make_kernel", ["02_train", "--check"]),
 }
