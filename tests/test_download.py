@@ -175,7 +175,6 @@ def test_addresses_as_people_write_them(clip, tmp_path, path, file):
         "http://127.0.0.1:-1/a.mp4",
         "http://" + 70 * "\u00fc" + ".example/a.mp4",
         "http://a\u3002\u3002b/a.mp4",
-        "https://[v1.x]/a.mp4",
     ],
 )
 def test_impossible_addresses_are_named(tmp_path, url):
