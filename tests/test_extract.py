@@ -555,7 +555,7 @@ def test_a_cover_is_no_film(clip, tmp_path, suffix, film):
     ):
         sound = container.add_stream("libmp3lame" if suffix == "mp3" else "aac", rate=44100)
         picture = container.add_stream_from_template(cover.streams.video[0])
-        picture.disposition = Disposition.attached_pic
+        picture.disposition = Disposition.attached_pic.value
         target = container.add_stream_from_template(moving.streams.video[0]) if film else None
         container.start_encoding()
         packet = next(p for p in cover.demux() if p.size)
