@@ -28,6 +28,8 @@ REPEAT_MEAN, REPEAT_SPOT = (
 )  # a repeat differs by less, of 255: on the whole, and in the worst of 32 x 32 fields
 ENOUGH = 0.9  # of the claimed frames must decode; a few missing at either end are common in healthy files
 STILL = 10  # seconds for which a frame may claim to be shown; a longer time is a clock that jumped
+NO_FILM = "there is no picture in it that moves, only sound or data"
+STILLS = ("mjpeg", "png", "bmp", "tiff", "webp")  # codecs of covers
 MOST_JUMPS = 3  # that a note tells one by one
 JUMP = 1  # seconds beyond a frame's own time that make a gap: it is not filled; and those back that make a new start
 
@@ -91,12 +93,13 @@ class Video:
         return "; ".join(filter(None, [self._damage, *done, *self.converter.done, *jumps]))
 
     def __iter__(self):
-        held, last = None, self.start + self.duration if self.duration else float("inf")
+        held, step, last = None, None, self.start + self.duration if self.duration else float("inf")
         try:
             for index, (time, length, frame) in enumerate(self._progressive(self._part())):
                 length = min(length, max(STILL, self.usual))
                 if held:
-                    held.end = self._end(held, time)
+                    held.end = self._end(held, time, step or self.usual)
+                    step = held.end - held.begin
                     yield held
                 held = Shown(index, time, min(time + length, last), frame, self)
             if held:
@@ -105,12 +108,11 @@ class Video:
             empty = self.path.stat().st_size == 0
             raise UserError("the file is empty" if empty else f"not a readable video ({error.strerror})") from None
 
-    def _end(self, held, time):
-        """When the held frame ends, where the next one begins at `time`: then, or before, where the clock jumped ahead."""
-        own_end = held.end
-        if time <= max(own_end, held.begin + JUMP):
+    def _end(self, held, time, step):
+        """When a frame ends whose next one begins at `time`: then, or after a usual `step` where the clock jumped ahead."""
+        if time <= max(held.end, held.begin + JUMP):
             return time
-        end = min(own_end, held.begin + min(self.usual, JUMP))
+        end = min(held.end, held.begin + min(step, JUMP))
         self._ahead.append((end, time - end))
         self.skipped += time - end
         return end
@@ -177,7 +179,7 @@ class Video:
         with open_video(self.path) as container:
             stream = picture_stream(container)
             if stream is None:
-                raise UserError("there is no picture in it that moves, only sound or data")
+                raise UserError(NO_FILM)
             stream.codec_context.thread_count = 1  # several would lose good frames beside a damaged one
             self.claimed, aspect = stream.frames, stream.sample_aspect_ratio
             if aspect and abs(aspect - 1) > 0.01:  # nearer to 1 it is a rounding artefact
@@ -223,6 +225,8 @@ class Video:
                 interlaced |= frame.interlaced_frame
                 if not frame.is_corrupt:
                     yield frame
+        if packets == 1 and container.streams.audio and stream.codec.name in STILLS:  # Matroska marks no covers
+            raise UserError(NO_FILM)
         if container.format.name == "avi":  # it claims its ticks; those without a new picture are never handed out
             empty = (self.claimed if _is_whole_riff(self.path) else reached) - packets
         # MPEG-4 stores "the same again" as packets that decode to nothing, and a packet may be one field of two.

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from data_prep import download_videos
 from data_prep.download_videos import download
+from data_prep.extract_frames import extract
 from data_prep.lists import Line, distinct, read_list, safe_name, seconds
 from mtld_core.runtime import UserError
 
@@ -129,6 +131,119 @@ def test_no_connection_and_wrong_scheme(tmp_path):
         download("http://127.0.0.1:1/a.mp4", tmp_path, progress=False)
     with pytest.raises(UserError, match="only http"):
         download("file:///etc/passwd", tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("path", "file"),
+    [
+        ("/\u52d5\u753b.mp4", "\u52d5\u753b.mp4"),
+        ("/%E5%8B%95%E7%94%BB.mp4", "\u52d5\u753b.mp4"),
+        ("/two words.mp4?key=\u00fc", "two_words.mp4"),
+        ("/50%25 off.mp4", "50_off.mp4"),
+        ("/50%.mp4", "50.mp4"),
+    ],
+)
+def test_addresses_as_people_write_them(clip, tmp_path, path, file):
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Type", "video/mp4")
+            self.end_headers()
+            self.wfile.write(clip)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        got = download(f"http://127.0.0.1:{http.server_port}{path}", tmp_path, progress=False)
+        http.shutdown()
+    assert got.name == file and got.read_bytes() == clip
+    assert asked[0].isascii() and urllib.parse.unquote(asked[0]) == urllib.parse.unquote(path)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:99999/a.mp4",
+        "http://127.0.0.1:port/a.mp4",
+        "http://[::1/a.mp4",
+        "http:///a.mp4",
+        "http://127.0.0.1:-1/a.mp4",
+        "http://" + 70 * "\u00fc" + ".example/a.mp4",
+        "http://a\u3002\u3002b/a.mp4",
+    ],
+)
+def test_impossible_addresses_are_named(tmp_path, url):
+    with pytest.raises(UserError) as caught:
+        download(url, tmp_path / "new", progress=False)
+    assert str(caught.value).startswith(f"{url}: ") and "\n" not in str(caught.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_host_that_no_lookup_takes_is_named(tmp_path, monkeypatch):
+    monkeypatch.undo()  # the label is too long for any look-up, so nobody is asked
+    for host in ("a" * 70 + ".example", "a..example"):
+        with pytest.raises(UserError, match=f"http://{host}/a.mp4: "):
+            download(f"http://{host}/a.mp4", tmp_path, progress=False)
+
+
+def test_letters_of_a_host(tmp_path):
+    assert download_videos._address("http://M\u00fcller.example:80/\u00e9?q=\u00e9 1").geturl() == (
+        "http://xn--mller-kva.example:80/%C3%A9?q=%C3%A9%201"
+    )
+    assert download_videos._address("http://[::1]:80/a b").geturl() == "http://[::1]:80/a%20b"
+
+
+def test_an_impossible_line_does_not_stop_the_list(server, clip, tmp_path):
+    lines = ["http://[::1/a.mp4 first", "http://127.0.0.1:99999/b.mp4 second", f"{server}/clip.mp4 third"]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    extraction = extract(tmp_path / "list.txt", tmp_path / "root", progress=False)
+    assert [row.arc for row in extraction.rows] == ["third"] and len(extraction.failed) == 2
+
+
+def test_a_page_into_a_folder_with_a_percent_sign(server, clip, tmp_path):
+    got = download(f"{server}/page", tmp_path / "100%(x)s: all", "named", progress=False)
+    assert got == tmp_path / "100%(x)s: all" / "named.mp4" and got.read_bytes() == clip
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_a_list_in_any_unicode_encoding(clip, tmp_path, encoding):
+    (tmp_path / "\u52d5\u753b.mp4").write_bytes(clip)
+    text = "# all of them\r\n\u52d5\u753b.mp4 film 0 0.5\r\n"
+    (tmp_path / "list.txt").write_bytes(text.encode(encoding))
+    assert read_list(tmp_path / "list.txt") == [Line("\u52d5\u753b.mp4", "film", 0, 0.5)]
+    assert extract(tmp_path / "list.txt", tmp_path / "root", progress=False).rows[0].frames == 5
+
+
+def test_a_list_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "list.txt").write_bytes("caf\u00e9.mp4 caf\u00e9\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"list\.txt: cannot be read as a text file; save it as UTF-8"):
+        extract(tmp_path / "list.txt", tmp_path / "root", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ('"my film.mp4" "Part 2" 1:00 2', ("my film.mp4", "Part 2", 60, 2)),
+        ("my film.mp4 part 1:00 2", ("my film.mp4", "part", 60, 2)),
+        ("plain.mp4 My first film 0:05", ("plain.mp4", "My first film", 5, None)),
+        ("plain.mp4\tMy first film", ("plain.mp4", "My first film", None, None)),
+        ("http://h/my clip.mp4 first", ("http://h/my clip.mp4", "first", None, None)),
+        ("http://h/watch?v=1 An interview 3", ("http://h/watch?v=1", "An interview", 3, None)),
+        ("http://h/a.mp4 b.mp4", ("http://h/a.mp4", "b.mp4", None, None)),
+        ('http://h/a.mp4 "# 1" # one', ("http://h/a.mp4", "# 1", None, None)),
+        ("http://h/a.mp4 2001", ("http://h/a.mp4", "2001", None, None)),
+    ],
+)
+def test_spaces_in_a_list(tmp_path, line, wanted):
+    for name in ("my film.mp4", "plain.mp4"):
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_text(line)
+    assert read_list(tmp_path / "list.txt") == [Line(*wanted)]
 
 
 def test_the_old_file_stays_when_the_new_one_breaks(server, tmp_path):

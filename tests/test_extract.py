@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from PIL import Image
 
 from data_prep import extract_frames, sources, video
 from data_prep.extract_frames import extract
+from data_prep.lists import LONGEST, safe_name
 from mtld_core.runtime import UserError
 
 SCRIPT = Path(extract_frames.__file__)
@@ -148,6 +151,148 @@ def test_shots_become_arcs(tmp_path):
     extract(path, tmp_path / "root", split_scenes=False, progress=False)
     assert sorted(p.name for p in (tmp_path / "root").iterdir()) == ["contact_sheet.png", "film"]  # the shots are gone
     assert len(pictures(tmp_path / "root" / "film")) == 42
+
+
+def test_a_video_under_32_pixels_that_changes_its_size_is_split(tmp_path):
+    data = b""
+    for side, light in ((24, 40), (64, 200)):
+        frames = [np.full((side, side, 3), light, np.uint8)] * 12
+        data += write_video(tmp_path / f"{side}.ts", frames).read_bytes()
+    (tmp_path / "film.ts").write_bytes(data)
+    rows = extract(tmp_path / "film.ts", tmp_path / "root", height=16, width=16, split_scenes=True, progress=False).rows
+    assert [row.frames for row in rows] == [12, 12]
+
+
+# ---- clocks
+
+
+def write_ticks(path, ticks, codec="libx264", kind="yuv420p", rate=10, count=None, options=None):
+    """A video whose frame i, of brightness i (as `numbered`), is shown at ticks[i] of `rate` a second."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, options={"bf": "0", "g": "5"} | (options or {}))
+        stream.height, stream.width, stream.pix_fmt = 48, 64, kind
+        for rgb, tick in zip(numbered(len(ticks)), ticks, strict=True):
+            frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format=kind)
+            frame.pts, frame.time_base = tick, Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mkv", "mp4"])
+@pytest.mark.parametrize(("fps", "frames"), [(5, 10), (20, 40), (0, 20)])
+def test_a_clock_that_jumps_far_ahead_is_not_filled(tmp_path, suffix, fps, frames):
+    path = write_ticks(tmp_path / f"v.{suffix}", [*range(10), *range(1200, 1210)])
+    row = extract(path, tmp_path / "root", fps=fps, progress=False).rows[0]
+    assert (row.frames, row.fps) == (frames, fps or 10)
+    assert row.note == "the clock jumps ahead by 119.0 s at 1.0 s, not filled"
+    assert numbers(tmp_path / "root" / "v")[-1] == (18 if fps == 5 else 19)
+
+
+@pytest.mark.parametrize(("fps", "frames"), [(5, 10), (0, 20)])
+def test_a_clock_that_begins_again_goes_on(tmp_path, fps, frames):
+    parts = [write_ticks(tmp_path / f"{i}.ts", [tick + 300 * i for tick in range(10)]).read_bytes() for i in (1, 0)]
+    (tmp_path / "v.ts").write_bytes(b"".join(parts))
+    row = extract(tmp_path / "v.ts", tmp_path / "root", fps=fps, progress=False).rows[0]
+    assert row.frames == frames and row.fps == (fps or 10)
+    assert "the clock jumps back by" in row.note
+    assert numbers(tmp_path / "root" / "v") == 2 * list(range(0, 10, 2 if fps else 1))
+
+
+def test_one_wild_time_costs_no_frame(tmp_path):
+    path = write_ticks(tmp_path / "v.mkv", [0, 1, 2, 3, 4, 50000, 50001])
+    row = extract(path, tmp_path / "root", fps=10, progress=False).rows[0]
+    assert numbers(tmp_path / "root" / "v") == [0, 1, 2, 3, 4, 5, 6] and "ahead by 4999.5 s" in row.note
+
+
+def test_pictures_that_stand_for_seconds_are_no_jump(tmp_path):
+    path = write_ticks(tmp_path / "slides.mp4", [0, 30, 60, 90], rate=10)
+    row = extract(path, tmp_path / "root", fps=5, progress=False).rows[0]
+    assert numbers(tmp_path / "root" / "slides")[:45] == [i // 15 for i in range(45)] and row.note == ""
+
+
+# ---- ticks without a picture
+
+
+@pytest.mark.parametrize(("codec", "kind"), [("mjpeg", "yuvj420p"), ("mpeg4", "yuv420p")])
+@pytest.mark.parametrize("every", [3, 10])
+def test_an_avi_with_dropped_ticks_is_healthy(tmp_path, codec, kind, every):
+    path = write_ticks(tmp_path / "v.avi", [every * i for i in range(12)], codec, kind, rate=30)
+    row = extract(path, tmp_path / "root", progress=False).rows[0]
+    assert (row.frames, row.note) == (12, "")
+    assert row.fps == pytest.approx(30 / every)
+    at_30 = extract(path, tmp_path / "thirty", fps=30, progress=False).rows[0]
+    assert at_30.frames == 11 * every + 1 and at_30.note == ""
+
+
+def test_ticks_that_are_dropped_at_the_end(tmp_path):
+    data = bytearray(write_ticks(tmp_path / "v.avi", range(12), "mjpeg", "yuvj420p").read_bytes())
+    for name, before in ((b"avih", 8 + 16), (b"strh", 8 + 32)):  # where the headers count frames
+        at = data.index(name) + before
+        assert data[at : at + 4] == (12).to_bytes(4, "little")
+        data[at : at + 4] = (30).to_bytes(4, "little")
+    (tmp_path / "v.avi").write_bytes(data)
+    assert extract(tmp_path / "v.avi", tmp_path / "root", progress=False).rows[0].note == ""
+    end = data.index(b"idx1")
+    (tmp_path / "cut.avi").write_bytes(data[: end // 2])  # here they are gone, not dropped
+    with pytest.raises(UserError, match=r"damaged: \d+ of \d+ frames can be decoded"):
+        extract(tmp_path / "cut.avi", tmp_path / "root", progress=False)
+
+
+@pytest.mark.parametrize("suffix", ["avi", "mp4", "mkv"])
+def test_mpeg4_pictures_that_are_not_coded_are_healthy(tmp_path, suffix):
+    """Every third VOP says that nothing has changed: what encoders write for a screen that stands still."""
+    with (
+        av.open(str(write_ticks(tmp_path / "all.avi", range(21), "mpeg4"))) as coded,
+        av.open(str(tmp_path / f"v.{suffix}"), "w") as container,
+    ):
+        stream = container.add_stream_from_template(coded.streams.video[0])
+        for i, packet in enumerate(p for p in coded.demux() if p.size):
+            if i % 3 == 1:  # start code, P, no full second, marker, 4 bits of time, marker, not coded
+                same = av.Packet(bytes([0, 0, 1, 0xB6, 0b01010000, 0b10000000]))
+                same.pts, same.dts, same.time_base = packet.pts, packet.dts, packet.time_base
+                packet = same
+            packet.stream = stream
+            container.mux(packet)
+    row = extract(tmp_path / f"v.{suffix}", tmp_path / "root", progress=False).rows[0]
+    assert row.frames == 14 and row.note == ""
+
+
+# ---- interlaced film
+
+
+def comb(picture):
+    """How much neighbouring rows differ more than rows two apart: the fields of two moments side by side."""
+    rows = picture.mean(2)
+    return np.abs(np.diff(rows, axis=0)).mean() - np.abs(rows[2:] - rows[:-2]).mean() / 2
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_interlaced_film_is_deinterlaced(tmp_path, codec):
+    fields = []
+    for i in range(24):  # a bar that moves on with each field
+        field = np.full((48, 96, 3), 40, np.uint8)
+        field[:, 4 + 3 * i : 16 + 3 * i] = 220
+        fields.append(field)
+    woven = [np.where(np.arange(48)[:, None, None] % 2 == 0, a, b) for a, b in zip(fields[::2], fields[1::2], strict=True)]
+    path = tmp_path / "tv.mkv"
+    with av.open(str(path), "w") as container:
+        options = {"flags": "+ildct+ilme", "qp": "4", "qscale": "2", "x264-params": "tff=1"}
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt = 48, 96, "yuv422p" if codec == "mpeg2video" else "yuv420p"
+        for i, rgb in enumerate(woven):
+            frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format=stream.pix_fmt)
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    row = extract(path, tmp_path / "root", progress=False).rows[0]
+    found = pictures(tmp_path / "root" / "tv")
+    assert (row.frames, row.fps, row.note) == (12, 25, "deinterlaced")
+    assert all(comb(woven[i].astype(float)) > 8 and comb(found[i]) < 4 for i in range(12))
+    middle = [np.flatnonzero(picture.mean((0, 2)) > 130).mean() for picture in found]
+    assert np.allclose(np.diff(middle), 6, atol=1.5)  # one frame a frame, in order
+    part = extract(path, tmp_path / "part", start=0.2, duration=0.12, progress=False).rows[0]
+    assert part.frames == 3
 
 
 # ---- what they look like
@@ -286,6 +431,63 @@ def test_full_disk(clip, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+# ---- names and places
+
+
+@pytest.mark.parametrize("name", ["2024-01-01T12:30:00.mp4", "c:lip.mp4", "file:x.mp4", "http:.mp4", "data:,x.mp4", "%d:1.mp4"])
+def test_a_colon_in_a_relative_name(clip, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(clip.read_bytes())
+    assert extract(name, "root", progress=False).rows[0].frames == 20
+    Path("list.txt").write_text(f"{name} listed\n")
+    assert extract("list.txt", "other:root", progress=False).rows[0].arc == "listed"
+    Path("the:folder").mkdir()
+    os.rename(name, f"the:folder/{name}")
+    assert extract("the:folder", "third", progress=False).rows[0].frames == 20
+
+
+SCRIPTS = {
+    "Japanese": "\u6771", "Korean": "\ud55c", "Cyrillic": "\u0436", "Greek": "\u03c9", "Arabic": "\u0639", "Hebrew": "\u05d0",
+    "Thai": "\u0e01", "Devanagari": "\u0939", "Gothic": "\U00010330", "Han outside the plane": "\U00020000", "French": "\u00e9",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("shift", range(4))
+def test_long_names_are_cut_by_bytes(script, shift):
+    text = ("x" * shift + SCRIPTS[script] * 150)[: 245 // len(SCRIPTS[script].encode())]
+    name = safe_name(text)
+    assert text.startswith(name) and len(name.encode()) <= LONGEST and len(name) <= 80
+    assert len(name) == 80 or len(name.encode()) > LONGEST - len(SCRIPTS[script].encode())
+
+
+@pytest.mark.parametrize("script", ["Japanese", "Gothic"])
+def test_long_names_stay_apart_and_the_file_system_takes_them(clip, tmp_path, script):
+    letter = SCRIPTS[script]
+    for end in ("1", "2"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        name = letter * (240 // len(letter.encode())) + end + ".mp4"
+        (tmp_path / "in" / name).write_bytes(clip.read_bytes())
+    rows = extract(tmp_path / "in", tmp_path / "root", height=16, split_scenes=True, progress=False).rows
+    assert len({row.arc for row in rows}) == 2 and rows[1].arc == rows[0].arc.replace("_shot", "_2_shot")
+    assert extract(tmp_path / "in", tmp_path / "root", height=16, split_scenes=True, progress=False).rows[1].status == "kept"
+
+
+@pytest.mark.parametrize("name", ["nowhere.mp4", "empty.mp4", "no-such-list.txt", "nothing.txt"])
+def test_nothing_is_made_for_a_source_that_is_none(tmp_path, name):
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "nothing.txt").write_text("gone.mp4 gone\n")
+    with pytest.raises(UserError):
+        extract(tmp_path / name, tmp_path / "root", progress=False)
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_relative_source_that_is_not_there_names_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"no such file or folder in {re.escape(str(tmp_path))}"):
+        extract("film.mp4", "root", progress=False)
+
+
 # ---- several videos, and bad ones
 
 
@@ -336,6 +538,58 @@ def test_one_bad_frame_is_left_out_and_noted(tmp_path):
     path.write_bytes(data)
     row = extract(path, tmp_path / "root", progress=False).rows[0]
     assert row.frames == 29 and row.note == "damaged: 29 of 30 frames can be decoded"
+
+
+@pytest.mark.parametrize("suffix", ["mp3", "m4a", "mp4", "mkv"])
+@pytest.mark.parametrize("film", [False, True])
+def test_a_cover_is_no_film(clip, tmp_path, suffix, film):
+    if film and suffix in ("mp3", "m4a"):
+        pytest.skip("such a file holds no film")
+    path = tmp_path / f"song.{suffix}"
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "cover.jpg")
+    muxer = "mp4" if suffix == "m4a" else "matroska" if suffix == "mkv" else suffix
+    with (
+        av.open(str(path), "w", format=muxer) as container,
+        av.open(str(tmp_path / "cover.jpg")) as cover,
+        av.open(str(clip)) as moving,
+    ):
+        sound = container.add_stream("libmp3lame" if suffix == "mp3" else "aac", rate=44100)
+        picture = container.add_stream_from_template(cover.streams.video[0])
+        picture.disposition = Disposition.attached_pic.value
+        target = container.add_stream_from_template(moving.streams.video[0]) if film else None
+        container.start_encoding()
+        packet = next(p for p in cover.demux() if p.size)
+        packet.stream, packet.pts, packet.dts = picture, 0, 0
+        container.mux(packet)
+        for packet in moving.demux() if film else ():
+            if packet.size:
+                packet.stream = target
+                container.mux(packet)
+        for i in range(20):
+            channels = len(sound.layout.channels)
+            frame = av.AudioFrame.from_ndarray(np.zeros((channels, 1024), np.float32), "fltp", sound.layout.name)
+            frame.sample_rate, frame.pts, frame.time_base = 44100, 1024 * i, Fraction(1, 44100)
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode())
+    if film:
+        extract(path, tmp_path / "root", progress=False)
+        assert numbers(tmp_path / "root" / "song") == list(range(20))
+        return
+    with pytest.raises(UserError, match="no picture in it that moves"):
+        extract(path, tmp_path / "root", progress=False)
+
+
+def test_an_animated_webp(tmp_path):
+    frames = [Image.new("RGBA", (64, 48), (40 * i, 0, 90, 255 if i else 0)) for i in range(6)]
+    path = tmp_path / "a.webp"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=[100, 100, 300, 100, 100, 100], lossless=True)
+    row = extract(path, tmp_path / "root", fps=10, progress=False).rows[0]
+    assert (row.frames, row.seconds, row.note) == (8, 0.8, "")
+    found = pictures(tmp_path / "root" / "a")
+    assert [picture[5, 5].tolist() for picture in found[:4]] == [[0, 0, 0], [40, 0, 90], [80, 0, 90], [80, 0, 90]]
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UserError, match="not a readable WebP"):
+        extract(path, tmp_path / "cut", progress=False)
 
 
 def test_two_workers_give_the_same_bytes_as_one(clip, tmp_path):

@@ -209,6 +209,13 @@ def test_all_three_hold_the_same_frames(tmp_path):
         assert error(found, media.read_image(tmp_path / f"new/frames/frame_{i:04d}.png")) < 4
 
 
+def test_a_folder_with_a_colon_is_no_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with media.open_writers("http:out", 10, 16, 16) as write:
+        write(clip(1, 16, 16)[0])
+    assert sorted(path.name for path in (tmp_path / "http:out").iterdir()) == ["frames", "video.gif", "video.mp4"]
+
+
 # ---- strips
 
 
