@@ -7,7 +7,6 @@ single pictures, among which no shots are to be looked for, and {"cuts": false} 
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 import torch
 
@@ -93,7 +92,7 @@ class Hdf5:
         return fit_frame(np.zeros(part.shape[1:], np.uint8), *self.fit).shape
 
     def _frames(self, order, shape):
-        return LazyFrames([(str(p.path), p.name, p.shape[0]) for p in self._parts], order, shape, self.fit[2])
+        return LazyFrames([(str(p.path), p.shape[0]) for p in self._parts], order, shape, self.fit[2])
 
     def _open(self, path, files):
         try:
@@ -125,8 +124,7 @@ class Hdf5:
 
 class Part(NamedTuple):
     path: Path
-    name: str  # of the dataset with the frames
-    shape: tuple  # of it
+    shape: tuple  # of the dataset with the frames
     episode: np.ndarray  # int64 [N]
     actions: np.ndarray | None  # [N] or [N, A]
     about: dict
@@ -139,8 +137,7 @@ def _read_part(file, path, warnings):
     episode = _column(file, "episode", count, (1,))
     episode = _counted(file, count) if episode is None else episode.astype(np.int64)
     about = read_about(file.attrs.get("recording", "{}"), f"{path}: attribute 'recording'", warnings)
-    name = "frames" if file.get("frames", getclass=True) is h5py.Dataset else frames.name
-    return Part(path, name, frames.shape, episode, _column(file, "actions", count, (1, 2)), about)
+    return Part(path, frames.shape, episode, _column(file, "actions", count, (1, 2)), about)
 
 
 def _shape_of(actions):
@@ -157,13 +154,9 @@ def _checked_actions(actions, path):
     return actions.astype(np.int64)
 
 
-def _is_rgb(dataset):
-    return dataset.dtype == np.uint8 and dataset.ndim == 4 and dataset.shape[3] == 3 and 0 not in dataset.shape
-
-
 def _checked_frames(file):
-    """The dataset `frames`, known to be uint8 `[N, H, W, 3]` with N > 0; of a group `frames` the only such one in it."""
-    found = find_dataset(file, "frames", _is_rgb)
+    """The dataset `frames`, known to be uint8 `[N, H, W, 3]` with N > 0."""
+    found = find_dataset(file, "frames")
     if found is None:
         raise UserError(f"{missing_dataset(file, 'frames')}; {WANTED}")
     what = f"{file.filename}: dataset 'frames' is {found.dtype} {list(found.shape)}; {WANTED}"

@@ -49,11 +49,10 @@ def _why_not(path, error):
     return f"{path} is no HDF5 file, or a damaged one ({error}); record or download it again"
 
 
-def find_dataset(file, name, fits=None):
+def find_dataset(file, name):
     """The dataset `name` of an open file, known to be whole; None where there is no such thing.
 
-    fits: a test of datasets; where `name` is a group in which exactly one passes it, that one is found. Raises UserError
-    where `name` is any other group, a link that leads nowhere, or a dataset that lacks a part or a filter.
+    Raises UserError where `name` is a group, a link that leads nowhere, or a dataset that lacks a part or a filter.
     """
     link = file.get(name, getlink=True)
     if link is None:
@@ -62,14 +61,13 @@ def find_dataset(file, name, fits=None):
     with contextlib.suppress(KeyError, OSError):
         found = file[name]
     if isinstance(found, h5py.Group):
-        inside = {one: found[one] for one in found if isinstance(found.get(one), h5py.Dataset)}
-        fitting = [dataset for dataset in inside.values() if fits is not None and fits(dataset)]
-        if len(fitting) != 1:
-            raise UserError(
-                f"{file.filename}: {name!r} is a group ({', '.join(found) or 'an empty one'}), where a dataset is wanted; "
-                f"{_renaming(file, name, list(inside) or ['...'])}"
-            )
-        found = fitting[0]
+        inside = [one for one in found if isinstance(found.get(one), h5py.Dataset)]
+        likely = max(inside, key=lambda one: found[one].ndim, default="...")  # pictures have the most dimensions
+        way = f"with h5py.File({file.filename!r}, 'a') as f: f.move({name!r}, 'all'); f[{name!r}] = f['all/{likely}']"
+        raise UserError(
+            f"{file.filename}: {name!r} is a group ({', '.join(found) or 'an empty one'}), where a dataset is wanted; give one "
+            f"of its datasets the name: {way}"
+        )
     if found is None:
         raise UserError(f"{file.filename}: {_dead(file, name, link)}")
     if isinstance(found, h5py.Dataset):
@@ -80,11 +78,6 @@ def find_dataset(file, name, fits=None):
 def missing_dataset(file, name):
     """What to say where there is no dataset `name`."""
     return f"{file.filename} has no dataset {name!r}{nearest(name, list(file)) if len(file) else '; the file is empty'}"
-
-
-def _renaming(file, name, inside):
-    new = f"with h5py.File({file.filename!r}, 'a') as f: f.move({name!r}, 'all'); f[{name!r}] = f['all/{inside[0]}']"
-    return f"give one of its datasets the name: {new}"
 
 
 def _dead(file, name, link):

@@ -14,7 +14,7 @@ OPEN = 32  # files that are kept open at once
 class LazyFrames:
     """Stands in for the uint8 tensor `[N, H, W, 3]`: frames[i], frames[a:b] and frames[rows] (int64 tensor, any shape).
 
-    parts: (path of a file, name of its dataset, how many frames) of each file; their rows count on from file to file.
+    parts: (path, how many frames) of each file; their rows count on from file to file.
     order: int64 `[N]`, the row in the files for each row here. shape: (N, H, W, 3) after `fit`. What is indexed is read
     anew each time, each frame of it once. Raises UserError where a file cannot be read.
     """
@@ -23,7 +23,7 @@ class LazyFrames:
 
     def __init__(self, parts, order, shape, fit="crop"):
         self.parts, self.order, self.shape, self.fit = parts, torch.from_numpy(order), torch.Size(shape), fit
-        self._starts = np.cumsum([0, *(count for _, _, count in parts)])
+        self._starts = np.cumsum([0, *(count for _, count in parts)])
         self._files = {}  # number of a part -> its open file, the longest open first
         frames = self._dataset(0)
         self.piece = max(1, PIECE // int(np.prod(frames.shape[1:])), (frames.chunks or [0])[0])
@@ -68,9 +68,9 @@ class LazyFrames:
             raise UserError(f"{path}: its frames cannot be read ({error}); record or download it again") from None
 
     def _dataset(self, part):
-        path, name, _ = self.parts[part]
+        path, _ = self.parts[part]
         if part not in self._files:
             if len(self._files) == OPEN:
                 self._files.pop(next(iter(self._files))).close()
             self._files[part] = open_file(path)
-        return self._files[part][name]
+        return self._files[part]["frames"]

@@ -49,27 +49,6 @@ def split_windows(dataset, length, holdout=0.1, cross_cuts=False, restitution=Fa
     return train, judge
 
 
-def _split_tail(arc, train, judge, length, judged, holdout):
-    """(training, held-out) windows of one arc; a cut inside the tail moves its start back to a whole window."""
-    if not len(judge):
-        return train, judge
-    tail = min(arc.stop - max(judged, round(holdout * (arc.stop - arc.start))), int(judge[-1]))
-    kept = train[train + length <= tail - length]
-    return (kept, judge[judge >= tail]) if len(kept) else (train, judge[:0])
-
-
-def _split_evenly(arc, train, judge, length, judged, holdout):
-    """(training, held-out) windows of one class of images: evenly spaced ones are held out, and none in training meets them."""
-    count = max(1, round(holdout * (arc.stop - arc.start) / judged))
-    held = judge[((torch.arange(count) + 0.5) * len(judge) / count).long()] if len(judge) else judge
-    taken = torch.zeros(arc.stop - arc.start + 1, dtype=torch.long)  # [i + 1]: how many of the images up to i are held out
-    taken[1 + (held[:, None] - arc.start + torch.arange(judged)).unique()] = 1
-    taken = taken.cumsum(0)
-    first = train - arc.start
-    kept = train[taken[first + length] == taken[first]]
-    return (kept, held) if len(kept) else (train, held[:0])
-
-
 def _too_little(dataset, length, judged):
     """Why no window of a dataset can be held out, and the ways out."""
     longest = max(len(arc) for arc in dataset.arcs)
@@ -84,6 +63,27 @@ def _too_little(dataset, length, judged):
         f"{need}; add frames, use a shorter window or eval_horizon, or set restitution=true, which trains and judges on all "
         f"windows"
     )
+
+
+def _split_evenly(arc, train, judge, length, judged, holdout):
+    """(training, held-out) windows of one class of images: evenly spaced ones are held out, and none in training meets them."""
+    count = max(1, round(holdout * (arc.stop - arc.start) / judged))
+    held = judge[((torch.arange(count) + 0.5) * len(judge) / count).long()] if len(judge) else judge
+    taken = torch.zeros(arc.stop - arc.start + 1, dtype=torch.long)  # [i + 1]: how many of the images up to i are held out
+    taken[1 + (held[:, None] - arc.start + torch.arange(judged)).unique()] = 1
+    taken = taken.cumsum(0)
+    first = train - arc.start
+    kept = train[taken[first + length] == taken[first]]
+    return (kept, held) if len(kept) else (train, held[:0])
+
+
+def _split_tail(arc, train, judge, length, judged, holdout):
+    """(training, held-out) windows of one arc; a cut inside the tail moves its start back to a whole window."""
+    if not len(judge):
+        return train, judge
+    tail = min(arc.stop - max(judged, round(holdout * (arc.stop - arc.start))), int(judge[-1]))
+    kept = train[train + length <= tail - length]
+    return (kept, judge[judge >= tail]) if len(kept) else (train, judge[:0])
 
 
 def split_alike(dataset, like, length, judged, holdout=0.1, cross_cuts=False):
