@@ -283,7 +283,7 @@ def test_trains_in_mixed_precision(name, precision, tmp_path):
     assert report["precision"] == {"bf16": "bfloat16", "fp16": "float16"}[precision]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     skipped = sum(value for line in lines for key, value in line.items() if key.startswith("skipped"))
-    assert skipped <= (precision == "fp16")  # the scale may have to find its place
+    assert skipped <= 3 * (precision == "fp16")  # the scale has to find its place
     assert all(value.isfinite().all() for value in system.state_dict().values())
 
 

@@ -38,8 +38,8 @@ class SpectralNorm(nn.Module):
         self._v.copy_(F.normalize(torch.mv(matrix.T, self._u), dim=0))
 
     def forward(self, weight):
-        with torch.autocast(weight.device.type, enabled=False):
-            return weight / torch.vdot(self._u, torch.mv(weight.flatten(1), self._v))
+        rows = (weight.flatten(1) * self._v).sum(1)  # not as a matrix product, which autocast would run in half precision
+        return weight / (rows * self._u).sum()
 
 
 def spectral_norm(layer):
