@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 LOWEST := .venv-lowest
+CLOCKED := $(addprefix tests/test_,browser.py train_panel.py play_panel.py)
 NOT_LOWEST := $(addprefix --ignore=tests/test_,browser.py kaggle_kernel.py kaggle_push.py train_panel.py)
 # "--log-output" lets the lines of a running notebook through to the terminal
 RUN := $(BIN)/papermill --log-output --no-progress-bar --request-save-on-cell-execute
@@ -46,8 +47,10 @@ pong: setup
 	rm -rf examples/pong && mkdir -p examples && mv pong/shared examples/pong
 	@echo "done: open notebook 03 with run_dir = examples/pong"
 
+# two at a time, each on one core; then those that watch the clock, with the machine to themselves
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(CLOCKED:%=--ignore=%)
+	$(BIN)/python -m pytest $(CLOCKED)
 
 # Every requirement, direct ones only, at the lowest version that the two files allow. The package is not installed there, but
 # imported from here.

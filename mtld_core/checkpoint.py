@@ -40,7 +40,7 @@ def run_lock(run_dir, say=print):
         lock.acquire()
     except Held as who:
         raise UserError(
-            f"{run_dir} is in use by another training process; wait for it or choose another run_dir ({who})"
+            f"{run_dir} is in use by another training process ({who}); wait for it or choose another run_dir"
         ) from None
     except OSError as error:
         raise UserError(f"{run_dir} cannot be a run's folder ({error.strerror}); choose another run_dir") from None

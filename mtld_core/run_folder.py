@@ -7,7 +7,6 @@ from pathlib import Path
 
 from mtld_core import checkpoint as checkpoints
 from mtld_core.runtime import UserError, atomic_path
-from mtld_core.systems import system_class
 
 # training settings that a run keeps: chance, pairs of frames and controls, and which frames are held out
 KEPT = ("seed", "controls_lead_to", "holdout", "cross_cuts", "restitution", "eval_horizon")
@@ -73,19 +72,19 @@ def checkpoint_to_resume(run_dir, resume, say=print):
     return folder, json.loads((folder / "manifest.json").read_text())
 
 
-def check_origin(folder, then, now, run_dir):
+def check_origin(folder, then, now, run_dir, split_fields):
     """Refuse to go on from `folder` with another system, other data, another seed or another split than the run began with.
 
     then, now: what a manifest keeps under "config", of the checkpoint and of this session. run_dir: this session's.
+    split_fields: the system's.
     """
     if then["system"] != now["system"]:
         raise UserError(f"{folder} is a checkpoint of {then['system']!r}, not of {now['system']!r}")
-    split = system_class(now["system"]).split_fields
-    parts = (("dataset", ("frames", "arcs", "size")), ("training", KEPT), ("config", split))
+    parts = (("dataset", ("frames", "arcs", "size")), ("training", KEPT), ("config", split_fields))
     for where, names in parts:
         for name in names:
             given = now[where].get(name)
-            began = then[where].get(name, split.get(name, given))
+            began = then[where].get(name, split_fields.get(name, given))
             if name in now[where] and began != given:
                 own = folder.parent.parent == run_dir
                 way = "start in another run_dir" if own else f"leave resume={str(folder.parent.parent)!r} out, and begin anew"

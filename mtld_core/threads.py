@@ -29,6 +29,7 @@ class Threads:
         self.before = torch.get_num_threads()
         self.auto = setting == "auto" and device.type == "cpu" and self.before > 1
         self.counts = _ladder(self.before)
+        self.count = self.before if setting == "auto" else setting
         self.changes = 0
         self.trial = None  # the count that is being tried
         self.waiting = []  # counts to be tried after it in this round
@@ -39,7 +40,6 @@ class Threads:
         self.lost = 0.0  # seconds that this round's trials took longer than `count` would have
 
     def __enter__(self):
-        self.count = self.before if self.setting == "auto" else self.setting
         if self.auto:
             self.count = max(count for count in self.counts if count <= _free_cores(self.before))
         torch.set_num_threads(self.count)

@@ -169,7 +169,7 @@ def test_videos(tmp_path):
     (videos / "text.mp4").write_text("this is no video\n" * 50)
     said, last = command("data_prep/extract_frames.py", videos, root)
     assert "cut.mp4: damaged: 1 of 30 frames can be decoded" in said and "text.mp4: not a readable video" in said
-    assert last == "2 of the videos failed (cut.mp4, text.mp4); the table says why"
+    assert last == "error: 2 of the videos failed (cut.mp4, text.mp4); the table says why"
     assert sorted(path.name for path in root.iterdir()) == ["contact_sheet.png", "good"]
     _, last = command("data_prep/extract_frames.py", videos / "text.mp4", tmp_path / "other")
     assert last.endswith("text.mp4: not a readable video (Invalid data found when processing input)")
@@ -373,12 +373,12 @@ def test_files_that_cannot_grow(trained, run, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of one megabyte, where this machine lets a test mount one."""
+    """A disk of a good megabyte, where this machine lets a test mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if (
         not shutil.which("mount")
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1100k", "tmpfs", folder], capture_output=True).returncode
     ):
         pytest.skip("no disk can be mounted here")
     yield folder

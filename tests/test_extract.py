@@ -484,7 +484,7 @@ def test_nothing_is_made_for_a_source_that_is_none(tmp_path, name):
 
 def test_a_relative_source_that_is_not_there_names_the_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"no such file or folder in {re.escape(str(tmp_path))}"):
+    with pytest.raises(UserError, match=rf"no such file or folder \(looked in {re.escape(str(tmp_path))}\)"):
         extract("film.mp4", "root", progress=False)
 
 

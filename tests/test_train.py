@@ -305,7 +305,7 @@ def test_settings_that_change_the_way_but_not_what_is_learned(arcs, tmp_path, mo
         cls, config, training = plan("mtld", "tiny", settings, run_dir=str(tmp_path / name), steps=1, batch_size=4)
         dataset = open_data(str(arcs), config)
         system = build(cls, config, dataset)
-        run = Training(system, dataset, training, tmp_path / name, Controls())
+        run = Training(system, dataset, training, tmp_path / name, Controls(), threads.Threads(1), 0.0)
         assert len(compiled) == (len(list(system.to_compile())) if name == "on" else 0)
         weights = [p for p in system.parameters() if p.dim() == 4]
         laid_out.append(all(p.is_contiguous(memory_format=torch.channels_last) for p in weights))
