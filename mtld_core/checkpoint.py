@@ -39,9 +39,7 @@ def run_lock(run_dir, say=print):
         run_dir.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Held as who:
-        raise UserError(
-            f"{run_dir} is in use by another training process ({who}); wait for it or choose another run_dir"
-        ) from None
+        raise UserError(f"{run_dir} is in use by another training process; wait for {who} or choose another run_dir") from None
     except OSError as error:
         raise UserError(f"{run_dir} cannot be a run's folder ({error.strerror}); choose another run_dir") from None
     try:

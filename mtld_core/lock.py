@@ -92,8 +92,8 @@ class Lock:
         age = self._age()
         if age < STALE:
             raise Held(
-                f"{who}, which gave a sign of life {age:.0f} s ago; if that one is gone, start again after "
-                f"{STALE / 60:g} minutes, or delete {self.path}"
+                f"{who}, which gave a sign of life {age:.0f} s ago (if that one is gone, start again after "
+                f"{STALE / 60:g} minutes, or delete {self.path})"
             )
         self.say(f"{self.path} was left by {who}, whose last sign of life is {age / 60:.0f} minutes old: taken over")
 

@@ -290,7 +290,7 @@ class Rehearsed(ToyStage):
 
 def trained(folder, arcs, **settings):
     data = open_dataset(arcs, progress=False)
-    config = TrainConfig(run_dir=str(folder), steps=20, batch_size=5, save_every_steps=4, eval_windows=4, **settings)
+    config = TrainConfig(run_dir=str(folder), steps=20, batch_size=5, save_every_steps=4, eval_windows=4, threads=1, **settings)
     system = build(Rehearsed, ToyConfig(), data, 0)
     fit(system, data, config)
     return system
