@@ -76,7 +76,7 @@ class Likeness:
         self.real, self.seen = real, None
 
     def few(self, share):
-        """The same of about this share of the real frames: to see how long all of them take."""
+        """A `Likeness` to about this share of the real frames: to see how long a comparison with all of them takes."""
         return Likeness(self.real[: max(2, round(share * len(self.real)))])
 
     def __call__(self, frames, between=lambda: None, suffix=""):
