@@ -9,6 +9,8 @@ from mtld_core.config import check
 
 RECENT = 9  # readings whose median is the time of a step: a few odd ones among them do not matter
 FEWEST = 2  # readings that say something; a session's first step is none of them (it compiles, searches, fills caches)
+ENDED = 0.9  # progress from which a run of the time when a budget fixed the steps had ended: judging took the rest of its time
+LAST_STEPS = 2  # at least so many count as left until the end is there
 LEAST_SECONDS = 1e-9  # a clock may be too coarse for a step
 MOST_RESERVED = 0.5  # of the budget: below that a run would be judged longer than it is trained
 
@@ -55,7 +57,8 @@ class Schedule:
     def resume(self, step, state, total=0):
         """Go on at `step` with what `state` gave there. total: of runs before there was one, whose state is None."""
         if state is None:
-            state = {"progress": min(1.0, step / total) if total else 0.0, "cycle_step": 0}
+            done = step / total if total else 0.0
+            state = {"progress": 1.0 if done >= ENDED else done, "cycle_step": 0}
         if state["progress"] < 1:
             self.progress, self.cycle_step = state["progress"], state["cycle_step"]
         else:
@@ -83,10 +86,14 @@ class Schedule:
             self.step_seconds = statistics.median(self.recent)
 
     def advance(self):
-        """A step was done: with a budget alone, move `progress` by its share of what is left."""
+        """A step was done: with a budget alone, move `progress` by its share of what is left.
+
+        It stays below 1, which means that the cycle has ended, and moves carefully while few steps have told their time.
+        """
         left = self.steps_left()
         if not self.total and left is not None:
-            self.progress += (1 - self.progress) / max(1.0, left)
+            least = LAST_STEPS if len(self.recent) == RECENT else RECENT
+            self.progress += (1 - self.progress) / max(least, left)
 
     def finish(self):
         """The budget is spent: a later session begins a new cycle."""

@@ -15,7 +15,6 @@ from mtld_core.translation import TranslationJudge
 
 STAGES_SHARE = ("holdout", "cross_cuts", "restitution")  # training settings that a run takes from the stages below it
 DRAWS = 256  # images from noise that are compared with held-out frames, and as many of those
-FEW = 1 / 16  # of all windows: enough to see how long judging takes
 
 
 class Task:
@@ -58,10 +57,10 @@ class Task:
         if system.samples:
             self.likeness = Likeness(first.frames[evenly(starts, DRAWS)])
 
-    def few(self):
-        """(a copy with few of the windows to judge, their share of all): what judging them takes tells what all would take."""
+    def few(self, share):
+        """(a copy with about this share of the windows to judge, which it is): what judging takes can be seen by it."""
         some = copy.copy(self)
-        some.judge, share = self.judge.few(FEW)
+        some.judge, share = self.judge.few(share)
         some.draws = max(2, round(share * DRAWS))
         if self.translations is not None:
             some.translations = self.translations.few(share)

@@ -5,6 +5,7 @@ one of them comes late to each, so that fewer threads can be several times faste
 """
 
 import collections
+import contextlib
 
 import torch
 
@@ -21,13 +22,15 @@ class Threads:
 
     setting: a number; or "auto", which begins with the cores that are free and then tries the next smaller and the next
     larger count now and then, never more than torch had before (OMP_NUM_THREADS, or the machine's cores). On a GPU "auto"
-    leaves torch's own count. Under another count sums differ in their last bits. say: told when the count changes.
+    leaves torch's own count. Under another count sums differ in their last bits. say: told when the count changes. trials:
+    False where another count would cost much by itself (compiled code is compiled anew): "auto" stays as it begins.
     """
 
-    def __init__(self, setting="auto", device=torch.device("cpu"), say=print):  # noqa: B008 (immutable)
+    def __init__(self, setting="auto", device=torch.device("cpu"), say=print, trials=True):  # noqa: B008 (immutable)
         self.setting, self.say = setting, say
         self.before = torch.get_num_threads()
         self.auto = setting == "auto" and device.type == "cpu" and self.before > 1
+        self.trials = self.auto and trials
         self.counts = _ladder(self.before)
         self.count = self.before if setting == "auto" else setting
         self.changes = 0
@@ -48,13 +51,20 @@ class Threads:
     def __exit__(self, *error):
         torch.set_num_threads(self.before)
 
+    @contextlib.contextmanager
+    def settled(self):
+        """While it lasts, `count` is used, whatever is being tried: for work that is no step."""
+        torch.set_num_threads(self.count)
+        yield
+        torch.set_num_threads(self.trial or self.count)
+
     def facts(self):
         """What report.json says."""
         return {"setting": self.setting, "count": self.count, "changes": self.changes}
 
     def see(self, seconds):
         """A step took this long; the next one may use another count."""
-        if not self.auto:
+        if not self.trials:
             return
         if self.first:  # it fills caches
             self.first = False

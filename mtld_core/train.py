@@ -45,7 +45,9 @@ from mtld_core.threads import Threads
 
 SECONDS_BETWEEN_LOOKS = 0.1  # while paused
 PATIENCE = 20  # updates of a phase in a row that were not finite, after which the run is given up
-MOST_TO_EXPECT = 0.03  # of the budget, to estimate how long its end will take
+FEW, MORE = 1 / 16, 1 / 8  # of all windows: enough to see how long judging takes
+MOST_TO_EXPECT = 0.03  # of the budget, to judge each of those
+EARLY_STEPS, SECONDS_BETWEEN_READINGS = 4, 5  # when a GPU is waited for, besides at log lines, to see how long a step takes
 BYTES_A_SECOND = 60e6  # that a checkpoint is written and checked at, until one was
 
 
@@ -76,7 +78,7 @@ def fit(system, dataset, config=TrainConfig(), controls=None):  # noqa: B008 (fr
         checkpoints.disk_errors(run_dir),
         stop_on_signal(controls.stop),
         warm_memory(),
-        Threads(config.threads, pick_device(config.device, say=lambda line: None), controls.say) as threads,
+        Threads(config.threads, pick_device(config.device, say=lambda line: None), controls.say, not config.compile) as threads,
     ):
         training = Training(system, dataset, config, run_dir, controls, threads, began)
         try:
@@ -144,11 +146,13 @@ class Training:
             began = time.monotonic()
             logs = self._train_step()
             self.step += 1
-            if log := self.step % config.log_every_steps == 0:
-                values = self._fetch(logs)  # the only wait for the device
+            log = self.step % config.log_every_steps == 0
+            if log:
+                values = self._fetch(logs)  # waits for the device
+            whole = log or self._wait_to_read()
             took = time.monotonic() - began
             self.train_seconds += took
-            self._read_time(took, log)
+            self._read_time(took, whole)
             if log:
                 self._log(values)
             if self.schedule.lacks_expectations:
@@ -167,6 +171,8 @@ class Training:
         self.progress.close(self.step)
         self.controls.doing = "saving and judging"
         self.controls.say("saving and judging ...")
+        if end[0] == "finished" and self.step == self.session_step and not self.schedule.total:
+            end = "stopped", "the time budget was spent before the first step; give it more minutes"
         if end[0] == "finished" and not self.schedule.total:
             self.schedule.finish()
             self.saved = None  # what may have been saved at this step does not know that it is the last
@@ -235,11 +241,20 @@ class Training:
 
     # ---- time
 
-    def _read_time(self, took, waited):
-        """After each step: it took so many seconds. waited: for the device, without which a GPU's step has not ended yet."""
+    def _wait_to_read(self):
+        """Whether this step is over, so that its time can be read. A GPU is waited for at first, and then every few seconds."""
+        if self.device.type == "cuda":
+            early = self.step - self.session_step <= EARLY_STEPS
+            if not early and self.unread_seconds < SECONDS_BETWEEN_READINGS:
+                return False
+            torch.cuda.synchronize(self.device)
+        return True
+
+    def _read_time(self, took, whole):
+        """After each step: it took so many seconds. whole: that is all of it, and not only its start on a GPU."""
         self.unread_steps += 1
         self.unread_seconds += took
-        if waited or self.device.type == "cpu":
+        if whole:
             seconds = self.unread_seconds / self.unread_steps
             self.schedule.read(seconds)
             self.threads.see(seconds)
@@ -252,22 +267,36 @@ class Training:
         stored = 4 * sum(tensor.nbytes for tensor in self.system.state_dict().values())  # weights, average, two moments
         schedule.expect("saving", stored / BYTES_A_SECOND)
         self.controls.doing = "judging"
-        until = time.monotonic() + MOST_TO_EXPECT * schedule.budget
-        for _ in range(2):  # the first time fills caches and loads networks
-            few, share = self.task.few()
+        with self.threads.settled():
+            self._judge_few(FEW)  # fills caches and loads networks
+            share, seconds, whole = self._judge_few(FEW)
+            expected = seconds / share
+            if whole:  # what it costs to begin with tells from what each window costs
+                larger, longer, whole = self._judge_few(MORE)
+                if whole and larger > share:
+                    expected = max(longer, seconds + (longer - seconds) * (1 - share) / (larger - share))
+            schedule.expect("judging", expected)
             began = time.monotonic()
-            with contextlib.suppress(GivenUp):
-                few.figures(judged, lambda: self._give_up_if(self.controls.stop.is_set() or time.monotonic() > until))
-        schedule.expect("judging", (time.monotonic() - began) / share)
-        began = time.monotonic()
-        few.preview(judged)
-        schedule.expect("preview", time.monotonic() - began)
+            self.task.preview(judged)
+            schedule.expect("preview", time.monotonic() - began)
         self.system.train()
+
+    def _judge_few(self, share):
+        """(share of the windows that was judged, seconds that it took, whether it was done or took too long)."""
+        few, share = self.task.few(share)
+        began = time.monotonic()
+        until = began + MOST_TO_EXPECT * self.schedule.budget
+        try:
+            few.figures(self._judged(), lambda: self._give_up_if(self.controls.stop.is_set() or time.monotonic() > until))
+        except GivenUp:
+            return share, time.monotonic() - began, False
+        return share, time.monotonic() - began, True
 
     @contextlib.contextmanager
     def _timed(self, work):
         began, paused = time.monotonic(), self.paused_seconds
-        yield
+        with self.threads.settled():
+            yield
         self.schedule.took(work, time.monotonic() - began - (self.paused_seconds - paused))
 
     # ---- beginning

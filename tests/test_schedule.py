@@ -202,7 +202,9 @@ def test_a_cycle_that_had_not_ended_goes_on_and_one_that_had_is_followed_by_anot
     assert run(third, clock, begin=step)[0] == step + 1200
 
 
-@pytest.mark.parametrize(("step", "total", "progress", "cycle"), [(400, 500, 0.8, 0), (500, 500, 0, 500), (3, 0, 0, 0)])
+@pytest.mark.parametrize(
+    ("step", "total", "progress", "cycle"), [(400, 500, 0.8, 0), (500, 500, 0, 500), (460, 500, 0, 460), (3, 0, 0, 0)]
+)
 def test_runs_of_the_time_when_a_budget_fixed_the_steps(clock, step, total, progress, cycle):
     plan = resumed(step, None, total, time_budget_minutes=10)
     assert plan.state(step) == {"progress": progress, "cycle_step": cycle}
@@ -213,6 +215,17 @@ def test_steps_that_this_session_names_decide(clock):
     plan = resumed(100, {"progress": 0.3, "cycle_step": 40}, steps=800, lr_schedule="cosine", warmup_steps=0)
     assert plan.learning_rate(400) == pytest.approx(0.5)
     assert run(plan, clock, begin=100)[0] == 800
+
+
+def test_progress_moves_carefully_at_first_and_never_says_the_end_by_itself(clock):
+    plan = make(time_budget_minutes=1)
+    for seconds in (1.0, 40.0, 40.0):  # it compiles
+        clock.now += 1
+        plan.read(seconds)
+        plan.advance()
+    assert plan.progress == pytest.approx(1 / 9)
+    run(plan, clock, seconds=0.1)
+    assert 0.99 < plan.progress < 1
 
 
 # ---- the learning rate
@@ -333,13 +346,14 @@ class FakeTask:
     def __init__(self, world, share=1.0):
         self.world, self.share = world, share
 
-    def few(self):
-        return FakeTask(self.world, 0.1), 0.1
+    def few(self, share):
+        return FakeTask(self.world, share), share
 
     def figures(self, system, between):
+        self.world.work(0.05 * self.world.judging)  # to begin with, whatever the share
         for _ in range(10):
             between()
-            self.world.work(self.share * self.world.judging / 10)
+            self.world.work(0.95 * self.share * self.world.judging / 10)
         return {"psnr": 1.0, "skill_db": 1.0, "baseline_copy_psnr": 0.0}
 
     def preview(self, system):
@@ -348,11 +362,12 @@ class FakeTask:
 
 
 class Waits(threading.Event):
-    """A stop for which waiting costs no time of the test's; the pause is over a little later."""
+    """A stop for which waiting costs no time of the test's; the pause is over some looks later."""
 
     def wait(self, timeout=None):
-        self.world.now += 0.01 * self.world.budget
-        self.controls.pause.clear()
+        self.world.now += 0.001 * self.world.budget
+        if self.world.draw.random() < 0.1:
+            self.controls.pause.clear()
         return self.is_set()
 
 
@@ -452,4 +467,4 @@ def test_five_hundred_random_histories_use_their_budget_and_end_their_cosine(tra
             unforeseen = max(0.0, world.since_step - world.foreseen)  # an end slower than any before it
             over = world.now - world.began - world.budget - unforeseen
             assert over <= world.longest_step, f"history {seed}: {over:.0f} s over {world.budget} s"
-    assert min(killed, second_cycles) > 50 and looked > 0.6 * finished, (killed, second_cycles, looked, finished)
+    assert min(killed, second_cycles) > 50 and looked > 0.5 * finished, (killed, second_cycles, looked, finished)

@@ -19,11 +19,11 @@ def own_count():
     torch.set_num_threads(before)
 
 
-def begin(monkeypatch, free=2, cores=2, setting="auto", device="cpu"):
+def begin(monkeypatch, free=2, cores=2, setting="auto", device="cpu", trials=True):
     torch.set_num_threads(cores)
     monkeypatch.setattr(threads_module, "_free_cores", lambda most: min(free, most))
     said = []
-    return Threads(setting, torch.device(device), said.append), said
+    return Threads(setting, torch.device(device), said.append, trials), said
 
 
 def work(threads, machine, steps):
@@ -111,6 +111,23 @@ def test_a_number_a_gpu_or_a_single_core_leaves_nothing_to_try(monkeypatch, sett
             assert torch.get_num_threads() == wanted == threads.count
             threads.see(seconds)
     assert torch.get_num_threads() == cores and not said
+
+
+def test_without_trials_it_stays_as_it_begins(monkeypatch):
+    threads, said = begin(monkeypatch, free=1, trials=False)
+    with threads:
+        work(threads, QUIET, 100)
+        assert torch.get_num_threads() == 1 and not said
+
+
+def test_work_that_is_no_step_uses_what_was_found(monkeypatch):
+    threads, _ = begin(monkeypatch)
+    with threads:
+        work(threads, QUIET, 1 + BLOCK)
+        assert torch.get_num_threads() == 1  # on trial
+        with threads.settled():
+            assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 1
 
 
 @pytest.mark.parametrize("setting", [0, -1, True, "two", 1.5])

@@ -14,7 +14,7 @@ from conftest import write_arcs
 
 from mtld_core import threads
 from mtld_core import train as train_module
-from mtld_core.checkpoint import list_checkpoints, read_pointer
+from mtld_core.checkpoint import list_checkpoints, load_train_state, read_pointer
 from mtld_core.config import ConfigError
 from mtld_core.controls import Controls
 from mtld_core.data import open_dataset
@@ -440,6 +440,13 @@ def test_judging_on_the_way_is_given_up_for_a_stop_and_waits_for_a_pause(arcs, t
     report = fit(build(cls, config, dataset), dataset, training, controls)
     assert (report["status"], report["step"]) == ("stopped", 2) and report["metrics"]["psnr"] > 0
     assert seen[:2] == ["judging", "judging"] and len(seen) > 4
+
+
+def test_a_budget_that_is_over_before_the_first_step_ends_no_cycle(arcs, tmp_path):
+    report = tiny(arcs, tmp_path / "run", time_budget_minutes=1e-6)
+    assert (report["status"], report["step"]) == ("stopped", 0) and "give it more minutes" in report["reason"]
+    state = load_train_state(list_checkpoints(tmp_path / "run")[0])
+    assert state["schedule"]["progress"] == 0
 
 
 @pytest.mark.parametrize(("setting", "before", "during"), [(1, 2, 1), (2, 1, 2), ("auto", 2, 1), ("auto", 1, 1)])
