@@ -21,7 +21,10 @@ from mtld_core.runtime import UserError
 SUFFIXES = (".h5", ".hdf5")
 WANTED = "wanted is uint8 [N, H, W, 3]"
 # in a file without `episode`, each of these may say that a frame is the last of its episode
-FLAGS = ("dones", "terminals", "timeouts", "terminations", "truncations", "episode_ends")
+FLAGS = (
+    *("done", "terminal", "terminated", "truncated", "is_last"),
+    *("dones", "terminals", "timeouts", "terminations", "truncations", "episode_ends"),
+)
 
 
 class Hdf5:
