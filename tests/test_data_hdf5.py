@@ -166,6 +166,7 @@ def test_flags_that_end_episodes(tmp_path, kind):
         ({"dones": np.zeros((6, 2))}, r"'dones' is float64 \[6, 2\]"),
         ({"episode_ends": np.array([2, 5])}, "'episode_ends' .*the last is N = 6"),
         ({"episode_ends": np.array([3, 2, 6])}, "'episode_ends' .*rising"),
+        ({"episode_ends": np.zeros(0, int)}, r"'episode_ends' is int64 \[0\]; wanted are rising numbers"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused(tmp_path, columns, match):
