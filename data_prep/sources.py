@@ -1,6 +1,7 @@
 """What `extract_frames` is given: the sample, a video, a folder or a list becomes one job for each video."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 from data_prep.download_videos import download
@@ -27,12 +28,12 @@ def find_jobs(source, root, settings, progress):
 
     `root` is made when the source is known to exist. Raises UserError where it does not, or `root` cannot be made.
     """
-    path = SAMPLE if source == "sample" else Path(source).expanduser()
-    if path.is_dir():
+    path = SAMPLE if source == "sample" else Path(os.path.expanduser(source))
+    if os.path.isdir(path):
         paths = sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith("."))
         if not paths:
             raise UserError(f"{path}: no video in this folder (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
-    elif not path.is_file():
+    elif not os.path.isfile(path):
         raise UserError(
             f"source={str(source)!r}: no such file or folder (looked in {Path.cwd()}); wanted is a video, a folder, "
             'a list file or "sample"'
@@ -71,7 +72,7 @@ def _fetch(lines, beside, folder, settings, progress):
             if "://" in line.url:
                 stem = f"{seed_of(line.url):016x}"  # two lines with one address share one file
                 path = next(folder.glob(f"{stem}.*"), None) or download(line.url, folder, stem, progress)
-            elif path.is_file():
+            elif os.path.isfile(path):
                 source = str(path.resolve())
             else:
                 raise UserError("no such file beside the list, and no http:// or https:// address")

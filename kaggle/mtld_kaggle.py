@@ -132,13 +132,30 @@ def bring_stages(system, overrides, run_dir):
         if path and (path / "config.json").is_file():
             values[field] = str(path)
         elif not (Path(name) / "config.json").is_file():
-            bring_run(name, saying=f"{field}:")
-            if not (Path(name) / "config.json").is_file() and not list_checkpoints(run_dir):
-                raise UserError(
-                    f"{field}={name!r} is in no input of this kernel: attach the kernel or the dataset that holds that run; "
-                    f"there are: {', '.join(map(str, mounts())) or 'none'}"
-                )
+            try:
+                _bring_stage(field, name)
+            except UserError as error:
+                if not list_checkpoints(run_dir):
+                    raise
+                print(f"{error}; {run_dir} goes on without it", flush=True)
     return json.dumps(values)
+
+
+def _bring_stage(field, name):
+    """Copy the run `name` from the inputs (see `bring_run`). Raises UserError, which names `field`, where it is in none."""
+    if _is_kept(name):
+        bring_run(name, saying=f"{field}:")
+    if not (Path(name) / "config.json").is_file():
+        raise UserError(
+            f"{field}={name!r} is in no input of this kernel: attach the kernel or the dataset that holds that run; there "
+            f"are: {', '.join(map(str, mounts())) or 'none'}"
+        )
+
+
+def _is_kept(folder):
+    """Whether Kaggle keeps what is written to `folder`; anywhere else but on Kaggle all is kept."""
+    working = ROOT / "working"
+    return not working.is_dir() or Path(folder).resolve().is_relative_to(working.resolve())
 
 
 def bring_run(run_dir, resume="auto", saying="going on with"):
@@ -150,7 +167,7 @@ def bring_run(run_dir, resume="auto", saying="going on with"):
     from mtld_core.checkpoint import list_checkpoints, problem
 
     folder = Path(run_dir).absolute()
-    if (ROOT / "working").is_dir() and not folder.resolve().is_relative_to((ROOT / "working").resolve()):
+    if not _is_kept(folder):
         raise UserError(f"run_dir={run_dir!r} lies outside {ROOT / 'working'}, where alone Kaggle keeps what is written")
     if not run_dir or resume != "auto" or list_checkpoints(folder):
         return run_dir

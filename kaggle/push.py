@@ -46,16 +46,21 @@ def push(notebook, parameters, owner, out, poll_seconds):
         files, _ = api.kernels_output(name, str(out), force=True)
     print(f"{len(files)} files in {out}")
     given_up = ""
-    for path in sorted(out.rglob("report.json")):
+    for path in sorted(Path(file) for file in files if Path(file).name == "report.json"):  # not what an earlier push left
         with _asking(f"reading {path}"):
             report = json.loads(path.read_text())
             print(f"{path.parent}: {report['status']} at step {report['step']} ({report['reason']})")
-            if report.get("given_up") and path.parent.name == Path(kernel.run_dir).name:
-                given_up = report["reason"]
+            if report.get("given_up") and _is_own(path.parent, kernel.run_dir):
+                given_up = f"{kernel.run_dir or path.parent}: {report['reason']}"
     if given_up:
-        raise RunGivenUp(f"{kernel.run_dir}: {given_up}")
+        raise RunGivenUp(given_up)
     if status != "COMPLETE":
         raise UserError(f"{name} ended with status {status}{why and f': {why}'}; its log is in {out}")
+
+
+def _is_own(folder, run_dir):
+    """Whether a folder of the outputs is the kernel's own run; where it named none, training made a dated one in runs/."""
+    return folder.name == Path(run_dir).name if run_dir else folder.parent.name == "runs"
 
 
 def _client():

@@ -97,9 +97,9 @@ def parameter(name, value):
 
 def _beside(name, value):
     """A path that is not there from the folder in which the notebook works, where it is beside the notebook."""
-    if value and value not in WORDS and not Path(value).expanduser().exists():
+    if value and value not in WORDS and not os.path.exists(os.path.expanduser(value)):  # Path's own raise at some names
         for place in places:
-            if (place / value).exists():
+            if os.path.exists(place / value):
                 print(f"{name} = {str(place / value)!r}")
                 return str(place / value)
     return value

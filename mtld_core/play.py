@@ -20,7 +20,7 @@ from mtld_core.generate import check_actions
 from mtld_core.runtime import UserError
 from mtld_core.source import from_dataset, own_dataset
 
-GAME_FACTS = {"env", "env_options", "episode_seeds", "size"}  # what a recording must say of itself to be played again
+GAME_FACTS = {"env", "env_options", "size"}  # what a recording must say of itself to be played again
 RECENT = 20  # steps that the speed is the median of
 
 
@@ -134,16 +134,19 @@ class RealGame:
 
     def __init__(self, dataset, arc, number):
         about, row = dataset.about, dataset.row(arc, int(number))
-        episode, first = re.fullmatch(r"episode_(\d+)", arc), row - int(number)
+        episode, first = re.fullmatch(r"episode_(\d+)([a-z]*)", arc), row - int(number)
+        seeds = about.get("episode_seeds", [])
         if not about.keys() >= GAME_FACTS:
             raise UserError("the recording names no game that can be stepped")
-        if not episode or dataset.row(arc, 0) != first:
+        if not episode or int(episode[1]) >= len(seeds):  # one of several files, or made of a clock that was set back
+            raise UserError("the recording does not say how this episode was seeded")
+        if episode[2] or dataset.row(arc, 0) != first:
             raise UserError("the recording has a gap before this frame")
         from data_prep.games import frame_of, make_env
 
         self._env, self.over = make_env(about["env"], about["env_options"]), False
         self._see = lambda observation: fit_frame(frame_of(self._env, observation, about["size"]), *dataset.size)
-        observation, _ = self._env.reset(seed=about["episode_seeds"][int(episode[1])])
+        observation, _ = self._env.reset(seed=seeds[int(episode[1])])
         for action in dataset.actions[first:row]:
             observation = self._step(action)
         if not np.array_equal(self._see(observation), dataset.frames[row].cpu()):

@@ -1,5 +1,6 @@
 """What a generation starts from, at the run's frame size: a picture, a clip, a frame of the run's own dataset, or noise."""
 
+import os
 import typing
 from pathlib import Path
 
@@ -49,8 +50,8 @@ def read_source(system, source, direction="x_to_y"):
         return Source(NOISE, NOISE, None, nothing)
     if not source or source.startswith("dataset:"):
         return from_dataset(system, own_dataset(system), source, direction)
-    k, path = context_of(system), Path(source).expanduser()
-    if not path.exists():
+    k, path = context_of(system), Path(os.path.expanduser(source))
+    if not os.path.exists(path):
         raise UserError(f"source={source}: no such image file, folder or recording (looked in {Path.cwd()})")
     if path.is_dir() or path.suffix.lower() in DATASET_SUFFIXES:
         dataset = domain_of(_open(system, path, cache=False, progress=False), direction)
@@ -83,7 +84,7 @@ def own_dataset(system, progress=True):
     Raises UserError where it is gone.
     """
     path = system.run.dataset_path
-    if not Path(path).exists():
+    if not os.path.exists(path):
         raise UserError(f"the run's dataset {path} is not there (any more): name an image file or a clip's folder as source")
     return _open(system, path, progress=progress)
 

@@ -175,8 +175,9 @@ def test_a_run_that_is_asked_to_stop_exits_with_130(job, monkeypatch):
 # ---- a kernel on Kaggle
 
 
+@pytest.mark.parametrize("run_dir", ["runs/film", ""])
 @pytest.mark.parametrize(("given_up", "code"), [(True, 3), (False, 1)])
-def test_a_push_whose_run_was_given_up_exits_with_3(tmp_path, monkeypatch, capsys, given_up, code):
+def test_a_push_whose_run_was_given_up_exits_with_3(tmp_path, monkeypatch, capsys, given_up, code, run_dir):
     report = {"status": "failed", "step": 40, "reason": "no finite update", "given_up": given_up}
 
     class Client:
@@ -186,13 +187,15 @@ def test_a_push_whose_run_was_given_up_exits_with_3(tmp_path, monkeypatch, capsy
             return type("Answer", (), {"version_number": 1, "url": "there"})
 
         def kernels_output(self, name, out, force):
-            (Path(out) / "runs" / "film").mkdir(parents=True)
-            (Path(out) / "runs" / "film" / "report.json").write_text(json.dumps(report))
-            return ["report.json"], ""
+            for name, about in (("film", report), ("left", report | {"given_up": True})):
+                (Path(out) / "runs" / name).mkdir(parents=True)
+                (Path(out) / "runs" / name / "report.json").write_text(json.dumps(about))
+            return [str(Path(out) / "runs" / "film" / "report.json")], ""
 
     monkeypatch.setattr(kaggle_push, "_client", Client)
     monkeypatch.setattr(kaggle_push, "_check_answer", lambda answer, name: None)
     monkeypatch.setattr(kaggle_push, "_watch", lambda *_: ("ERROR", ""))
-    monkeypatch.setattr(sys, "argv", ["push.py", "02_train", "-p", "run_dir", "runs/film", "--out", str(tmp_path / "out")])
+    monkeypatch.setattr(sys, "argv", ["push.py", "02_train", "-p", "run_dir", run_dir, "--out", str(tmp_path / "out")])
     assert kaggle_push.main() == code
-    assert last_line(capsys).startswith("given up: runs/film: no finite update" if given_up else "error: ")
+    folder = run_dir or tmp_path / "out/runs/film"
+    assert last_line(capsys).startswith(f"given up: {folder}: no finite update" if given_up else "error: ")

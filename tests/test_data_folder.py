@@ -68,6 +68,10 @@ NAMES = {  # names in their order -> the numbers of the frames
     "more digits than int64 holds": ([f"{'9' * 30}_{i}.png" for i in range(8, 13)], [*range(8, 13)]),
     "one file": (["frame_0007.png"], [7]),
     "one without": (["ep2_8.png", "ep2_9.png", "ep2_10.png", "ep2.png"], [8, 9, 10, 11]),
+    "one stray": ([*[f"v2_frame_{i}.png" for i in (1, 2, 3, 10)], "mask_1.png"], [1, 2, 3, 10, 11]),
+    "a stray with more numbers": ([*[f"v2_frame_{i}.png" for i in (1, 2, 10)], "mask_1_5.png"], [1, 2, 10, 11]),
+    "a stray that changes nothing": (["frame_1.png", "shot_2.png", "frame_3.png", "frame_10.png"], [1, 2, 3, 10]),
+    "letters of two kinds": (["b1_8.png", "b1_9.png", "a2_1.png", "a2_2.png"], [1, 1, 2, 2]),
     "none that changes": (["a_v2.png", "b_v2.png"], [0, 1]),
 }
 

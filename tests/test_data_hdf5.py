@@ -136,6 +136,10 @@ DONE = {  # what a file says -> lengths of its episodes
     "floats in a column": ({"dones": np.array([[0.0], [1], [0], [0], [0], [0]])}, [2, 4]),
     "one less than frames": ({"dones": np.array([0, 0, 1, 0, 1], bool)}, [3, 2, 1]),
     "two kinds": ({"terminals": np.array([0, 1, 0, 0, 0, 0]), "timeouts": np.array([0, 0, 0, 1, 0, 0], bool)}, [2, 2, 2]),
+    "one frame's": ({"done": np.array([0, 0, 1, 0, 0, 0])}, [3, 3]),
+    "a D3 file's": ({"terminal": np.array([[0], [1], [0], [0], [0], [1]])}, [2, 4]),
+    "Gymnasium's": ({"terminated": np.array([0, 1, 0, 0, 0, 0]), "truncated": np.array([0, 0, 0, 1, 0, 0])}, [2, 2, 2]),
+    "RLDS'": ({"is_last": np.array([0, 0, 0, 1, 0, 1], bool)}, [4, 2]),
     "none": ({"dones": np.zeros(6)}, [6]),
     "ends": ({"episode_ends": np.array([2, 3, 6])}, [2, 1, 3]),
     "ends, one a frame": ({"episode_ends": np.arange(1, 7)}, [1] * 6),
@@ -162,6 +166,7 @@ def test_flags_that_end_episodes(tmp_path, kind):
         ({"dones": np.zeros((6, 2))}, r"'dones' is float64 \[6, 2\]"),
         ({"episode_ends": np.array([2, 5])}, "'episode_ends' .*the last is N = 6"),
         ({"episode_ends": np.array([3, 2, 6])}, "'episode_ends' .*rising"),
+        ({"episode_ends": np.zeros(0, int)}, r"'episode_ends' is int64 \[0\]; wanted are rising numbers"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused(tmp_path, columns, match):

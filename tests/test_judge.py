@@ -1,11 +1,12 @@
 """Judging one saved checkpoint by its name; how much is judged; epochs of a length of their own."""
 
 import json
+import shutil
 
 import pytest
 from conftest import write_arcs
 
-from mtld_core import judge
+from mtld_core import judge, metrics
 from mtld_core.run_folder import checkpoint_to_resume
 from mtld_core.runtime import UserError
 from mtld_core.train import train
@@ -37,6 +38,25 @@ def test_judging_changes_nothing_that_training_goes_on_from(run):
     judge.judge(folder)
     assert before == ((folder / "report.json").read_bytes(), (folder / "latest.json").read_bytes())
     assert checkpoint_to_resume(folder, "auto")[0].name == "step_00000020"
+
+
+def test_a_run_whose_lpips_weights_are_gone_is_judged_with_what_the_cache_has(run, tmp_path, capsys, monkeypatch):
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    about = json.loads((folder / "config.json").read_text())
+    about["config"]["lpips_weights"] = "gone.pth"
+    about["dataset"]["path"] = str(run[0].parent / "arcs")
+    (folder / "config.json").write_text(json.dumps(about))
+    asked = []
+    monkeypatch.setattr(metrics, "lpips_metric", lambda device, weights="": asked.append(weights) or (None, "none here"))
+    assert judge.main([str(folder)]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["lpips_reason"] == "none here" and set(asked) == {""}
+    assert said.err.startswith("lpips_weights='gone.pth' is not here (any more): LPIPS takes what torch's cache has\n")
+    (tmp_path / "gone.pth").touch()
+    monkeypatch.chdir(tmp_path)
+    asked.clear()
+    judge.judge(folder)
+    assert set(asked) == {"gone.pth"} and "any more" not in capsys.readouterr().err
 
 
 def test_a_name_that_is_not_there_is_said(run, capsys):

@@ -141,6 +141,25 @@ def test_a_stage_that_is_nowhere_is_said_unless_the_run_goes_on(root):
     assert mtld_kaggle.bring_stages("dynamics", given, "runs/dynamics") == given
 
 
+def test_a_path_that_holds_no_stage_is_said_with_its_field_unless_the_run_goes_on(root, capsys):
+    write_run(root / "input" / "tok" / "right", 10)
+    given = stages(tokenizer_run=str(root / "input" / "tok" / "typo"))
+    with pytest.raises(UserError, match=r"^tokenizer_run='.*/input/tok/typo' is in no input of this kernel: attach"):
+        mtld_kaggle.bring_stages("dynamics", given, "runs/dynamics")
+    write_run(root / "working" / "runs" / "dynamics", 5)
+    assert mtld_kaggle.bring_stages("dynamics", given, "runs/dynamics") == given
+    assert "runs/dynamics goes on without it" in capsys.readouterr().out
+
+
+def test_a_damaged_stage_does_not_stop_a_run_that_goes_on(root):
+    damage(write_run(root / "input" / "train" / "runs" / "tokens", 10) / "checkpoints" / "step_00000010")
+    given = stages(tokenizer_run="runs/tokens")
+    with pytest.raises(UserError, match="every checkpoint of tokens in the inputs is damaged"):
+        mtld_kaggle.bring_stages("dynamics", given, "runs/dynamics")
+    write_run(root / "working" / "runs" / "dynamics", 5)
+    assert mtld_kaggle.bring_stages("dynamics", given, "runs/dynamics") == given
+
+
 def test_other_systems_and_overrides_stay_as_they_are(root):
     for system, overrides in (("mtld", stages(tokenizer_run="runs/x")), ("dynamics", "{}"), ("dynamics", "not JSON")):
         assert mtld_kaggle.bring_stages(system, overrides, "runs/y") == overrides

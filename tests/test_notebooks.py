@@ -13,6 +13,7 @@ from conftest import write_arcs
 
 from data_prep.extract_frames import extract
 from mtld_core import notebook
+from mtld_core.data import open_dataset
 from mtld_core.runtime import UserError
 from mtld_core.share import share_weights
 
@@ -227,3 +228,13 @@ def test_what_is_not_there_says_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=rf"source='film.mp4': no such file or folder \(looked in {tmp_path}\)"):
         extract("film.mp4", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["~nobodyx/v.mp4", f"{'v' * 300}.mp4"])
+def test_a_name_that_no_file_can_have_is_a_file_that_is_not_there(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert notebook.parameters({"source": name}, "source", inputs="source") == {"source": name}
+    with pytest.raises(UserError, match="no such file or folder"):
+        extract(name, tmp_path / "out")
+    with pytest.raises(UserError, match="does not exist"):
+        open_dataset(name)

@@ -222,6 +222,8 @@ def test_a_real_game_that_ends_stays_as_it_was(dot, tmp_path):
     ("about", "said"),
     [
         ({"env": None}, "names no game"),
+        ({"episode_seeds": None}, "does not say how this episode was seeded"),
+        ({"episode_seeds": [1, 2, 3]}, "does not say how this episode was seeded"),
         ({"env": "ALE/Nowhere-v5"}, "Nowhere"),
         ({"env_options": {"frameskip": 3, "obs_type": "rgb"}}, "another picture here than the recording"),
         ({"env_options": {"colour": 3}}, "cannot be made"),
@@ -242,6 +244,9 @@ def test_a_gap_and_a_missing_gymnasium(pong, tmp_path, monkeypatch):
     play.dataset.arcs[4].name = "episode_4b"
     play.reset("episode_4b", 10)
     assert play.alone == "the recording has a gap before this frame"
+    play.dataset.arcs[4].name = "second/episode_4"  # of several files
+    play.reset("second/episode_4", 10)
+    assert play.alone == "the recording does not say how this episode was seeded"
     real_import = builtins.__import__
 
     def without(name, *rest):

@@ -272,6 +272,8 @@ def forty(**fields):
         ({"frame_filename": "..\\secret.png"}, "line 41: .*leads out of"),
         ({"frame_filename": "/etc/secret.png"}, "line 41: .*leads out of"),
         ({"frame_filename": "C:/secret.png"}, "line 41: .*leads out of"),
+        ({"frame_filename": "c:\\secret.png"}, "line 41: .*leads out of"),
+        ({"frame_filename": "\\\\server\\secret.png"}, "line 41: .*leads out of"),
         ({"frame_filename": "link.png"}, "line 41: .*leads out of"),
         ({"frame_filename": "folder/secret.png"}, "line 41: .*leads out of"),
     ],
@@ -290,6 +292,16 @@ def test_a_link_that_stays_inside_is_fine(tmp_path):
     root = put(tmp_path / "d", [entry(0), entry(1, frame_filename="again/0.png")])
     os.symlink(root / "f", root / "again")
     assert arcs(read(root))["episode_0"][0] == [0, 0]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no file may be called so there")
+@pytest.mark.parametrize("name", ["0:00:01.png", "f/0:00:01.png", "f\\0:01.png", "a:1.png", "a:b/1.png"])
+def test_a_colon_in_a_frames_name_is_no_drive(tmp_path, name):
+    root = put(tmp_path / "d", [entry(0), entry(1, frame_filename=name)])
+    frame = root / name.replace("\\", "/")
+    frame.parent.mkdir(exist_ok=True)
+    os.replace(root / "f/1.png", frame)
+    assert arcs(read(root))["episode_0"][0] == [0, 1]
 
 
 MALFORMED = {

@@ -156,18 +156,34 @@ def natural(name):
 def _order(names):
     """{name: the numbers that order it}: those in the name (without its suffix) from the first that not all names share on.
 
-    That first one is the frame's number. A name is missing here where it has none, or none that int64 holds.
+    That first one is the frame's number. Where most names have the same letters between their numbers, those tell which number
+    it is: a stray file ("mask_1" beside "v2_frame_1", "v2_frame_2", ...) that would have another one count has no say. A name
+    is missing here where it is such a stray, or has no number that orders it, or none that int64 holds.
     """
-    found = {name: [int(part) for part in re.findall(r"\d+", name.rsplit(".", 1)[0])] for name in names}
+    stems = {name: name.rsplit(".", 1)[0] for name in names}
+    found = {name: [int(part) for part in re.findall(r"\d+", stem)] for name, stem in stems.items()}
     found = {name: numbers for name, numbers in found.items() if numbers}
-    place = 0
-    if len(found) > 1:
-        columns = itertools.zip_longest(*found.values())
-        changes = [len(set(column) - {None}) > 1 for column in columns]
-        if not any(changes):
-            return {}
-        place = changes.index(True)
+    if not found:
+        return {}
+    place = _first_that_changes(found)
+    letters = {name: re.sub(r"\d+", "#", stems[name]) for name in found}
+    [(commonest, count)] = collections.Counter(letters.values()).most_common(1)
+    if 2 * count > len(found):
+        alike = {name: numbers for name, numbers in found.items() if letters[name] == commonest}
+        theirs = _first_that_changes(alike)
+        if theirs not in (None, place):
+            found, place = alike, theirs
+    if place is None:
+        return {}
     return {name: numbers[place:] for name, numbers in found.items() if len(numbers) > place and numbers[place] < 2**62}
+
+
+def _first_that_changes(found):
+    """The place of the first number that not all in `found` (name -> numbers) share, 0 of a single one; None where all do."""
+    if len(found) < 2:
+        return 0
+    columns = itertools.zip_longest(*found.values())
+    return next((place for place, column in enumerate(columns) if len(set(column) - {None}) > 1), None)
 
 
 def _irregular(arc, numbered):

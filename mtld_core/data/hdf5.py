@@ -21,7 +21,10 @@ from mtld_core.runtime import UserError
 SUFFIXES = (".h5", ".hdf5")
 WANTED = "wanted is uint8 [N, H, W, 3]"
 # in a file without `episode`, each of these may say that a frame is the last of its episode
-FLAGS = ("dones", "terminals", "timeouts", "terminations", "truncations", "episode_ends")
+FLAGS = (
+    *("done", "terminal", "terminated", "truncated", "is_last"),
+    *("dones", "terminals", "timeouts", "terminations", "truncations", "episode_ends"),
+)
 
 
 class Hdf5:
@@ -217,7 +220,8 @@ def _last_rows(file, name, found, count):
         last[: len(values)] = values != 0
     elif name == "episode_ends":
         ends = values.astype(np.int64)
-        if (ends != values).any() or (np.diff(ends, prepend=0) <= 0).any() or ends[-1] != count:
+        rising = len(ends) and (ends == values).all() and (np.diff(ends, prepend=0) > 0).all()
+        if not rising or ends[-1] != count:
             raise UserError(f"{what}; wanted are rising numbers of rows of which the last is N = {count}, or a flag a row")
         last[ends - 1] = True
     else:

@@ -1,5 +1,6 @@
 """`open_dataset`: looks at what a path holds and opens it."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +33,14 @@ def open_dataset(
     Raises UserError, which names the path and the way out, for whatever cannot be opened. What was left out or looks
     odd is told in the result's `warnings`.
     """
-    path = Path(path).expanduser().absolute()
+    path = Path(os.path.expanduser(path)).absolute()
     if fit not in ("crop", "pad", "stretch"):
         raise UserError(f"fit must be 'crop', 'pad' or 'stretch', not {fit!r}")
     if height < 0 or width < 0:
         raise UserError(f"height and width must be 0 (as is) or more, not {height} and {width}")
     if controls_lead_to not in ("next", "this"):
         raise UserError(f"controls_lead_to must be 'next' or 'this', not {controls_lead_to!r}")
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"{path} does not exist; wanted is {LAYOUT}, an HDF5 file, a recording, or <folder>/X and <folder>/Y")
     if (path / "X").is_dir() and (path / "Y").is_dir():
         options = height, width, fit, workers, cache, memory, progress, controls_lead_to

@@ -9,8 +9,9 @@ import functools
 import itertools
 import json
 import os
+import re
 from hashlib import blake2b
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -168,8 +169,9 @@ class Recording(PictureFiles):
         """`name` with forward slashes. Raises UserError where it leads out of the log's folder."""
         if not isinstance(name, str) or not name:
             raise ValueError(f"'frame_filename' is {name!r}, not a file name")
-        path = PureWindowsPath(name)  # knows both kinds of slashes, drives, and what is absolute
-        if not path.anchor and ".." not in path.parts:
+        path = PurePosixPath(name.replace("\\", "/"))
+        drive = re.match("[A-Za-z]:/", str(path))  # a colon elsewhere belongs to the name, "0:00:01.png"
+        if not path.is_absolute() and not drive and ".." not in path.parts:
             folder, name = os.path.split(os.path.join(self.base, path.as_posix()))
             file = os.path.join(self._real(folder), name)
             if Path(self._real(file) if os.path.islink(file) else file).is_relative_to(self._real(self.base)):
