@@ -362,6 +362,17 @@ def test_other_settings_replace_the_arc(clip, tmp_path, change):
     assert len(pictures(tmp_path / "clip")) == record["frames"]
 
 
+def test_an_arc_of_an_older_version_is_done_anew(clip, tmp_path):
+    extract(clip, tmp_path, progress=False)
+    record = json.loads((tmp_path / "clip" / ".arc.json").read_text())
+    del record["made_from"]["frames_version"]
+    (tmp_path / "clip" / ".arc.json").write_text(json.dumps(record))
+    (tmp_path / "clip" / "frame_0003.png").write_bytes((tmp_path / "clip" / "frame_0000.png").read_bytes())
+    assert extract(clip, tmp_path, progress=False).rows[0].status == "done"
+    assert numbers(tmp_path / "clip") == list(range(20))
+    assert extract(clip, tmp_path, progress=False).rows[0].status == "kept"
+
+
 def test_a_changed_video_or_a_lost_frame_is_done_anew(tmp_path):
     path, root = write_video(tmp_path / "a.mp4", numbered(5)), tmp_path / "root"
     extract(path, root, progress=False)
