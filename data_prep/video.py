@@ -205,7 +205,7 @@ class Video:
 
     def _frames(self, container, stream):
         """The good frames of a stream."""
-        packets = hidden = empty = reached = interlaced = 0
+        packets = hidden = empty = reached = interlaced = silent = 0
         for packet in container.demux(stream):
             if packet.dts is not None:
                 reached = packet.dts + 1
@@ -222,15 +222,17 @@ class Video:
             for frame in frames:
                 self.good += not frame.is_corrupt
                 self.bad += frame.is_corrupt
-                interlaced |= frame.interlaced_frame
+                interlaced += frame.interlaced_frame
                 if not frame.is_corrupt:
                     yield frame
         if packets == 1 and container.streams.audio and stream.codec.name in STILLS:  # Matroska marks no covers
             raise UserError(NO_FILM)
         if container.format.name == "avi":  # it claims its ticks; those without a new picture are never handed out
             empty = (self.claimed if _is_whole_riff(self.path) else reached) - packets
-        # MPEG-4 stores "the same again" as packets that decode to nothing, and a packet may be one field of two.
-        silent = packets - hidden - self.good - self.bad if stream.codec.name == "mpeg4" or interlaced else 0
+        if stream.codec.name == "mpeg4":  # it stores "the same again" as packets that decode to nothing
+            silent = packets - hidden - self.good - self.bad
+        elif stream.codec.name == "h264":  # a packet may be one field, and an interlaced frame has two
+            silent = min(packets - hidden - self.good - self.bad, interlaced)
         # A clip that was cut without encoding it anew has hidden frames, which are in the file but not to be shown.
         self.unseen = hidden + empty + silent
 

@@ -295,6 +295,24 @@ def test_interlaced_film_is_deinterlaced(tmp_path, codec):
     assert part.frames == 3
 
 
+def test_interlaced_film_with_lost_packets_is_damaged(tmp_path):
+    options = {"flags": "+ildct+ilme", "bf": "0"}
+    with (
+        av.open(str(write_ticks(tmp_path / "all.mkv", range(24), "mpeg2video", rate=25, options=options))) as whole,
+        av.open(str(tmp_path / "tv.mp4"), "w") as container,
+    ):
+        stream = container.add_stream_from_template(whole.streams.video[0])
+        for i, packet in enumerate(p for p in whole.demux() if p.size):
+            if i % 3 == 1:
+                lost = av.Packet(bytes(packet.size))
+                lost.pts, lost.dts, lost.time_base = packet.pts, packet.dts, packet.time_base
+                packet = lost
+            packet.stream = stream
+            container.mux(packet)
+    with pytest.raises(UserError, match=r"damaged: 16 of 24 frames can be decoded"):
+        extract(tmp_path / "tv.mp4", tmp_path / "root", progress=False)
+
+
 # ---- what they look like
 
 
