@@ -184,24 +184,29 @@ class Video:
             self.claimed, aspect = stream.frames, stream.sample_aspect_ratio
             if aspect and abs(aspect - 1) > 0.01:  # nearer to 1 it is a rounding artefact
                 self.pixel_aspect = aspect
-            self.usual = usual = 1 / Fraction(stream.average_rate or stream.guessed_rate or 25)
+            self.usual = 1 / Fraction(stream.average_rate or stream.guessed_rate or 25)
             if wanted is not None:
                 with contextlib.suppress(av.FFmpegError):  # not every container can jump
                     container.seek(int(wanted / stream.time_base), stream=stream)
-            time, shift = None, 0
-            for frame in self._frames(container, stream):
-                self.colours = stream.codec_context.color_primaries, stream.codec_context.color_trc
-                before, time = time, None if frame.pts is None else frame.pts * Fraction(frame.time_base) + shift
-                if before is not None and time is not None and time < before - JUMP:  # a clock that began again
-                    self._back.append((before + usual, before + usual - time))
-                    shift += before + usual - time
-                    time = before + usual
-                if time is None or (before is not None and time <= before):  # no time, or one that runs backwards
-                    time = Fraction(0) if before is None else before + usual
-                if wanted is not None and before is None and time > wanted:  # the jump went too far: from the front
-                    yield from self._decode()
-                    return
-                yield time, (frame.duration or 0) * Fraction(frame.time_base) or usual, frame
+            timed = self._timed(container, stream, wanted)
+            yield from _until_next(timed, stream) if "mp4" in container.format.name.split(",") else timed
+
+    def _timed(self, container, stream, wanted):
+        """(time, length, frame) as the file says it, but with times that only grow."""
+        usual, time, shift = self.usual, None, 0
+        for frame in self._frames(container, stream):
+            self.colours = stream.codec_context.color_primaries, stream.codec_context.color_trc
+            before, time = time, None if frame.pts is None else frame.pts * Fraction(frame.time_base) + shift
+            if before is not None and time is not None and time < before - JUMP:  # a clock that began again
+                self._back.append((before + usual, before + usual - time))
+                shift += before + usual - time
+                time = before + usual
+            if time is None or (before is not None and time <= before):  # no time, or one that runs backwards
+                time = Fraction(0) if before is None else before + usual
+            if wanted is not None and before is None and time > wanted:  # the jump went too far: from the front
+                yield from self._decode()
+                return
+            yield time, (frame.duration or 0) * Fraction(frame.time_base) or usual, frame
 
     def _frames(self, container, stream):
         """The good frames of a stream."""
@@ -250,6 +255,25 @@ class Video:
                     time += length
         except (OSError, EOFError, SyntaxError, ValueError) as error:
             raise UserError(f"not a readable WebP picture ({error})") from None
+
+
+def _until_next(timed, stream):
+    """(time, length, frame) with lengths that reach to the next frame: MP4 and MOV have them in decoding order.
+
+    A longer wait than STILL is no still, and the length stays as it is.
+    """
+    held = None
+    for following in timed:
+        if held:
+            time, length, frame = held
+            wait = following[0] - time
+            yield time, wait if wait <= STILL else length, frame
+        held = following
+    if held:
+        time, length, frame = held
+        if stream.codec_context.has_b_frames:  # then the last frame's own length is another one's
+            length = min(length, 1 / Fraction(stream.guessed_rate or stream.average_rate or 25))
+        yield time, length, frame
 
 
 def _flushed(graph, waiting):

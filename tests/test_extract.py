@@ -211,6 +211,24 @@ def test_pictures_that_stand_for_seconds_are_no_jump(tmp_path):
     assert numbers(tmp_path / "root" / "slides")[:45] == [i // 15 for i in range(45)] and row.note == ""
 
 
+STILLS_AND_MOTION = [0, 33, 66, 100, 3100, 3133, 3166, 3200, 6200, 6233, 6266, 9000]
+
+
+@pytest.mark.parametrize("reordered", ["0", "3"])
+@pytest.mark.parametrize("suffix", ["mp4", "mov"])
+def test_stills_between_motion_keep_their_time(tmp_path, suffix, reordered):
+    """MP4 stores how long samples last in the order of decoding, which with B-frames is not that of showing."""
+    times, options = STILLS_AND_MOTION, {"bf": reordered, "g": "250"}
+    path = write_ticks(tmp_path / f"v.{suffix}", times, rate=1000, options=options)
+    row = extract(path, tmp_path / "root", fps=10, progress=False).rows[0]
+    shown = [max(i for i, time in enumerate(times) if time <= 100 * tick) for tick in range(91)]
+    assert (numbers(tmp_path / "root" / "v"), row.note) == (shown, "")
+    extract(path, tmp_path / "front", fps=10, duration=2, progress=False)
+    assert numbers(tmp_path / "front" / "v") == shown[:20]
+    extract(path, tmp_path / "middle", fps=10, start=3.1, duration=2, progress=False)
+    assert numbers(tmp_path / "middle" / "v") == shown[31:51]
+
+
 # ---- ticks without a picture
 
 
