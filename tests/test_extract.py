@@ -199,6 +199,31 @@ def test_a_clock_that_begins_again_goes_on(tmp_path, fps, frames):
     assert numbers(tmp_path / "root" / "v") == 2 * list(range(0, 10, 2 if fps else 1))
 
 
+@pytest.mark.parametrize("start", [0.6, 1.4, 2, 3])
+@pytest.mark.parametrize("suffix", ["ts", "mpg"])
+def test_a_start_in_a_file_whose_clock_begins_again(tmp_path, suffix, start):
+    codec = "libx264" if suffix == "ts" else "mpeg1video"
+    part = write_ticks(tmp_path / f"part.{suffix}", range(35), codec, rate=25, options={"g": "5"})
+    path = tmp_path / f"v.{suffix}"
+    path.write_bytes(3 * part.read_bytes())
+    extract(path, tmp_path / "whole", progress=False)
+    extract(path, tmp_path / "root", start=start, duration=0.4, progress=False)
+    whole, first = numbers(tmp_path / "whole" / "v"), int(25 * start + 0.5)
+    assert len(whole) == 105 and whole[70:100] == list(range(30))
+    assert numbers(tmp_path / "root" / "v") == whole[first : first + 10]
+    with pytest.raises(UserError, match="start 9 s lies beyond the last frame"):
+        extract(path, tmp_path / "beyond", start=9, progress=False)
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mkv", "mp4"])
+def test_a_start_at_the_last_frame(tmp_path, suffix):
+    path = write_ticks(tmp_path / f"v.{suffix}", range(20), options={"bf": "2"})
+    extract(path, tmp_path / "root", start=1.9, progress=False)
+    assert numbers(tmp_path / "root" / "v") == [19]
+    with pytest.raises(UserError, match=r"start 5 s lies beyond the last frame, at 1\.90 s"):
+        extract(path, tmp_path / "beyond", start=5, progress=False)
+
+
 def test_one_wild_time_costs_no_frame(tmp_path):
     path = write_ticks(tmp_path / "v.mkv", [0, 1, 2, 3, 4, 50000, 50001])
     row = extract(path, tmp_path / "root", fps=10, progress=False).rows[0]
