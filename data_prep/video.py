@@ -303,6 +303,13 @@ def _is_webp(path):
     return head[:4] == b"RIFF" and head[8:] == b"WEBP"
 
 
+def is_animated_webp(path):
+    """Whether a file says that it is a WebP animation. Raises OSError where it cannot be read."""
+    with open(path, "rb") as file:
+        head = file.read(21)
+    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) == 21 and head[20] & 2 > 0
+
+
 def _clock_begins_again(path):
     """Whether the times of a stream that was made to be joined (MPEG-TS, MPEG-PS) start over: then no jump finds its place."""
     with open_video(path) as container:

@@ -664,6 +664,17 @@ def test_an_animated_webp(tmp_path):
         extract(path, tmp_path / "cut", progress=False)
 
 
+def test_a_folder_of_animated_webps(tmp_path):
+    frames = [Image.new("RGB", (64, 48), (40 * i, 0, 90)) for i in range(4)]
+    (tmp_path / "in").mkdir()
+    frames[0].save(tmp_path / "in" / "still.webp", lossless=True)
+    with pytest.raises(UserError, match=r"no video in this folder .* animated \.webp"):
+        extract(tmp_path / "in", tmp_path / "root", progress=False)
+    frames[0].save(tmp_path / "in" / "a.webp", save_all=True, append_images=frames[1:], duration=100)
+    rows = extract(tmp_path / "in", tmp_path / "root", progress=False).rows
+    assert [(row.arc, row.frames) for row in rows] == [("a", 4)]
+
+
 def test_two_workers_give_the_same_bytes_as_one(clip, tmp_path):
     videos = tmp_path / "videos"
     videos.mkdir()
