@@ -38,6 +38,7 @@ from mtld_core.runtime import UserError, command, progress_bar, sha256, write_js
 
 RECORD = ".arc.json"
 SCRATCH = ".extracting-"
+FRAMES_VERSION = 2  # raised whenever video.py or picture.py make other frames of the same video
 THUMB = (32, 32)  # pixels of the small pictures in which cuts are looked for
 
 
@@ -65,8 +66,9 @@ def extract(
     drop_duplicates: leave out frames that repeat the last kept one. split_scenes: an arc a shot, `<name>_shot_000` ...
     workers: videos at once; 0: one a core.
 
-    A finished arc is kept where video and settings are the same, and replaced where not. A video that fails is named in
-    `failed` and the others go on. Raises UserError for a bad setting, a bad list, or when nothing worked.
+    A finished arc is kept where video and settings are the same, and replaced where not, or where an older version of
+    this tool made it. A video that fails is named in `failed` and the others go on. Raises UserError for a bad setting,
+    a bad list, or when nothing worked.
     """
     settings = {"fps": fps, "height": height, "width": width, "fit": fit, "start": seconds(start)}
     settings |= {"duration": seconds(duration), "drop_duplicates": drop_duplicates, "split_scenes": split_scenes}
@@ -127,6 +129,7 @@ def _check(settings, workers):
 def _extract_one(job, root, stop, bar):
     """Do one job and return its rows. Raises UserError, in words that do not name the video."""
     made_from = {"sha256": sha256(job.path), "bytes": job.path.stat().st_size, "settings": job.settings}
+    made_from["frames_version"] = FRAMES_VERSION
     old = _own_arcs(root, job, made_from["sha256"])
     if _is_finished(root, old, made_from):
         return [_row(arc, record, "kept") for arc, record in old.items()]

@@ -1,5 +1,7 @@
 """Lists of videos: lines "url name [start] [duration]", the times in them, and names for files and arcs."""
 
+import itertools
+import os
 import re
 import unicodedata
 from pathlib import Path
@@ -84,7 +86,7 @@ def _line(words, folder):
     parts = _words_of_url(words, folder)
     url, rest = " ".join(word for word, _ in words[:parts]), words[parts:]
     times = []
-    while len(rest) > 1 and re.match(r"-?\d", rest[-1][0]) and not rest[-1][1]:
+    while len(rest) > 1 and _is_time_like(*rest[-1]):
         times.insert(0, rest.pop()[0])
     if not rest or len(times) > 2:
         raise UserError(f"{len(words)} words")
@@ -93,15 +95,31 @@ def _line(words, folder):
 
 def _words_of_url(words, folder):
     """How many words the url has: those up to a file's name beside the list, or up to what ends like a video."""
-    if words[0][1] or len(words) < 3:
-        return 1
-    for count in range(len(words) - 1, 1, -1):
-        if (folder / " ".join(word for word, _ in words[:count])).is_file():
+    plain = [word for word, _ in itertools.takewhile(lambda word: not word[1], words)]
+    most = min(len(plain), len(words) - 1)  # a name must remain
+    for count in range(most, 1, -1):
+        if os.path.isfile(folder / " ".join(plain[:count])):  # Path.is_file raises where a name is too long
             return count
-    if (folder / words[0][0]).is_file():
+    if most < 2 or _is_whole(plain[0]) or os.path.isfile(folder / plain[0]):
         return 1
-    ends = (i for i, (word, _) in enumerate(words[:-1], 1) if word.lower().endswith(VIDEO_SUFFIXES))
+    followed = zip(plain[:most], words[1:], strict=False)
+    ends = (i for i, (word, after) in enumerate(followed, 1) if _ends_a_url(word) and not _is_time_like(*after))
     return next(ends, 1)
+
+
+def _is_whole(word):
+    """Whether a first word is a url and not the begin of one with spaces: it ends like a video, or it has a query."""
+    return _ends_a_url(word) or ("://" in word and "?" in word)
+
+
+def _ends_a_url(word):
+    """Whether a word ends like a video, as it is or without its query."""
+    return any(text.lower().endswith(VIDEO_SUFFIXES) for text in (word, re.split(r"[?#]", word)[0]))
+
+
+def _is_time_like(word, quoted):
+    """Whether a word is a time, or what somebody wrote for one: 1:3x, 1,5 and 90s are, 4K and 2nd are not."""
+    return not quoted and re.fullmatch(r"-?\d\S*:\S*|-?\d(?:[\d.,hms]|min|sec)*", word) is not None
 
 
 def safe_name(text):

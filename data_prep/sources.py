@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data_prep.download_videos import download
 from data_prep.lists import distinct, read_list, safe_name, text_of
+from data_prep.video import is_animated_webp
 from mtld_core.data.folder import VIDEO_SUFFIXES
 from mtld_core.runtime import UserError, seed_of
 
@@ -30,9 +31,10 @@ def find_jobs(source, root, settings, progress):
     """
     path = SAMPLE if source == "sample" else Path(os.path.expanduser(source))
     if os.path.isdir(path):
-        paths = sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith("."))
+        paths = sorted(p for p in path.iterdir() if _is_video(p) and not p.name.startswith("."))
         if not paths:
-            raise UserError(f"{path}: no video in this folder (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
+            looked_for = ", ".join(sorted(VIDEO_SUFFIXES))
+            raise UserError(f"{path}: no video in this folder (looked for {looked_for} and animated .webp)")
     elif not os.path.isfile(path):
         raise UserError(
             f"source={str(source)!r}: no such file or folder (looked in {Path.cwd()}); wanted is a video, a folder, "
@@ -51,6 +53,16 @@ def find_jobs(source, root, settings, progress):
         found, failed = [(p.stem, p, str(p.resolve()), settings) for p in paths], []
     names = distinct([safe_name(name) for name, *_ in found])
     return [Job(name, *rest) for name, (_, *rest) in zip(names, found, strict=True) if rest[0]], failed
+
+
+def _is_video(path):
+    """Whether a file in a folder is to be extracted: by its name, and of a WebP, which may be one picture, by what it says."""
+    if path.suffix.lower() != ".webp":
+        return path.suffix.lower() in VIDEO_SUFFIXES
+    try:
+        return is_animated_webp(path)
+    except OSError:  # named when it is opened again
+        return True
 
 
 def _is_list(path):

@@ -144,7 +144,7 @@ class Video:
         if self.start:
             self._first = next((time for time, _, _ in frames), None)
             frames = self._decode(self._first + self.start) if self._first is not None else frames
-        time = 0
+        time = None
         for time, length, frame in frames:
             self._first = time if self._first is None else self._first
             time -= self._first
@@ -153,7 +153,7 @@ class Video:
                 return
             if time >= self.start:
                 yield time, length, frame
-        if not self.good:
+        if time is None:
             raise UserError(f"damaged: it claims {self.claimed} frames and none can be decoded")
         if self.start > time:
             raise UserError(f"start {float(self.start):g} s lies beyond the last frame, at {float(time):.2f} s")
@@ -166,10 +166,11 @@ class Video:
         if self.good < ENOUGH * (self.good + lost):
             raise UserError(f"{self._damage}; get the file again, or take its good part with start and duration")
 
-    def _decode(self, wanted=None):
+    def _decode(self, wanted=None, jump=True):
         """(time, length, frame) of every good frame, in the file's own seconds; counts `good`, `bad` and `unseen` ones.
 
-        wanted: jump to the keyframe before this time. "unseen" are those that are claimed and healthy, but nothing to show.
+        wanted: only frames from this time on count; those since the keyframe before it, or without `jump` all of them,
+        come, too. "unseen" are those that are claimed and healthy, but nothing to show.
         """
         self.good = self.bad = self.unseen = 0
         self._back = []
@@ -184,28 +185,38 @@ class Video:
             self.claimed, aspect = stream.frames, stream.sample_aspect_ratio
             if aspect and abs(aspect - 1) > 0.01:  # nearer to 1 it is a rounding artefact
                 self.pixel_aspect = aspect
-            self.usual = usual = 1 / Fraction(stream.average_rate or stream.guessed_rate or 25)
-            if wanted is not None:
+            self.usual = 1 / Fraction(stream.average_rate or stream.guessed_rate or 25)
+            jump = jump and wanted is not None and not _clock_begins_again(self.path)
+            if jump:
                 with contextlib.suppress(av.FFmpegError):  # not every container can jump
                     container.seek(int(wanted / stream.time_base), stream=stream)
-            time, shift = None, 0
-            for frame in self._frames(container, stream):
-                self.colours = stream.codec_context.color_primaries, stream.codec_context.color_trc
-                before, time = time, None if frame.pts is None else frame.pts * Fraction(frame.time_base) + shift
-                if before is not None and time is not None and time < before - JUMP:  # a clock that began again
-                    self._back.append((before + usual, before + usual - time))
-                    shift += before + usual - time
-                    time = before + usual
-                if time is None or (before is not None and time <= before):  # no time, or one that runs backwards
-                    time = Fraction(0) if before is None else before + usual
-                if wanted is not None and before is None and time > wanted:  # the jump went too far: from the front
-                    yield from self._decode()
-                    return
-                yield time, (frame.duration or 0) * Fraction(frame.time_base) or usual, frame
+            timed = self._timed(container, stream, wanted, jump)
+            yield from _until_next(timed, stream) if "mp4" in container.format.name.split(",") else timed
+
+    def _timed(self, container, stream, wanted, jumped):
+        """(time, length, frame) as the file says it, but with times that only grow."""
+        usual, time, shift = self.usual, None, 0
+        for frame in self._frames(container, stream):
+            self.colours = stream.codec_context.color_primaries, stream.codec_context.color_trc
+            before, time = time, None if frame.pts is None else frame.pts * Fraction(frame.time_base) + shift
+            if before is not None and time is not None and time < before - JUMP:  # a clock that began again
+                self._back.append((before + usual, before + usual - time))
+                shift += before + usual - time
+                time = before + usual
+            if time is None or (before is not None and time <= before):  # no time, or one that runs backwards
+                time = Fraction(0) if before is None else before + usual
+            if jumped and before is None and time > wanted:  # too far: from the front
+                yield from self._decode(wanted, jump=False)
+                return
+            if wanted is not None and time < wanted:
+                self.good = self.bad = 0
+            yield time, (frame.duration or 0) * Fraction(frame.time_base) or usual, frame
+        if jumped and time is None:  # too far, too
+            yield from self._decode(wanted, jump=False)
 
     def _frames(self, container, stream):
         """The good frames of a stream."""
-        packets = hidden = empty = reached = interlaced = 0
+        packets = hidden = empty = reached = interlaced = silent = 0
         for packet in container.demux(stream):
             if packet.dts is not None:
                 reached = packet.dts + 1
@@ -222,15 +233,17 @@ class Video:
             for frame in frames:
                 self.good += not frame.is_corrupt
                 self.bad += frame.is_corrupt
-                interlaced |= frame.interlaced_frame
+                interlaced += frame.interlaced_frame
                 if not frame.is_corrupt:
                     yield frame
         if packets == 1 and container.streams.audio and stream.codec.name in STILLS:  # Matroska marks no covers
             raise UserError(NO_FILM)
         if container.format.name == "avi":  # it claims its ticks; those without a new picture are never handed out
             empty = (self.claimed if _is_whole_riff(self.path) else reached) - packets
-        # MPEG-4 stores "the same again" as packets that decode to nothing, and a packet may be one field of two.
-        silent = packets - hidden - self.good - self.bad if stream.codec.name == "mpeg4" or interlaced else 0
+        if stream.codec.name == "mpeg4":  # it stores "the same again" as packets that decode to nothing
+            silent = packets - hidden - self.good - self.bad
+        elif stream.codec.name == "h264":  # a packet may be one field, and an interlaced frame has two
+            silent = min(packets - hidden - self.good - self.bad, interlaced)
         # A clip that was cut without encoding it anew has hidden frames, which are in the file but not to be shown.
         self.unseen = hidden + empty + silent
 
@@ -248,6 +261,25 @@ class Video:
                     time += length
         except (OSError, EOFError, SyntaxError, ValueError) as error:
             raise UserError(f"not a readable WebP picture ({error})") from None
+
+
+def _until_next(timed, stream):
+    """(time, length, frame) with lengths that reach to the next frame: MP4 and MOV have them in decoding order.
+
+    A longer wait than STILL is no still, and the length stays as it is.
+    """
+    held = None
+    for following in timed:
+        if held:
+            time, length, frame = held
+            wait = following[0] - time
+            yield time, wait if wait <= STILL else length, frame
+        held = following
+    if held:
+        time, length, frame = held
+        if stream.codec_context.has_b_frames:  # then the last frame's own length is another one's
+            length = min(length, 1 / Fraction(stream.guessed_rate or stream.average_rate or 25))
+        yield time, length, frame
 
 
 def _flushed(graph, waiting):
@@ -269,6 +301,23 @@ def _is_webp(path):
     with open(path, "rb") as file:
         head = file.read(12)
     return head[:4] == b"RIFF" and head[8:] == b"WEBP"
+
+
+def is_animated_webp(path):
+    """Whether a file says that it is a WebP animation. Raises OSError where it cannot be read."""
+    with open(path, "rb") as file:
+        head = file.read(21)
+    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) == 21 and head[20] & 2 > 0
+
+
+def _clock_begins_again(path):
+    """Whether the times of a stream that was made to be joined (MPEG-TS, MPEG-PS) start over: then no jump finds its place."""
+    with open_video(path) as container:
+        if container.format.name not in ("mpegts", "mpeg"):
+            return False
+        stream = picture_stream(container)
+        times = (packet.dts * stream.time_base for packet in container.demux(stream) if packet.dts is not None)
+        return any(after < before - JUMP for before, after in itertools.pairwise(times))
 
 
 def _is_whole_riff(path):

@@ -237,6 +237,17 @@ def test_a_list_in_another_encoding_is_named(tmp_path):
         ("http://h/a.mp4 b.mp4", ("http://h/a.mp4", "b.mp4", None, None)),
         ('http://h/a.mp4 "# 1" # one', ("http://h/a.mp4", "# 1", None, None)),
         ("http://h/a.mp4 2001", ("http://h/a.mp4", "2001", None, None)),
+        ("http://h/watch?v=1 interview.mp4 1:30", ("http://h/watch?v=1", "interview.mp4", 90, None)),
+        ("http://h/v.mp4?token=x v.mp4 1:30", ("http://h/v.mp4?token=x", "v.mp4", 90, None)),
+        ("http://h/get.php?id=5 clip.mp4 0:10 0:20", ("http://h/get.php?id=5", "clip.mp4", 10, 20)),
+        ("http://h/get.php?id=5 clip.mp4 the end", ("http://h/get.php?id=5", "clip.mp4 the end", None, None)),
+        ("http://h/page clip.mp4 1:30 5", ("http://h/page", "clip.mp4", 90, 5)),
+        ("http://h/my clip.mp4?token=x first 5", ("http://h/my clip.mp4?token=x", "first", 5, None)),
+        ('http://h/page "a clip.mp4" the end', ("http://h/page", "a clip.mp4 the end", None, None)),
+        ("plain.mp4 clip.mp4 0:05", ("plain.mp4", "clip.mp4", 5, None)),
+        ("a.mp4 trailer 4K", ("a.mp4", "trailer 4K", None, None)),
+        ("a.mp4 trailer 2nd 0:05", ("a.mp4", "trailer 2nd", 5, None)),
+        ("a.mp4 cut 2024-05-01", ("a.mp4", "cut 2024-05-01", None, None)),
     ],
 )
 def test_spaces_in_a_list(tmp_path, line, wanted):
@@ -244,6 +255,21 @@ def test_spaces_in_a_list(tmp_path, line, wanted):
         (tmp_path / name).touch()
     (tmp_path / "list.txt").write_text(line)
     assert read_list(tmp_path / "list.txt") == [Line(*wanted)]
+
+
+@pytest.mark.parametrize("time", ["1:3x", "1,5", "90s", "1m30s", "-5", "1:2:3:4"])
+def test_mistyped_times_are_named(tmp_path, time):
+    (tmp_path / "list.txt").write_text(f"a.mp4 a\na.mp4 a {time}\n")
+    with pytest.raises(UserError, match=rf"line 2 \('{time}' is not a time"):
+        read_list(tmp_path / "list.txt")
+
+
+def test_a_line_of_prose_is_named_and_the_others_go_on(clip, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(clip)
+    prose = "and so it went on, " * 40
+    (tmp_path / "list.txt").write_text(f"{prose}\na.mp4 a\n")
+    extraction = extract(tmp_path / "list.txt", tmp_path / "root", progress=False)
+    assert [row.arc for row in extraction.rows] == ["a"] and [source for source, _ in extraction.failed] == ["and"]
 
 
 def test_the_old_file_stays_when_the_new_one_breaks(server, tmp_path):

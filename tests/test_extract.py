@@ -199,6 +199,31 @@ def test_a_clock_that_begins_again_goes_on(tmp_path, fps, frames):
     assert numbers(tmp_path / "root" / "v") == 2 * list(range(0, 10, 2 if fps else 1))
 
 
+@pytest.mark.parametrize("start", [0.6, 1.4, 2, 3])
+@pytest.mark.parametrize("suffix", ["ts", "mpg"])
+def test_a_start_in_a_file_whose_clock_begins_again(tmp_path, suffix, start):
+    codec = "libx264" if suffix == "ts" else "mpeg1video"
+    part = write_ticks(tmp_path / f"part.{suffix}", range(35), codec, rate=25, options={"g": "5"})
+    path = tmp_path / f"v.{suffix}"
+    path.write_bytes(3 * part.read_bytes())
+    extract(path, tmp_path / "whole", progress=False)
+    extract(path, tmp_path / "root", start=start, duration=0.4, progress=False)
+    whole, first = numbers(tmp_path / "whole" / "v"), int(25 * start + 0.5)
+    assert len(whole) == 105 and whole[70:100] == list(range(30))
+    assert numbers(tmp_path / "root" / "v") == whole[first : first + 10]
+    with pytest.raises(UserError, match="start 9 s lies beyond the last frame"):
+        extract(path, tmp_path / "beyond", start=9, progress=False)
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mkv", "mp4"])
+def test_a_start_at_the_last_frame(tmp_path, suffix):
+    path = write_ticks(tmp_path / f"v.{suffix}", range(20), options={"bf": "2"})
+    extract(path, tmp_path / "root", start=1.9, progress=False)
+    assert numbers(tmp_path / "root" / "v") == [19]
+    with pytest.raises(UserError, match=r"start 5 s lies beyond the last frame, at 1\.90 s"):
+        extract(path, tmp_path / "beyond", start=5, progress=False)
+
+
 def test_one_wild_time_costs_no_frame(tmp_path):
     path = write_ticks(tmp_path / "v.mkv", [0, 1, 2, 3, 4, 50000, 50001])
     row = extract(path, tmp_path / "root", fps=10, progress=False).rows[0]
@@ -209,6 +234,24 @@ def test_pictures_that_stand_for_seconds_are_no_jump(tmp_path):
     path = write_ticks(tmp_path / "slides.mp4", [0, 30, 60, 90], rate=10)
     row = extract(path, tmp_path / "root", fps=5, progress=False).rows[0]
     assert numbers(tmp_path / "root" / "slides")[:45] == [i // 15 for i in range(45)] and row.note == ""
+
+
+STILLS_AND_MOTION = [0, 33, 66, 100, 3100, 3133, 3166, 3200, 6200, 6233, 6266, 9000]
+
+
+@pytest.mark.parametrize("reordered", ["0", "3"])
+@pytest.mark.parametrize("suffix", ["mp4", "mov"])
+def test_stills_between_motion_keep_their_time(tmp_path, suffix, reordered):
+    """MP4 stores how long samples last in the order of decoding, which with B-frames is not that of showing."""
+    times, options = STILLS_AND_MOTION, {"bf": reordered, "g": "250"}
+    path = write_ticks(tmp_path / f"v.{suffix}", times, rate=1000, options=options)
+    row = extract(path, tmp_path / "root", fps=10, progress=False).rows[0]
+    shown = [max(i for i, time in enumerate(times) if time <= 100 * tick) for tick in range(91)]
+    assert (numbers(tmp_path / "root" / "v"), row.note) == (shown, "")
+    extract(path, tmp_path / "front", fps=10, duration=2, progress=False)
+    assert numbers(tmp_path / "front" / "v") == shown[:20]
+    extract(path, tmp_path / "middle", fps=10, start=3.1, duration=2, progress=False)
+    assert numbers(tmp_path / "middle" / "v") == shown[31:51]
 
 
 # ---- ticks without a picture
@@ -295,6 +338,24 @@ def test_interlaced_film_is_deinterlaced(tmp_path, codec):
     assert part.frames == 3
 
 
+def test_interlaced_film_with_lost_packets_is_damaged(tmp_path):
+    options = {"flags": "+ildct+ilme", "bf": "0"}
+    with (
+        av.open(str(write_ticks(tmp_path / "all.mkv", range(24), "mpeg2video", rate=25, options=options))) as whole,
+        av.open(str(tmp_path / "tv.mp4"), "w") as container,
+    ):
+        stream = container.add_stream_from_template(whole.streams.video[0])
+        for i, packet in enumerate(p for p in whole.demux() if p.size):
+            if i % 3 == 1:
+                lost = av.Packet(bytes(packet.size))
+                lost.pts, lost.dts, lost.time_base = packet.pts, packet.dts, packet.time_base
+                packet = lost
+            packet.stream = stream
+            container.mux(packet)
+    with pytest.raises(UserError, match=r"damaged: 16 of 24 frames can be decoded"):
+        extract(tmp_path / "tv.mp4", tmp_path / "root", progress=False)
+
+
 # ---- what they look like
 
 
@@ -360,6 +421,17 @@ def test_other_settings_replace_the_arc(clip, tmp_path, change):
     record = json.loads((tmp_path / "clip" / ".arc.json").read_text())
     assert record["made_from"]["settings"][next(iter(change))] == next(iter(change.values()))
     assert len(pictures(tmp_path / "clip")) == record["frames"]
+
+
+def test_an_arc_of_an_older_version_is_done_anew(clip, tmp_path):
+    extract(clip, tmp_path, progress=False)
+    record = json.loads((tmp_path / "clip" / ".arc.json").read_text())
+    del record["made_from"]["frames_version"]
+    (tmp_path / "clip" / ".arc.json").write_text(json.dumps(record))
+    (tmp_path / "clip" / "frame_0003.png").write_bytes((tmp_path / "clip" / "frame_0000.png").read_bytes())
+    assert extract(clip, tmp_path, progress=False).rows[0].status == "done"
+    assert numbers(tmp_path / "clip") == list(range(20))
+    assert extract(clip, tmp_path, progress=False).rows[0].status == "kept"
 
 
 def test_a_changed_video_or_a_lost_frame_is_done_anew(tmp_path):
@@ -590,6 +662,17 @@ def test_an_animated_webp(tmp_path):
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(UserError, match="not a readable WebP"):
         extract(path, tmp_path / "cut", progress=False)
+
+
+def test_a_folder_of_animated_webps(tmp_path):
+    frames = [Image.new("RGB", (64, 48), (40 * i, 0, 90)) for i in range(4)]
+    (tmp_path / "in").mkdir()
+    frames[0].save(tmp_path / "in" / "still.webp", lossless=True)
+    with pytest.raises(UserError, match=r"no video in this folder .* animated \.webp"):
+        extract(tmp_path / "in", tmp_path / "root", progress=False)
+    frames[0].save(tmp_path / "in" / "a.webp", save_all=True, append_images=frames[1:], duration=100)
+    rows = extract(tmp_path / "in", tmp_path / "root", progress=False).rows
+    assert [(row.arc, row.frames) for row in rows] == [("a", 4)]
 
 
 def test_two_workers_give_the_same_bytes_as_one(clip, tmp_path):
