@@ -194,7 +194,7 @@ class Video:
             yield from _until_next(timed, stream) if "mp4" in container.format.name.split(",") else timed
 
     def _timed(self, container, stream, wanted, jumped):
-        """(time, length, frame) as the file says it, but with times that only grow."""
+        """(time, length, frame) as the file has them, but with times that only grow; those before `wanted` do not count."""
         usual, time, shift = self.usual, None, 0
         for frame in self._frames(container, stream):
             self.colours = stream.codec_context.color_primaries, stream.codec_context.color_trc
@@ -205,13 +205,13 @@ class Video:
                 time = before + usual
             if time is None or (before is not None and time <= before):  # no time, or one that runs backwards
                 time = Fraction(0) if before is None else before + usual
-            if jumped and before is None and time > wanted:  # too far: from the front
+            if jumped and before is None and time > wanted:  # the jump went too far: from the front
                 yield from self._decode(wanted, jump=False)
                 return
             if wanted is not None and time < wanted:
                 self.good = self.bad = 0
             yield time, (frame.duration or 0) * Fraction(frame.time_base) or usual, frame
-        if jumped and time is None:  # too far, too
+        if jumped and time is None:  # it went beyond the last frame
             yield from self._decode(wanted, jump=False)
 
     def _frames(self, container, stream):
@@ -311,7 +311,7 @@ def is_animated_webp(path):
 
 
 def _clock_begins_again(path):
-    """Whether the times of a stream that was made to be joined (MPEG-TS, MPEG-PS) start over: then no jump finds its place."""
+    """Whether the times in a file of a kind that can be joined (MPEG-TS, MPEG-PS) start over: then no jump finds its place."""
     with open_video(path) as container:
         if container.format.name not in ("mpegts", "mpeg"):
             return False
