@@ -15,6 +15,14 @@ def private_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("MTLD_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+def shown(frame):
+    """uint8 `[H, W, 3]` of a decoded `av.VideoFrame`. Its colours are told, for PyAV 15 takes untold ones for BT.601."""
+    from av.video.reformatter import Colorspace
+
+    told = {"src_colorspace": int(frame.colorspace), "src_color_range": int(frame.color_range)}
+    return frame.reformat(format="rgb24", dst_colorspace=Colorspace.DEFAULT, **told).to_ndarray()
+
+
 def moving_square(count, height=16, width=16, seed=0):
     """uint8 `[count, height, width, 3]`: a bright square that moves over a gradient, one pixel a frame, without a jump."""
     rng = np.random.default_rng(seed)

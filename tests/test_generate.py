@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import write_arcs
+from conftest import shown, write_arcs
 from PIL import Image
 from rolling import Toy, ToyConfig, open_toy, picture, write_rolling_arcs
 from steered import QUICK, steered_run, write_recording
@@ -65,7 +65,7 @@ def test_from_the_dataset_with_its_truth(opened, tmp_path):
     assert 10 < result["baseline_copy_psnr"] < 40
     assert {"comparison.mp4", "strip.png"} <= set(result["files"])
     with av.open(str(tmp_path / "out/comparison.mp4")) as video:
-        pairs = [f.to_ndarray(format="rgb24") for f in video.decode(video=0)]
+        pairs = [shown(f) for f in video.decode(video=0)]
     assert len(pairs) == 17 and pairs[0].shape == (16, 50, 3)
     truth = media.read_image(tmp_path / "data/moves/frame_0023.png")
     for half in (pairs[10][:, :24], pairs[10][:, 26:]):

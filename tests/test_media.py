@@ -3,6 +3,7 @@
 import av
 import numpy as np
 import pytest
+from conftest import shown
 from PIL import Image
 
 from mtld_core import media
@@ -105,7 +106,7 @@ def test_a_large_jpeg_is_reduced_and_a_large_png_refused(tmp_path, monkeypatch):
 def read_video(path):
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        return stream, stream.codec_context, [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+        return stream, stream.codec_context, [shown(f) for f in container.decode(video=0)]
 
 
 @pytest.mark.parametrize("height, width, fps", [(48, 64, 12), (45, 63, 23.976), (32, 32, 1)])

@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from conftest import shown
 from PIL import Image
 from rolling import Toy, ToyConfig
 from steered import ABOUT, Steered, steered_run, write_recording
@@ -131,7 +132,7 @@ def test_a_play_is_saved(begin, tmp_path):
         play.act(action)
     mp4, gif = play.save(tmp_path / "deep/play", fps=10)
     with av.open(str(mp4)) as video:
-        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+        frames = [shown(frame) for frame in video.decode(video=0)]
     with Image.open(gif) as image:
         assert image.n_frames == 4
     assert (

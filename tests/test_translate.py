@@ -13,6 +13,7 @@ import jupytext
 import numpy as np
 import pytest
 import torch
+from conftest import shown
 from PIL import Image
 from torch import nn
 
@@ -202,7 +203,7 @@ def written(result):
 
 def pictures_of(path):
     with av.open(str(path)) as video:
-        return [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+        return [shown(frame) for frame in video.decode(video=0)]
 
 
 @pytest.mark.parametrize(("direction", "domain", "way"), [("x_to_y", "X", 1), ("y_to_x", "Y", -1)])
