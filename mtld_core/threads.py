@@ -15,14 +15,16 @@ CHANGED = 1.3  # times slower or faster than when it was tried last: the machine
 COST = 0.02  # share of the time that trying may cost
 REST = 5.0, 60.0  # seconds between two rounds of trials, at least and at most
 LOOK = 0.1  # seconds for which a session first looks at what others use
+IDLE = 0.5  # of a core that has to be idle for each thread more that is tried
 
 
 class Threads:
     """While it is entered, torch's operations on this thread use `count` threads; then as many as before.
 
     setting: a number; or "auto", which begins with the cores that are free and then tries the next smaller and the next
-    larger count now and then, never more than torch had before (OMP_NUM_THREADS, or the machine's cores). On a GPU "auto"
-    leaves torch's own count. Under another count sums differ in their last bits. say: told when the count changes. trials:
+    larger count now and then, the larger one where cores are idle: for their first seconds new threads are served before
+    programs that have run for long, and look fast. Never more than torch had before (OMP_NUM_THREADS, or the cores). On a
+    GPU "auto" leaves torch's own count. Under another count sums differ in their last bits. say: told when the count changes. trials:
     False where another count would cost much by itself (compiled code is compiled anew): "auto" stays as it begins.
     """
 
@@ -44,7 +46,8 @@ class Threads:
 
     def __enter__(self):
         if self.auto:
-            self.count = max(count for count in self.counts if count <= _free_cores(self.before))
+            free = max(1, round(_idle_cores(LOOK)))
+            self.count = max(count for count in self.counts if count <= free)
         torch.set_num_threads(self.count)
         return self
 
@@ -86,8 +89,12 @@ class Threads:
     def _begin_round(self, taken):
         self.pace = taken
         place = self.counts.index(self.count)
-        self.waiting = [*self.counts[max(0, place - 1) : place], *self.counts[place + 1 : place + 2]]
+        self.waiting = [*self.counts[max(0, place - 1) : place], *self._next_larger()]
         self._try_next()
+
+    def _next_larger(self):
+        place, idle = self.counts.index(self.count), _idle_cores()
+        return [count for count in self.counts[place + 1 : place + 2] if idle >= IDLE * (count - self.count)]
 
     def _try_next(self):
         self.block.clear()
@@ -114,7 +121,7 @@ class Threads:
         threads = "1 thread" if self.count == 1 else f"{self.count} threads"
         self.say(f"a step uses {threads} from now on: {1000 * taken / BLOCK:.0f} ms instead of {1000 * before / BLOCK:.0f}")
         place = self.counts.index(self.count)
-        self.waiting = self.counts[max(0, place - 1) : place] if fewer else self.counts[place + 1 : place + 2]
+        self.waiting = self.counts[max(0, place - 1) : place] if fewer else self._next_larger()
         self._try_next()
 
 
@@ -126,9 +133,9 @@ def _ladder(most):
     return [*doubled, most] if most > 1 else doubled
 
 
-def _free_cores(most):
-    """How many of `most` cores other programs leave free just now, at least 1."""
+def _idle_cores(look=None):
+    """How many cores nobody uses, or only programs that give way to others, for `look` seconds or since this was asked last."""
     import psutil
 
-    used = psutil.cpu_percent(LOOK) / 100
-    return max(1, round(most * (1 - used)))
+    times = psutil.cpu_times_percent(look)
+    return psutil.cpu_count() * (times.idle + getattr(times, "nice", 0.0)) / 100

@@ -1,5 +1,7 @@
 """How many threads a step uses: trials on a machine whose speed the test decides."""
 
+import types
+
 import pytest
 import torch
 
@@ -20,8 +22,13 @@ def own_count():
 
 
 def begin(monkeypatch, free=2, cores=2, setting="auto", device="cpu", trials=True):
+    """free: cores that are idle when the session begins, and then, less those that the steps use."""
     torch.set_num_threads(cores)
-    monkeypatch.setattr(threads_module, "_free_cores", lambda most: min(free, most))
+
+    def idle(look=None):
+        return free if look else max(0, cores - torch.get_num_threads())
+
+    monkeypatch.setattr(threads_module, "_idle_cores", idle)
     said = []
     return Threads(setting, torch.device(device), said.append, trials), said
 
@@ -136,9 +143,22 @@ def test_a_setting_that_is_no_count_is_refused(setting):
         TrainConfig(threads=setting)
 
 
-def test_cores_that_others_use_are_not_free(monkeypatch):
+def test_cores_that_others_use_are_not_idle_but_those_that_give_way_are(monkeypatch):
     import psutil
 
-    for used, free in ((0, 4), (50, 2), (100, 1)):
-        monkeypatch.setattr(psutil, "cpu_percent", lambda interval, used=used: used)
-        assert threads_module._free_cores(4) == free
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 4)
+    for idle, nice, cores in ((100.0, 0.0, 4), (50.0, 0.0, 2), (0.0, 0.0, 0), (0.0, 75.0, 3)):
+        times = types.SimpleNamespace(idle=idle, nice=nice)
+        monkeypatch.setattr(psutil, "cpu_times_percent", lambda interval, times=times: times)
+        assert threads_module._idle_cores() == cores
+
+
+def test_no_more_threads_are_tried_where_no_core_is_idle(monkeypatch):
+    """Beside two programs that never rest: two threads look fast for some seconds, which is no reason to take them."""
+    threads, said = begin(monkeypatch, free=1)
+    monkeypatch.setattr(threads_module, "_idle_cores", lambda look=None: 1 if look else 0)
+    with threads:
+        for _ in range(200):
+            assert torch.get_num_threads() == 1
+            threads.see(0.25)
+    assert not said

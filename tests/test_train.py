@@ -460,7 +460,7 @@ def test_steps_use_the_threads_that_are_asked_for_and_others_use_theirs_again(
         real(self, took, waited)
 
     monkeypatch.setattr(Training, "_read_time", read)
-    monkeypatch.setattr(threads, "_free_cores", lambda most: 1)
+    monkeypatch.setattr(threads, "_idle_cores", lambda look=None: 1)
     found = torch.get_num_threads()
     torch.set_num_threads(before)
     try:
@@ -472,7 +472,7 @@ def test_steps_use_the_threads_that_are_asked_for_and_others_use_theirs_again(
 
 
 def test_a_change_of_the_threads_is_said_and_reported(arcs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(threads, "_free_cores", lambda most: 1)
+    monkeypatch.setattr(threads, "_idle_cores", lambda look=None: 1)
 
     def see(self, seconds, real=threads.Threads.see):
         real(self, 0.07 if torch.get_num_threads() == 2 else 0.115)
