@@ -24,8 +24,9 @@ class Threads:
     setting: a number; or "auto", which begins with the cores that are free and then tries the next smaller and the next
     larger count now and then, the larger one where cores are idle: for their first seconds new threads are served before
     programs that have run for long, and look fast. Never more than torch had before (OMP_NUM_THREADS, or the cores). On a
-    GPU "auto" leaves torch's own count. Under another count sums differ in their last bits. say: told when the count changes. trials:
-    False where another count would cost much by itself (compiled code is compiled anew): "auto" stays as it begins.
+    GPU "auto" leaves torch's own count. Under another count sums differ in their last bits. say: told when the count
+    changes. trials: False where another count would cost much by itself (compiled code is compiled anew): "auto" stays as
+    it begins.
     """
 
     def __init__(self, setting="auto", device=torch.device("cpu"), say=print, trials=True):  # noqa: B008 (immutable)
