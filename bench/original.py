@@ -1,7 +1,9 @@
-"""The public MTLD script beside this project: your own copy of its `kaggle.py`, run unchanged, timed and judged as ours is.
+"""The public MTLD script beside this project: your own copy of its `kaggle.py`, run unchanged, timed and
+judged as ours is.
 
-python bench/original.py speed KAGGLE_PY DATASET                   its step and ours in turn, same widths and losses
-python bench/original.py quality KAGGLE_PY DATASET --minutes 60    what it has learned after so much processor time
+python bench/original.py speed KAGGLE_PY DATASET                   its step and ours in turn, same widths and
+losses python bench/original.py quality KAGGLE_PY DATASET --minutes 60    what it has learned after so much
+processor time
 """
 
 import argparse
@@ -36,14 +38,22 @@ class Enough(Exception):
 
 
 def load_original(path, dataset_root, size=SIZE):
-    """The script as a module, with its own settings but for the data's place and size and for loader processes (none)."""
+    """The script as a module, with its own settings but for the data's place and size and for loader
+    processes (none).
+    """
     spec = importlib.util.spec_from_file_location("public_original", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     folder = Path(tempfile.gettempdir()) / "public_original"
-    for name, value in {"DATASET_PATH": str(dataset_root), "IMG_SIZE": size, "NUM_WORKERS": 0, "EPOCHS": 10**6,
-                        "SAVE_EPOCH_INTERVAL": 10**6, "MODEL_SAVE_PATH": f"{folder}/models",
-                        "OUTPUT_SAVE_PATH": f"{folder}/outputs"}.items():  # fmt: skip
+    for name, value in {
+        "DATASET_PATH": str(dataset_root),
+        "IMG_SIZE": size,
+        "NUM_WORKERS": 0,
+        "EPOCHS": 10**6,
+        "SAVE_EPOCH_INTERVAL": 10**6,
+        "MODEL_SAVE_PATH": f"{folder}/models",
+        "OUTPUT_SAVE_PATH": f"{folder}/outputs",
+    }.items():
         setattr(module.Config, name, value)
     module.config = module.Config()
     module.lpips = types.SimpleNamespace(LPIPS=lambda net: packaged_lpips())
@@ -51,9 +61,15 @@ def load_original(path, dataset_root, size=SIZE):
 
 
 def packaged_lpips():
-    """The lpips package's own network on this machine's copy of the trunk; by itself it would download one."""
+    """The lpips package's own network on this machine's copy of the trunk; by itself it would download
+    one.
+    """
     network = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-    trunk = {name.removeprefix("features."): value for name, value in load_trunk().items() if name.startswith("features.")}
+    trunk = {
+        name.removeprefix("features."): value
+        for name, value in load_trunk().items()
+        if name.startswith("features.")
+    }
     layers = [layer for part in "12345" for layer in getattr(network.net, f"slice{part}")]
     for index, layer in enumerate(layers):
         if isinstance(layer, torch.nn.Conv2d):
@@ -126,7 +142,8 @@ def quality(path, dataset_root, minutes, every, out):
     run_original(load_original(path, dataset_root), after_step)
 
 
-OURS = {  # its widths and losses throughout (preset "original"); what changes is how many frames the losses see
+# its widths and losses throughout (preset "original"); what changes is how many frames the losses see
+OURS = {
     "LPIPS on all frames": {"lpips_frames": 1.0},
     "default lpips_frames": {"lpips_frames": MTLDConfig.lpips_frames},
     "default lpips_frames and decode_frames": {
@@ -138,7 +155,10 @@ OURS = {  # its widths and losses throughout (preset "original"); what changes i
 
 def speed(path, dataset_root, rounds):
     """Medians of seconds a step, the script's and ours in turn, in one process."""
-    ours = {name: Steps("original", {"height": SIZE, "width": SIZE} | change, dataset_root) for name, change in OURS.items()}
+    ours = {
+        name: Steps("original", {"height": SIZE, "width": SIZE} | change, dataset_root)
+        for name, change in OURS.items()
+    }
     seconds = {name: [] for name in ("the public script", *ours)}
     mark = time.perf_counter()
 
@@ -146,7 +166,9 @@ def speed(path, dataset_root, rounds):
         nonlocal mark
         seconds["the public script"].append(time.perf_counter() - mark)
         with warm_memory():
-            next(iter(ours.values()))()  # leaving it gave all memory back, which no real run does between two steps
+            next(
+                iter(ours.values())
+            )()  # leaving it gave all memory back, which no real run does between two steps
             for name, steps in ours.items():
                 seconds[name].append(steps())
         if len(seconds["the public script"]) > rounds:
@@ -156,11 +178,14 @@ def speed(path, dataset_root, rounds):
     run_original(load_original(path, dataset_root), after_step)
     theirs = statistics.median(seconds["the public script"][1:])  # the first step warms up
     print(
-        f"{torch.get_num_threads()} threads, fp32, {SIZE}x{SIZE}, T=16, batch 2; matrix product {gemm_rate('cpu'):.0f} GFLOP/s"
+        f"{torch.get_num_threads()} threads, fp32, {SIZE}x{SIZE}, T=16, batch 2; matrix product "
+        f"{gemm_rate('cpu'):.0f} GFLOP/s"
     )
     for name, values in seconds.items():
         least, median, most = min(values[1:]), statistics.median(values[1:]), max(values[1:])
-        print(f"| {name} | {median:.2f} s ({least:.2f} to {most:.2f}) | {theirs / median:.2f} times as fast |")
+        print(
+            f"| {name} | {median:.2f} s ({least:.2f} to {most:.2f}) | {theirs / median:.2f} times as fast |"
+        )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 python bench/pong.py OUT                         all of it, into OUT: an hour on two cores
 python bench/pong.py OUT --only tinydreams       one stage: tinydreams, tokenizer, latent_actions, dynamics
 python bench/pong.py OUT --vary output residual direct --train-steps 600 --seeds 0 1
-                                                 tinydreams with each value of one setting in turn, in equal steps
+                                                 tinydreams with each value of one setting in turn, in equal
+                                                 steps
 """
 
 import argparse
@@ -36,12 +37,16 @@ SHOWN = (1, 4, 16, 64)  # horizons
 
 
 def paddle_row(frames, least=200):
-    """Row of the centre of the player's (green) paddle: uint8 frames `[..., 64, 64, 3]` -> float `[...]`, nan where none is.
+    """Row of the centre of the player's (green) paddle: uint8 frames `[..., 64, 64, 3]` -> float `[...]`, nan
+    where none is.
 
-    least: of green, summed; a whole paddle has some 400, the empty field 0, so that a dream's faint one is found with less.
+    least: of green, summed; a whole paddle has some 400, the empty field 0, so that a dream's faint one is
+    found with less.
     """
     part = frames[..., FIELD, PADDLE, :].float()
-    green = (part[..., 1] - part[..., 0]).clamp(min=0).sum(-1)  # [..., rows]; nothing else there is greener than red
+    green = (
+        (part[..., 1] - part[..., 0]).clamp(min=0).sum(-1)
+    )  # [..., rows]; nothing else there is greener than red
     rows = torch.arange(FIELD.start, FIELD.stop, dtype=torch.float32)
     mass = green.sum(-1)
     return torch.where(mass > least, (green * rows).sum(-1) / mass, torch.nan)
@@ -54,7 +59,8 @@ def held_out(system, dataset):
 
 
 def obedience(system, dataset, arcs, tries=200):
-    """Share of tries in which the dream's paddle, held up or down for 4 frames from mid-field, goes where the real one goes.
+    """Share of tries in which the dream's paddle, held up or down for 4 frames from mid-field, goes where the
+    real one goes.
 
     The real game is put into the same state by the recorded actions, and tried from there.
     """
@@ -74,23 +80,31 @@ def obedience(system, dataset, arcs, tries=200):
     rows, actions, last, real = (evenly(torch.tensor(column), tries) for column in zip(*cases, strict=True))
     context = to_float(dataset.frames[rows[:, None] + torch.arange(1 - k, 1)])
     with torch.inference_mode():
-        frames = torch.cat(list(system.rollout(context, HELD, [actions] * HELD)), 1)[torch.arange(len(rows)), last]
+        frames = torch.cat(list(system.rollout(context, HELD, [actions] * HELD)), 1)[
+            torch.arange(len(rows)), last
+        ]
     dreamt = paddle_row(to_uint8(frames), least=60) - paddle_row(dataset.frames[rows])
     return (torch.sign(dreamt) == torch.sign(real)).float().mean().item(), len(rows)
 
 
 def motion(dataset, arcs):
-    """(rows, 0 up, 1 none or 2 down): how the player's paddle moves from each row to the next, where it is seen."""
+    """(rows, 0 up, 1 none or 2 down): how the player's paddle moves from each row to the next, where it is
+    seen.
+    """
     found = []
     for arc in arcs:
         moved = paddle_row(dataset.frames[arc.start : arc.stop]).diff()
         rows = torch.arange(arc.start, arc.stop - 1)[moved.isfinite()]
-        found.append((rows, (moved[moved.isfinite()] > 0.5).long() * 2 + (moved[moved.isfinite()].abs() <= 0.5).long()))
+        found.append(
+            (rows, (moved[moved.isfinite()] > 0.5).long() * 2 + (moved[moved.isfinite()].abs() <= 0.5).long())
+        )
     return tuple(map(torch.cat, zip(*found, strict=True)))
 
 
 def codes_at(system, dataset, arcs):
-    """int64 `[N]`: the latent action from each row of the arcs to the next, -1 elsewhere; whole arcs are encoded in pieces."""
+    """int64 `[N]`: the latent action from each row of the arcs to the next, -1 elsewhere; whole arcs are
+    encoded in pieces.
+    """
     codes, piece = torch.full((len(dataset.frames),), -1), 64
     with torch.inference_mode():
         for arc in arcs:
@@ -103,7 +117,9 @@ def codes_at(system, dataset, arcs):
 
 
 def motion_accuracy(system, dataset):
-    """Balanced accuracy of a linear map from latent action (one-hot) to the paddle's motion, fitted on the training part."""
+    """Balanced accuracy of a linear map from latent action (one-hot) to the paddle's motion, fitted on the
+    training part.
+    """
     judged = held_out(system, dataset)
     learned = [arc for arc in dataset.arcs if arc not in judged]
     tables = []
@@ -117,7 +133,9 @@ def motion_accuracy(system, dataset):
 
 
 def sheet(system, dataset, arcs, clips=4):
-    """A picture: what really came beside what was dreamt under the same actions, at horizons 1, 4, 16 and 64."""
+    """A picture: what really came beside what was dreamt under the same actions, at horizons 1, 4, 16 and
+    64.
+    """
     k, rows = system.needs().context, []
     places = evenly(torch.cat([dataset.arc_windows(arc, k + max(SHOWN)) for arc in arcs]), clips + 2)[1:-1]
     judge = Judge(dataset, places, system.needs(), max(SHOWN), dataset.frames[::50])
@@ -132,7 +150,9 @@ def run_stage(name, data, run_dir, overrides, **settings):
     began = time.process_time()
     report = train(name, "small", data, {"eval_every_steps": 0} | overrides, run_dir=str(run_dir), **settings)
     took = time.process_time() - began
-    print(f"{run_dir.name}: {report['train_seconds']:.0f} s of training, {took:.0f} s of processor time in all")
+    print(
+        f"{run_dir.name}: {report['train_seconds']:.0f} s of training, {took:.0f} s of processor time in all"
+    )
     print(json.dumps({k: v for k, v in report["metrics"].items() if isinstance(v, float)}, indent=1))
     if skills := report["metrics"].get("skill_db_by_horizon"):
         shown = [f"{h}: {skills[h - 1]:+.2f}" for h in (1, 2, 4, 8, 16, 32, 64) if h <= len(skills)]
@@ -140,20 +160,28 @@ def run_stage(name, data, run_dir, overrides, **settings):
         print(f"least skill to horizon 16: {min(skills[:16]):+.2f} dB")
     dataset, system = open_dataset(data), open_run(run_dir, device="cpu")
     if system.action_space == 6:
-        print("the paddle obeys in {:.1%} of {} tries".format(*obedience(system, dataset, held_out(system, dataset))))
+        print(
+            "the paddle obeys in {:.1%} of {} tries".format(
+                *obedience(system, dataset, held_out(system, dataset))
+            )
+        )
     sys.stdout.flush()
     return system, dataset
 
 
 def vary(out, data, setting, values, steps, seeds):
-    """TinyDreams with each of `values` (texts, read as JSON where they are that) of one setting, seed by seed."""
+    """TinyDreams with each of `values` (texts, read as JSON where they are that) of one setting, seed by
+    seed.
+    """
     for seed in seeds:
         for text in values:
             try:
                 value = json.loads(text)
             except ValueError:
                 value = text
-            run_stage("tinydreams", data, out / f"{setting}_{text}_{seed}", {setting: value}, steps=steps, seed=seed)
+            run_stage(
+                "tinydreams", data, out / f"{setting}_{text}_{seed}", {setting: value}, steps=steps, seed=seed
+            )
 
 
 def recorded(out, steps, seed):
@@ -173,17 +201,24 @@ def main(out, data, only, minutes):
         if not system.reconstructs:
             save_picture(out / f"{name}_sheet.png", sheet(system, dataset, held_out(system, dataset)))
         if name == "latent_actions":
-            print(f"latent action -> paddle motion: balanced accuracy {motion_accuracy(system, dataset):.1%} (chance 33 %)")
+            print(
+                f"latent action -> paddle motion: balanced accuracy {motion_accuracy(system, dataset):.1%} "
+                "(chance 33 %)"
+            )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", nargs="+", choices=STAGES, default=STAGES)
-    parser.add_argument("--minutes", type=float, default=0, help="a stage; 0: as many steps as the preset says")
+    parser.add_argument(
+        "--minutes", type=float, default=0, help="a stage; 0: as many steps as the preset says"
+    )
     parser.add_argument("--steps", type=int, default=16_000, help="to record")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--vary", nargs="+", metavar=("SETTING", "VALUE"), help="a setting of tinydreams and its values")
+    parser.add_argument(
+        "--vary", nargs="+", metavar=("SETTING", "VALUE"), help="a setting of tinydreams and its values"
+    )
     parser.add_argument("--train-steps", type=int, default=600, help="of each run that --vary makes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the runs that --vary makes")
     given = parser.parse_args()

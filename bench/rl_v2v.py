@@ -1,10 +1,12 @@
-"""Does a translator find the right translation, and does its RL half help? The table of docs/systems/rl_v2v.md.
+"""Does a translator find the right translation, and does its RL half help? The table of
+docs/systems/rl_v2v.md.
 
     python data_prep/make_domains.py domains
     python bench/rl_v2v.py domains runs/v2v [--seeds 0 1 2] [--rl 0 4] [--overrides '{"steps": 300}']
 
-Trains the preset "small" for every seed and every `rl_every` (0: the RL half is off), one after the other, and judges each
-against the known truth. Figures are medians over the seeds. A run that is there already is not trained again.
+Trains the preset "small" for every seed and every `rl_every` (0: the RL half is off), one after the other,
+and judges each against the known truth. Figures are medians over the seeds. A run that is there already is
+not trained again.
 """
 
 import argparse
@@ -36,7 +38,9 @@ def one(data, out, overrides):
     """Figures of one run, trained where it is not there yet."""
     done = out / "bench.json"
     if not done.exists():
-        cls, config, training = plan("rl_v2v", "small", overrides | {"run_dir": str(folder_of(out, "rl_v2v"))})
+        cls, config, training = plan(
+            "rl_v2v", "small", overrides | {"run_dir": str(folder_of(out, "rl_v2v"))}
+        )
         dataset = open_data(data, config)
         system = build(cls, config, dataset, training.seed)
         began = time.process_time()
@@ -46,19 +50,32 @@ def one(data, out, overrides):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Train translators with and without their RL half, and compare.")
+    parser = argparse.ArgumentParser(
+        description="Train translators with and without their RL half, and compare."
+    )
     parser.add_argument("data", help="two domains with their truth (data_prep/make_domains.py)")
     parser.add_argument("out", type=Path, help="where the runs go")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rl", type=int, nargs="+", default=[0, 4], help="values of rl_every; 0: without the RL half")
+    parser.add_argument(
+        "--rl", type=int, nargs="+", default=[0, 4], help="values of rl_every; 0: without the RL half"
+    )
     parser.add_argument("--overrides", type=json.loads, default={}, help="JSON object with other settings")
     given = parser.parse_args()
     columns = {}
     for rl in given.rl:
-        runs = [one(given.data, given.out / f"rl{rl}_seed{seed}", {"rl_every": rl, "seed": seed, **given.overrides})
-                for seed in given.seeds]  # fmt: skip
+        runs = [
+            one(
+                given.data,
+                given.out / f"rl{rl}_seed{seed}",
+                {"rl_every": rl, "seed": seed, **given.overrides},
+            )
+            for seed in given.seeds
+        ]
         columns[f"rl_every={rl}" if rl else "without RL"] = runs
-    print(f"\nmedian over seeds {given.seeds} (each of them)\n\n| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    print(
+        f"\nmedian over seeds {given.seeds} (each of them)\n\n| | {' | '.join(columns)} "
+        f"|\n|---|{'---|' * len(columns)}"
+    )
     for label, figure in ROWS.items():
         cells = []
         for runs in columns.values():

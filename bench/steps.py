@@ -1,4 +1,5 @@
-"""What a training step costs, beside its floor: the arithmetic of the step at this machine's rate for matrix products.
+"""What a training step costs, beside its floor: the arithmetic of the step at this machine's rate for matrix
+products.
 
 python bench/steps.py            presets of mtld, weight_rnn and rl_v2v on the bundled clip, 64x64
 """
@@ -67,7 +68,10 @@ def gemm_rate(device, size=1024):
 def table(cases, rounds):
     """Every case in turn, `rounds` times after one to warm up; a line each with medians."""
     rate = gemm_rate(pick_device())
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {pick_device()}; matrix product {rate:.0f} GFLOP/s")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {pick_device()}; matrix product "
+        f"{rate:.0f} GFLOP/s"
+    )
     print("| case | ms a step | GFLOP | at the matrix rate, ms | share of the floor |")
     print("|---|---|---|---|---|")
     ready = {name: Steps(*case) for name, case in cases.items()}

@@ -2,8 +2,9 @@
 
     python bench/threads.py [--rounds 3] [--seconds 6]
 
-Trains each system with every fixed number and with "auto" in turn, as many steps each time, beside 0, 1 and 2 programs that
-never rest; medians of all rounds, and "auto" over the best fixed number. A first look at the machine is part of its time.
+Trains each system with every fixed number and with "auto" in turn, as many steps each time, beside 0, 1 and 2
+programs that never rest; medians of all rounds, and "auto" over the best fixed number. A first look at the
+machine is part of its time.
 """
 
 import argparse

@@ -1,9 +1,11 @@
-"""The world model beside the public tinyworlds code (AlmondGod/tinyworlds, your own copy), in turn, at the same widths.
+"""The world model beside the public tinyworlds code (AlmondGod/tinyworlds, your own copy), in turn, at the
+same widths.
 
 python bench/tinyworlds.py TINYWORLDS_FOLDER
 
-64x64 frames, patch 8, width 128, 4 heads, MLPs of 512, 2 blocks, codes of 4 values in 5 channels, 8 latent actions. Training:
-batch 32 of T = 4, the whole step with clipping and AdamW. Generation: one stream, 10 decoding steps a frame.
+64x64 frames, patch 8, width 128, 4 heads, MLPs of 512, 2 blocks, codes of 4 values in 5 channels, 8 latent
+actions. Training: batch 32 of T = 4, the whole step with clipping and AdamW. Generation: one stream, 10
+decoding steps a frame.
 """
 
 import statistics
@@ -38,8 +40,14 @@ class Theirs:
         from models.latent_actions import LatentActionModel
         from models.video_tokenizer import VideoTokenizer
 
-        widths = {"frame_size": (SIZE, SIZE), "patch_size": 8, "embed_dim": 128, "num_heads": 4, "hidden_dim": 512,
-                  "num_blocks": 2}  # fmt: skip
+        widths = {
+            "frame_size": (SIZE, SIZE),
+            "patch_size": 8,
+            "embed_dim": 128,
+            "num_heads": 4,
+            "hidden_dim": 512,
+            "num_blocks": 2,
+        }
         self.tokenizer = VideoTokenizer(**widths, latent_dim=5, num_bins=4)
         self.actions = LatentActionModel(n_actions=8, **widths)
         self.dynamics = DynamicsModel(**widths, latent_dim=5, num_bins=4, conditioning_dim=3)
@@ -60,7 +68,10 @@ class Theirs:
     def dynamics_step(self, frames):
         with torch.no_grad():
             codes = self.tokenizer.tokenize(frames)
-            latents, actions = self.tokenizer.quantizer.get_latents_from_indices(codes), self.actions.encode(frames)
+            latents, actions = (
+                self.tokenizer.quantizer.get_latents_from_indices(codes),
+                self.actions.encode(frames),
+            )
         self._update(self.dynamics, self.dynamics(latents, True, actions, codes)[2])
 
     @torch.no_grad()
@@ -69,7 +80,9 @@ class Theirs:
         self.tokenizer.eval(), self.dynamics.eval()
         latents = self.tokenizer.quantizer.get_latents_from_indices(self.tokenizer.tokenize(context))
         actions = self.actions.quantizer.get_latents_from_indices(torch.randint(0, 8, (1, context.shape[1])))
-        latents = self.dynamics.forward_inference(latents, 1, STEPS, self.tokenizer.quantizer.get_latents_from_indices, actions)
+        latents = self.dynamics.forward_inference(
+            latents, 1, STEPS, self.tokenizer.quantizer.get_latents_from_indices, actions
+        )
         self.tokenizer.train(), self.dynamics.train()
         return self.tokenizer.detokenize(latents)[:, -1:]
 
@@ -83,12 +96,19 @@ class Ours:
         tokenizer = Tokenizer.Config(**common, **codes, sequence_length=max(2, context))
         actions = LatentActions.Config(**common, sequence_length=context + 1)
         config = Dynamics.Config(
-            **common, sequence_length=context + 1, latent_dim=codes["latent_dim"], decode_steps=STEPS, actions="latent",
-            tokenizer=to_dict(tokenizer), latent_actions=to_dict(actions), **dynamics,
-        )  # fmt: skip
+            **common,
+            sequence_length=context + 1,
+            latent_dim=codes["latent_dim"],
+            decode_steps=STEPS,
+            actions="latent",
+            tokenizer=to_dict(tokenizer),
+            latent_actions=to_dict(actions),
+            **dynamics,
+        )
         self.tokenizer, self.dynamics = Tokenizer(tokenizer), Dynamics(config)
         self.steppers = {
-            model: Stepper(model.optimizers(), torch.device("cpu"), clip_norm=1.0) for model in (self.tokenizer, self.dynamics)
+            model: Stepper(model.optimizers(), torch.device("cpu"), clip_norm=1.0)
+            for model in (self.tokenizer, self.dynamics)
         }
 
     def step(self, model, frames):
@@ -115,9 +135,11 @@ def seconds(call, *arguments):
 
 
 def in_turn(cases, rounds):
-    """Median seconds of each case, all of them in turn; in every turn a call to warm up, and three that count.
+    """Median seconds of each case, all of them in turn; in every turn a call to warm up, and three that
+    count.
 
-    cases: name -> (call, context to call it in): our training keeps freed memory warm (`runtime.warm_memory`), theirs does not.
+    cases: name -> (call, context to call it in): our training keeps freed memory warm
+    (`runtime.warm_memory`), theirs does not.
     """
     times = {name: [] for name in cases}
     for turn in range(rounds + 1):
@@ -146,8 +168,11 @@ def main(folder):
         }
         found = in_turn(cases, 3)
         for other in list(cases)[:2]:
-            print(f"training step, {name}: {other} {found[other]:.3f} s, ours {found['ours']:.3f} s: "
-                  f"{found[other] / found['ours']:.2f} times", flush=True)  # fmt: skip
+            print(
+                f"training step, {name}: {other} {found[other]:.3f} s, ours {found['ours']:.3f} s: "
+                f"{found[other] / found['ours']:.2f} times",
+                flush=True,
+            )
     for context in (4, 16):
         window = torch.rand(1, context, 3, SIZE, SIZE) * 2 - 1
         cases = {
@@ -156,12 +181,18 @@ def main(folder):
             "mse": (Ours(context, objective="mse").stream(window), nullcontext),
         }
         rates = {name: 1 / found for name, found in in_turn(cases, 7).items()}
-        print(f"frames/s, context {context}: theirs {rates['theirs']:.2f}, masked {rates['masked']:.1f} "
-              f"({rates['masked'] / rates['theirs']:.1f} times), mse {rates['mse']:.0f}", flush=True)  # fmt: skip
+        print(
+            f"frames/s, context {context}: theirs {rates['theirs']:.2f}, masked {rates['masked']:.1f} "
+            f"({rates['masked'] / rates['theirs']:.1f} times), mse {rates['mse']:.0f}",
+            flush=True,
+        )
     next_frame = Ours(16, objective="mse").stream(torch.rand(1, 16, 3, SIZE, SIZE) * 2 - 1)
     times = [seconds(next_frame) for _ in range(1000)]
     early, late = statistics.median(times[10:110]), statistics.median(times[-100:])
-    print(f"mse, context 16: {1000 * early:.2f} ms a frame around frame 60, {1000 * late:.2f} ms around frame 950")
+    print(
+        f"mse, context 16: {1000 * early:.2f} ms a frame around frame 60, {1000 * late:.2f} ms around frame "
+        "950"
+    )
 
 
 if __name__ == "__main__":

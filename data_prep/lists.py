@@ -24,7 +24,9 @@ class Line(NamedTuple):
 
 
 def seconds(value):
-    """Seconds as a float >= 0 from a number, "90.5", "1:30.5" or "1:01:30". Raises UserError for anything else."""
+    """Seconds as a float >= 0 from a number, "90.5", "1:30.5" or "1:01:30". Raises UserError for anything
+    else.
+    """
     match = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?)", str(value).strip())
     if not match:
         raise UserError(f"{value!r} is not a time: write seconds, m:ss or h:mm:ss")
@@ -33,7 +35,9 @@ def seconds(value):
 
 
 def read_list(path):
-    """The `Line`s of a list file; blank lines and # comments are passed over. Raises UserError naming each bad line."""
+    """The `Line`s of a list file; blank lines and # comments are passed over. Raises UserError naming each
+    bad line.
+    """
     path, lines, bad = Path(path), [], []
     try:
         text = text_of(path.read_bytes())
@@ -57,7 +61,9 @@ def read_list(path):
 
 
 def text_of(data):
-    """bytes as text: UTF-8, or UTF-16 as Windows writes it, with a byte order mark or without; None where it is no text."""
+    """bytes as text: UTF-8, or UTF-16 as Windows writes it, with a byte order mark or without; None where it
+    is no text.
+    """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         encoding = "utf-16"
     elif b"\0" not in data:
@@ -94,7 +100,9 @@ def _line(words, folder):
 
 
 def _words_of_url(words, folder):
-    """How many words the url has: those up to a file's name beside the list, or up to what ends like a video."""
+    """How many words the url has: those up to a file's name beside the list, or up to what ends like a
+    video.
+    """
     plain = [word for word, _ in itertools.takewhile(lambda word: not word[1], words)]
     most = min(len(plain), len(words) - 1)  # a name must remain
     for count in range(most, 1, -1):
@@ -103,12 +111,16 @@ def _words_of_url(words, folder):
     if most < 2 or _is_whole(plain[0]) or os.path.isfile(folder / plain[0]):
         return 1
     followed = zip(plain[:most], words[1:], strict=False)
-    ends = (i for i, (word, after) in enumerate(followed, 1) if _ends_a_url(word) and not _is_time_like(*after))
+    ends = (
+        i for i, (word, after) in enumerate(followed, 1) if _ends_a_url(word) and not _is_time_like(*after)
+    )
     return next(ends, 1)
 
 
 def _is_whole(word):
-    """Whether a first word is a url and not the begin of one with spaces: it ends like a video, or it has a query."""
+    """Whether a first word is a url and not the begin of one with spaces: it ends like a video, or it has a
+    query.
+    """
     return _ends_a_url(word) or ("://" in word and "?" in word)
 
 
@@ -123,13 +135,17 @@ def _is_time_like(word, quoted):
 
 
 def safe_name(text):
-    """A file or folder name out of `text`: letters, digits, dots, dashes, underscores; never hidden, empty or too long."""
+    """A file or folder name out of `text`: letters, digits, dots, dashes, underscores; never hidden, empty or
+    too long.
+    """
     text = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", text)).strip("._")
     return text[:80].encode()[:LONGEST].decode(errors="ignore") or "video"  # no half letter
 
 
 def distinct(names):
-    """The names in order; one that came before (in any case) gets _2, _3 ...: the same list gives the same names."""
+    """The names in order; one that came before (in any case) gets _2, _3 ...: the same list gives the same
+    names.
+    """
     taken, result = set(), []
     for name in names:
         candidate, number = name, 1

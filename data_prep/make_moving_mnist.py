@@ -1,15 +1,19 @@
-"""Moving MNIST (Srivastava, Mansimov and Salakhutdinov 2015): written digits that move, bounce and overlap, as HDF5 files.
+"""Moving MNIST (Srivastava, Mansimov and Salakhutdinov 2015): written digits that move, bounce and overlap,
+as HDF5 files.
 
     python data_prep/make_moving_mnist.py OUT [--sequences 10000 --digits 2 --length 20 --size 64 --seed 0]
-    python data_prep/make_moving_mnist.py OUT --source FOLDER_OR_TGZ                  without internet, see make_mnist.py
+    python data_prep/make_moving_mnist.py OUT --source FOLDER_OR_TGZ                  without internet, see
+    make_mnist.py
 
 OUT/train.h5        `--sequences` of the digits of MNIST's training part, made by `--seed`: what OUT opens as
-OUT/test/test.h5    the test set: 10,000 of the digits of MNIST's test part, whatever `--sequences` and `--seed` are
+OUT/test/test.h5    the test set: 10,000 of the digits of MNIST's test part, whatever `--sequences` and
+`--seed` are
 
-The protocol is that of the authors' published generator. A digit of 28x28 pixels lies anywhere in the picture with equal
-probability and moves in any direction with equal probability, by a tenth of the room that it has (size - 28) a frame: 3.6
-pixels at 64. Where a step would leave the picture it ends at the border, and that part of the velocity is reversed. Places are
-cut to whole pixels; where digits overlap, the brighter pixel is seen. Ten frames are given and ten predicted.
+The protocol is that of the authors' published generator. A digit of 28x28 pixels lies anywhere in the picture
+with equal probability and moves in any direction with equal probability, by a tenth of the room that it has
+(size - 28) a frame: 3.6 pixels at 64. Where a step would leave the picture it ends at the border, and that
+part of the velocity is reversed. Places are cut to whole pixels; where digits overlap, the brighter pixel is
+seen. Ten frames are given and ten predicted.
 """
 
 import argparse
@@ -43,18 +47,25 @@ def make(
     source=None,
     progress=True,
 ):
-    """Write `out`/train.h5 and `out`/test/test.h5; returns their paths. The same arguments give the same frames.
+    """Write `out`/train.h5 and `out`/test/test.h5; returns their paths. The same arguments give the same
+    frames.
 
-    sequences: of the training file; the first of them do not depend on how many there are. digits: in each sequence.
-    length: frames of a sequence. size: pixels of a side. seed: of the training file. test_sequences: so many, the first,
-    of the test set; 0 for no test file. source: a folder or archive with MNIST's files; None: torchvision downloads them.
+    sequences: of the training file; the first of them do not depend on how many there are. digits: in each
+    sequence. length: frames of a sequence. size: pixels of a side. seed: of the training file.
+    test_sequences: so many, the first, of the test set; 0 for no test file. source: a folder or archive with
+    MNIST's files; None: torchvision downloads them.
 
-    Each file has `frames` uint8 `[N, size, size, 3]` (grey), `episode` `[N]`, the sequence that a frame belongs to, and
-    `digits` uint8 `[sequences, digits]`, what is to be seen. Raises UserError where `out` is taken or cannot be written, a
-    setting is wrong, or MNIST is not to be had.
+    Each file has `frames` uint8 `[N, size, size, 3]` (grey), `episode` `[N]`, the sequence that a frame
+    belongs to, and `digits` uint8 `[sequences, digits]`, what is to be seen. Raises UserError where `out` is
+    taken or cannot be written, a setting is wrong, or MNIST is not to be had.
     """
-    for name, value, least in (("sequences", sequences, 1), ("digits", digits, 1), ("length", length, 2),
-                               ("size", size, DIGIT + 1), ("test_sequences", test_sequences, 0)):  # fmt: skip
+    for name, value, least in (
+        ("sequences", sequences, 1),
+        ("digits", digits, 1),
+        ("length", length, 2),
+        ("size", size, DIGIT + 1),
+        ("test_sequences", test_sequences, 0),
+    ):
         if value < least:
             raise UserError(f"{name} must be {least} or more, not {value!r}")
     out = Path(out).expanduser().absolute()
@@ -79,10 +90,19 @@ def make(
 def _write(path, count, mnist, about, size, progress):
     """One file of `count` sequences. mnist: (pictures uint8 `[M, 28, 28]`, digits uint8 `[M]`)."""
     (pictures, values), length = mnist, about["length"]
-    with h5py.File(path, "w") as file, progress_bar(total=count, desc=about["part"], disable=not progress) as bar:
+    with (
+        h5py.File(path, "w") as file,
+        progress_bar(total=count, desc=about["part"], disable=not progress) as bar,
+    ):
         shape = (length, size, size, 3)
-        frames = file.create_dataset("frames", (count * length, *shape[1:]), np.uint8, chunks=shape, compression="gzip",
-                                     compression_opts=1)  # fmt: skip
+        frames = file.create_dataset(
+            "frames",
+            (count * length, *shape[1:]),
+            np.uint8,
+            chunks=shape,
+            compression="gzip",
+            compression_opts=1,
+        )
         file["episode"] = np.repeat(np.arange(count), length)
         digits = file.create_dataset("digits", (count, about["digits"]), np.uint8)
         for n in range(count):
@@ -96,7 +116,8 @@ def _write(path, count, mnist, about, size, progress):
 def _sequence(about, n, size, pictures):
     """(rows of `pictures` that are shown, uint8 `[length, size, size]`) of sequence `n`.
 
-    The numbers come straight from the bit generator: of these numpy promises that a seed gives the same for ever.
+    The numbers come straight from the bit generator: of these numpy promises that a seed gives the same for
+    ever.
     """
     seed, digits = seed_of("moving MNIST", about["part"], about["seed"], n), about["digits"]
     chance = (np.random.PCG64(seed).random_raw(4 * digits) >> 11) * 2.0**-53  # in [0, 1)
@@ -127,15 +148,24 @@ def trajectory(start, angle, length, room):
 
 @command
 def main():
-    parser = argparse.ArgumentParser(description="Make Moving MNIST: a training file by a seed, and the fixed test set.")
+    parser = argparse.ArgumentParser(
+        description="Make Moving MNIST: a training file by a seed, and the fixed test set."
+    )
     parser.add_argument("out", help="the folder to make")
     parser.add_argument("--sequences", type=int, default=10_000, help="of the training file")
     parser.add_argument("--digits", type=int, default=2, help="in a sequence")
     parser.add_argument("--length", type=int, default=20, help="frames of a sequence")
     parser.add_argument("--size", type=int, default=64, help="pixels of a side")
     parser.add_argument("--seed", type=int, default=0, help="of the training file")
-    parser.add_argument("--test-sequences", type=int, default=TEST_SEQUENCES, help="the first so many of the test set; 0: none")
-    parser.add_argument("--source", help="a folder or .tgz with MNIST's IDX files; without: torchvision downloads them")
+    parser.add_argument(
+        "--test-sequences",
+        type=int,
+        default=TEST_SEQUENCES,
+        help="the first so many of the test set; 0: none",
+    )
+    parser.add_argument(
+        "--source", help="a folder or .tgz with MNIST's IDX files; without: torchvision downloads them"
+    )
     print(*make(**vars(parser.parse_args())), sep="\n")
 
 

@@ -1,4 +1,6 @@
-"""A decoded frame as a player shows it: uint8 RGB, upright, with square pixels, in sRGB, see-through parts over black."""
+"""A decoded frame as a player shows it: uint8 RGB, upright, with square pixels, in sRGB, see-through parts
+over black.
+"""
 
 import functools
 import math
@@ -15,7 +17,14 @@ from PIL import Image
 
 from mtld_core.media import to_rgb
 
-RGB, UNSPECIFIED, BT2020, P3, PQ, HLG = 0, 2, 9, 12, 16, 18  # matrices, primaries and curves by their numbers in ITU-T H.273
+RGB, UNSPECIFIED, BT2020, P3, PQ, HLG = (
+    0,
+    2,
+    9,
+    12,
+    16,
+    18,
+)  # matrices, primaries and curves by their numbers in ITU-T H.273
 TO_BT709 = {  # linear RGB of wide primaries -> linear RGB of BT.709
     BT2020: [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]],
     P3: [[1.2249, -0.2247, 0.0], [-0.0420, 1.0419, 0.0], [-0.0197, -0.0786, 1.0979]],
@@ -30,7 +39,9 @@ class Converter:
     """Makes pictures of one video's frames. `done` collects, in words, what had to be changed."""
 
     def __init__(self):
-        self.reformatter = VideoReformatter()  # keeps its tables from frame to frame, which is five times as fast
+        self.reformatter = (
+            VideoReformatter()
+        )  # keeps its tables from frame to frame, which is five times as fast
         self.done = {}  # an ordered set
         self._tone = None  # of what colours and size, and a filter graph for them
 
@@ -50,10 +61,14 @@ class Converter:
     def _reformat(self, frame, width, kind):
         matrix = int(frame.colorspace)
         if matrix == UNSPECIFIED:  # then players go by the size: HD is BT.709
-            matrix = int(Colorspace.ITU709 if frame.width >= 1280 or frame.height > 576 else Colorspace.ITU601)
+            matrix = int(
+                Colorspace.ITU709 if frame.width >= 1280 or frame.height > 576 else Colorspace.ITU601
+            )
         # All is said outright, for PyAV 15 takes for BT.601 what it is told nothing about.
         source = {"src_colorspace": matrix, "src_color_range": int(frame.color_range)}
-        return self.reformatter.reformat(frame, width=width, format=kind, dst_colorspace=Colorspace.DEFAULT, **source)
+        return self.reformatter.reformat(
+            frame, width=width, format=kind, dst_colorspace=Colorspace.DEFAULT, **source
+        )
 
     def _standard_colours(self, frame, primaries, curve):
         """An rgb48le frame of wide colours or HDR as rgb24 in sRGB."""
@@ -64,7 +79,9 @@ class Converter:
             self.done[f"HDR ({'PQ' if curve == PQ else 'HLG'}) tone-mapped to SDR"] = True
         else:
             self.done["wide colours brought to sRGB"] = True
-        frame.colorspace = RGB  # it still names the YUV that it came from, which the filters would take for true
+        frame.colorspace = (
+            RGB  # it still names the YUV that it came from, which the filters would take for true
+        )
         graph = self._tone[1]
         graph.push(frame)
         return graph.pull()
@@ -108,8 +125,12 @@ def _tone_graph(frame, primaries, curve):
 def filter_graph(frame, *filters):
     """An av.filter.Graph of `filters` (name, options) in a row, for frames of this one's size and format."""
     graph = av.filter.Graph()
-    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name, time_base=Fraction(1, 1000))
-    graph.link_nodes(source, *(graph.add(name, **options) for name, options in filters), graph.add("buffersink")).configure()
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format.name, time_base=Fraction(1, 1000)
+    )
+    graph.link_nodes(
+        source, *(graph.add(name, **options) for name, options in filters), graph.add("buffersink")
+    ).configure()
     return graph
 
 
@@ -143,15 +164,21 @@ def _light(coded, curve):
     """Linear light, 1 for diffuse white."""
     if curve == PQ:  # SMPTE ST 2084
         root = coded ** (1 / 78.84375)
-        nits = 10000 * (np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)) ** (1 / 0.1593017578125)
+        nits = 10000 * (np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)) ** (
+            1 / 0.1593017578125
+        )
         return nits / WHITE[PQ]
     if curve == HLG:  # BT.2100, the light of the scene: what an SDR camera would have seen
-        scene = np.where(coded <= 0.5, coded**2 / 3, (np.exp((coded - 0.55991073) / 0.17883277) + 0.28466892) / 12)
+        scene = np.where(
+            coded <= 0.5, coded**2 / 3, (np.exp((coded - 0.55991073) / 0.17883277) + 0.28466892) / 12
+        )
         return scene / WHITE[HLG]
     return np.where(coded <= 0.04045, coded / 12.92, ((coded + 0.055) / 1.055) ** 2.4)
 
 
 def _squeezed(light, brightest):
-    """Up to KNEE as it is; from there on Reinhard's curve, which begins as steep and reaches 1 at `brightest`."""
+    """Up to KNEE as it is; from there on Reinhard's curve, which begins as steep and reaches 1 at
+    `brightest`.
+    """
     over, most = np.maximum(light - KNEE, 0) / (1 - KNEE), (brightest - KNEE) / (1 - KNEE)
     return np.minimum(light, KNEE) + (1 - KNEE) * over * (1 + over / most**2) / (1 + over)

@@ -1,10 +1,11 @@
 """A game to a recording: frames, the actions between them, and all that is needed to play the same again.
 
-    python data_prep/record_game.py --env ALE/Pong-v5 --steps 16000 --out pong.h5 [--format jsonl --size 64 --seed 0 ...]
+    python data_prep/record_game.py --env ALE/Pong-v5 --steps 16000 --out pong.h5 [--format jsonl --size 64
+    --seed 0 ...]
 
-Row i holds what the player saw and the action that was taken there, so it leads to row i + 1. An episode begins right at
-the game's reset, with a seed of its own: `make_env(about["env"], about["env_options"])`, reset with
-`about["episode_seeds"][n]` and the recorded actions show the same frames again.
+Row i holds what the player saw and the action that was taken there, so it leads to row i + 1. An episode
+begins right at the game's reset, with a seed of its own: `make_env(about["env"], about["env_options"])`,
+reset with `about["episode_seeds"][n]` and the recorded actions show the same frames again.
 """
 
 import argparse
@@ -45,13 +46,17 @@ def record(
 ):
     """Play `steps` steps of a Gymnasium environment into a recording; the same arguments give the same bytes.
 
-    out: the folder to make; for "h5" also the name of the file (.h5), which is `<out>/recording.h5` otherwise.
-    format: "h5", or "jsonl" (PNG files and a log). size: pixels of a side. policy: "random" (another action each step),
-        "sticky" (each is held for 1 to 8 steps) or "MODULE:FUNCTION", called as f(observation, info, rng) -> action.
-    frameskip, repeat_probability: of the emulator; Atari only. episode_steps: a longer episode is ended there.
+    out: the folder to make; for "h5" also the name of the file (.h5), which is `<out>/recording.h5`
+    otherwise. format: "h5", or "jsonl" (PNG files and a log). size: pixels of a side. policy: "random"
+    (another action each step),
+        "sticky" (each is held for 1 to 8 steps) or "MODULE:FUNCTION", called as f(observation, info, rng) ->
+        action.
+    frameskip, repeat_probability: of the emulator; Atari only. episode_steps: a longer episode is ended
+    there.
 
-    Returns {"path", "frames", "episodes", "bytes", "copy_psnr": dB of each frame against the one before, errors pooled}.
-    Raises UserError for a bad setting, a game that cannot be recorded, or where `out` is taken or too full a disk.
+    Returns {"path", "frames", "episodes", "bytes", "copy_psnr": dB of each frame against the one before,
+    errors pooled}. Raises UserError for a bad setting, a game that cannot be recorded, or where `out` is
+    taken or too full a disk.
     """
     numbers = {"steps": steps, "size": size, "frameskip": frameskip, "episode_steps": episode_steps}
     for name, value in numbers.items():
@@ -68,7 +73,14 @@ def record(
     with contextlib.closing(make_env(env, options)) as game:
         skip = options.get("frameskip", 1)
         fps = ATARI_FPS / skip if "frameskip" in options else game.metadata.get("render_fps", 30)
-        about = {"env": env, "env_options": options, "frameskip": skip, "fps": fps, "size": size, "policy": policy}
+        about = {
+            "env": env,
+            "env_options": options,
+            "frameskip": skip,
+            "fps": fps,
+            "size": size,
+            "policy": policy,
+        }
         about |= {"seed": seed, "episode_steps": episode_steps, "episode_seeds": [], **action_facts(game)}
         write = {"h5": _h5, "jsonl": _jsonl}[format]
         last, error, pairs = None, 0.0, 0
@@ -93,11 +105,14 @@ def record(
 
 def _check_room(path, needed):
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path} is there already and recordings are not overwritten: name another --out, or delete it")
+        raise UserError(
+            f"{path} is there already and recordings are not overwritten: name another --out, or delete it"
+        )
     folder = next(parent for parent in path.parents if parent.exists())
     if needed > (free := shutil.disk_usage(folder).free):
         raise UserError(
-            f"{path}: the frames take up to {needed / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB of room: use fewer "
+            f"{path}: the frames take up to {needed / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB of "
+            "room: use fewer "
             f"--steps, a smaller --size or another disk"
         )
 
@@ -116,13 +131,19 @@ def _play(game, steps, about):
         observation, info = game.reset(seed=about["episode_seeds"][-1])
         for _ in range(min(about["episode_steps"], steps - row)):
             action = choose(observation, info, rng)
-            action = np.asarray(action, None if discrete else np.float32)  # as it is stored, so that a replay is exact
+            action = np.asarray(
+                action, None if discrete else np.float32
+            )  # as it is stored, so that a replay is exact
             if (discrete and action.dtype.kind not in "iu") or not space.contains(action.astype(space.dtype)):
-                raise UserError(f"policy={about['policy']!r} chose {action.tolist()!r}, which is no action of {space}")
+                raise UserError(
+                    f"policy={about['policy']!r} chose {action.tolist()!r}, which is no action of {space}"
+                )
             frame = frame_of(game, observation, about["size"])
             yield frame, action, episode
             row += 1
-            observation, _, terminated, truncated, info = game.step(int(action) if discrete else action.astype(space.dtype))
+            observation, _, terminated, truncated, info = game.step(
+                int(action) if discrete else action.astype(space.dtype)
+            )
             if terminated or truncated:
                 break
 
@@ -150,7 +171,9 @@ def _policy(text, space, rng):
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"policy={text!r} cannot be loaded ({error}): run this beside MODULE.py, or set PYTHONPATH") from None
+        raise UserError(
+            f"policy={text!r} cannot be loaded ({error}): run this beside MODULE.py, or set PYTHONPATH"
+        ) from None
 
 
 # ---- writing
@@ -158,7 +181,9 @@ def _policy(text, space, rng):
 
 @contextlib.contextmanager
 def _h5(path, steps, about):
-    """Yield put(row, frame, action, episode), which fills the HDF5 file `path`; it takes its name when all is there."""
+    """Yield put(row, frame, action, episode), which fills the HDF5 file `path`; it takes its name when all is
+    there.
+    """
     shape = about["size"], about["size"], 3
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         chunks = (min(steps, 16, max(1, CHUNK // int(np.prod(shape)))), *shape)
@@ -179,7 +204,9 @@ def _h5(path, steps, about):
 
 @contextlib.contextmanager
 def _jsonl(path, steps, about):
-    """The same for a folder of PNG files with a log; floats are written so that reading them gives the same bits."""
+    """The same for a folder of PNG files with a log; floats are written so that reading them gives the same
+    bits.
+    """
     folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         (folder / "frames").mkdir(parents=True)
@@ -187,7 +214,9 @@ def _jsonl(path, steps, about):
 
             def put(row, frame, action, episode):
                 name = f"frames/{row:06d}.png"
-                png = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+                png = cv2.imencode(
+                    ".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1]
+                )[1]
                 (folder / name).write_bytes(png)
                 entry = {"frame_filename": name, "controls": action.tolist(), "episode": episode}
                 if "bounds" not in about:
@@ -206,7 +235,9 @@ def _jsonl(path, steps, about):
 
 @command
 def main():
-    parser = argparse.ArgumentParser(description="Play a Gymnasium environment and record frames and actions.")
+    parser = argparse.ArgumentParser(
+        description="Play a Gymnasium environment and record frames and actions."
+    )
     parser.add_argument("--env", required=True, help="a Gymnasium id, such as ALE/Pong-v5")
     parser.add_argument("--steps", type=int, required=True, help="frames to record")
     parser.add_argument("--out", required=True, help="the folder to make, or a file (.h5)")
@@ -214,13 +245,16 @@ def main():
     parser.add_argument("--size", type=int, default=64, help="pixels of a side")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--policy", default="sticky", help="random, sticky or MODULE:FUNCTION")
-    parser.add_argument("--repeat-probability", type=float, default=0.0, help="that the game ignores an action")
+    parser.add_argument(
+        "--repeat-probability", type=float, default=0.0, help="that the game ignores an action"
+    )
     parser.add_argument("--frameskip", type=int, default=4, help="screens a step; Atari only, as the former")
     parser.add_argument("--episode-steps", type=int, default=500, help="a longer episode is ended there")
     sys.path.append(os.getcwd())  # where --policy is looked for
     done = record(**vars(parser.parse_args()))
     print(
-        f"{done['path']}: {done['frames']} frames in {done['episodes']} episodes, {done['bytes'] / 1e6:.1f} MB; a copy of the "
+        f"{done['path']}: {done['frames']} frames in {done['episodes']} episodes, {done['bytes'] / 1e6:.1f} "
+        "MB; a copy of the "
         f"frame before makes {done['copy_psnr']:.2f} dB"
     )
 

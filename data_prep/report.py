@@ -14,7 +14,9 @@ SIDE, GAP, LINE = 128, 4, 20  # pixels: a picture's width, the space between, th
 
 @dataclasses.dataclass
 class ArcRow:
-    """One arc on disk. size: (H, W); fps: frames a second in the video's time, before repeats were dropped."""
+    """One arc on disk. size: (H, W); fps: frames a second in the video's time, before repeats were
+    dropped.
+    """
 
     arc: str
     source: str
@@ -29,7 +31,9 @@ class ArcRow:
 
 @dataclasses.dataclass
 class Extraction:
-    """rows: list of ArcRow; failed: list of (source, reason); contact_sheet: path of the picture of all arcs."""
+    """rows: list of ArcRow; failed: list of (source, reason); contact_sheet: path of the picture of all
+    arcs.
+    """
 
     dataset_root: Path
     rows: list
@@ -38,13 +42,21 @@ class Extraction:
 
     def table(self):
         """Markdown: a row per arc, a line of totals, a line per failure."""
-        lines = ["| arc | frames | size | fps | seconds | repeats dropped | status |", "|---|---|---|---|---|---|---|"]
+        lines = [
+            "| arc | frames | size | fps | seconds | repeats dropped | status |",
+            "|---|---|---|---|---|---|---|",
+        ]
         for r in self.rows:
             status = f"{r.status} ({r.note})" if r.note else r.status
             size = f"{r.size[0]}x{r.size[1]}"
-            lines.append(f"| {r.arc} | {r.frames} | {size} | {r.fps:g} | {r.seconds:.2f} | {r.duplicates} | {status} |")
+            lines.append(
+                f"| {r.arc} | {r.frames} | {size} | {r.fps:g} | {r.seconds:.2f} | {r.duplicates} | {status} |"
+            )
         frames = sum(row.frames for row in self.rows)
-        lines += ["", f"{len(self.rows)} arcs, {frames:,} frames (size: height x width) in {self.dataset_root}"]
+        lines += [
+            "",
+            f"{len(self.rows)} arcs, {frames:,} frames (size: height x width) in {self.dataset_root}",
+        ]
         return "\n".join(lines + [f"\nFAILED {source}: {reason}" for source, reason in self.failed])
 
     def check(self):
@@ -65,7 +77,9 @@ def contact_sheet(root, rows):
     for row, scale, height in zip(shown, scales, heights, strict=True):
         label = f"{row.arc}: {row.frames} frames, {row.size[1]} x {row.size[0]}, {row.fps:g} fps"
         draw.text((GAP, top), label, fill="black", font=font)
-        for column, number in enumerate(np.unique(np.linspace(0, row.frames - 1, FRAMES).round().astype(int))):
+        for column, number in enumerate(
+            np.unique(np.linspace(0, row.frames - 1, FRAMES).round().astype(int))
+        ):
             with Image.open(root / row.arc / f"frame_{number:04d}.png") as frame:
                 filter = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
                 small = frame.resize((max(1, round(frame.width * scale)), height), filter)

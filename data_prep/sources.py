@@ -25,9 +25,11 @@ class Job:
 
 
 def find_jobs(source, root, settings, progress):
-    """The videos to do, each with an arc's name of its own, and what could not be downloaded as (source, reason).
+    """The videos to do, each with an arc's name of its own, and what could not be downloaded as (source,
+    reason).
 
-    `root` is made when the source is known to exist. Raises UserError where it does not, or `root` cannot be made.
+    `root` is made when the source is known to exist. Raises UserError where it does not, or `root` cannot be
+    made.
     """
     path = SAMPLE if source == "sample" else Path(os.path.expanduser(source))
     if os.path.isdir(path):
@@ -37,12 +39,17 @@ def find_jobs(source, root, settings, progress):
             raise UserError(f"{path}: no video in this folder (looked for {looked_for} and animated .webp)")
     elif not os.path.isfile(path):
         raise UserError(
-            f"source={str(source)!r}: no such file or folder (looked in {Path.cwd()}); wanted is a video, a folder, "
+            f"source={str(source)!r}: no such file or folder (looked in {Path.cwd()}); wanted is a video, a "
+            "folder, "
             'a list file or "sample"'
         )
     else:
         paths = [path]
-    lines = read_list(path) if path.is_file() and path.suffix.lower() not in VIDEO_SUFFIXES and _is_list(path) else None
+    lines = (
+        read_list(path)
+        if path.is_file() and path.suffix.lower() not in VIDEO_SUFFIXES and _is_list(path)
+        else None
+    )
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -56,7 +63,9 @@ def find_jobs(source, root, settings, progress):
 
 
 def _is_video(path):
-    """Whether a file in a folder is to be extracted: by its name, and of a WebP, which may be one picture, by what it says."""
+    """Whether a file in a folder is to be extracted: by its name, and of a WebP, which may be one picture, by
+    what it says.
+    """
     if path.suffix.lower() != ".webp":
         return path.suffix.lower() in VIDEO_SUFFIXES
     try:

@@ -1,7 +1,9 @@
-"""The frames of a video in display order, with the times at which they are shown, and the same at another frame rate.
+"""The frames of a video in display order, with the times at which they are shown, and the same at another
+frame rate.
 
-What a container claims (frame count, duration) is never used to decode: what decodes counts. Times are exact fractions
-of seconds from the video's first frame, so a variable frame rate needs no special case and no rounding adds up.
+What a container claims (frame count, duration) is never used to decode: what decodes counts. Times are exact
+fractions of seconds from the video's first frame, so a variable frame rate needs no special case and no
+rounding adds up.
 """
 
 import contextlib
@@ -31,7 +33,8 @@ STILL = 10  # seconds for which a frame may claim to be shown; a longer time is 
 NO_FILM = "there is no picture in it that moves, only sound or data"
 STILLS = ("mjpeg", "png", "bmp", "tiff", "webp")  # codecs of covers
 MOST_JUMPS = 3  # that a note tells one by one
-JUMP = 1  # seconds beyond a frame's own time that make a gap: it is not filled; and those back that make a new start
+# seconds beyond a frame's own time that make a gap: it is not filled; and those back that make a new start
+JUMP = 1
 
 
 def open_video(path):
@@ -64,12 +67,14 @@ class Shown:
 
 
 class Video:
-    """A video file, read from front to back by iterating: yields `Shown`. Frames known to be corrupt are left out.
+    """A video file, read from front to back by iterating: yields `Shown`. Frames known to be corrupt are left
+    out.
 
-    start, duration: the part to read, in seconds (duration 0: to the end); a frame belongs to it when it begins inside.
-    Interlaced frames come deinterlaced. Where the clock jumps, a frame's `end` lies before the next one's `begin`; `skipped`
-    is the time between in all. Afterwards `note` says in words what was missing or had to be changed, if anything.
-    Raises UserError, in words that do not name the file, where nothing, or too little of what is claimed, decodes.
+    start, duration: the part to read, in seconds (duration 0: to the end); a frame belongs to it when it
+    begins inside. Interlaced frames come deinterlaced. Where the clock jumps, a frame's `end` lies before the
+    next one's `begin`; `skipped` is the time between in all. Afterwards `note` says in words what was missing
+    or had to be changed, if anything. Raises UserError, in words that do not name the file, where nothing, or
+    too little of what is claimed, decodes.
     """
 
     def __init__(self, path, start=0, duration=0):
@@ -79,14 +84,22 @@ class Video:
         self.pixel_aspect = Fraction(1)
         self.colours = (UNSPECIFIED, UNSPECIFIED)  # primaries and curve, as numbers of ITU-T H.273
         self.skipped = Fraction(0)
-        self._first = None  # time of the first frame, in the file's own seconds, as all times before `_part` are
+        self._first = (
+            None  # time of the first frame, in the file's own seconds, as all times before `_part` are
+        )
         self._damage, self._deinterlaced = "", False
         self._ahead, self._back = [], []  # (time, seconds) of jumps of the clock
 
     @property
     def note(self):
-        jumps = [f"the clock jumps ahead by {float(by):.1f} s at {float(at):.1f} s, not filled" for at, by in self._ahead]
-        jumps += [f"the clock jumps back by {float(by):.1f} s at {float(at - self._first):.1f} s" for at, by in self._back]
+        jumps = [
+            f"the clock jumps ahead by {float(by):.1f} s at {float(at):.1f} s, not filled"
+            for at, by in self._ahead
+        ]
+        jumps += [
+            f"the clock jumps back by {float(by):.1f} s at {float(at - self._first):.1f} s"
+            for at, by in self._back
+        ]
         if len(jumps) > MOST_JUMPS:
             jumps[MOST_JUMPS:] = [f"{len(jumps) - MOST_JUMPS} more jumps"]
         done = ["deinterlaced"] if self._deinterlaced else []
@@ -106,10 +119,14 @@ class Video:
                 yield held
         except av.FFmpegError as error:
             empty = self.path.stat().st_size == 0
-            raise UserError("the file is empty" if empty else f"not a readable video ({error.strerror})") from None
+            raise UserError(
+                "the file is empty" if empty else f"not a readable video ({error.strerror})"
+            ) from None
 
     def _end(self, held, time, step):
-        """When a frame ends whose next one begins at `time`: then, or after a usual `step` where the clock jumped ahead."""
+        """When a frame ends whose next one begins at `time`: then, or after a usual `step` where the clock
+        jumped ahead.
+        """
         if time <= max(held.end, held.begin + JUMP):
             return time
         end = min(held.end, held.begin + min(step, JUMP))
@@ -118,7 +135,9 @@ class Video:
         return end
 
     def _progressive(self, part):
-        """The frames of `part`, each interlaced one made whole (the fields of two moments are taken apart)."""
+        """The frames of `part`, each interlaced one made whole (the fields of two moments are taken
+        apart).
+        """
         graph, waiting, kind, numbers = None, deque(), None, itertools.count()
         for time, length, frame in part:
             if graph and kind != (frame.width, frame.height, frame.format.name):
@@ -156,21 +175,27 @@ class Video:
         if time is None:
             raise UserError(f"damaged: it claims {self.claimed} frames and none can be decoded")
         if self.start > time:
-            raise UserError(f"start {float(self.start):g} s lies beyond the last frame, at {float(time):.2f} s")
-        # At the file's end its claim can be checked; not after a jump, for nobody knows how many frames it left out.
+            raise UserError(
+                f"start {float(self.start):g} s lies beyond the last frame, at {float(time):.2f} s"
+            )
+        # At the file's end its claim can be checked; not after a jump, for nobody knows how many frames it
+        # left out.
         self._judge(self.bad if self.start else max(self.bad, self.claimed - self.unseen - self.good))
 
     def _judge(self, lost):
         if lost > 0:
             self._damage = f"damaged: {self.good} of {self.good + lost} frames can be decoded"
         if self.good < ENOUGH * (self.good + lost):
-            raise UserError(f"{self._damage}; get the file again, or take its good part with start and duration")
+            raise UserError(
+                f"{self._damage}; get the file again, or take its good part with start and duration"
+            )
 
     def _decode(self, wanted=None, jump=True):
-        """(time, length, frame) of every good frame, in the file's own seconds; counts `good`, `bad` and `unseen` ones.
+        """(time, length, frame) of every good frame, in the file's own seconds; counts `good`, `bad` and
+        `unseen` ones.
 
-        wanted: only frames from this time on count; those since the keyframe before it, or without `jump` all of them,
-        come, too. "unseen" are those that are claimed and healthy, but nothing to show.
+        wanted: only frames from this time on count; those since the keyframe before it, or without `jump` all
+        of them, come, too. "unseen" are those that are claimed and healthy, but nothing to show.
         """
         self.good = self.bad = self.unseen = 0
         self._back = []
@@ -194,7 +219,9 @@ class Video:
             yield from _until_next(timed, stream) if "mp4" in container.format.name.split(",") else timed
 
     def _timed(self, container, stream, wanted, jumped):
-        """(time, length, frame) as the file has them, but with times that only grow; those before `wanted` do not count."""
+        """(time, length, frame) as the file has them, but with times that only grow; those before `wanted` do
+        not count.
+        """
         usual, time, shift = self.usual, None, 0
         for frame in self._frames(container, stream):
             self.colours = stream.codec_context.color_primaries, stream.codec_context.color_trc
@@ -236,15 +263,20 @@ class Video:
                 interlaced += frame.interlaced_frame
                 if not frame.is_corrupt:
                     yield frame
-        if packets == 1 and container.streams.audio and stream.codec.name in STILLS:  # Matroska marks no covers
+        if (
+            packets == 1 and container.streams.audio and stream.codec.name in STILLS
+        ):  # Matroska marks no covers
             raise UserError(NO_FILM)
-        if container.format.name == "avi":  # it claims its ticks; those without a new picture are never handed out
+        if (
+            container.format.name == "avi"
+        ):  # it claims its ticks; those without a new picture are never handed out
             empty = (self.claimed if _is_whole_riff(self.path) else reached) - packets
         if stream.codec.name == "mpeg4":  # it stores "the same again" as packets that decode to nothing
             silent = packets - hidden - self.good - self.bad
         elif stream.codec.name == "h264":  # a packet may be one field, and an interlaced frame has two
             silent = min(packets - hidden - self.good - self.bad, interlaced)
-        # A clip that was cut without encoding it anew has hidden frames, which are in the file but not to be shown.
+        # A clip that was cut without encoding it anew has hidden frames, which are in the file but not to be
+        # shown.
         self.unseen = hidden + empty + silent
 
     def _animation(self):
@@ -264,7 +296,8 @@ class Video:
 
 
 def _until_next(timed, stream):
-    """(time, length, frame) with lengths that reach to the next frame: MP4 and MOV have them in decoding order.
+    """(time, length, frame) with lengths that reach to the next frame: MP4 and MOV have them in decoding
+    order.
 
     A longer wait than STILL is no still, and the length stays as it is.
     """
@@ -311,17 +344,23 @@ def is_animated_webp(path):
 
 
 def _clock_begins_again(path):
-    """Whether the times in a file of a kind that can be joined (MPEG-TS, MPEG-PS) start over: then no jump finds its place."""
+    """Whether the times in a file of a kind that can be joined (MPEG-TS, MPEG-PS) start over: then no jump
+    finds its place.
+    """
     with open_video(path) as container:
         if container.format.name not in ("mpegts", "mpeg"):
             return False
         stream = picture_stream(container)
-        times = (packet.dts * stream.time_base for packet in container.demux(stream) if packet.dts is not None)
+        times = (
+            packet.dts * stream.time_base for packet in container.demux(stream) if packet.dts is not None
+        )
         return any(after < before - JUMP for before, after in itertools.pairwise(times))
 
 
 def _is_whole_riff(path):
-    """Whether the parts of a RIFF file (AVI: one, or one a gigabyte) reach to its end: else it was cut short."""
+    """Whether the parts of a RIFF file (AVI: one, or one a gigabyte) reach to its end: else it was cut
+    short.
+    """
     end, size = 0, path.stat().st_size
     with open(path, "rb") as file:
         while end < size:
@@ -334,7 +373,8 @@ def _is_whole_riff(path):
 
 
 def at_rate(frames, fps):
-    """The `Shown` frame at each tick of `fps` from the first on: some are skipped or come again. fps 0: each once.
+    """The `Shown` frame at each tick of `fps` from the first on: some are skipped or come again. fps 0: each
+    once.
 
     A gap in the clock has no ticks: they go on with the frame behind it.
     """
@@ -350,7 +390,9 @@ def at_rate(frames, fps):
 
 
 def is_repeat(before, after):
-    """Whether two uint8 `[H, W, 3]` frames differ by a codec's noise alone. A small thing that moves is no noise."""
+    """Whether two uint8 `[H, W, 3]` frames differ by a codec's noise alone. A small thing that moves is no
+    noise.
+    """
     difference = cv2.absdiff(before, after)
     fields = (min(32, after.shape[1]), min(32, after.shape[0]))
     spot = cv2.resize(difference.astype(np.float32), fields, interpolation=cv2.INTER_AREA).max()

@@ -1,4 +1,6 @@
-"""From a notebook to a kernel that carries its own code, and to the dataset that is attached to it. Contacts no Kaggle."""
+"""From a notebook to a kernel that carries its own code, and to the dataset that is attached to it. Contacts
+no Kaggle.
+"""
 
 import ast
 import base64
@@ -28,13 +30,21 @@ INPUTS = "mtld-inputs"
 LIMIT = 1_000_000  # bytes of a kernel's source
 PYTHON = 12  # Kaggle's Python is 3.12
 DEFAULTS = {  # where a kernel's parameters differ from the notebook's own
-    "02_train": {"preset": "small", "time_budget_minutes": 690},  # of Kaggle's 720; the rest is for starting and loading
+    "02_train": {
+        "preset": "small",
+        "time_budget_minutes": 690,
+    },  # of Kaggle's 720; the rest is for starting and loading
     "03_generate": {"out_dir": "generated"},  # a run in an input cannot be written to
 }
-DATA = {"01_extract_frames": "source", "02_train": "dataset_root", "03_generate": "source"}  # parameters that name an input
+DATA = {
+    "01_extract_frames": "source",
+    "02_train": "dataset_root",
+    "03_generate": "source",
+}  # parameters that name an input
 CELLS = {  # what a kernel does with its parameters
     "01_extract_frames": "source = mtld_kaggle.find_input(source)",
-    "02_train": "dataset_root = mtld_kaggle.find_input(dataset_root)\nrun_dir = mtld_kaggle.bring_run(run_dir, resume)\n"
+    "02_train": "dataset_root = mtld_kaggle.find_input(dataset_root)\n"
+    "run_dir = mtld_kaggle.bring_run(run_dir, resume)\n"
     "overrides = mtld_kaggle.bring_stages(system, overrides, run_dir)",
     "03_generate": "source = mtld_kaggle.find_input(source)\nrun_dir = mtld_kaggle.find_run(run_dir)",
 }
@@ -58,7 +68,9 @@ mtld_kaggle.prepare(code)'''
 
 @dataclasses.dataclass
 class Kernel:
-    """What is pushed: the notebook's text and its metadata, a dict. run_dir: the run that it trains or uses."""
+    """What is pushed: the notebook's text and its metadata, a dict. run_dir: the run that it trains or
+    uses.
+    """
 
     name: str
     metadata: dict
@@ -83,13 +95,21 @@ def make_kernel(notebook, given=(), owner=""):
     metadata = read_metadata(folder / FILE)
     name = Path(metadata["code_file"]).stem
     if name not in known:
-        raise UserError(f"{folder / FILE}: code_file {name}.ipynb is none of the notebooks{nearest(name, known)}")
+        raise UserError(
+            f"{folder / FILE}: code_file {name}.ipynb is none of the notebooks{nearest(name, known)}"
+        )
     page = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
     values = _set_parameters(page, DEFAULTS.get(name, {}), dict(given))
     if owner:
         metadata = json.loads(json.dumps(metadata).replace(PLACEHOLDER, owner))
     if name == "02_train":  # what it would refuse on Kaggle is refused here
-        plan(**{key: value for key, value in values.items() if key not in ("dataset_root", "run_dir", "resume")})
+        plan(
+            **{
+                key: value
+                for key, value in values.items()
+                if key not in ("dataset_root", "run_dir", "resume")
+            }
+        )
         _attach_stages(metadata, values, owner or PLACEHOLDER)
     _attach(metadata, values[DATA[name]])
     check_metadata(metadata, folder / FILE)
@@ -98,22 +118,40 @@ def make_kernel(notebook, given=(), owner=""):
     page["cells"][0]["metadata"] = {"_kg_hide-input": True, "jupyter": {"source_hidden": True}}
     text = json.dumps(page, indent=1) + "\n"
     if len(text) > LIMIT:
-        raise UserError(f"the kernel {name} has {len(text)} bytes, Kaggle takes {LIMIT}: its code must become smaller")
+        raise UserError(
+            f"the kernel {name} has {len(text)} bytes, Kaggle takes {LIMIT}: its code must become smaller"
+        )
     return Kernel(name, metadata, text, values.get("run_dir", ""))
 
 
 def _cell(name, source):
     lines = source.splitlines(keepends=True)
-    return {"cell_type": "code", "execution_count": None, "id": name, "metadata": {}, "outputs": [], "source": lines}
+    return {
+        "cell_type": "code",
+        "execution_count": None,
+        "id": name,
+        "metadata": {},
+        "outputs": [],
+        "source": lines,
+    }
 
 
 def _packed_code():
-    """mtld_core, data_prep and mtld_kaggle.py as base64 text of a zip file; no data. The same code gives the same text."""
+    """mtld_core, data_prep and mtld_kaggle.py as base64 text of a zip file; no data. The same code gives the
+    same text.
+    """
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for path in [*sorted((ROOT / "mtld_core").rglob("*.py")), *sorted((ROOT / "data_prep").rglob("*.py"))]:
-            archive.writestr(zipfile.ZipInfo(path.relative_to(ROOT).as_posix()), path.read_bytes(), zipfile.ZIP_DEFLATED)
-        archive.writestr(zipfile.ZipInfo("mtld_kaggle.py"), (HERE / "mtld_kaggle.py").read_bytes(), zipfile.ZIP_DEFLATED)
+        for path in [
+            *sorted((ROOT / "mtld_core").rglob("*.py")),
+            *sorted((ROOT / "data_prep").rglob("*.py")),
+        ]:
+            archive.writestr(
+                zipfile.ZipInfo(path.relative_to(ROOT).as_posix()), path.read_bytes(), zipfile.ZIP_DEFLATED
+            )
+        archive.writestr(
+            zipfile.ZipInfo("mtld_kaggle.py"), (HERE / "mtld_kaggle.py").read_bytes(), zipfile.ZIP_DEFLATED
+        )
     return base64.encodebytes(file.getvalue()).decode().strip()
 
 
@@ -126,20 +164,28 @@ def _parameters_cell(page):
 
 
 def _set_parameters(page, defaults, given):
-    """Write the values into the parameters cell, where papermill's own may still follow. Returns all of them."""
+    """Write the values into the parameters cell, where papermill's own may still follow. Returns all of
+    them.
+    """
     cell = page["cells"][_parameters_cell(page)]
     body = ast.parse("".join(cell["source"])).body
     values = {node.targets[0].id: ast.literal_eval(node.value) for node in body}
     for name in given:
         if name not in values:
             raise UserError(f"the notebook has no parameter {name!r}{nearest(name, values)}")
-    values |= defaults | {name: parameter(name, _value(name, text, values[name])) for name, text in given.items()}
-    cell["source"] = "\n".join(f"{name} = {value!r}" for name, value in values.items()).splitlines(keepends=True)
+    values |= defaults | {
+        name: parameter(name, _value(name, text, values[name])) for name, text in given.items()
+    }
+    cell["source"] = "\n".join(f"{name} = {value!r}" for name, value in values.items()).splitlines(
+        keepends=True
+    )
     return values
 
 
 def _value(name, text, default):
-    """A parameter's text as a value of its default's type; true and false are meant as such where no other text is."""
+    """A parameter's text as a value of its default's type; true and false are meant as such where no other
+    text is.
+    """
     if text.lower() in ("true", "false") and (name == "interactive" or not isinstance(default, str)):
         return text.lower() == "true"
     if isinstance(default, str) or ":" in text:  # 1:30 is a time
@@ -156,13 +202,16 @@ def _attach(metadata, data):
     """Add the input that "owner/slug/..." names to the sources: a kernel of ours, or a dataset."""
     if data and Path(data).exists():
         raise UserError(
-            f"{data} lies on this machine, and a kernel carries no data: upload it as a dataset and name owner/slug"
+            f"{data} lies on this machine, and a kernel carries no data: upload it as a dataset and name "
+            "owner/slug"
         )
     _attach_source(metadata, data)
 
 
 def _attach_stages(metadata, values, owner):
-    """The same for the runs that a system is built on, where they are named "<owner>/slug/...", and not by a name alone."""
+    """The same for the runs that a system is built on, where they are named "<owner>/slug/...", and not by a
+    name alone.
+    """
     overrides = json.loads(values["overrides"])
     for field in system_class(values["system"]).built_on:
         if str(overrides.get(field)).startswith(f"{owner}/"):
@@ -172,7 +221,9 @@ def _attach_stages(metadata, values, owner):
 def _attach_source(metadata, data):
     if found := re.match(r"[\w-]+/[\w-]+", data):
         kernels = {json.loads(path.read_text())["id"].partition("/")[2] for path in HERE.glob(f"*/{FILE}")}
-        sources = metadata.setdefault("kernel_sources" if found[0].partition("/")[2] in kernels else "dataset_sources", [])
+        sources = metadata.setdefault(
+            "kernel_sources" if found[0].partition("/")[2] in kernels else "dataset_sources", []
+        )
         sources += {found[0]} - set(sources)
 
 
@@ -180,9 +231,15 @@ def _attach_source(metadata, data):
 
 
 def build_inputs(folder, owner=""):
-    """Write the dataset: wheels of what Kaggle lacks, the LPIPS weights, the sample clip. What is there already is kept."""
+    """Write the dataset: wheels of what Kaggle lacks, the LPIPS weights, the sample clip. What is there
+    already is kept.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"title": "MTLD inputs", "id": f"{owner or PLACEHOLDER}/{INPUTS}", "licenses": [{"name": "other"}]}
+    about = {
+        "title": "MTLD inputs",
+        "id": f"{owner or PLACEHOLDER}/{INPUTS}",
+        "licenses": [{"name": "other"}],
+    }
     write_json(folder / "dataset-metadata.json", about)
     for file in (ROOT / "data_prep" / "sample").iterdir():
         shutil.copyfile(file, folder / file.name)
@@ -194,22 +251,34 @@ def build_inputs(folder, owner=""):
 
 
 def _repack(package, folder):
-    """Make the wheel anew from the installed package, where Kaggle's Python can use it. Returns whether it could be done."""
+    """Make the wheel anew from the installed package, where Kaggle's Python can use it. Returns whether it
+    could be done.
+    """
     try:
         installed = importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
         return False
     tag = re.search(
-        r"^Tag: (py3-none-any|cp3(\d+)-abi3-manylinux\w+_x86_64)$", installed.read_text("WHEEL") or "", re.MULTILINE
+        r"^Tag: (py3-none-any|cp3(\d+)-abi3-manylinux\w+_x86_64)$",
+        installed.read_text("WHEEL") or "",
+        re.MULTILINE,
     )
     if not tag or int(tag[2] or 0) > PYTHON:
         return False
     files = [file for file in installed.files if ".." not in file.parts and file.suffix != ".pyc"]
-    files = [file for file in files if file.name not in ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")]
+    files = [
+        file for file in files if file.name not in ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
+    ]
     record = next(str(file) for file in installed.files if file.match("*.dist-info/RECORD"))
-    lines = [f"{file},{file.hash.mode}={file.hash.value},{file.size}" if file.hash else f"{file},," for file in files]
+    lines = [
+        f"{file},{file.hash.mode}={file.hash.value},{file.size}" if file.hash else f"{file},,"
+        for file in files
+    ]
     name = f"{package.replace('-', '_')}-{installed.version}-{tag[1]}.whl"
-    with atomic_path(folder / name) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+    with (
+        atomic_path(folder / name) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
         for file in files:
             archive.write(file.locate(), str(file))
         archive.writestr(record, "\n".join([*lines, f"{record},,"]) + "\n")
@@ -217,12 +286,32 @@ def _repack(package, folder):
 
 
 def _pip_download(package, folder):
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
-    command += ["--implementation", "cp", "--python-version", f"3.{PYTHON}", "--platform", "manylinux_2_28_x86_64", package]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(folder),
+    ]
+    command += [
+        "--implementation",
+        "cp",
+        "--python-version",
+        f"3.{PYTHON}",
+        "--platform",
+        "manylinux_2_28_x86_64",
+        package,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["it did not say why"])[-1]
-        raise UserError(f"pip could not download {package} ({said}): build where it can, or put its wheel into {folder}")
+        raise UserError(
+            f"pip could not download {package} ({said}): build where it can, or put its wheel into {folder}"
+        )
 
 
 def _copy_trunk(folder):

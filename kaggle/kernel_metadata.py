@@ -1,4 +1,6 @@
-"""What a kernel-metadata.json may say. Kaggle's client passes misspelt keys and machine names on in silence; this does not."""
+"""What a kernel-metadata.json may say. Kaggle's client passes misspelt keys and machine names on in silence;
+this does not.
+"""
 
 import dataclasses
 import re
@@ -9,9 +11,16 @@ from mtld_core.runtime import UserError
 
 FILE = "kernel-metadata.json"
 PLACEHOLDER = "INSERT_USERNAME"
-MACHINES = (  # the GPUs that the client's documentation lists; TPUs are left out, for nothing here runs on them
-    "NvidiaTeslaT4", "NvidiaTeslaT4Highmem", "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100", "NvidiaRtxPro6000",
-)  # fmt: skip
+# the GPUs that the client's documentation lists; TPUs are left out, for nothing here runs on them
+MACHINES = (
+    "NvidiaTeslaT4",
+    "NvidiaTeslaT4Highmem",
+    "NvidiaL4",
+    "NvidiaL4X1",
+    "NvidiaTeslaA100",
+    "NvidiaH100",
+    "NvidiaRtxPro6000",
+)
 SLUG = "[a-z0-9]+(-[a-z0-9]+)*"
 OWNED = rf"[A-Za-z0-9_-]+/{SLUG}"
 SOURCES = {  # field: what an entry looks like, as a pattern and in words
@@ -24,7 +33,9 @@ SOURCES = {  # field: what an entry looks like, as a pattern and in words
 
 @dataclasses.dataclass(frozen=True)
 class KernelMetadata:
-    """The fields that Kaggle's client reads, without enable_gpu and enable_tpu (deprecated) and id_no (it would win)."""
+    """The fields that Kaggle's client reads, without enable_gpu and enable_tpu (deprecated) and id_no (it
+    would win).
+    """
 
     id: str = ""
     title: str = ""
@@ -43,15 +54,22 @@ class KernelMetadata:
     docker_image_pinning_type: typing.Literal["original", "latest"] = "latest"
 
     def __post_init__(self):
-        check(5 <= len(self.title) <= 50, f"title must have 5 to 50 characters, {self.title!r} has {len(self.title)}")
+        check(
+            5 <= len(self.title) <= 50,
+            f"title must have 5 to 50 characters, {self.title!r} has {len(self.title)}",
+        )
         owner, _, slug = self.id.partition("/")
         check(
-            re.fullmatch(OWNED, self.id), f"id must be owner/kernel-slug, such as {PLACEHOLDER}/mtld-2-train, not {self.id!r}"
+            re.fullmatch(OWNED, self.id),
+            f"id must be owner/kernel-slug, such as {PLACEHOLDER}/mtld-2-train, not {self.id!r}",
         )
-        made = re.sub("[^a-z0-9]+", "-", self.title.lower()).strip("-")  # Kaggle makes the slug from the title
+        made = re.sub("[^a-z0-9]+", "-", self.title.lower()).strip(
+            "-"
+        )  # Kaggle makes the slug from the title
         check(
             slug == made,
-            f"id must be {owner}/{made}, for Kaggle names the kernel by its title {self.title!r}; it is {self.id!r}",
+            f"id must be {owner}/{made}, for Kaggle names the kernel by its title {self.title!r}; it is "
+            f"{self.id!r}",
         )
         check(
             re.fullmatch(r"[\w-]+\.ipynb", self.code_file),
@@ -59,7 +77,8 @@ class KernelMetadata:
         )
         check(
             self.machine_shape in ("", *MACHINES),
-            f"machine_shape {self.machine_shape!r} is no GPU that Kaggle has{nearest(self.machine_shape, MACHINES)}",
+            f"machine_shape {self.machine_shape!r} is no GPU that Kaggle "
+            f"has{nearest(self.machine_shape, MACHINES)}",
         )
         for field, (pattern, words) in SOURCES.items():
             for entry in getattr(self, field):
@@ -67,7 +86,9 @@ class KernelMetadata:
 
 
 def read_metadata(path):
-    """The fields in a kernel-metadata.json, checked. Raises UserError naming the file, the field and the way out."""
+    """The fields in a kernel-metadata.json, checked. Raises UserError naming the file, the field and the way
+    out.
+    """
     try:
         values = parse_object(path.read_text(), "the file")
     except (OSError, ConfigError) as error:
@@ -77,11 +98,17 @@ def read_metadata(path):
 
 
 def check_metadata(values, path):
-    """Raise UserError where `values`, a dict, are not what Kaggle should be told. path: the file that is to be mended."""
+    """Raise UserError where `values`, a dict, are not what Kaggle should be told. path: the file that is to
+    be mended.
+    """
     try:
         for field in ("id", "title", "code_file", "language", "kernel_type", "is_private", "enable_internet"):
             check(field in values, f"{field} is missing; the folders beside kaggle/push.py show how it looks")
         from_dict(KernelMetadata, values)
     except ConfigError as error:
-        said = str(error).replace("KernelMetadata has no setting", "there is no field").replace("KernelMetadata.", "")
+        said = (
+            str(error)
+            .replace("KernelMetadata has no setting", "there is no field")
+            .replace("KernelMetadata.", "")
+        )
         raise UserError(f"{path}: {said}") from None

@@ -1,7 +1,8 @@
 """What a kernel does on Kaggle before the notebook proper. `kernel_build` packs this file beside mtld_core.
 
-Kaggle mounts inputs, read-only, as /kaggle/input/<slug>, .../datasets/<owner>/<slug> or .../notebooks/<owner>/<slug>, and keeps
-what lies in /kaggle/working. MTLD_KAGGLE_ROOT names another tree for tests.
+Kaggle mounts inputs, read-only, as /kaggle/input/<slug>, .../datasets/<owner>/<slug> or
+.../notebooks/<owner>/<slug>, and keeps what lies in /kaggle/working. MTLD_KAGGLE_ROOT names another tree for
+tests.
 """
 
 import importlib.util
@@ -29,14 +30,17 @@ MARKER = "lpips_vgg16.pth"  # the file by which the attached dataset is known
 
 
 def prepare(code):
-    """Work in /kaggle/working, with the packages, the LPIPS weights and the sample clip of the attached dataset.
+    """Work in /kaggle/working, with the packages, the LPIPS weights and the sample clip of the attached
+    dataset.
 
     code: the folder that mtld_core was unpacked into.
     """
     if (ROOT / "working").is_dir():
         os.chdir(ROOT / "working")
     inputs = next((mount for mount in mounts() if (mount / MARKER).is_file()), None)
-    packages = _install([name for name, module in PACKAGES.items() if importlib.util.find_spec(module) is None], inputs)
+    packages = _install(
+        [name for name, module in PACKAGES.items() if importlib.util.find_spec(module) is None], inputs
+    )
     sys.path += packages
     importlib.invalidate_caches()
     os.environ["PYTHONPATH"] = os.pathsep.join([code, *packages])  # for processes that the notebook starts
@@ -55,18 +59,33 @@ def _link(path, target):
 
 
 def _install(missing, wheels):
-    """Folders with the missing packages, from files alone, beside the image's own: torch and all else there stays as it is."""
+    """Folders with the missing packages, from files alone, beside the image's own: torch and all else there
+    stays as it is.
+    """
     if not missing:
         return []
     if wheels is None:
         raise UserError(
-            f"this image lacks {', '.join(missing)}: attach the dataset mtld-inputs, which holds them (see kaggle/README.md)"
+            f"this image lacks {', '.join(missing)}: attach the dataset mtld-inputs, which holds them (see "
+            "kaggle/README.md)"
         )
     folder = tempfile.mkdtemp(prefix="mtld_packages_")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--find-links", str(wheels)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--find-links",
+        str(wheels),
+    ]
     done = subprocess.run([*command, "--target", folder, *missing], capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"installing {', '.join(missing)} from {wheels} failed: {done.stderr.strip().splitlines()[-1]}")
+        raise UserError(
+            f"installing {', '.join(missing)} from {wheels} failed: {done.stderr.strip().splitlines()[-1]}"
+        )
     return [folder]
 
 
@@ -82,19 +101,27 @@ def mounts():
 
 
 def find_input(name):
-    """The path of "owner/slug", or of something in it, such as "owner/slug/frames"; any other text comes back as it is."""
+    """The path of "owner/slug", or of something in it, such as "owner/slug/frames"; any other text comes back
+    as it is.
+    """
     given = re.fullmatch(OWNED, name)
     if not given or Path(name).exists():
         return name
     path = _mounted(*given.groups())
     if path is None:
-        raise UserError(f"{name!r} is in no input of this kernel; there are: {', '.join(map(str, mounts())) or 'none'}")
+        raise UserError(
+            f"{name!r} is in no input of this kernel; there are: {', '.join(map(str, mounts())) or 'none'}"
+        )
     return str(path)
 
 
 def _mounted(owner, slug, rest):
-    """The path of what lies at `rest` in the input owner/slug, wherever Kaggle has put that; None where it is not there."""
-    places = [ROOT / "input" / kind / owner / slug for kind in ("datasets", "notebooks")] + [ROOT / "input" / slug]
+    """The path of what lies at `rest` in the input owner/slug, wherever Kaggle has put that; None where it is
+    not there.
+    """
+    places = [ROOT / "input" / kind / owner / slug for kind in ("datasets", "notebooks")] + [
+        ROOT / "input" / slug
+    ]
     return next((Path(f"{place}{rest}") for place in places if Path(f"{place}{rest}").exists()), None)
 
 
@@ -102,20 +129,26 @@ def _mounted(owner, slug, rest):
 
 
 def find_run(run_dir):
-    """The path of a trained run: here, or in the input with the newest good checkpoint of a run of that name."""
+    """The path of a trained run: here, or in the input with the newest good checkpoint of a run of that
+    name.
+    """
     if (Path(run_dir) / "config.json").is_file():
         return run_dir
     checkpoint = _newest(run_dir)
     if checkpoint is None:
-        raise UserError(f"run_dir={run_dir!r} is in no input of this kernel: attach the training kernel, and name its run_dir")
+        raise UserError(
+            f"run_dir={run_dir!r} is in no input of this kernel: attach the training kernel, and name its "
+            "run_dir"
+        )
     return str(checkpoint.parents[1])
 
 
 def bring_stages(system, overrides, run_dir):
-    """`overrides` (JSON text) with the runs that `system` is built on where it can read them: they are brought like `run_dir`.
+    """`overrides` (JSON text) with the runs that `system` is built on where it can read them: they are
+    brought like `run_dir`.
 
-    A run named "owner/slug/<path>" is read in that input. Raises UserError where one is in no input, unless the run `run_dir`
-    goes on, which carries its stages inside itself.
+    A run named "owner/slug/<path>" is read in that input. Raises UserError where one is in no input, unless
+    the run `run_dir` goes on, which carries its stages inside itself.
     """
     from mtld_core.checkpoint import list_checkpoints
     from mtld_core.systems import system_class
@@ -123,7 +156,9 @@ def bring_stages(system, overrides, run_dir):
     fields = system_class(system).built_on
     try:
         values = json.loads(overrides)
-        stages = {field: values[field] for field in fields if isinstance(values.get(field), str) and values[field]}
+        stages = {
+            field: values[field] for field in fields if isinstance(values.get(field), str) and values[field]
+        }
     except (ValueError, TypeError, AttributeError):  # which training refuses in words
         return overrides
     for field, name in stages.items():
@@ -142,12 +177,15 @@ def bring_stages(system, overrides, run_dir):
 
 
 def _bring_stage(field, name):
-    """Copy the run `name` from the inputs (see `bring_run`). Raises UserError, which names `field`, where it is in none."""
+    """Copy the run `name` from the inputs (see `bring_run`). Raises UserError, which names `field`, where it
+    is in none.
+    """
     if _is_kept(name):
         bring_run(name, saying=f"{field}:")
     if not (Path(name) / "config.json").is_file():
         raise UserError(
-            f"{field}={name!r} is in no input of this kernel: attach the kernel or the dataset that holds that run; there "
+            f"{field}={name!r} is in no input of this kernel: attach the kernel or the dataset that holds "
+            "that run; there "
             f"are: {', '.join(map(str, mounts())) or 'none'}"
         )
 
@@ -159,23 +197,28 @@ def _is_kept(folder):
 
 
 def bring_run(run_dir, resume="auto", saying="going on with"):
-    """Copy a run of that name from the inputs to /kaggle/working, where training goes on with it. Returns run_dir.
+    """Copy a run of that name from the inputs to /kaggle/working, where training goes on with it. Returns
+    run_dir.
 
-    Of several inputs the one with the newest good checkpoint counts. Where the run is here already, or `resume` is not
-    "auto", nothing is copied.
+    Of several inputs the one with the newest good checkpoint counts. Where the run is here already, or
+    `resume` is not "auto", nothing is copied.
     """
     from mtld_core.checkpoint import list_checkpoints, problem
 
     folder = Path(run_dir).absolute()
     if not _is_kept(folder):
-        raise UserError(f"run_dir={run_dir!r} lies outside {ROOT / 'working'}, where alone Kaggle keeps what is written")
+        raise UserError(
+            f"run_dir={run_dir!r} lies outside {ROOT / 'working'}, where alone Kaggle keeps what is written"
+        )
     if not run_dir or resume != "auto" or list_checkpoints(folder):
         return run_dir
     checkpoint = _newest(run_dir)
     if checkpoint is None:
         return run_dir
     if any(path.name != ".lock" for path in folder.glob("*")):
-        raise UserError(f"{folder} is in the way of the run that the inputs hold: choose another run_dir, or remove it")
+        raise UserError(
+            f"{folder} is in the way of the run that the inputs hold: choose another run_dir, or remove it"
+        )
     source, temporary = checkpoint.parents[1], folder.with_name(f".{folder.name}.copy")
     print(f"{saying} {source}, {checkpoint.name}", flush=True)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -192,19 +235,29 @@ def bring_run(run_dir, resume="auto", saying="going on with"):
 
 
 def _newest(run_dir):
-    """The path of the good checkpoint with the most steps among the inputs' runs of that name; None where no input has one."""
+    """The path of the good checkpoint with the most steps among the inputs' runs of that name; None where no
+    input has one.
+    """
     from mtld_core.checkpoint import list_checkpoints, problem
 
     path = Path(run_dir)
     if path.is_absolute():
-        path = path.relative_to(ROOT / "working") if path.is_relative_to(ROOT / "working") else Path(path.name)
-    runs = {run for mount in mounts() for run in (mount / path, mount / path.name, *mount.glob(f"*/{path.name}"))}
+        path = (
+            path.relative_to(ROOT / "working") if path.is_relative_to(ROOT / "working") else Path(path.name)
+        )
+    runs = {
+        run for mount in mounts() for run in (mount / path, mount / path.name, *mount.glob(f"*/{path.name}"))
+    }
     runs |= {mount for mount in mounts() if mount.name == path.name}
-    found = sorted((c for run in runs for c in list_checkpoints(run)), key=lambda c: (c.name, str(c)), reverse=True)
+    found = sorted(
+        (c for run in runs for c in list_checkpoints(run)), key=lambda c: (c.name, str(c)), reverse=True
+    )
     for checkpoint in found:
         if (reason := problem(checkpoint)) is None:
             return checkpoint
         print(f"checkpoint {checkpoint} is damaged ({reason}); trying the one before")
     if found:
-        raise UserError(f"every checkpoint of {path.name} in the inputs is damaged: train anew with another run_dir")
+        raise UserError(
+            f"every checkpoint of {path.name} in the inputs is damaged: train anew with another run_dir"
+        )
     return None

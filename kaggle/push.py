@@ -1,11 +1,12 @@
 """A notebook as a Kaggle kernel: made self-contained, pushed, watched, and its outputs fetched.
 
-    python kaggle/push.py 02_train --check                  say whether kernel-metadata.json and the parameters are right
-    python kaggle/push.py 02_train --build DIR              write the kernel, and to DIR/inputs/ the dataset to attach
-    python kaggle/push.py 02_train -p dataset_root me/film  push it, wait until it has run, fetch what it wrote
+    python kaggle/push.py 02_train --check                  say whether kernel-metadata.json and the
+    parameters are right python kaggle/push.py 02_train --build DIR              write the kernel, and to
+    DIR/inputs/ the dataset to attach python kaggle/push.py 02_train -p dataset_root me/film  push it, wait
+    until it has run, fetch what it wrote
 
-The exit code is 0 only if all went well, for a push: if the kernel ran to its end (docs/commands.md lists the others).
-kaggle/README.md tells the whole way.
+The exit code is 0 only if all went well, for a push: if the kernel ran to its end (docs/commands.md lists the
+others). kaggle/README.md tells the whole way.
 """
 
 import argparse
@@ -46,7 +47,9 @@ def push(notebook, parameters, owner, out, poll_seconds):
         files, _ = api.kernels_output(name, str(out), force=True)
     print(f"{len(files)} files in {out}")
     given_up = ""
-    for path in sorted(Path(file) for file in files if Path(file).name == "report.json"):  # not what an earlier push left
+    for path in sorted(
+        Path(file) for file in files if Path(file).name == "report.json"
+    ):  # not what an earlier push left
         with _asking(f"reading {path}"):
             report = json.loads(path.read_text())
             print(f"{path.parent}: {report['status']} at step {report['step']} ({report['reason']})")
@@ -59,7 +62,9 @@ def push(notebook, parameters, owner, out, poll_seconds):
 
 
 def _is_own(folder, run_dir):
-    """Whether a folder of the outputs is the kernel's own run; where it named none, training made a dated one in runs/."""
+    """Whether a folder of the outputs is the kernel's own run; where it named none, training made a dated one
+    in runs/.
+    """
     return folder.name == Path(run_dir).name if run_dir else folder.parent.name == "runs"
 
 
@@ -76,7 +81,9 @@ def _client():
     except ImportError:
         raise UserError("Kaggle's client is not installed: pip install 'kaggle>=2.2'") from None
     except SystemExit:
-        raise UserError("no Kaggle credentials: put kaggle.json into ~/.kaggle, or run `kaggle auth login`") from None
+        raise UserError(
+            "no Kaggle credentials: put kaggle.json into ~/.kaggle, or run `kaggle auth login`"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -92,11 +99,18 @@ def _asking(what):
 def _check_answer(answer, name):
     if answer.error:
         raise UserError(f"Kaggle refused {name}: {answer.error}")
-    refused = {*answer.invalid_dataset_sources, *answer.invalid_competition_sources, *answer.invalid_model_sources}
-    refused |= {*answer.invalid_kernel_sources} - {name}  # before its first version a kernel cannot be its own input
+    refused = {
+        *answer.invalid_dataset_sources,
+        *answer.invalid_competition_sources,
+        *answer.invalid_model_sources,
+    }
+    refused |= {*answer.invalid_kernel_sources} - {
+        name
+    }  # before its first version a kernel cannot be its own input
     if refused:
         raise UserError(
-            f"Kaggle has no {', '.join(sorted(refused))}, so version {answer.version_number} runs without: cancel it at "
+            f"Kaggle has no {', '.join(sorted(refused))}, so version {answer.version_number} runs without: "
+            "cancel it at "
             f"{answer.url}, upload what is missing, push again"
         )
 
@@ -125,16 +139,33 @@ def _watch(api, name, poll_seconds):
 
 @command
 def main():
-    parser = argparse.ArgumentParser(description="A notebook as a Kaggle kernel: check, build, or push, watch and fetch.")
-    parser.add_argument("notebook", help="02_train, notebooks/02_train.ipynb, or a folder with a kernel-metadata.json")
+    parser = argparse.ArgumentParser(
+        description="A notebook as a Kaggle kernel: check, build, or push, watch and fetch."
+    )
+    parser.add_argument(
+        "notebook", help="02_train, notebooks/02_train.ipynb, or a folder with a kernel-metadata.json"
+    )
     todo = parser.add_mutually_exclusive_group()
-    todo.add_argument("--build", metavar="DIR", help="write the kernel and the dataset to attach; contacts no Kaggle")
+    todo.add_argument(
+        "--build", metavar="DIR", help="write the kernel and the dataset to attach; contacts no Kaggle"
+    )
     todo.add_argument("--check", action="store_true", help="only say whether all is right")
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters",
-                        help="a parameter of the notebook, as for papermill")  # fmt: skip
-    parser.add_argument("--owner", default=os.environ.get("KAGGLE_USERNAME", ""), help="your name on Kaggle; a push knows it")
+    parser.add_argument(
+        "-p",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        dest="parameters",
+        help="a parameter of the notebook, as for papermill",
+    )
+    parser.add_argument(
+        "--owner", default=os.environ.get("KAGGLE_USERNAME", ""), help="your name on Kaggle; a push knows it"
+    )
     parser.add_argument("--out", help="where a push puts the outputs; default: runs/kaggle_<notebook>")
-    parser.add_argument("--poll-seconds", type=float, default=30, help="between two looks at a running kernel")
+    parser.add_argument(
+        "--poll-seconds", type=float, default=30, help="between two looks at a running kernel"
+    )
     args = parser.parse_args()
     if not (args.build or args.check):
         return push(args.notebook, args.parameters, args.owner, args.out, args.poll_seconds)
@@ -143,7 +174,9 @@ def main():
         folder = Path(args.build)
         kernel.write(folder)
         build_inputs(folder / "inputs" / INPUTS, args.owner)
-        print(f"{folder / kernel.metadata['code_file']}; upload {folder / 'inputs' / INPUTS} as a dataset, once")
+        print(
+            f"{folder / kernel.metadata['code_file']}; upload {folder / 'inputs' / INPUTS} as a dataset, once"
+        )
         if not args.owner:
             print(f"{PLACEHOLDER} stands for your name in the .json files; --owner NAME fills it in")
     print(f"{kernel.name} is right: {len(kernel.text)} bytes")

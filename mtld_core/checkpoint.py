@@ -1,11 +1,13 @@
-"""Checkpoints that are whole or not there: written beside, flushed, renamed; checked by sha256 before they are believed.
+"""Checkpoints that are whole or not there: written beside, flushed, renamed; checked by sha256 before they
+are believed.
 
-<run_dir>/latest.json                 {"checkpoint", "step", "sha256"}: the digest of the manifest, which lists the others
-<run_dir>/best.json                   {"checkpoint", "step", "metric", "value"}
+<run_dir>/latest.json                 {"checkpoint", "step", "sha256"}: the digest of the manifest, which
+lists the others <run_dir>/best.json                   {"checkpoint", "step", "metric", "value"}
 <run_dir>/checkpoints/step_00001000/  model.safetensors, ema.safetensors, train_state.pt, manifest.json
 
-A manifest may also name files elsewhere in the run's folder that the checkpoint rests on, with the bytes that it needs from
-their beginning: they only ever grow, so that what is large (a replay) is stored once and not with every checkpoint.
+A manifest may also name files elsewhere in the run's folder that the checkpoint rests on, with the bytes that
+it needs from their beginning: they only ever grow, so that what is large (a replay) is stored once and not
+with every checkpoint.
 """
 
 import contextlib
@@ -28,10 +30,12 @@ SCHEMA = 1
 
 @contextlib.contextmanager
 def run_lock(run_dir, say=print):
-    """Hold the folder's lock: one training process a run. The system frees it when the process dies, however it dies.
+    """Hold the folder's lock: one training process a run. The system frees it when the process dies, however
+    it dies.
 
-    On a share without locks a heartbeat in its file stands for that: see `lock`. A folder that was made for this and holds
-    nothing else in the end goes again. Raises UserError where the folder cannot be written, or is in use.
+    On a share without locks a heartbeat in its file stands for that: see `lock`. A folder that was made for
+    this and holds nothing else in the end goes again. Raises UserError where the folder cannot be written, or
+    is in use.
     """
     run_dir = Path(run_dir)
     made, lock = not run_dir.exists(), Lock(run_dir / ".lock", say)
@@ -39,9 +43,13 @@ def run_lock(run_dir, say=print):
         run_dir.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Held as who:
-        raise UserError(f"{run_dir} is in use by another training process; wait for {who} or choose another run_dir") from None
+        raise UserError(
+            f"{run_dir} is in use by another training process; wait for {who} or choose another run_dir"
+        ) from None
     except OSError as error:
-        raise UserError(f"{run_dir} cannot be a run's folder ({error.strerror}); choose another run_dir") from None
+        raise UserError(
+            f"{run_dir} cannot be a run's folder ({error.strerror}); choose another run_dir"
+        ) from None
     try:
         yield
     finally:
@@ -59,7 +67,8 @@ def disk_errors(run_dir):
         yield
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{run_dir}: {' '.join(str(error).split())}; its checkpoints are whole: make room on that disk, or mend what is "
+            f"{run_dir}: {' '.join(str(error).split())}; its checkpoints are whole: make room on that disk, "
+            "or mend what is "
             "said here, and start the same again to go on from the newest"
         ) from error
 
@@ -67,9 +76,10 @@ def disk_errors(run_dir):
 def save(run_dir, step, weights, train_state, config, ema=None, files=None):
     """Write `checkpoints/step_<step>` and point latest.json at it. Returns its name relative to run_dir.
 
-    weights, ema: dicts of tensors. train_state: what `torch.load(weights_only=True)` may read: tensors, numbers, strings, lists
-    and dicts. config: JSON values, kept in the manifest. files: {"<folder>/<name>" in run_dir: bytes of it that this
-    checkpoint rests on}, already on disk. On any error (a full disk) the earlier checkpoints stay as they were.
+    weights, ema: dicts of tensors. train_state: what `torch.load(weights_only=True)` may read: tensors,
+    numbers, strings, lists and dicts. config: JSON values, kept in the manifest. files: {"<folder>/<name>" in
+    run_dir: bytes of it that this checkpoint rests on}, already on disk. On any error (a full disk) the
+    earlier checkpoints stay as they were.
     """
     run_dir = Path(run_dir)
     name = f"checkpoints/step_{step:08d}"
@@ -92,24 +102,32 @@ def save(run_dir, step, weights, train_state, config, ema=None, files=None):
         flush(final.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    write_json(run_dir / "latest.json", {"checkpoint": name, "step": step, "sha256": sha256(final / "manifest.json")})
+    write_json(
+        run_dir / "latest.json", {"checkpoint": name, "step": step, "sha256": sha256(final / "manifest.json")}
+    )
     return name
 
 
 def mark_best(run_dir, name, figure, value):
     """Let best.json name this checkpoint, which `prune` then keeps."""
     step = json.loads((Path(run_dir) / name / "manifest.json").read_text())["step"]
-    write_json(Path(run_dir) / "best.json", {"checkpoint": name, "step": step, "metric": figure, "value": value})
+    write_json(
+        Path(run_dir) / "best.json", {"checkpoint": name, "step": step, "metric": figure, "value": value}
+    )
 
 
 def prune(run_dir, keep=2):
-    """Delete all checkpoints but the newest `keep` and the best one, and what a killed process left half-written.
+    """Delete all checkpoints but the newest `keep` and the best one, and what a killed process left
+    half-written.
 
-    Then also the `files` (see `save`) that none of the remaining ones names, and such as lie beside them with the same suffix.
+    Then also the `files` (see `save`) that none of the remaining ones names, and such as lie beside them with
+    the same suffix.
     """
     run_dir = Path(run_dir)
     names = [path.name for path in list_checkpoints(run_dir)]
-    if latest := read_pointer(run_dir / "latest.json"):  # newer ones were damaged, and training went on from before them
+    if latest := read_pointer(
+        run_dir / "latest.json"
+    ):  # newer ones were damaged, and training went on from before them
         names = [name for name in names if name <= Path(latest["checkpoint"]).name]
     kept = set(names[:keep])
     if best := read_pointer(run_dir / "best.json"):
@@ -123,18 +141,26 @@ def prune(run_dir, keep=2):
     for folder, suffix in {(path.parent, path.suffix) for path in named}:
         for path in folder.glob(f"*{suffix}"):
             if path not in needed:
-                with contextlib.suppress(OSError):  # as above: what cannot be deleted now can be the next time
+                with contextlib.suppress(
+                    OSError
+                ):  # as above: what cannot be deleted now can be the next time
                     path.unlink()
 
 
 def list_checkpoints(run_dir):
     """Paths of the checkpoints of a run, newest first; they may still turn out damaged."""
-    named = [path for path in (Path(run_dir) / "checkpoints").glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name)]
+    named = [
+        path
+        for path in (Path(run_dir) / "checkpoints").glob("step_*")
+        if re.fullmatch(r"step_\d{8,}", path.name)
+    ]
     return sorted(named, key=lambda path: path.name, reverse=True)
 
 
 def _files(run_dir):
-    """Paths of the files that the manifests of a run name; only such as lie in a folder right inside the run's own."""
+    """Paths of the files that the manifests of a run name; only such as lie in a folder right inside the
+    run's own.
+    """
     found = set()
     for checkpoint in list_checkpoints(run_dir):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # a damaged manifest names nothing
@@ -151,10 +177,11 @@ def read_pointer(path):
 
 
 def problem(path, resuming=False):
-    """Why the checkpoint at `path` cannot be believed, in words; None where every file has its recorded sha256.
+    """Why the checkpoint at `path` cannot be believed, in words; None where every file has its recorded
+    sha256.
 
-    resuming: also why training could not go on from it, though its weights are whole: a file elsewhere in the run's folder
-    lacks bytes that it rests on.
+    resuming: also why training could not go on from it, though its weights are whole: a file elsewhere in the
+    run's folder lacks bytes that it rests on.
     """
     try:
         manifest = json.loads((path / "manifest.json").read_text())
@@ -176,10 +203,12 @@ def problem(path, resuming=False):
 
 
 def find(run_dir, wanted="", say=print, resuming=False):
-    """Path of the checkpoint to use: `wanted` ("step_00001000", "1000", a path, or "best"), "" = the newest good one.
+    """Path of the checkpoint to use: `wanted` ("step_00001000", "1000", a path, or "best"), "" = the newest
+    good one.
 
-    A damaged newest checkpoint is said and skipped; one that was asked for by name is an error. Of a shared run (share.py),
-    which has no checkpoints, it is the file of weights. resuming: see `problem`. Raises UserError.
+    A damaged newest checkpoint is said and skipped; one that was asked for by name is an error. Of a shared
+    run (share.py), which has no checkpoints, it is the file of weights. resuming: see `problem`. Raises
+    UserError.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
@@ -195,7 +224,9 @@ def find(run_dir, wanted="", say=print, resuming=False):
         places = (run_dir / wanted, run_dir / "checkpoints" / named, Path(wanted))
         path = next((place for place in places if place.is_dir()), None)
         if path is None:
-            raise UserError(f"{run_dir} has no checkpoint {wanted!r}; there are: {', '.join(names) or 'none'}")
+            raise UserError(
+                f"{run_dir} has no checkpoint {wanted!r}; there are: {', '.join(names) or 'none'}"
+            )
         if reason := problem(path, resuming):
             raise UserError(f"checkpoint {path} is damaged: {reason}; use another one: {', '.join(names)}")
         return path
@@ -207,12 +238,16 @@ def find(run_dir, wanted="", say=print, resuming=False):
             return path
         say(f"checkpoint {path} is damaged ({reason}); trying the one before")
     if list_checkpoints(run_dir):
-        raise UserError(f"every checkpoint of {run_dir} is damaged: train it anew in another run_dir, or restore a copy")
+        raise UserError(
+            f"every checkpoint of {run_dir} is damaged: train it anew in another run_dir, or restore a copy"
+        )
     raise UserError(f"{run_dir} holds no checkpoint yet: train it first (notebooks/02_train)")
 
 
 def load_weights(path, ema=True):
-    """dict of tensors of a checkpoint folder (its moving average where it has one), or of a .pth or .safetensors file."""
+    """dict of tensors of a checkpoint folder (its moving average where it has one), or of a .pth or
+    .safetensors file.
+    """
     path = Path(path)
     if path.is_dir():
         averaged = path / "ema.safetensors"
@@ -239,13 +274,21 @@ def export_pth(checkpoint, path):
 
 
 def load_state_dict(system, weights, where):
-    """Give `weights` to the system; a UserError names the first tensors that are missing, unknown or of another shape."""
+    """Give `weights` to the system; a UserError names the first tensors that are missing, unknown or of
+    another shape.
+    """
     own = {name: tuple(value.shape) for name, value in system.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in weights.items()}
-    wrong = [f"{name}: {own.get(name, 'not in this model')} here, {given.get(name, 'missing')} there"
-             for name in sorted(own.keys() | given.keys()) if own.get(name) != given.get(name)]  # fmt: skip
+    wrong = [
+        f"{name}: {own.get(name, 'not in this model')} here, {given.get(name, 'missing')} there"
+        for name in sorted(own.keys() | given.keys())
+        if own.get(name) != given.get(name)
+    ]
     if wrong:
-        raise UserError(f"{where} does not fit this {system.name} model ({len(wrong)} tensors differ): {'; '.join(wrong[:3])}")
+        raise UserError(
+            f"{where} does not fit this {system.name} model ({len(wrong)} tensors differ): "
+            f"{'; '.join(wrong[:3])}"
+        )
     system.load_state_dict(weights)
 
 
@@ -254,9 +297,12 @@ def _digest(manifest):
 
 
 def _save_tensors(tensors, path):
-    """safetensors refuses tensors that share memory and such that are not contiguous: each is stored once, packed."""
+    """safetensors refuses tensors that share memory and such that are not contiguous: each is stored once,
+    packed.
+    """
     packed = {
-        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for name, value in tensors.items()
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
     }
     safetensors.torch.save_file(packed, path)
 

@@ -1,7 +1,8 @@
 """Settings as frozen dataclasses: checked when built, written to JSON and read back without loss.
 
-Every class that can be configured has its dataclass beside it. A field's annotation is its rule: `int`, `float`, `bool`, `str`,
-`tuple[int, ...]`, `bool | str` or a `Literal` of the words that are allowed. Ranges are checked in its own `__post_init__`.
+Every class that can be configured has its dataclass beside it. A field's annotation is its rule: `int`,
+`float`, `bool`, `str`, `tuple[int, ...]`, `bool | str` or a `Literal` of the words that are allowed. Ranges
+are checked in its own `__post_init__`.
 """
 
 import contextlib
@@ -14,7 +15,9 @@ import typing
 
 
 class ConfigError(ValueError):
-    """A setting has an unknown name, a wrong type or a value out of range. The message names it and the way out."""
+    """A setting has an unknown name, a wrong type or a value out of range. The message names it and the way
+    out.
+    """
 
 
 def nearest(name, known):
@@ -31,8 +34,8 @@ def field_names(cls):
 def from_dict(cls, values):
     """Build `cls` from a dict of plain JSON values.
 
-    Raises ConfigError for an unknown key (with the nearest known name), for a value of the wrong type, and for whatever
-    the dataclass itself refuses.
+    Raises ConfigError for an unknown key (with the nearest known name), for a value of the wrong type, and
+    for whatever the dataclass itself refuses.
     """
     hints = typing.get_type_hints(cls)
     checked = {}
@@ -49,12 +52,16 @@ def from_json(cls, text):
 
 
 def parse_object(text, what):
-    """The dict in `text` (JSON). Raises ConfigError naming `what`, the line and the column where it is not one."""
+    """The dict in `text` (JSON). Raises ConfigError naming `what`, the line and the column where it is not
+    one.
+    """
     check(isinstance(text, str), f"{what} must be JSON text, not {text!r}")
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{what} is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})") from None
+        raise ConfigError(
+            f"{what} is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
+        ) from None
     if not isinstance(values, dict):
         raise ConfigError(f'{what} must be a JSON object like {{"name": value}}, not {type(values).__name__}')
     return values
@@ -76,7 +83,9 @@ def check(condition, message):
 
 
 def _convert(name, hint, value):
-    """`value` as the type that `hint` asks for. JSON's 3 may stand for 3.0, and 3.0 for 3; nothing else is bent."""
+    """`value` as the type that `hint` asks for. JSON's 3 may stand for 3.0, and 3.0 for 3; nothing else is
+    bent.
+    """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         check(value in args, f"{name} must be one of {', '.join(map(repr, args))}, not {value!r}")
@@ -85,7 +94,10 @@ def _convert(name, hint, value):
         check(isinstance(value, (list, tuple)), f"{name} must be a list, not {value!r}")
         return tuple(_convert(f"{name}[{i}]", args[0], item) for i, item in enumerate(value))
     if origin is types.UnionType:
-        check(isinstance(value, args), f"{name} must be {' or '.join(arg.__name__ for arg in args)}, not {value!r}")
+        check(
+            isinstance(value, args),
+            f"{name} must be {' or '.join(arg.__name__ for arg in args)}, not {value!r}",
+        )
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):

@@ -6,10 +6,10 @@ import threading
 class Controls:
     """Three events that the loop looks at between two steps and while it judges, and its answer in words.
 
-    stop: save, judge and end. pause: wait until it is cleared. save: write a checkpoint; the loop clears it when that is done.
-    doing: "starting", "training", "paused", "judging", ... or why it waits. step, total: how far it is; total 0: not known yet.
-    ending: all is saved and only judging is left, which a stop gives up.
-    say: a function that takes the loop's lines of text.
+    stop: save, judge and end. pause: wait until it is cleared. save: write a checkpoint; the loop clears it
+    when that is done. doing: "starting", "training", "paused", "judging", ... or why it waits. step, total:
+    how far it is; total 0: not known yet. ending: all is saved and only judging is left, which a stop gives
+    up. say: a function that takes the loop's lines of text.
     """
 
     def __init__(self, say=lambda text: print(text, flush=True)):

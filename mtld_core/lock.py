@@ -1,8 +1,10 @@
-"""One process at a time in a folder: by a lock that the system frees, or by a heartbeat where a file system has no locks.
+"""One process at a time in a folder: by a lock that the system frees, or by a heartbeat where a file system
+has no locks.
 
-The file says who holds it, as JSON: {"host", "pid", "began", "boot", "counting", "flock"}; empty, it is nobody's. Its time is
-the holder's last heartbeat, so that another machine on the same share can tell a process that works from one that is gone.
-Many shares lock between the processes of one machine only, so a machine believes another one's heartbeat in any case.
+The file says who holds it, as JSON: {"host", "pid", "began", "boot", "counting", "flock"}; empty, it is
+nobody's. Its time is the holder's last heartbeat, so that another machine on the same share can tell a
+process that works from one that is gone. Many shares lock between the processes of one machine only, so a
+machine believes another one's heartbeat in any case.
 """
 
 import contextlib
@@ -32,7 +34,9 @@ class Held(Exception):
 
 
 class Lock:
-    """`acquire()` and `release()` of the lock file at `path`. say: told when a lock that was left behind is taken over."""
+    """`acquire()` and `release()` of the lock file at `path`. say: told when a lock that was left behind is
+    taken over.
+    """
 
     def __init__(self, path, say=print):
         self.path, self.say, self.handle = Path(path), say, None
@@ -87,7 +91,11 @@ class Lock:
             if _lives(owner):
                 raise Held(who)
             return
-        if owner["host"] == self.owner["host"] and "boot" not in owner and not psutil.pid_exists(owner["pid"]):
+        if (
+            owner["host"] == self.owner["host"]
+            and "boot" not in owner
+            and not psutil.pid_exists(owner["pid"])
+        ):
             return
         age = self._age()
         if age < STALE:
@@ -95,7 +103,10 @@ class Lock:
                 f"{who}, which gave a sign of life {age:.0f} s ago (if that one is gone, start again after "
                 f"{STALE / 60:g} minutes, or delete {self.path})"
             )
-        self.say(f"{self.path} was left by {who}, whose last sign of life is {age / 60:.0f} minutes old: taken over")
+        self.say(
+            f"{self.path} was left by {who}, whose last sign of life is {age / 60:.0f} minutes old: taken "
+            "over"
+        )
 
     def _age(self):
         """Seconds since the last heartbeat, by the clock that gives the folder's files their times."""
@@ -109,7 +120,9 @@ class Lock:
     # ---- without the system's locks
 
     def _claim(self, found):
-        """Make the file this process's own, where it holds `found`, which is nobody's. Of several that try one succeeds."""
+        """Make the file this process's own, where it holds `found`, which is nobody's. Of several that try
+        one succeeds.
+        """
         if self.path.exists():
             aside = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}")
             os.rename(self.path, aside)
@@ -137,7 +150,9 @@ class Lock:
 
 
 def _flocked(path):
-    """The file, open and locked by the system, or None where the file system has no such locks. Raises Held."""
+    """The file, open and locked by the system, or None where the file system has no such locks. Raises
+    Held.
+    """
     if fcntl is None:
         return None
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -145,10 +160,14 @@ def _flocked(path):
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(handle)
-        if error.errno not in HELD:  # ENOSYS, EOPNOTSUPP, ENOLCK, EINVAL, ...: file systems say it in many ways
+        if (
+            error.errno not in HELD
+        ):  # ENOSYS, EOPNOTSUPP, ENOLCK, EINVAL, ...: file systems say it in many ways
             return None
         owner = _parse(path.read_text(errors="replace"))
-        raise Held(f"process {owner['pid']} on {owner['host']}" if owner else "it does not say which") from None
+        raise Held(
+            f"process {owner['pid']} on {owner['host']}" if owner else "it does not say which"
+        ) from None
     if not os.fstat(handle).st_nlink:
         os.close(handle)
         raise Held("it ended in this moment")
@@ -185,7 +204,9 @@ def _lives(owner):
 
 
 def _machine():
-    """{"boot": what tells this system, since its start, from all others, "counting": where its numbers of processes count}."""
+    """{"boot": what tells this system, since its start, from all others, "counting": where its numbers of
+    processes count}.
+    """
     found = {"boot": socket.gethostname(), "counting": ""}
     with contextlib.suppress(OSError):
         found["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,8 +1,9 @@
-"""Pictures in, pictures and videos out: one image file read safely, frames written one at a time, strips for reports.
+"""Pictures in, pictures and videos out: one image file read safely, frames written one at a time, strips for
+reports.
 
-A frame is uint8 `[H, W, 3]` RGB, an array or a CPU tensor. A writer is a context manager that gives a function
-`write(frame)`; it holds one frame at a time, and its file appears whole when the block ends, or not at all where the
-block raises.
+A frame is uint8 `[H, W, 3]` RGB, an array or a CPU tensor. A writer is a context manager that gives a
+function `write(frame)`; it holds one frame at a time, and its file appears whole when the block ends, or not
+at all where the block raises.
 """
 
 import contextlib
@@ -40,16 +41,18 @@ SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
 def read_image(path):
     """Any picture that Pillow opens -> uint8 `[H, W, 3]` array, upright (EXIF), colours as in `to_rgb`.
 
-    Of an animation it is the first frame. A JPEG whose shorter side has 4096 pixels or more comes reduced by 2, 4 or 8,
-    never below 2048, so that its memory stays bounded. Raises UserError naming the file where it is missing, damaged,
-    cut short, no picture, or larger than 64 million pixels.
+    Of an animation it is the first frame. A JPEG whose shorter side has 4096 pixels or more comes reduced by
+    2, 4 or 8, never below 2048, so that its memory stays bounded. Raises UserError naming the file where it
+    is missing, damaged, cut short, no picture, or larger than 64 million pixels.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such image file")
     try:
         with _open(path) as image:
-            decodes_whole = image.info.get("progressive")  # such a JPEG keeps all coefficients whatever its scale
+            decodes_whole = image.info.get(
+                "progressive"
+            )  # such a JPEG keeps all coefficients whatever its scale
             size = image.size
             image.draft(None, (LARGE, LARGE))  # does nothing to other formats
             width, height = size if decodes_whole else image.size
@@ -66,7 +69,9 @@ def read_image(path):
 
 
 def upright(image):
-    """Pillow image -> uint8 `[H, W, 3]` as a viewer shows it: turned and mirrored as EXIF says, colours as in `to_rgb`."""
+    """Pillow image -> uint8 `[H, W, 3]` as a viewer shows it: turned and mirrored as EXIF says, colours as in
+    `to_rgb`.
+    """
     image.load()  # here Pillow turns a TIFF by itself, and finds the EXIF that a PNG has behind its pixels
     turn = UPRIGHT.get(orientation_of(image))
     return to_rgb(image if turn is None else image.transpose(turn))
@@ -79,18 +84,24 @@ def upright_size(image):
 
 
 def orientation_of(image):
-    """The EXIF orientation of a Pillow image, 1 to 8, that is still to be done; 1 where there is none, or only damaged EXIF."""
+    """The EXIF orientation of a Pillow image, 1 to 8, that is still to be done; 1 where there is none, or
+    only damaged EXIF.
+    """
     if image.format == "TIFF":  # whose size Pillow gives as it will be after turning
         return 1
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Pillow's readers fail on damaged bytes in many ways, and a viewer shows such a picture as it is
+    except (
+        Exception
+    ):  # Pillow's readers fail on damaged bytes in many ways, and a viewer shows such a picture as it is
         return 1
     return orientation if orientation in UPRIGHT else 1
 
 
 def to_rgb(image):
-    """Pillow image -> uint8 `[H, W, 3]`: grey and palettes become RGB, alpha lies over black, 16 bits become 8."""
+    """Pillow image -> uint8 `[H, W, 3]`: grey and palettes become RGB, alpha lies over black, 16 bits become
+    8.
+    """
     if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion would clip at 255
         grey = (np.clip(np.asarray(image).astype(np.int32), 0, 65535) + 128) // 257
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
@@ -98,7 +109,9 @@ def to_rgb(image):
         grey = np.round(np.clip(np.nan_to_num(np.asarray(image)), 0, 1) * 255)
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
     if image.has_transparency_data:
-        return np.asarray(image.convert("RGBA").convert("RGBa"))[..., :3].copy()  # "a": already multiplied by alpha
+        return np.asarray(image.convert("RGBA").convert("RGBa"))[
+            ..., :3
+        ].copy()  # "a": already multiplied by alpha
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
@@ -114,20 +127,25 @@ def _open(path):
 
 @contextlib.contextmanager
 def frame_writer(folder):
-    """`write(frame)` saves `<folder>/frame_0000.png`, `frame_0001.png`, ... (five digits from frame 10,000 on).
+    """`write(frame)` saves `<folder>/frame_0000.png`, `frame_0001.png`, ... (five digits from frame 10,000
+    on).
 
     The folder replaces an earlier one. Raises UserError where that holds anything but such frames.
     """
     folder = Path(folder)
     temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
     if folder.exists() and not all(re.fullmatch(r"frame_\d+\.png", name) for name in os.listdir(folder)):
-        raise UserError(f"{folder} holds other files than frames, so it is not replaced; choose another out_dir")
+        raise UserError(
+            f"{folder} holds other files than frames, so it is not replaced; choose another out_dir"
+        )
     _sweep(folder)
     temporary.mkdir(parents=True)
     numbers = itertools.count()
     try:
         # level 1 writes three times as fast as the default and takes a tenth more room
-        yield lambda frame: _picture(frame).save(temporary / f"frame_{next(numbers):04d}.png", compress_level=1)
+        yield lambda frame: _picture(frame).save(
+            temporary / f"frame_{next(numbers):04d}.png", compress_level=1
+        )
         if folder.exists():
             os.replace(folder, old)
         os.replace(temporary, folder)
@@ -146,7 +164,9 @@ def _sweep(folder):
 
 @contextlib.contextmanager
 def video_writer(path, fps, height, width):
-    """`write(frame)` appends to an H.264 mp4 that browsers play (yuv420p; odd sides repeat their last pixel)."""
+    """`write(frame)` appends to an H.264 mp4 that browsers play (yuv420p; odd sides repeat their last
+    pixel).
+    """
     import av
     from av.video.reformatter import ColorRange, Colorspace
 
@@ -154,7 +174,9 @@ def video_writer(path, fps, height, width):
     pad = ((0, height % 2), (0, width % 2), (0, 0))
     with (
         atomic_path(path) as temporary,
-        av.open(os.path.abspath(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+        av.open(
+            os.path.abspath(temporary), "w", format="mp4", options={"movflags": "+faststart"}
+        ) as container,
     ):
         stream = container.add_stream("libx264", rate=rate, options={"crf": "16"})
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
@@ -176,10 +198,11 @@ def video_writer(path, fps, height, width):
 
 @contextlib.contextmanager
 def gif_writer(path, fps, height, width):
-    """`write(frame)` appends to a GIF that loops for ever; every frame has its own 256 colours, without dither.
+    """`write(frame)` appends to a GIF that loops for ever; every frame has its own 256 colours, without
+    dither.
 
-    A GIF's clock ticks 100 times a second: delays are whole ticks that keep the rate on average, and 50 frames a second
-    is the most. Pillow would keep all frames in memory; it only picks the colours here.
+    A GIF's clock ticks 100 times a second: delays are whole ticks that keep the rate on average, and 50
+    frames a second is the most. Pillow would keep all frames in memory; it only picks the colours here.
     """
     import av
 
@@ -240,8 +263,9 @@ def side_by_side(left, right):
 def strip(rows, labels=None, columns=None, smallest=96):
     """Rows of frames -> one uint8 picture `[H', W', 3]` on white.
 
-    rows: lists (or arrays) of frames, all of one size. labels: a word for each row, on its left; columns: a word for
-    each column, above it. Frames lower than `smallest` pixels are enlarged by a whole factor, unsmoothed.
+    rows: lists (or arrays) of frames, all of one size. labels: a word for each row, on its left; columns: a
+    word for each column, above it. Frames lower than `smallest` pixels are enlarged by a whole factor,
+    unsmoothed.
     """
     rows = [[np.asarray(frame) for frame in row] for row in rows]
     factor = max(1, -(-smallest // rows[0][0].shape[0]))
@@ -250,7 +274,9 @@ def strip(rows, labels=None, columns=None, smallest=96):
     left = 2 * gap + round(max(map(font.getlength, labels))) if labels else 0
     top = 24 if columns else 0
     longest = max(map(len, rows))
-    canvas = Image.new("RGB", (left + longest * (width + gap) - gap, top + len(rows) * (height + gap) - gap), "white")
+    canvas = Image.new(
+        "RGB", (left + longest * (width + gap) - gap, top + len(rows) * (height + gap) - gap), "white"
+    )
     draw = ImageDraw.Draw(canvas)
     for j, word in enumerate(columns or ()):
         draw.text((left + j * (width + gap) + width // 2, top // 2), word, "black", font, anchor="mm")
@@ -259,7 +285,10 @@ def strip(rows, labels=None, columns=None, smallest=96):
         if labels:
             draw.text((left - gap, y + height // 2), labels[i], "black", font, anchor="rm")
         for j, frame in enumerate(row):
-            canvas.paste(_picture(frame).resize((width, height), Image.Resampling.NEAREST), (left + j * (width + gap), y))
+            canvas.paste(
+                _picture(frame).resize((width, height), Image.Resampling.NEAREST),
+                (left + j * (width + gap), y),
+            )
     return np.asarray(canvas)
 
 

@@ -30,9 +30,11 @@ def psnr(mse):
 
 
 def flicker(frames):
-    """How much comes and goes from frame to frame: uint8 `[..., T, H, W, 3]` -> float64 `[...]`, in levels of 255.
+    """How much comes and goes from frame to frame: uint8 `[..., T, H, W, 3]` -> float64 `[...]`, in levels of
+    255.
 
-    Mean absolute second difference in time, which a steady change of brightness or a fade does not raise. 0 for T < 3.
+    Mean absolute second difference in time, which a steady change of brightness or a fade does not raise. 0
+    for T < 3.
     """
     if frames.shape[-4] < 3:
         return torch.zeros(frames.shape[:-4], dtype=torch.float64)
@@ -50,7 +52,8 @@ def skill_db(baselines, model):
 
 
 def ssim(a, b):
-    """Structural similarity (Wang et al. 2004, Gaussian window of 11): uint8 `[..., H, W, 3]` -> float32 `[...]`.
+    """Structural similarity (Wang et al. 2004, Gaussian window of 11): uint8 `[..., H, W, 3]` -> float32
+    `[...]`.
 
     A frame smaller than the window is continued by its border pixels up to it.
     """
@@ -59,7 +62,9 @@ def ssim(a, b):
     def similarity(x, y):
         height, width = x.shape[-2:]
         pad = (0, max(0, SSIM_WINDOW - width), 0, max(0, SSIM_WINDOW - height))
-        x, y = (F.pad(z.double(), pad, mode="replicate") for z in (x, y))  # float32 loses the variance of flat areas
+        x, y = (
+            F.pad(z.double(), pad, mode="replicate") for z in (x, y)
+        )  # float32 loses the variance of flat areas
         return structural_similarity_index_measure(x, y, data_range=1.0, reduction="none").reshape(-1)
 
     return _in_pieces(similarity, a, b)
@@ -68,10 +73,10 @@ def ssim(a, b):
 def lpips_metric(device, weights=""):
     """(function, None), or (None, why not) where the LPIPS package or VGG's weights are not on this machine.
 
-    function: uint8 `[..., H, W, 3]` twice -> float32 `[...]`, 0 for equal frames. Frames with a side under 32 pixels
-    are enlarged (bilinear) until it has 32, for VGG halves them four times: compare such figures only at equal size.
-    weights: a file with VGG16's convolutions; without one, torch's cache is looked into. Nothing is ever downloaded. Raises
-    UserError where there is no such file.
+    function: uint8 `[..., H, W, 3]` twice -> float32 `[...]`, 0 for equal frames. Frames with a side under 32
+    pixels are enlarged (bilinear) until it has 32, for VGG halves them four times: compare such figures only
+    at equal size. weights: a file with VGG16's convolutions; without one, torch's cache is looked into.
+    Nothing is ever downloaded. Raises UserError where there is no such file.
     """
     if importlib.util.find_spec("lpips") is None:
         return None, "the package lpips is not installed"

@@ -29,7 +29,9 @@ places = [Path(__file__).parents[1] / "notebooks"]  # folders in which a path is
 
 
 def setup():
-    """Work from the project's root folder when the notebook was opened inside notebooks/, so that runs/ is the same for all."""
+    """Work from the project's root folder when the notebook was opened inside notebooks/, so that runs/ is
+    the same for all.
+    """
     places.insert(0, Path.cwd())
     if Path.cwd().name == "notebooks" and (Path.cwd().parent / "mtld_core").is_dir():
         os.chdir("..")
@@ -43,10 +45,12 @@ def _show_user_error(shell, kind, error, traceback, tb_offset=None):
 
 
 def parameters(namespace, names, inputs=""):
-    """dict of the notebook's parameters: `names` (words in one string) looked up in `namespace`, its `globals()`.
+    """dict of the notebook's parameters: `names` (words in one string) looked up in `namespace`, its
+    `globals()`.
 
-    papermill only warns when it is given a name that the notebook does not have; here that is a UserError, and so is a value of
-    the wrong kind (see `parameter`). inputs: those of the names whose paths are also looked for beside the notebook.
+    papermill only warns when it is given a name that the notebook does not have; here that is a UserError,
+    and so is a value of the wrong kind (see `parameter`). inputs: those of the names whose paths are also
+    looked for beside the notebook.
     """
     names = names.split()
     for source in namespace.get("In", []):  # IPython's record of the cells run so far
@@ -61,9 +65,11 @@ def parameters(namespace, names, inputs=""):
 
 
 def parameter(name, value):
-    """A parameter's value as what it stands for: papermill hands over a number for each text that looks like one.
+    """A parameter's value as what it stands for: papermill hands over a number for each text that looks like
+    one.
 
-    A number that stands for a text is its name ("2024"); nothing else is bent. Raises UserError that names the parameter.
+    A number that stands for a text is its name ("2024"); nothing else is bent. Raises UserError that names
+    the parameter.
     """
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if name in WHOLE + NUMBERS:
@@ -88,7 +94,10 @@ def parameter(name, value):
     if isinstance(value, JSON_TEXTS.get(name, str)):
         return json.dumps(value) if name in JSON_TEXTS else value
     if number:
-        print(f"{name} = {value!r} is taken as the name {str(value)!r}; papermill's -r {name} hands over a text as it is")
+        print(
+            f"{name} = {value!r} is taken as the name {str(value)!r}; papermill's -r {name} hands over a "
+            "text as it is"
+        )
         return str(value)
     if not isinstance(value, str):
         raise UserError(f"{name} must be a text, not {value!r}")
@@ -96,8 +105,12 @@ def parameter(name, value):
 
 
 def _beside(name, value):
-    """A path that is not there from the folder in which the notebook works, where it is beside the notebook."""
-    if value and value not in WORDS and not os.path.exists(os.path.expanduser(value)):  # Path's own raise at some names
+    """A path that is not there from the folder in which the notebook works, where it is beside the
+    notebook.
+    """
+    if (
+        value and value not in WORDS and not os.path.exists(os.path.expanduser(value))
+    ):  # Path's own raise at some names
         for place in places:
             if os.path.exists(place / value):
                 print(f"{name} = {str(place / value)!r}")
@@ -107,7 +120,9 @@ def _beside(name, value):
 
 def _assigned(source):
     """Names that a cell of plain assignments sets."""
-    targets = [target for node in ast.parse(source).body if isinstance(node, ast.Assign) for target in node.targets]
+    targets = [
+        target for node in ast.parse(source).body if isinstance(node, ast.Assign) for target in node.targets
+    ]
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
@@ -132,20 +147,25 @@ def show_video(path):
 
 
 def video_tag(path, height=256):
-    """HTML that plays a video file again and again, enlarged without smoothing. The file's bytes are inside it."""
+    """HTML that plays a video file again and again, enlarged without smoothing. The file's bytes are inside
+    it.
+    """
     data = base64.b64encode(Path(path).read_bytes()).decode()
     style = f"height:{height}px; max-width:100%; image-rendering:pixelated"
-    return f'<video autoplay loop muted controls playsinline style="{style}" src="data:video/mp4;base64,{data}"></video>'
+    options = "autoplay loop muted controls playsinline"
+    return f'<video {options} style="{style}" src="data:video/mp4;base64,{data}"></video>'
 
 
 def download_link(path, text):
-    """HTML: a link that saves a file's bytes, which are inside it. It needs no server, so it works on Colab and Kaggle, too."""
+    """HTML: a link that saves a file's bytes, which are inside it. It needs no server, so it works on Colab
+    and Kaggle, too.
+    """
     kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
     data = base64.b64encode(Path(path).read_bytes()).decode()
-    style = "color: #1976d2; text-decoration: underline"  # some front ends take away what makes a link look like one
-    return (
-        f'<a style="{style}" download="{html.escape(Path(path).name)}" href="data:{kind};base64,{data}">{html.escape(text)}</a>'
-    )
+    # some front ends take away what makes a link look like one
+    style = "color: #1976d2; text-decoration: underline"
+    name = html.escape(Path(path).name)
+    return f'<a style="{style}" download="{name}" href="data:{kind};base64,{data}">{html.escape(text)}</a>'
 
 
 def show_table(rows):
@@ -166,5 +186,9 @@ def table_html(rows):
 
 
 def _worth_showing(rows):
-    rows = {name: value for name, value in rows.items() if value not in ("", None) and not name.endswith("_by_horizon")}
+    rows = {
+        name: value
+        for name, value in rows.items()
+        if value not in ("", None) and not name.endswith("_by_horizon")
+    }
     return {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in rows.items()}

@@ -1,8 +1,9 @@
 """What a generation leaves behind: frames, videos, a strip, and figures where the truth is known.
 
-A job (`Continuation`, `Translation`) is an iterable of a `Moment` for each frame that is written. `compared`: words for the
-pictures in comparison.mp4 from left to right ([]: there is none); `rows`: words for the strip's rows; `columns`: dict frame's
-number -> word, of those that the strip shows; `figures()`: a dict, when it is through. Frames are uint8 `[H, W, 3]`.
+A job (`Continuation`, `Translation`) is an iterable of a `Moment` for each frame that is written. `compared`:
+words for the pictures in comparison.mp4 from left to right ([]: there is none); `rows`: words for the strip's
+rows; `columns`: dict frame's number -> word, of those that the strip shows; `figures()`: a dict, when it is
+through. Frames are uint8 `[H, W, 3]`.
 """
 
 import contextlib
@@ -26,7 +27,9 @@ class Moment(typing.NamedTuple):
 
 
 def write(job, out_dir, fps, size):
-    """Run a job into all writers -> (names of what was written, number of frames). Where it raises, nothing is left."""
+    """Run a job into all writers -> (names of what was written, number of frames). Where it raises, nothing
+    is left.
+    """
     out_dir, (height, width) = Path(out_dir), size
     files, columns = ["frames", "video.mp4", "video.gif", "strip.png"], []
     with contextlib.ExitStack() as stack:
@@ -70,9 +73,11 @@ class Timed:
 
 
 class Continuation:
-    """The frames that a system makes, after the last context frame if there is one, with the truth beside them.
+    """The frames that a system makes, after the last context frame if there is one, with the truth beside
+    them.
 
-    frames: `Timed`, of `count` frames. context: uint8 `[k, H, W, 3]`, or None. truth: uint8 `[n, H, W, 3]`, of the first n.
+    frames: `Timed`, of `count` frames. context: uint8 `[k, H, W, 3]`, or None. truth: uint8 `[n, H, W, 3]`,
+    of the first n.
     """
 
     def __init__(self, frames, count, context, truth):
@@ -106,7 +111,8 @@ class Continuation:
 class Translation:
     """A clip beside its translation, and beside its truth where that is known.
 
-    frames: `Timed`, the translated ones. clip: uint8 `[n, H, W, 3]`. truth: the same, or `[0, H, W, 3]`. shots: see `Source`.
+    frames: `Timed`, the translated ones. clip: uint8 `[n, H, W, 3]`. truth: the same, or `[0, H, W, 3]`.
+    shots: see `Source`.
     """
 
     def __init__(self, frames, clip, truth, shots=()):
@@ -122,7 +128,9 @@ class Translation:
             source = self.clip[t].cpu()
             latest = [*([] if t in self.shots else latest[-2:]), torch.stack([frame, source])]
             if len(latest) == 3:
-                self.flickers.append(metrics.flicker(torch.stack(latest, 1)).tolist())  # tensors would hold memory apart
+                self.flickers.append(
+                    metrics.flicker(torch.stack(latest, 1)).tolist()
+                )  # tensors would hold memory apart
             pictures = [source, frame]
             if len(self.truth):
                 real = self.truth[t].cpu()
@@ -133,7 +141,9 @@ class Translation:
     def figures(self):
         """Flicker, and what the truth tells where it is known."""
         flickers = [sum(column) / len(column) for column in zip(*self.flickers, strict=True)] or [0.0, 0.0]
-        return dict(zip(("flicker", "flicker_source"), flickers, strict=True)) | _figures(self.errors, "baseline_identity_psnr")
+        return dict(zip(("flicker", "flicker_source"), flickers, strict=True)) | _figures(
+            self.errors, "baseline_identity_psnr"
+        )
 
 
 def _columns(numbers, sign=""):
@@ -144,5 +154,7 @@ def _figures(errors, baseline):
     """PSNR of (the model's, the baseline's) MSEs; {} where there are none."""
     if not errors:
         return {}
-    model, other = (metrics.psnr(torch.tensor(column, dtype=torch.float64)) for column in zip(*errors, strict=True))
+    model, other = (
+        metrics.psnr(torch.tensor(column, dtype=torch.float64)) for column in zip(*errors, strict=True)
+    )
     return {"psnr": model.mean().item(), baseline: other.mean().item(), "psnr_by_horizon": model.tolist()}

@@ -1,7 +1,8 @@
-"""A form to generate with: choose a run and a start, press Generate, and the video appears beside what it is compared with.
+"""A form to generate with: choose a run and a start, press Generate, and the video appears beside what it is
+compared with.
 
-Core ipywidgets only, in the forms that 7.7 (Colab) and 8.1 share. One click does all its work at once, in the kernel's
-main thread, so it also works where widgets cannot be updated from another one.
+Core ipywidgets only, in the forms that 7.7 (Colab) and 8.1 share. One click does all its work at once, in the
+kernel's main thread, so it also works where widgets cannot be updated from another one.
 """
 
 import contextlib
@@ -28,15 +29,21 @@ BESIDE_LABELS = {"margin": "2px 0 2px 90px"}  # where the fields begin
 
 
 class GeneratePanel(widgets.VBox):
-    """The form, for the runs beside `run_dir`. Its parts are fields: `panel.button.click()` is what a person does."""
+    """The form, for the runs beside `run_dir`. Its parts are fields: `panel.button.click()` is what a person
+    does.
+    """
 
     def __init__(self, run_dir="runs/demo", num_frames=48, fps=12, seed=0):
         runs = sorted(path.parent.as_posix() for path in Path(run_dir).parent.glob("*/config.json"))
         chosen = Path(run_dir).as_posix()
         self.run = widgets.Dropdown(options=runs, value=chosen if chosen in runs else None, description="run")
         self.checkpoint = widgets.Dropdown(options=[NEWEST], description="checkpoint")
-        self.direction = widgets.ToggleButtons(options=DIRECTIONS, style={"button_width": "97px"}, layout=BESIDE_LABELS)
-        self.start = widgets.ToggleButtons(options=["dataset", "picture"], style={"button_width": "97px"}, layout=BESIDE_LABELS)
+        self.direction = widgets.ToggleButtons(
+            options=DIRECTIONS, style={"button_width": "97px"}, layout=BESIDE_LABELS
+        )
+        self.start = widgets.ToggleButtons(
+            options=["dataset", "picture"], style={"button_width": "97px"}, layout=BESIDE_LABELS
+        )
         self.arc = widgets.Dropdown(options=[], description="arc")
         self.frame = widgets.SelectionSlider(options=[0], description="frame", continuous_update=False)
         self.upload = widgets.FileUpload(accept="image/*", multiple=False, layout=BESIDE_LABELS)
@@ -46,7 +53,9 @@ class GeneratePanel(widgets.VBox):
         self.actions = widgets.Text(description="actions", placeholder="as recorded; or a list: [0, 2, ...]")
         self.button = widgets.Button(description="Generate", button_style="primary", layout=BESIDE_LABELS)
         self.message, self.video, self.links = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self.strip = widgets.Image(layout={"max_width": "100%", "display": "none", "align_self": "flex-start"})
+        self.strip = widgets.Image(
+            layout={"max_width": "100%", "display": "none", "align_self": "flex-start"}
+        )
         self.result = None  # what generation.json holds, of the latest click
         self._arcs = {}  # name -> numbers of the frames that a rollout can start from
         self.run.observe(lambda _: self._try(self._fill), "value")
@@ -56,29 +65,42 @@ class GeneratePanel(widgets.VBox):
         self.upload.observe(lambda _: self._uploaded(), "value")
         self.frame.observe(lambda _: self._show_start(), "value")
         self.start.observe(lambda _: self._try(self._show_start), "value")
-        self.picture = widgets.Image(layout={"width": "128px", "margin": BESIDE_LABELS["margin"]})  # what it will start from
+        self.picture = widgets.Image(
+            layout={"width": "128px", "margin": BESIDE_LABELS["margin"]}
+        )  # what it will start from
         self._folder = tempfile.TemporaryDirectory()  # of the uploaded picture
-        self._from_dataset, self._from_picture = widgets.VBox([self.arc, self.frame]), widgets.VBox([self.upload])
+        self._from_dataset, self._from_picture = (
+            widgets.VBox([self.arc, self.frame]),
+            widgets.VBox([self.upload]),
+        )
         self._dataset, self._size = None, (0, 0)
         options = widgets.VBox([self.num_frames, self.fps, self.seed, self.actions])
         start = [self.start, self._from_dataset, self._from_picture, self.picture]
         form = widgets.VBox([self.run, self.checkpoint, self.direction, *start, options, self.button])
         shown = widgets.VBox([self.video, self.links], layout={"margin": "0 0 0 24px"})
-        super().__init__([widgets.HBox([form, shown], layout={"flex_flow": "row wrap"}), self.message, self.strip])
+        super().__init__(
+            [widgets.HBox([form, shown], layout={"flex_flow": "row wrap"}), self.message, self.strip]
+        )
         self.add_class("mtld-generate")
         self._try(self._fill)
 
     def _fill(self):
         """The chosen run's checkpoints and arcs."""
         if not self.run.value:
-            raise UserError("choose a run" if self.run.options else "there is no run yet: train one (notebooks/02_train)")
+            raise UserError(
+                "choose a run" if self.run.options else "there is no run yet: train one (notebooks/02_train)"
+            )
         files = sorted(Path(self.run.value).glob("*.pth"))
         offer(self.checkpoint, [NEWEST, *(path.name for path in [*list_checkpoints(self.run.value), *files])])
         system = open_run(self.run.value)
         self._dataset, self._size = None, (system.config.height, system.config.width)
         self.actions.layout.display = "none" if system.action_space is None else ""
         self.direction.layout.display = "" if system.translates else "none"
-        offer(self.start, ["dataset", "picture", NOISE] if system.samples else ["dataset", "picture"], self.start.value)
+        offer(
+            self.start,
+            ["dataset", "picture", NOISE] if system.samples else ["dataset", "picture"],
+            self.start.value,
+        )
         self._dataset = dataset = domain_of(own_dataset(system, progress=False), self._direction)
         first = context_of(system) - 1
         self._arcs = {arc.name: arc.numbers[first:].tolist() for arc in dataset.arcs if len(arc) > first}
@@ -87,7 +109,9 @@ class GeneratePanel(widgets.VBox):
 
     @property
     def _direction(self):
-        return DIRECTIONS[0] if self.direction.layout.display else self.direction.value  # hidden: of the run before
+        return (
+            DIRECTIONS[0] if self.direction.layout.display else self.direction.value
+        )  # hidden: of the run before
 
     def _fill_frames(self):
         offer(self.frame, self._arcs.get(self.arc.value, [0]))
@@ -127,19 +151,30 @@ class GeneratePanel(widgets.VBox):
     def _generate(self):
         checkpoint = "" if self.checkpoint.value == NEWEST else self.checkpoint.value
         actions = "" if self.actions.layout.display else self.actions.value  # hidden: of the run before
-        settings = {"checkpoint": checkpoint, "actions": actions, "fps": self.fps.value, "seed": self.seed.value}
+        settings = {
+            "checkpoint": checkpoint,
+            "actions": actions,
+            "fps": self.fps.value,
+            "seed": self.seed.value,
+        }
         settings["direction"] = self._direction
-        with contextlib.redirect_stdout(io.StringIO()) as told:  # what a callback prints would go to JupyterLab's log
+        with contextlib.redirect_stdout(
+            io.StringIO()
+        ) as told:  # what a callback prints would go to JupyterLab's log
             self.result = generate(self.run.value, self._source(), self.num_frames.value, **settings)
         folder, compared = Path(self.result["out_dir"]), self.result.get("comparison")
         self.video.value = video_tag(folder / ("comparison.mp4" if compared else "video.mp4"))
-        links = [download_link(folder / file, text) for file, text in (("video.mp4", "mp4"), ("video.gif", "GIF"))]
+        links = [
+            download_link(folder / file, text) for file, text in (("video.mp4", "mp4"), ("video.gif", "GIF"))
+        ]
         self.links.value = f"{compared or 'generated'} · download: {' · '.join(links)}"
         self.strip.value, self.strip.layout.display = (folder / "strip.png").read_bytes(), ""
         return ". ".join([f"frames, videos and strip are in {folder}", *told.getvalue().splitlines()])
 
     def _try(self, action):
-        """Run `action` with the button off and show the words that it returns; an error becomes one line in the form."""
+        """Run `action` with the button off and show the words that it returns; an error becomes one line in
+        the form.
+        """
         self.button.disabled = True
         self._say("working ...")
         try:
@@ -160,7 +195,11 @@ def error_line(error):
     words = " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    return words if isinstance(error, (UserError, ConfigError)) else f"{type(error).__name__}: {words}".removesuffix(": ")
+    return (
+        words
+        if isinstance(error, (UserError, ConfigError))
+        else f"{type(error).__name__}: {words}".removesuffix(": ")
+    )
 
 
 def in_colour(text, colour="inherit"):
@@ -168,13 +207,17 @@ def in_colour(text, colour="inherit"):
 
 
 def offer(widget, options, value=None):
-    """Give a selection new options and choose `value`, or else the first: of itself ipywidgets may choose none."""
+    """Give a selection new options and choose `value`, or else the first: of itself ipywidgets may choose
+    none.
+    """
     widget.options = options
     widget.value = value if value in options else options[0] if options else None
 
 
 def uploaded(value):
-    """(name, bytes) from a FileUpload's value: a dict in ipywidgets 7, a tuple in 8. Raises UserError if empty."""
+    """(name, bytes) from a FileUpload's value: a dict in ipywidgets 7, a tuple in 8. Raises UserError if
+    empty.
+    """
     if not value:
         raise UserError("upload a picture first, or start from the dataset")
     name, entry = next(iter(value.items())) if isinstance(value, dict) else (value[0]["name"], value[0])

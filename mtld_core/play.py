@@ -1,4 +1,5 @@
-"""Steering a learned game: `Play` is a dream in progress, `RealGame` the recorded game brought to the same frame.
+"""Steering a learned game: `Play` is a dream in progress, `RealGame` the recorded game brought to the same
+frame.
 
 Frames are uint8 `[H, W, 3]`. `actions[i]` leads from frame i to frame i + 1.
 """
@@ -28,8 +29,8 @@ RECENT = 20  # steps that the speed is the median of
 def one_thread():
     """While it lasts, torch computes in one thread.
 
-    A step on one picture is many short operations, which wait for a second thread longer than it helps: on two cores that were
-    busy (with a training, say) 1,660 ms a step became 16.
+    A step on one picture is many short operations, which wait for a second thread longer than it helps: on
+    two cores that were busy (with a training, say) 1,660 ms a step became 16.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -42,10 +43,10 @@ def one_thread():
 class Play:
     """A dream in progress, from `reset`, under one `act` after another.
 
-    dataset: None for the run's own. choices: [(name, action)], what a player is offered. source: where it starts. frames: those
-    since the reset, the start first; actions: those between them. real: the real game's frames beside them, None where it
-    cannot be stepped: `alone` then says why. over: the real game has ended; its last frame stays. Raises UserError where the
-    system takes no actions or the dataset is gone.
+    dataset: None for the run's own. choices: [(name, action)], what a player is offered. source: where it
+    starts. frames: those since the reset, the start first; actions: those between them. real: the real game's
+    frames beside them, None where it cannot be stepped: `alone` then says why. over: the real game has ended;
+    its last frame stays. Raises UserError where the system takes no actions or the dataset is gone.
     """
 
     def __init__(self, system, dataset=None):
@@ -70,7 +71,9 @@ class Play:
     @torch.inference_mode()
     @one_thread()
     def reset(self, arc=None, number=None):
-        """Start anew from a recorded frame; None: where the first held-out window does. Raises UserError if there is none."""
+        """Start anew from a recorded frame; None: where the first held-out window does. Raises UserError if
+        there is none.
+        """
         source = "" if arc is None else f"dataset:{arc}/{number}"
         self.source = from_dataset(self.system, self.dataset, source)
         chance = torch.Generator(self.system.device).manual_seed(0)
@@ -82,7 +85,9 @@ class Play:
     @torch.inference_mode()
     @one_thread()
     def act(self, action):
-        """One step; returns the dream's frame. Raises UserError for an action out of range or of the wrong length."""
+        """One step; returns the dream's frame. Raises UserError for an action out of range or of the wrong
+        length.
+        """
         [checked] = check_actions([action], self.system.action_space, 1, self.system.device)
         began = time.perf_counter()
         self._state, frame = self.system.step(self._state, checked)
@@ -103,8 +108,14 @@ class Play:
         return 1 / statistics.median(self._seconds) if self._seconds else None
 
     def save(self, path, fps=12):
-        """Write the play as an mp4 and, beside it, a GIF; the real game, where it runs, on the left. Returns both paths."""
-        shown = [media.side_by_side(*pair) for pair in zip(self.real, self.frames, strict=True)] if self.real else self.frames
+        """Write the play as an mp4 and, beside it, a GIF; the real game, where it runs, on the left. Returns
+        both paths.
+        """
+        shown = (
+            [media.side_by_side(*pair) for pair in zip(self.real, self.frames, strict=True)]
+            if self.real
+            else self.frames
+        )
         paths = Path(path).with_suffix(".mp4"), Path(path).with_suffix(".gif")
         for path, writer in zip(paths, (media.video_writer, media.gif_writer), strict=True):
             with writer(path, fps, *shown[0].shape[:2]) as write:
@@ -120,7 +131,9 @@ class Play:
         try:
             if not self.system.needs().actions:
                 raise UserError("the run's actions are its own, not the game's")
-            self._game = RealGame(self.dataset, *self.source.text.removeprefix("dataset:").rpartition("/")[::2])
+            self._game = RealGame(
+                self.dataset, *self.source.text.removeprefix("dataset:").rpartition("/")[::2]
+            )
             self.real = [self.frames[0]]
         except Exception as error:  # a game is foreign code; the dream needs none
             self.alone = " ".join(str(error).split()) or type(error).__name__
@@ -138,14 +151,18 @@ class RealGame:
         seeds = about.get("episode_seeds", [])
         if not about.keys() >= GAME_FACTS:
             raise UserError("the recording names no game that can be stepped")
-        if not episode or int(episode[1]) >= len(seeds):  # one of several files, or made of a clock that was set back
+        if not episode or int(episode[1]) >= len(
+            seeds
+        ):  # one of several files, or made of a clock that was set back
             raise UserError("the recording does not say how this episode was seeded")
         if episode[2] or dataset.row(arc, 0) != first:
             raise UserError("the recording has a gap before this frame")
         from data_prep.games import frame_of, make_env
 
         self._env, self.over = make_env(about["env"], about["env_options"]), False
-        self._see = lambda observation: fit_frame(frame_of(self._env, observation, about["size"]), *dataset.size)
+        self._see = lambda observation: fit_frame(
+            frame_of(self._env, observation, about["size"]), *dataset.size
+        )
         observation, _ = self._env.reset(seed=seeds[int(episode[1])])
         for action in dataset.actions[first:row]:
             observation = self._step(action)
@@ -169,12 +186,18 @@ class RealGame:
 
 
 def choices(system, dataset):
-    """[(name, action)] that a player is offered: every discrete action, or each control at its low and its high end.
+    """[(name, action)] that a player is offered: every discrete action, or each control at its low and its
+    high end.
 
-    Names: the recording's; of actions that a run invented, what report.json learned about them ("action_labels").
+    Names: the recording's; of actions that a run invented, what report.json learned about them
+    ("action_labels").
     """
     space, recorded = system.action_space, system.needs().actions
-    names = dataset.about.get("action_names", []) if recorded else _learned_labels(Path(system.run.dir) / "report.json")
+    names = (
+        dataset.about.get("action_names", [])
+        if recorded
+        else _learned_labels(Path(system.run.dir) / "report.json")
+    )
     if isinstance(space, int):
         return [(names[i] if i < len(names) else str(i), i) for i in range(space)]
     ends = list(zip(*space, strict=True))

@@ -1,8 +1,9 @@
-"""A panel to play with: choose a run and a recorded frame, then steer the dream by buttons, or by keys where they arrive.
+"""A panel to play with: choose a run and a recorded frame, then steer the dream by buttons, or by keys where
+they arrive.
 
-Core ipywidgets only, in the forms that 7.7 (Colab) and 8.1 share. A click does its one step in the kernel's main thread. A
-little JavaScript turns keys into clicks while the pointer is over the panel or the focus in it; a front end that runs none
-loses nothing else.
+Core ipywidgets only, in the forms that 7.7 (Colab) and 8.1 share. A click does its one step in the kernel's
+main thread. A little JavaScript turns keys into clicks while the pointer is over the panel or the focus in
+it; a front end that runs none loses nothing else.
 """
 
 import json
@@ -19,14 +20,21 @@ from mtld_core.runtime import UserError
 from mtld_core.systems import open_run, system_class
 
 SHOWN, BESIDE = 256, 544  # pixels: a picture's height at least, the room for two
-WORDS = {"UP": "ArrowUp KeyW", "DOWN": "ArrowDown KeyS", "LEFT": "ArrowLeft KeyA", "RIGHT": "ArrowRight KeyD",
-         "FIRE": "Space", "NOOP": "KeyN"}  # fmt: skip
+WORDS = {
+    "UP": "ArrowUp KeyW",
+    "DOWN": "ArrowDown KeyS",
+    "LEFT": "ArrowLeft KeyA",
+    "RIGHT": "ArrowRight KeyD",
+    "FIRE": "Space",
+    "NOOP": "KeyN",
+}
 SIGNS = {"ArrowUp": "↑", "ArrowDown": "↓", "ArrowLeft": "←", "ArrowRight": "→", "Space": "space"}
 STYLE = "<style>.mtld-play img { image-rendering: pixelated }</style>"
 KEYS = """<script>
 if (!window.mtldKeys) {
   window.mtldKeys = event => {
-    const panel = [...document.querySelectorAll('.mtld-play')].find(one => one.matches(':hover, :focus-within'))
+    const panels = [...document.querySelectorAll('.mtld-play')]
+    const panel = panels.find(one => one.matches(':hover, :focus-within'))
     const typing = event.target.closest?.('input, textarea, select, [contenteditable=true], [role=slider]')
     if (!panel || typing || event.ctrlKey || event.metaKey || event.altKey) return
     const button = panel.querySelector(`button.mtld-key-${event.code}`)
@@ -34,17 +42,21 @@ if (!window.mtldKeys) {
     event.preventDefault()
     event.stopImmediatePropagation()
     const seen = panel.querySelector('.mtld-step').innerText
-    if (event.type == 'keyup' || (event.repeat && seen == window.mtldSeen)) return  // a held key waits for each picture
+    // a held key waits for each picture
+    if (event.type == 'keyup' || (event.repeat && seen == window.mtldSeen)) return
     window.mtldSeen = seen
     button.click()
   }
-  for (const type of ['keydown', 'keyup']) window.addEventListener(type, window.mtldKeys, true)  // before the page's own
+  // before the page's own
+  for (const type of ['keydown', 'keyup']) window.addEventListener(type, window.mtldKeys, true)
 }
 </script>"""
 
 
 class PlayPanel(widgets.VBox):
-    """For the runs beside `run_dir` that take actions. Its parts are fields: `panel.buttons[2].click()` is one step."""
+    """For the runs beside `run_dir` that take actions. Its parts are fields: `panel.buttons[2].click()` is
+    one step.
+    """
 
     def __init__(self, run_dir="runs/demo", fps=12):
         runs, chosen = steered_runs(Path(run_dir).parent), Path(run_dir).as_posix()
@@ -69,8 +81,12 @@ class PlayPanel(widgets.VBox):
         form = widgets.VBox([self.run, self.arc, self.frame, widgets.HBox([self.reset, self.save])])
         keys = {"output_type": "display_data", "data": {"text/html": KEYS}, "metadata": {}}
         script = widgets.Output(outputs=(keys,))
-        played = widgets.VBox([pictures, self.status, self._actions, script], layout={"max_width": f"{BESIDE}px"})
-        super().__init__([widgets.HBox([played, form], layout={"flex_flow": "row wrap"}), self.links, self.video])
+        played = widgets.VBox(
+            [pictures, self.status, self._actions, script], layout={"max_width": f"{BESIDE}px"}
+        )
+        super().__init__(
+            [widgets.HBox([played, form], layout={"flex_flow": "row wrap"}), self.links, self.video]
+        )
         self.add_class("mtld-play")  # by which the keys and a page's other scripts find it
         self._try(self._fill)
 
@@ -78,12 +94,17 @@ class PlayPanel(widgets.VBox):
         """The chosen run's arcs and actions; it starts where its first held-out window does."""
         self.play, self.buttons, self._actions.children = None, [], ()
         if not self.run.value:
-            raise UserError("choose a run" if self.run.options else "there is no run with actions yet: train one first")
+            raise UserError(
+                "choose a run" if self.run.options else "there is no run with actions yet: train one first"
+            )
         self.play = play = Play(open_run(self.run.value))
         height, width = play.dataset.size
         for picture in (self.dream, self.real):
             picture.layout.width = f"{width * -(-SHOWN // height)}px"
-        self.buttons = [self._button(*choice, keys) for choice, keys in zip(play.choices, keys_of(play.labels), strict=True)]
+        self.buttons = [
+            self._button(*choice, keys)
+            for choice, keys in zip(play.choices, keys_of(play.labels), strict=True)
+        ]
         self._actions.children = self.buttons
         arc, _, number = play.source.text.removeprefix("dataset:").rpartition("/")
         self._filling = True
@@ -99,7 +120,9 @@ class PlayPanel(widgets.VBox):
 
     def _button(self, name, action, keys):
         signs = [SIGNS.get(key, key[-1].lower()) for key in keys]
-        button = widgets.Button(description=f"{name}  {signs[0]}" if keys else name, tooltip=" or ".join(signs) or name)
+        button = widgets.Button(
+            description=f"{name}  {signs[0]}" if keys else name, tooltip=" or ".join(signs) or name
+        )
         button.layout.width, button.layout.min_width = "auto", "72px"
         for key in keys:
             button.add_class(f"mtld-key-{key}")
@@ -119,7 +142,9 @@ class PlayPanel(widgets.VBox):
         name = f"play_{play.source.name}_{time.strftime('%Y%m%d_%H%M%S')}.mp4"
         files = play.save(Path(play.system.run.dir) / "samples" / name, self.fps)
         self.video.value = video_tag(files[0])
-        self.links.value = " · ".join(download_link(file, text) for file, text in zip(files, ("mp4", "GIF"), strict=True))
+        self.links.value = " · ".join(
+            download_link(file, text) for file, text in zip(files, ("mp4", "GIF"), strict=True)
+        )
 
     def _press(self, action):
         """What a person does, and not `_fill`: it needs something to play."""
@@ -141,14 +166,20 @@ class PlayPanel(widgets.VBox):
         if play.real is not None:
             self.real.value = png_bytes(play.real[-1])
         if play.actions:
-            said = [self._last, f"{play.frames_per_second:.0f} frames/s", *["the real game is over"] * play.over]
+            said = [
+                self._last,
+                f"{play.frames_per_second:.0f} frames/s",
+                *["the real game is over"] * play.over,
+            ]
         else:
             said = [f"no real game beside it: {play.alone}"] if play.alone else []
         self.status.value = in_colour(" · ".join([f"step {len(play.actions)}", *said]))
 
 
 def keys_of(names):
-    """For each action's name the codes of its keys (`KeyboardEvent.code`), the plainest first; the n-th has the digit n."""
+    """For each action's name the codes of its keys (`KeyboardEvent.code`), the plainest first; the n-th has
+    the digit n.
+    """
     words = dict(WORDS)
     for word, stand_in in (("UP", "RIGHT"), ("DOWN", "LEFT")):  # Pong's paddle goes up by RIGHT
         if word not in names:
@@ -158,7 +189,9 @@ def keys_of(names):
 
 
 def steered_runs(folder):
-    """The runs in `folder` whose system takes actions; each system is built once, from the first of its runs."""
+    """The runs in `folder` whose system takes actions; each system is built once, from the first of its
+    runs.
+    """
     found, takes = [], {}
     for path in sorted(folder.glob("*/config.json")):
         try:
@@ -166,7 +199,14 @@ def steered_runs(folder):
             if (name := about["system"]) not in takes:
                 cls = system_class(name)
                 takes[name] = cls(from_dict(cls.Config, about["config"])).action_space is not None
-        except (OSError, ValueError, TypeError, KeyError, UserError, ConfigError):  # no run that could be opened
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            UserError,
+            ConfigError,
+        ):  # no run that could be opened
             continue
         found += [path.parent.as_posix()] if takes[name] else []
     return found

@@ -7,7 +7,9 @@ import time
 from mtld_core.runtime import is_interactive
 
 SECONDS_BETWEEN_LINES = 30
-NEW_TOTAL = 0.02  # by which a total has to differ for the bar to begin anew: a budget's moves a little all the time
+NEW_TOTAL = (
+    0.02  # by which a total has to differ for the bar to begin anew: a budget's moves a little all the time
+)
 
 
 class Progress:
@@ -41,7 +43,9 @@ class Progress:
         return f"/{total}  {100 * step // total} %  left {datetime.timedelta(seconds=seconds)}"
 
     def close(self, step):
-        """The end, at `step`, which may be before the last one: that is no failure, so the bar must not turn red."""
+        """The end, at `step`, which may be before the last one: that is no failure, so the bar must not turn
+        red.
+        """
         if self.bar is not None:
             self.bar.update(step - self.bar.n)
             self.bar.total = step

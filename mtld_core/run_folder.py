@@ -25,7 +25,8 @@ def append_log(run_dir, line):
 
 
 def rewind(run_dir, step):
-    """Forget what lies past `step`, where the run goes on: lines of metrics.jsonl, and a best.json that names a later one.
+    """Forget what lies past `step`, where the run goes on: lines of metrics.jsonl, and a best.json that names
+    a later one.
 
     A line that a kill cut short goes, too.
     """
@@ -49,8 +50,9 @@ def _step_of(line):
 def checkpoint_to_resume(run_dir, resume, say=print):
     """(folder, its manifest) of the checkpoint to go on from, or (None, None) for a new run.
 
-    resume: "auto" (what run_dir holds, if anything), "never", or another run's folder or one of its checkpoints; given again
-    to the run that began so, it means "auto". Raises UserError where run_dir holds a run and another is to start there.
+    resume: "auto" (what run_dir holds, if anything), "never", or another run's folder or one of its
+    checkpoints; given again to the run that began so, it means "auto". Raises UserError where run_dir holds a
+    run and another is to start there.
     """
     own = checkpoints.list_checkpoints(run_dir)
     if own and resume not in ("auto", "never"):
@@ -58,7 +60,9 @@ def checkpoint_to_resume(run_dir, resume, say=print):
         if json.loads((newest / "manifest.json").read_text())["config"]["training"]["resume"] == resume:
             resume = "auto"
     if resume != "auto" and own:
-        raise UserError(f"{run_dir} already holds a run: choose another run_dir, or go on with it by resume='auto'")
+        raise UserError(
+            f"{run_dir} already holds a run: choose another run_dir, or go on with it by resume='auto'"
+        )
     if resume == "never" or (resume == "auto" and not own):
         return None, None
     path = Path(run_dir if resume == "auto" else resume)
@@ -68,15 +72,18 @@ def checkpoint_to_resume(run_dir, resume, say=print):
     run, name = (path.parent.parent, path.name) if inside else (path, "")
     folder = checkpoints.find(run, name, say, resuming=True)
     if folder.is_file():
-        raise UserError(f"{path} is a shared run: it can be opened, but holds nothing that training could go on from")
+        raise UserError(
+            f"{path} is a shared run: it can be opened, but holds nothing that training could go on from"
+        )
     return folder, json.loads((folder / "manifest.json").read_text())
 
 
 def check_origin(folder, then, now, run_dir, split_fields):
-    """Refuse to go on from `folder` with another system, other data, another seed or another split than the run began with.
+    """Refuse to go on from `folder` with another system, other data, another seed or another split than the
+    run began with.
 
-    then, now: what a manifest keeps under "config", of the checkpoint and of this session. run_dir: this session's.
-    split_fields: the system's.
+    then, now: what a manifest keeps under "config", of the checkpoint and of this session. run_dir: this
+    session's. split_fields: the system's.
     """
     if then["system"] != now["system"]:
         raise UserError(f"{folder} is a checkpoint of {then['system']!r}, not of {now['system']!r}")
@@ -87,7 +94,12 @@ def check_origin(folder, then, now, run_dir, split_fields):
             began = then[where].get(name, split_fields.get(name, given))
             if name in now[where] and began != given:
                 own = folder.parent.parent == run_dir
-                way = "start in another run_dir" if own else f"leave resume={str(folder.parent.parent)!r} out, and begin anew"
+                way = (
+                    "start in another run_dir"
+                    if own
+                    else f"leave resume={str(folder.parent.parent)!r} out, and begin anew"
+                )
                 raise UserError(
-                    f"{folder} was trained with {where} {name}={began}, now it is {given}; give what it began with, or {way}"
+                    f"{folder} was trained with {where} {name}={began}, now it is {given}; give what it "
+                    f"began with, or {way}"
                 )

@@ -1,4 +1,5 @@
-"""Where the program runs and what it may use there: device, precision, memory, front end, files and reproducible chance.
+"""Where the program runs and what it may use there: device, precision, memory, front end, files and
+reproducible chance.
 
 torch is imported only where it is needed, so that `import mtld_core` stays instant.
 """
@@ -21,23 +22,32 @@ from mtld_core.config import ConfigError
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one plain line that names the file or field and the way out."""
+    """Something the user can mend. The message is one plain line that names the file or field and the way
+    out.
+    """
 
 
 class RunGivenUp(UserError):
-    """A run that went wrong by itself, so that going on would waste time: too much heat, no finite update any more."""
+    """A run that went wrong by itself, so that going on would waste time: too much heat, no finite update any
+    more.
+    """
 
 
 # ---- commands
 
-ENDED, MENDABLE, GIVEN_UP, ASKED_TO_STOP = 0, 1, 3, 130  # what every command exits with; docs/commands.md says more
+ENDED, MENDABLE, GIVEN_UP, ASKED_TO_STOP = (
+    0,
+    1,
+    3,
+    130,
+)  # what every command exits with; docs/commands.md says more
 
 
 def command(main):
     """Make a program's `main` return an exit code of the one documented set, whatever happens inside it.
 
-    main: returns such a code, or None where all went well. Each failure ends with one plain line on stderr. SIGTERM counts as
-    being asked to stop, like Ctrl-C.
+    main: returns such a code, or None where all went well. Each failure ends with one plain line on stderr.
+    SIGTERM counts as being asked to stop, like Ctrl-C.
     """
 
     @functools.wraps(main)
@@ -85,7 +95,8 @@ def _interrupted_by_sigterm():
 
 @contextlib.contextmanager
 def atomic_path(path):
-    """Yield a temporary path beside `path`; on success it is flushed to disk and takes the name, on failure it is removed.
+    """Yield a temporary path beside `path`; on success it is flushed to disk and takes the name, on failure
+    it is removed.
 
     A reader sees the old file or the new one, never half of one, whenever the process dies.
     """
@@ -118,9 +129,11 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def pick_device(wanted="auto", say=print):
-    """`torch.device` for "auto" (CUDA where there is one that torch can use, else the CPU), "cpu", "cuda" or "cuda:1".
+    """`torch.device` for "auto" (CUDA where there is one that torch can use, else the CPU), "cpu", "cuda" or
+    "cuda:1".
 
-    say: told why "auto" passes a card over. Raises UserError where there is no such device, or torch has no code for it.
+    say: told why "auto" passes a card over. Raises UserError where there is no such device, or torch has no
+    code for it.
     """
     import torch
 
@@ -144,7 +157,8 @@ def pick_device(wanted="auto", say=print):
 def _lacks_code(device):
     """Why the installed torch cannot compute on a CUDA device, in words; "" where it can.
 
-    Code for sm_XY runs on cards of compute capability X.Y and later X.*; code for compute_XY on all later ones.
+    Code for sm_XY runs on cards of compute capability X.Y and later X.*; code for compute_XY on all later
+    ones.
     """
     import torch
 
@@ -158,14 +172,16 @@ def _lacks_code(device):
         if made_for <= capability and (code[1] == "compute" or made_for[0] == capability[0]):
             return ""
     card, version = torch.cuda.get_device_name(device), torch.__version__
-    return f"{card} has compute capability {capability[0]}.{capability[1]}, and torch {version} is made for {', '.join(names)}"
+    has = f"compute capability {capability[0]}.{capability[1]}"
+    return f"{card} has {has}, and torch {version} is made for {', '.join(names)}"
 
 
 def pick_precision(device, wanted="auto"):
     """(torch dtype for autocast, reason in words) for "auto", "fp32", "bf16" or "fp16".
 
-    bf16 from Ampere on; fp16 with loss scaling before (a T4 claims bf16 but emulates it); fp32 on a CPU, where a matrix
-    product in half precision can be hundreds of times slower: there the other two show what a GPU would compute.
+    bf16 from Ampere on; fp16 with loss scaling before (a T4 claims bf16 but emulates it); fp32 on a CPU,
+    where a matrix product in half precision can be hundreds of times slower: there the other two show what a
+    GPU would compute.
     """
     import torch
 
@@ -180,7 +196,9 @@ def pick_precision(device, wanted="auto"):
 
 
 def free_memory(device=None):
-    """Bytes that can still be allocated in RAM (a container's limit included), or on `device` where it is a GPU."""
+    """Bytes that can still be allocated in RAM (a container's limit included), or on `device` where it is a
+    GPU.
+    """
     import psutil
 
     if device is not None and device.type == "cuda":
@@ -188,10 +206,14 @@ def free_memory(device=None):
 
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
-    with contextlib.suppress(OSError, ValueError):  # control groups: absent on many systems, "max" where unlimited
+    with contextlib.suppress(
+        OSError, ValueError
+    ):  # control groups: absent on many systems, "max" where unlimited
         group = Path("/sys/fs/cgroup")
         cached = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
-        used = int((group / "memory.current").read_text()) - int(cached[1] if cached else 0)  # the page cache gives way
+        used = int((group / "memory.current").read_text()) - int(
+            cached[1] if cached else 0
+        )  # the page cache gives way
         free = min(free, int((group / "memory.max").read_text()) - used)
     return free
 
@@ -201,8 +223,8 @@ def warm_memory():
     """While it lasts, glibc keeps freed memory for the next request instead of giving it back to the system.
 
     By default every large tensor is fresh memory whose pages the system has to clear first.
-    The peak may grow by a third, for kept pieces are not always of the size wanted next. In a thread that is not the main one
-    only pieces under 64 MB are kept. No effect with other C libraries.
+    The peak may grow by a third, for kept pieces are not always of the size wanted next. In a thread that is
+    not the main one only pieces under 64 MB are kept. No effect with other C libraries.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -220,7 +242,9 @@ def warm_memory():
 
 
 def peak_memory_mb():
-    """The largest resident set of this process so far, in MB (10^6 bytes); None where the system cannot tell."""
+    """The largest resident set of this process so far, in MB (10^6 bytes); None where the system cannot
+    tell.
+    """
     try:
         import resource
     except ImportError:  # Windows
@@ -243,16 +267,26 @@ def versions():
 # ---- front end
 
 SERVERS = {
-    "jupyter-lab", "jupyter-notebook", "jupyter-server", "jupyter-labhub", "jupyter-voila", "jupyterhub-singleuser",
-    "jupyterlab", "notebook", "jupyter_server", "voila",
-}  # fmt: skip
+    "jupyter-lab",
+    "jupyter-notebook",
+    "jupyter-server",
+    "jupyter-labhub",
+    "jupyter-voila",
+    "jupyterhub-singleuser",
+    "jupyterlab",
+    "notebook",
+    "jupyter_server",
+    "voila",
+}
 
 
 def is_interactive(setting="auto"):
-    """True where a front end is attached that can show widgets. In doubt it is False: a training thread dies with its kernel.
+    """True where a front end is attached that can show widgets. In doubt it is False: a training thread dies
+    with its kernel.
 
-    "auto" looks at who started this kernel: a Jupyter, Colab or Kaggle server does it for a person; papermill, nbconvert, a
-    script, or Kaggle's `KAGGLE_KERNEL_RUN_TYPE=Batch` do not. `setting` may also be True or False.
+    "auto" looks at who started this kernel: a Jupyter, Colab or Kaggle server does it for a person;
+    papermill, nbconvert, a script, or Kaggle's `KAGGLE_KERNEL_RUN_TYPE=Batch` do not. `setting` may also be
+    True or False.
     """
     if isinstance(setting, bool):
         return setting
@@ -290,7 +324,9 @@ def progress_bar(**options):
 
 @contextlib.contextmanager
 def stop_on_signal(stop):
-    """SIGINT and SIGTERM set `stop`, so that the step in progress ends whole; the second one interrupts as usual."""
+    """SIGINT and SIGTERM set `stop`, so that the step in progress ends whole; the second one interrupts as
+    usual.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -299,7 +335,9 @@ def stop_on_signal(stop):
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        os.write(1, b"stopping after this step; once more to stop at once\n")  # print may be what was interrupted
+        os.write(
+            1, b"stopping after this step; once more to stop at once\n"
+        )  # print may be what was interrupted
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -321,8 +359,9 @@ def seed_of(*parts):
 def keyed_uniform(keys, purpose, size):
     """Uniform floats in [0, 1): `[B]` int64 keys (one a sample) -> float32 `[B, size]`, on the keys' device.
 
-    A value depends on (key, purpose, position) alone. So a batch gives the same numbers whole, split for accumulation or
-    spread over processes, and a resumed run needs no generator's state. The hash is splitmix64 (Steele et al. 2014).
+    A value depends on (key, purpose, position) alone. So a batch gives the same numbers whole, split for
+    accumulation or spread over processes, and a resumed run needs no generator's state. The hash is
+    splitmix64 (Steele et al. 2014).
     """
     import torch
 

@@ -8,29 +8,38 @@ import time
 from mtld_core.config import check
 
 RECENT = 9  # readings whose median is the time of a step: a few odd ones among them do not matter
-FEWEST = 2  # readings that say something; a session's first step is none of them (it compiles, searches, fills caches)
-ENDED = 0.9  # progress from which a run of the time when a budget fixed the steps had ended: judging took the rest of its time
+# readings that say something; a session's first step is none of them (it compiles, searches, fills caches)
+FEWEST = 2
+# progress from which a run of the time when a budget fixed the steps had ended: judging took the rest of its
+# time
+ENDED = 0.9
 LAST_STEPS = 2  # at least so many count as left until the end is there
 LEAST_SECONDS = 1e-9  # a clock may be too coarse for a step
 MOST_RESERVED = 0.5  # of the budget: below that a run would be judged longer than it is trained
 
 
 class Schedule:
-    """Ends a run at its number of steps or epochs, at its time budget, or when asked to, whichever comes first.
+    """Ends a run at its number of steps or epochs, at its time budget, or when asked to, whichever comes
+    first.
 
-    With steps or epochs the learning rate follows the step: `total` is their number. With a budget alone `total` is 0, and
-    it follows `progress`, which goes from 0 to 1 in a cycle: each step moves it by (1 - progress) / (steps that still fit),
-    so that it is at its end when the time is, whatever becomes of the speed. A session that goes on with a run whose cycle
-    had ended begins a new one; a run that was stopped or killed goes on in its own.
+    With steps or epochs the learning rate follows the step: `total` is their number. With a budget alone
+    `total` is 0, and it follows `progress`, which goes from 0 to 1 in a cycle: each step moves it by (1 -
+    progress) / (steps that still fit), so that it is at its end when the time is, whatever becomes of the
+    speed. A session that goes on with a run whose cycle had ended begins a new one; a run that was stopped or
+    killed goes on in its own.
 
-    The last save, preview and judging belong to the budget: training ends when what is left of it is the `reserve` for them.
+    The last save, preview and judging belong to the budget: training ends when what is left of it is the
+    `reserve` for them.
 
     stop: event that asks for the end. began: `time.monotonic()` at which the session did.
     """
 
     def __init__(self, config, steps_per_epoch, stop, began=None):
         self.config, self.stop = config, stop
-        self.total = min(filter(None, (config.steps, config.epochs * (config.steps_per_epoch or steps_per_epoch))), default=0)
+        self.total = min(
+            filter(None, (config.steps, config.epochs * (config.steps_per_epoch or steps_per_epoch))),
+            default=0,
+        )
         check(
             self.total or config.time_budget_minutes,
             "nothing says how long to train: set steps, epochs or time_budget_minutes",
@@ -55,7 +64,9 @@ class Schedule:
         return {"progress": progress, "cycle_step": self.cycle_step}
 
     def resume(self, step, state, total=0):
-        """Go on at `step` with what `state` gave there. total: of runs before there was one, whose state is None."""
+        """Go on at `step` with what `state` gave there. total: of runs before there was one, whose state is
+        None.
+        """
         if state is None:
             done = step / total if total else 0.0
             state = {"progress": 1.0 if done >= ENDED else done, "cycle_step": 0}
@@ -67,7 +78,9 @@ class Schedule:
     # ---- the learning rate
 
     def learning_rate(self, step):
-        """The factor on every learning rate, in [0, 1]: a linear warm-up, then constant or half a cosine down to 0."""
+        """The factor on every learning rate, in [0, 1]: a linear warm-up, then constant or half a cosine down
+        to 0.
+        """
         config = self.config
         begun = step + 1 - (0 if self.total else self.cycle_step)
         warm = min(1.0, begun / config.warmup_steps) if config.warmup_steps else 1.0
@@ -88,7 +101,8 @@ class Schedule:
     def advance(self):
         """A step was done: with a budget alone, move `progress` by its share of what is left.
 
-        It stays below 1, which means that the cycle has ended, and moves carefully while few steps have told their time.
+        It stays below 1, which means that the cycle has ended, and moves carefully while few steps have told
+        their time.
         """
         left = self.steps_left()
         if not self.total and left is not None:
@@ -102,7 +116,8 @@ class Schedule:
     def expect(self, work, seconds):
         """How long "judging", "preview" or "saving" will take, as far as is known before the first one.
 
-        Asked for where `lacks_expectations`. Should the machine have been slow just then, less is expected later on.
+        Asked for where `lacks_expectations`. Should the machine have been slow just then, less is expected
+        later on.
         """
         self.expected[work] = seconds, seconds / max(LEAST_SECONDS, self.step_seconds)
 
@@ -136,11 +151,15 @@ class Schedule:
         return min(sum(map(self.cost, self.every)), MOST_RESERVED * self.budget)
 
     def has_room_for(self, work):
-        """Whether some training fits into the budget after this work, which the end of the run does anyway."""
+        """Whether some training fits into the budget after this work, which the end of the run does
+        anyway.
+        """
         return not self.budget or self.elapsed + self.cost(work) + self.reserve < self.budget
 
     def steps_left(self):
-        """How many steps still fit into the budget, each with its share of the work beside them; None: not known (yet)."""
+        """How many steps still fit into the budget, each with its share of the work beside them; None: not
+        known (yet).
+        """
         if not self.budget or not self.knows_the_speed:
             return None
         beside = sum(self.cost(work) / every for work, every in self.every.items() if every)

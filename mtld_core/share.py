@@ -3,8 +3,8 @@
     python -m mtld_core.share RUN OUT [--frames 256]
     python -m mtld_core.share RUN weights.pth              the averaged weights alone, as a torch state dict
 
-OUT/README.md  config.json  model.safetensors (the averaged weights)  report.json  recording.h5 (a held-out episode; of two
-domains X/recording.h5 and Y/recording.h5)
+OUT/README.md  config.json  model.safetensors (the averaged weights)  report.json  recording.h5 (a held-out
+episode; of two domains X/recording.h5 and Y/recording.h5)
 
 `open_run(OUT)` opens it on any machine: nothing in it names a place on this one.
 """
@@ -32,11 +32,12 @@ library_name: mtld
 ---
 # {name}
 
-A `{system}` from MTLD, a workbench for small video models: {parameters:.2f} M parameters, {height}x{width} pixels, trained for
-{step} steps. On {judged}: {figures}.
+A `{system}` from MTLD, a workbench for small video models: {parameters:.2f} M parameters,
+{height}x{width} pixels, trained for {step} steps. On {judged}: {figures}.
 
-To open it, put this folder beside your own runs and set `run_dir` to it in notebook 03, which generates from it and, where it
-takes actions, lets you play; or, in Python, `mtld_core.open_run("{name}")`.
+To open it, put this folder beside your own runs and set `run_dir` to it in notebook 03, which
+generates from it and, where it takes actions, lets you play; or, in Python,
+`mtld_core.open_run("{name}")`.
 
 | figure | value |
 |---|---|
@@ -45,11 +46,12 @@ takes actions, lets you play; or, in Python, `mtld_core.open_run("{name}")`.
 
 
 def share(run_dir, out, frames=256):
-    """Write the folder `out` from a run: its newest good weights, what it is, its figures, and frames to start from.
+    """Write the folder `out` from a run: its newest good weights, what it is, its figures, and frames to
+    start from.
 
-    frames: how many are copied, at most, of the held-out episode, with their actions; 0 for none: then it starts from pictures
-    only. Returns the path. Raises UserError where `out` is taken, the run has no report or cannot be opened, or its dataset is
-    gone.
+    frames: how many are copied, at most, of the held-out episode, with their actions; 0 for none: then it
+    starts from pictures only. Returns the path. Raises UserError where `out` is taken, the run has no report
+    or cannot be opened, or its dataset is gone.
     """
     out, system = Path(out), open_run(run_dir, device="cpu")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -71,10 +73,11 @@ def share(run_dir, out, frames=256):
 
 
 def share_weights(run_dir, file):
-    """Write the newest good weights of a run, averaged where it keeps the average, into the .pth file `file`; returns its path.
+    """Write the newest good weights of a run, averaged where it keeps the average, into the .pth file `file`;
+    returns its path.
 
-    It is a plain state dict: `torch.load(file, weights_only=True)` reads it, and so does `open_run(run_dir, file)`.
-    Raises UserError where `file` is taken or cannot be written, or the run has no good checkpoint.
+    It is a plain state dict: `torch.load(file, weights_only=True)` reads it, and so does `open_run(run_dir,
+    file)`. Raises UserError where `file` is taken or cannot be written, or the run has no good checkpoint.
     """
     file = Path(file)
     if file.exists():
@@ -84,7 +87,9 @@ def share_weights(run_dir, file):
         export_pth(checkpoint, file)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{file} cannot be written ({reason}); make room there or name another file") from error
+        raise UserError(
+            f"{file} cannot be written ({reason}); make room there or name another file"
+        ) from error
     return file
 
 
@@ -110,7 +115,10 @@ def _starts(system, count):
     if count < window:
         raise UserError(f"frames must be 0, or at least {window}, which is a window of this run; not {count}")
     if isinstance(dataset, DomainPair):
-        return {f"{name}/{RECORDING}": _start(system, domain, count) for name, domain in (("X", dataset.x), ("Y", dataset.y))}
+        return {
+            f"{name}/{RECORDING}": _start(system, domain, count)
+            for name, domain in (("X", dataset.x), ("Y", dataset.y))
+        }
     return {RECORDING: _start(system, dataset, count)}
 
 
@@ -135,7 +143,9 @@ def _inside(rows, arc):
 def _write_recording(path, dataset, rows, episode, about):
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         frames = dataset.frames[rows].numpy()
-        file.create_dataset("frames", data=frames, chunks=(min(16, len(rows)), *frames.shape[1:]), compression="gzip")
+        file.create_dataset(
+            "frames", data=frames, chunks=(min(16, len(rows)), *frames.shape[1:]), compression="gzip"
+        )
         file["episode"] = torch.full_like(rows, episode).numpy()
         if dataset.actions is not None:
             file["actions"] = dataset.actions[rows].numpy()
@@ -145,10 +155,17 @@ def _write_recording(path, dataset, rows, episode, about):
 def _readme(name, report):
     metrics, (height, width) = report["metrics"], report["dataset"]["size"]
     return README.format(
-        **{"name": name, "system": report["system"], "parameters": report["parameters"] / 1e6, "step": report["step"]},
+        **{
+            "name": name,
+            "system": report["system"],
+            "parameters": report["parameters"] / 1e6,
+            "step": report["step"],
+        },
         **{"height": height, "width": width, "figures": summary(metrics)},
         judged="what it was trained on" if report["restitution"] else "held-out windows",
-        table="\n".join(f"| {key} | {value:.4g} |" for key, value in metrics.items() if isinstance(value, float)),
+        table="\n".join(
+            f"| {key} | {value:.4g} |" for key, value in metrics.items() if isinstance(value, float)
+        ),
     )
 
 

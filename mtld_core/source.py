@@ -1,4 +1,6 @@
-"""What a generation starts from, at the run's frame size: a picture, a clip, a frame of the run's own dataset, or noise."""
+"""What a generation starts from, at the run's frame size: a picture, a clip, a frame of the run's own
+dataset, or noise.
+"""
 
 import os
 import typing
@@ -13,7 +15,11 @@ from mtld_core.media import read_image
 from mtld_core.runtime import UserError
 from mtld_core.translation import open_truth, true_frames
 
-DATASET_SUFFIXES = (".jsonl", ".h5", ".hdf5")  # files that hold many frames; any other file is taken for a picture
+DATASET_SUFFIXES = (
+    ".jsonl",
+    ".h5",
+    ".hdf5",
+)  # files that hold many frames; any other file is taken for a picture
 NOISE = "noise"
 
 
@@ -21,7 +27,9 @@ class Source(typing.NamedTuple):
     text: str  # as `read_source` takes it
     name: str  # as part of a file name
     context: torch.Tensor | None  # uint8 [k, H, W, 3], for a translator the whole clip; None: noise
-    truth: torch.Tensor  # uint8 [n, H, W, 3]: what should come out, as far as it is known; n = 0 where it is not
+    truth: (
+        torch.Tensor
+    )  # uint8 [n, H, W, 3]: what should come out, as far as it is known; n = 0 where it is not
     actions: torch.Tensor | None = None  # [n] or [n, A]: the recorded ones that led to them
     shots: tuple = ()  # where in a translator's clip a new shot begins
 
@@ -29,13 +37,14 @@ class Source(typing.NamedTuple):
 def read_source(system, source, direction="x_to_y"):
     """`Source` for an opened run.
 
-    source: an image file (it stands for all k context frames), a clip's folder or a recording (the first k frames, of the
-    first episode that has as many), "dataset:<arc>/<frame>" (the last context frame, by the number in its file name, from
-    the run's own dataset), or "" for the first held-out window. The truth ends with the arc, or before it with the shot.
+    source: an image file (it stands for all k context frames), a clip's folder or a recording (the first k
+    frames, of the first episode that has as many), "dataset:<arc>/<frame>" (the last context frame, by the
+    number in its file name, from the run's own dataset), or "" for the first held-out window. The truth ends
+    with the arc, or before it with the shot.
 
-    For a translator all of them name a clip of the domain that `direction` ("x_to_y" or "y_to_x") starts from: an image one
-    of a single frame, "dataset:<arc>/<frame>" and "" one that goes on to the end of the arc. Its truth is the clip in the other
-    domain, where <root>/truth/ has it.
+    For a translator all of them name a clip of the domain that `direction` ("x_to_y" or "y_to_x") starts
+    from: an image one of a single frame, "dataset:<arc>/<frame>" and "" one that goes on to the end of the
+    arc. Its truth is the clip in the other domain, where <root>/truth/ has it.
 
     "noise" is for systems that draw from it, and what "" means for them. Raises UserError.
     """
@@ -44,7 +53,8 @@ def read_source(system, source, direction="x_to_y"):
     if source == NOISE or (not source and system.samples):
         if not system.samples:
             raise UserError(
-                f"source={source!r} is for systems that draw from noise; {system.name} starts from an image, a clip's folder, "
+                f"source={source!r} is for systems that draw from noise; {system.name} starts from an image, "
+                "a clip's folder, "
                 'a recording or "dataset:<arc>/<frame>"'
             )
         return Source(NOISE, NOISE, None, nothing)
@@ -55,21 +65,29 @@ def read_source(system, source, direction="x_to_y"):
         raise UserError(f"source={source}: no such image file, folder or recording (looked in {Path.cwd()})")
     if path.is_dir() or path.suffix.lower() in DATASET_SUFFIXES:
         dataset = domain_of(_open(system, path, cache=False, progress=False), direction)
-        if len(dataset.arcs) > 1 and dataset.kind not in ("recording", "hdf5"):  # whose episodes have no path of their own
+        if len(dataset.arcs) > 1 and dataset.kind not in (
+            "recording",
+            "hdf5",
+        ):  # whose episodes have no path of their own
             raise UserError(
-                f"{path} holds {len(dataset.arcs)} arcs; name one, such as {Path(dataset.path) / dataset.arcs[0].name}"
+                f"{path} holds {len(dataset.arcs)} arcs; name one, such as "
+                f"{Path(dataset.path) / dataset.arcs[0].name}"
             )
         arc = next((arc for arc in dataset.arcs if len(arc) >= k), None)
         if arc is None:
             raise UserError(f"{path} has {max(map(len, dataset.arcs))} frames; this run starts from {k}")
-        return _from_row(system, dataset, arc.start + k - 1, direction)._replace(text=str(source), name=path.stem)
+        return _from_row(system, dataset, arc.start + k - 1, direction)._replace(
+            text=str(source), name=path.stem
+        )
     picture = read_image(path)
     if picture.shape[:2] != size:
         height, width = picture.shape[:2]
         print(f"{path.name} is {width}x{height}: its centre is cut out and scaled to {size[1]}x{size[0]}")
         picture = fit_frame(picture, *size)
     if k > 1:
-        print(f"this run starts from {k} frames: the picture stands for all of them, so nothing in it moves yet")
+        print(
+            f"this run starts from {k} frames: the picture stands for all of them, so nothing in it moves yet"
+        )
     return Source(str(source), path.stem, torch.from_numpy(picture).expand(k, -1, -1, -1), nothing)
 
 
@@ -85,13 +103,18 @@ def own_dataset(system, progress=True):
     """
     path = system.run.dataset_path
     if not os.path.exists(path):
-        raise UserError(f"the run's dataset {path} is not there (any more): name an image file or a clip's folder as source")
+        raise UserError(
+            f"the run's dataset {path} is not there (any more): name an image file or a clip's folder as "
+            "source"
+        )
     return _open(system, path, progress=progress)
 
 
 def _open(system, path, **options):
     """A dataset in a run's frame size, with the controls paired as it learned them."""
-    lead_to = system.run.training.get("controls_lead_to", "next")  # not there in runs of before recordings were read
+    lead_to = system.run.training.get(
+        "controls_lead_to", "next"
+    )  # not there in runs of before recordings were read
     return open_dataset(path, system.config.height, system.config.width, controls_lead_to=lead_to, **options)
 
 
@@ -103,23 +126,32 @@ def domain_of(dataset, direction):
 def from_dataset(system, dataset, source="", direction="x_to_y"):
     """`Source` from an opened dataset: "dataset:<arc>/<frame>" or "", as `read_source` takes them."""
     dataset = domain_of(dataset, direction)
-    row = _named_row(dataset, source) if source else int(windows_of(system, dataset)[1][0]) + context_of(system) - 1
+    row = (
+        _named_row(dataset, source)
+        if source
+        else int(windows_of(system, dataset)[1][0]) + context_of(system) - 1
+    )
     return _from_row(system, dataset, row, direction)
 
 
 def _named_row(dataset, source):
     arc, _, number = source.removeprefix("dataset:").rpartition("/")
     if not arc or not number.isdecimal():
-        raise UserError(f'source={source!r} is not "dataset:<arc>/<frame number>", such as "dataset:arc_1/120"')
+        raise UserError(
+            f'source={source!r} is not "dataset:<arc>/<frame number>", such as "dataset:arc_1/120"'
+        )
     return dataset.row(arc, int(number))
 
 
 def windows_of(system, dataset):
-    """(those that the run learned from, those that it was judged on): int64 tensors of the rows where they start.
+    """(those that the run learned from, those that it was judged on): int64 tensors of the rows where they
+    start.
 
     Of a translator's two domains `dataset` is one.
     """
-    together = system.run.training["restitution"] or bool(dataset.about.get("held_out"))  # a shared run's recording, as a whole
+    together = system.run.training["restitution"] or bool(
+        dataset.about.get("held_out")
+    )  # a shared run's recording, as a whole
     return split_of(system, dataset, system.run.training | {"restitution": together})
 
 
@@ -129,8 +161,13 @@ def _from_row(system, dataset, row, direction):
     arc = next(arc for arc in dataset.arcs if arc.start <= row < arc.stop)
     if row - k + 1 < arc.start:
         first = f"frame {arc.numbers[k - 1]}" if len(arc) >= k else f"none, for it has {len(arc)}"
-        raise UserError(f"this run starts from {k} frames; the first frame of arc {arc.name!r} with that many is {first}")
-    number, cuts = int(arc.numbers[row - arc.start]), [int(cut) for cut in dataset.cuts if row < cut < arc.stop]
+        raise UserError(
+            f"this run starts from {k} frames; the first frame of arc {arc.name!r} with that many is {first}"
+        )
+    number, cuts = (
+        int(arc.numbers[row - arc.start]),
+        [int(cut) for cut in dataset.cuts if row < cut < arc.stop],
+    )
     name, text = f"{arc.name}_{number}".replace("/", "_"), f"dataset:{arc.name}/{number}"
     if system.translates:
         shots = tuple(cut - row for cut in cuts)

@@ -1,7 +1,8 @@
 """One optimisation phase of a training step: split, autocast, backward, clip, guard, update.
 
-A system with several networks calls its stepper once a phase. As the batch is split *inside* a phase, accumulating and halving
-on a full GPU keep the order of a full batch: the generator's update is whole before the discriminator's begins.
+A system with several networks calls its stepper once a phase. As the batch is split *inside* a phase,
+accumulating and halving on a full GPU keep the order of a full batch: the generator's update is whole before
+the discriminator's begins.
 """
 
 import itertools
@@ -11,26 +12,31 @@ import torch
 from mtld_core.runtime import UserError
 from mtld_core.systems.base import Loss, Place
 
-INITIAL_SCALE = 2.0**12  # of fp16 losses, which grows by itself: from 2 ** 16 on the first steps of most systems would overflow
+INITIAL_SCALE = (
+    2.0**12
+)  # of fp16 losses, which grows by itself: from 2 ** 16 on the first steps of most systems would overflow
 
 
 class Stepper:
     """`stepper(phase, loss_fn, batch)` -> `Loss` whose logs and carry are detached and cover the whole batch.
 
-    loss_fn(batch) -> Loss. batch: dict of tensors `[B, ...]`. loss_fn gets part of it, and as "place" that part's `Place`. Only
-    the parameters of `optimizers[phase]` receive gradient, whatever networks the loss runs through. Nothing here waits for the
-    device: a step whose gradient is not finite is skipped on the device (`found_inf`) and counted in `skipped[phase]`, a 0-dim
-    tensor; `calls[phase]` counts all.
+    loss_fn(batch) -> Loss. batch: dict of tensors `[B, ...]`. loss_fn gets part of it, and as "place" that
+    part's `Place`. Only the parameters of `optimizers[phase]` receive gradient, whatever networks the loss
+    runs through. Nothing here waits for the device: a step whose gradient is not finite is skipped on the
+    device (`found_inf`) and counted in `skipped[phase]`, a 0-dim tensor; `calls[phase]` counts all.
     """
 
     def __init__(self, optimizers, device, dtype=torch.float32, accumulate=1, clip_norm=0.0, say=print):
         unfused = [name for name, optimizer in optimizers.items() if not optimizer.defaults.get("fused")]
         if unfused:
             raise TypeError(
-                f"optimizers {unfused} must be fused (fused=True): only those can skip a step without a device sync"
+                f"optimizers {unfused} must be fused (fused=True): only those can skip a step without a "
+                "device sync"
             )
         self.optimizers = optimizers
-        self.parameters = {name: [p for g in o.param_groups for p in g["params"]] for name, o in optimizers.items()}
+        self.parameters = {
+            name: [p for g in o.param_groups for p in g["params"]] for name, o in optimizers.items()
+        }
         self.scalers = {
             name: torch.amp.GradScaler(device.type, init_scale=INITIAL_SCALE, enabled=dtype == torch.float16)
             for name in optimizers
@@ -49,11 +55,15 @@ class Stepper:
             except torch.OutOfMemoryError:
                 if self.splits[phase] >= size:
                     raise UserError(
-                        f"out of memory in phase {phase!r} even with one sample at a time: make the model smaller"
+                        f"out of memory in phase {phase!r} even with one sample at a time: make the model "
+                        "smaller"
                     ) from None
                 self.splits[phase] *= 2
-                self.say(f"out of memory in phase {phase!r}: going on with the batch in {self.splits[phase]} parts")
-            torch.cuda.empty_cache()  # outside the except block, where the traceback no longer holds the graph
+                self.say(
+                    f"out of memory in phase {phase!r}: going on with the batch in {self.splits[phase]} parts"
+                )
+            # outside the except block, where the traceback no longer holds the graph
+            torch.cuda.empty_cache()
         self._update(phase)
         return result
 
@@ -76,9 +86,15 @@ class Stepper:
             for name, value in loss.logs.items():
                 logs[name] = logs.get(name, 0) + value.detach() * share
             carry.append({name: value.detach() for name, value in loss.carry.items()})
-        joined = carry[0] if len(carry) == 1 else {name: torch.cat([part[name] for part in carry]) for name in carry[0]}
+        joined = (
+            carry[0]
+            if len(carry) == 1
+            else {name: torch.cat([part[name] for part in carry]) for name in carry[0]}
+        )
         if torch.is_tensor(weight):
-            weight = weight.clamp(min=torch.finfo(weight.dtype).tiny)  # nothing counted: then all of this is 0
+            weight = weight.clamp(
+                min=torch.finfo(weight.dtype).tiny
+            )  # nothing counted: then all of this is 0
             torch._foreach_div_([p.grad for p in parameters if p.grad is not None], weight)
             total, logs = total / weight, {name: value / weight for name, value in logs.items()}
         return Loss(total, logs, joined)
@@ -86,9 +102,12 @@ class Stepper:
     def _autocast(self):
         """Without autocast's cache of half-precision weights.
 
-        Up to torch 2.10 a copy that was made under `no_grad` is used where gradient is wanted, too, and then there is none.
+        Up to torch 2.10 a copy that was made under `no_grad` is used where gradient is wanted, too, and then
+        there is none.
         """
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False)
+        return torch.autocast(
+            self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False
+        )
 
     def _update(self, phase):
         optimizer, scaler, parameters = self.optimizers[phase], self.scalers[phase], self.parameters[phase]
@@ -120,17 +139,22 @@ class Stepper:
 
 
 def _check(phase, loss):
-    """A mean in half precision would lose small losses, and its gradient, the loss scale times a weight, would overflow."""
+    """A mean in half precision would lose small losses, and its gradient, the loss scale times a weight,
+    would overflow.
+    """
     for name, value in {"total": loss.total, **loss.logs}.items():
         if value.dtype not in (torch.float32, torch.float64):
             raise TypeError(
-                f"phase {phase!r}: {name!r} of its Loss is {value.dtype}, wanted is float32: take what is averaged out of half "
+                f"phase {phase!r}: {name!r} of its Loss is {value.dtype}, wanted is float32: take what is "
+                "averaged out of half "
                 "precision before the mean (mtld_core.nn.losses.in_fp32 does)"
             )
 
 
 def _parts(size, splits):
-    """(first, last) of `splits` nearly equal parts of `range(size)`; fewer where there are not as many samples."""
+    """(first, last) of `splits` nearly equal parts of `range(size)`; fewer where there are not as many
+    samples.
+    """
     splits = min(splits, size)
     edges = [size * i // splits for i in range(splits + 1)]
     return list(itertools.pairwise(edges))

@@ -1,4 +1,6 @@
-"""What a system learns from and what it is judged on: the split of a dataset, batches of the one part, judges of the other."""
+"""What a system learns from and what it is judged on: the split of a dataset, batches of the one part, judges
+of the other.
+"""
 
 import copy
 import json
@@ -13,15 +15,19 @@ from mtld_core.frames import to_uint8
 from mtld_core.frechet import Likeness
 from mtld_core.translation import TranslationJudge
 
-STAGES_SHARE = ("holdout", "cross_cuts", "restitution")  # training settings that a run takes from the stages below it
+STAGES_SHARE = (
+    "holdout",
+    "cross_cuts",
+    "restitution",
+)  # training settings that a run takes from the stages below it
 DRAWS = 256  # images from noise that are compared with held-out frames, and as many of those
 
 
 class Task:
     """dataset (a `Dataset` or `DomainPair`), batches of its training part, and judges of the rest.
 
-    samples: uint8 `[n, H, W, 3]` of the training part, of each domain. Raises ConfigError or UserError where dataset and system
-    do not belong together, or nothing is left to judge on. say: told what is left out.
+    samples: uint8 `[n, H, W, 3]` of the training part, of each domain. Raises ConfigError or UserError where
+    dataset and system do not belong together, or nothing is left to judge on. say: told what is left out.
     """
 
     def __init__(self, system, dataset, config, device=None, say=print):
@@ -32,25 +38,34 @@ class Task:
         for domain in domains:
             if unused := domain.too_short(needs.window, config.cross_cuts):
                 say(
-                    f"{domain.path}: nothing is learnt from {len(unused)} of {len(domain.arcs)} arcs, which hold no window of "
+                    f"{domain.path}: nothing is learnt from {len(unused)} of {len(domain.arcs)} arcs, which "
+                    "hold no window of "
                     f"{needs.window} frames without a cut: {', '.join(unused)}"
                 )
         horizon = judged_horizon(system, config.eval_horizon)
-        together = config.restitution or all(domain.about.get("held_out") for domain in domains)  # a shared run's frames
+        together = config.restitution or all(
+            domain.about.get("held_out") for domain in domains
+        )  # a shared run's frames
         split = split_of(system, dataset, vars(config) | {"restitution": together})
         learned, held = split if pair else [(part,) for part in split]
         rows = [torch.unique(starts[:, None] + torch.arange(needs.window)) for starts in learned]
         self.samples = [domain.frames[evenly(some, 512)] for domain, some in zip(domains, rows, strict=True)]
         kind = DomainBatches if pair else Batches
-        self.batches = kind(dataset, split[0], needs.window, config.batch_size, config.seed, needs.batches, device)
+        self.batches = kind(
+            dataset, split[0], needs.window, config.batch_size, config.seed, needs.batches, device
+        )
 
         windows = config.eval_batches * config.batch_size or config.eval_windows
         first, starts, reach = domains[0], held[0], 0
         if horizon:
-            starts, reach = reachable(first, starts, needs.context, horizon, config.long_horizon, config.cross_cuts)
+            starts, reach = reachable(
+                first, starts, needs.context, horizon, config.long_horizon, config.cross_cuts
+            )
             if reach < config.long_horizon:
                 say(f"judged up to horizon {reach}: too few held-out windows are longer")
-        self.judge = Judge(first, starts, needs, horizon, self.samples[0], windows, system.lpips_weights, reach=reach)
+        self.judge = Judge(
+            first, starts, needs, horizon, self.samples[0], windows, system.lpips_weights, reach=reach
+        )
         self.translations, self.likeness, self.draws = None, None, DRAWS
         if system.translates:
             self.translations = TranslationJudge(dataset, held, needs.window, self.samples, windows)
@@ -58,7 +73,9 @@ class Task:
             self.likeness = Likeness(first.frames[evenly(starts, DRAWS)])
 
     def few(self, share):
-        """(a copy with about this share of the windows to judge, which it is): what judging takes can be seen by it."""
+        """(a copy with about this share of the windows to judge, which it is): what judging takes can be seen
+        by it.
+        """
         some = copy.copy(self)
         some.judge, share = self.judge.few(share)
         some.draws = max(2, round(share * DRAWS))
@@ -86,16 +103,26 @@ class Task:
 
 
 def best_by(metrics, restitution, step):
-    """(name, value) of what the best checkpoint of a run has most of; of translations without a truth it is the newest one."""
-    if "flicker_x_to_y" in metrics:  # their psnr is of recycled frames, which is highest before anything is learned
+    """(name, value) of what the best checkpoint of a run has most of; of translations without a truth it is
+    the newest one.
+    """
+    if (
+        "flicker_x_to_y" in metrics
+    ):  # their psnr is of recycled frames, which is highest before anything is learned
         known = metrics["psnr_x_to_y"] is not None
-        return ("psnr_translated", (metrics["psnr_x_to_y"] + metrics["psnr_y_to_x"]) / 2) if known else ("step", step)
+        return (
+            ("psnr_translated", (metrics["psnr_x_to_y"] + metrics["psnr_y_to_x"]) / 2)
+            if known
+            else ("step", step)
+        )
     figure = "psnr" if restitution or metrics["skill_db"] is None else "skill_db"
     return figure, metrics[figure]
 
 
 def check_stages(system, dataset, config):
-    """Raise ConfigError where a stage that `system` is built on learned frames that it holds out, or the reverse."""
+    """Raise ConfigError where a stage that `system` is built on learned frames that it holds out, or the
+    reverse.
+    """
     here = vars(config)
     for field, attribute in system.built_on.items():
         stage, run = getattr(system, attribute), getattr(system.config, field)
@@ -108,15 +135,21 @@ def check_stages(system, dataset, config):
         for name in STAGES_SHARE:
             check(
                 there[name] == here[name],
-                f"{field}={run!r} was trained with {name}={there[name]}, now it is {here[name]}, so that one would learn what "
-                f"the other holds out; leave {name} out, and it is taken from that run, or train both with the same",
+                f"{field}={run!r} was trained with {name}={there[name]}, now it is {here[name]}, so that one "
+                "would learn what "
+                f"the other holds out; leave {name} out, and it is taken from that run, or train both with "
+                "the same",
             )
         if config.restitution:
             continue
-        (learned, held), (below_learned, below_held) = _rows(system, dataset, here), _rows(stage, dataset, there)
+        (learned, held), (below_learned, below_held) = (
+            _rows(system, dataset, here),
+            _rows(stage, dataset, there),
+        )
         check(
             not (learned & below_held).any() and not (held & below_learned).any(),
-            f"{field}={run!r} learned frames that would be held out here, or the reverse: it divides them by windows of other "
+            f"{field}={run!r} learned frames that would be held out here, or the reverse: it divides them by "
+            "windows of other "
             "lengths; train that stage anew",
         )
 
@@ -131,9 +164,15 @@ def _rows(system, dataset, training):
 
 def _check(system, dataset, config):
     needs, size = system.needs(), (system.config.height, system.config.width)
-    check(size == dataset.size, f"the system is built for frames of {size}, the dataset has {dataset.size}: see settings.build")
+    check(
+        size == dataset.size,
+        f"the system is built for frames of {size}, the dataset has {dataset.size}: see settings.build",
+    )
     pair = isinstance(dataset, DomainPair)
-    two = "lay two out as <folder>/X/<arc>/ and <folder>/Y/<arc>/ (data_prep/make_domains.py does) and name that folder"
+    two = (
+        "lay two out as <folder>/X/<arc>/ and <folder>/Y/<arc>/ (data_prep/make_domains.py does) "
+        "and name that folder"
+    )
     way = f"name {dataset.path}/X or {dataset.path}/Y" if pair else two
     check(
         pair == (needs.domains == 2),
@@ -147,5 +186,6 @@ def _check(system, dataset, config):
     paired = first.about.get("controls_lead_to", config.controls_lead_to)
     check(
         paired == config.controls_lead_to,
-        f"{dataset.path} was opened with controls_lead_to={paired!r}, the run has {config.controls_lead_to!r}",
+        f"{dataset.path} was opened with controls_lead_to={paired!r}, the run has "
+        f"{config.controls_lead_to!r}",
     )

@@ -1,4 +1,6 @@
-"""Heat: training rests while its GPU is too hot, and a run that rests in vain ends. A thread of its own reads the sensors."""
+"""Heat: training rests while its GPU is too hot, and a run that rests in vain ends. A thread of its own reads
+the sensors.
+"""
 
 import collections
 import contextlib
@@ -23,8 +25,8 @@ class Reading(typing.NamedTuple):
 class Heat:
     """Decides from readings whether training may go on. One that never sees a reading never interferes.
 
-    config: a TrainConfig. resting: why training has to wait now, "" where it may go on. temperature: the newest one in °C, None
-    without a sensor. news: lines for a person; whoever prints them takes them out.
+    config: a TrainConfig. resting: why training has to wait now, "" where it may go on. temperature: the
+    newest one in °C, None without a sensor. news: lines for a person; whoever prints them takes them out.
     """
 
     def __init__(self, config):
@@ -44,16 +46,23 @@ class Heat:
         too_hot = reading.slowed or (degrees is not None and degrees > config.max_temperature)
         cool = not reading.slowed and (degrees is None or degrees < config.resume_temperature)
         if too_hot and not self.hot:
-            self._alert(_words(degrees) + (", and it slows down because of that" if reading.slowed else ""), now)
+            self._alert(
+                _words(degrees) + (", and it slows down because of that" if reading.slowed else ""), now
+            )
         elif self.hot and cool and now - self.since >= 60 * config.heat_rest_minutes:
             self.hot = False
-            self.news.append(f"the GPU has rested for {now - self.since:.0f} s: {_words(degrees)}; training goes on")
+            self.news.append(
+                f"the GPU has rested for {now - self.since:.0f} s: {_words(degrees)}; training goes on"
+            )
 
-        # Full power under full load is healthy and stops with the load: so one poll of rest, never two in a row, and no alert.
+        # Full power under full load is healthy and stops with the load: so one poll of rest, never two in a
+        # row, and no alert.
         breather = 0 < config.max_power_percent < (reading.power or 0) and not self.resting
         if (self.hot or breather) and not self.resting:
             self.since = now
-        self.resting = f"cooling down: {_words(degrees)}" if self.hot else "resting: much power" if breather else ""
+        self.resting = (
+            f"cooling down: {_words(degrees)}" if self.hot else "resting: much power" if breather else ""
+        )
 
     def _alert(self, found, now):
         config = self.config
@@ -64,19 +73,27 @@ class Heat:
             self.alerts.popleft()
         if len(self.alerts) >= config.heat_alerts:
             self.emergency = (
-                f"the GPU got too hot {len(self.alerts)} times within {config.heat_window_minutes:g} minutes: {found}, "
+                f"the GPU got too hot {len(self.alerts)} times within {config.heat_window_minutes:g} "
+                f"minutes: {found}, "
                 f"max_temperature={config.max_temperature:g}"
             )
         else:
-            self.news.append(f"the GPU is too hot: {found}; training rests until it is below {config.resume_temperature:g} °C")
+            self.news.append(
+                f"the GPU is too hot: {found}; training rests until it is below "
+                f"{config.resume_temperature:g} °C"
+            )
 
     def reason_to_end(self, now):
-        """Why the run must end, "" while it need not. The loop itself asks: a sensor that hangs must not hold it for ever."""
+        """Why the run must end, "" while it need not. The loop itself asks: a sensor that hangs must not hold
+        it for ever.
+        """
         config = self.config
         if self.resting and now - self.since > 60 * config.heat_patience_minutes:
             self.emergency = (
-                f"the GPU stays too hot: {_words(self.temperature)} after {config.heat_patience_minutes:g} minutes of rest, "
-                f"max_temperature={config.max_temperature:g}, resume_temperature={config.resume_temperature:g}"
+                f"the GPU stays too hot: {_words(self.temperature)} after {config.heat_patience_minutes:g} "
+                "minutes of rest, "
+                f"max_temperature={config.max_temperature:g}, "
+                f"resume_temperature={config.resume_temperature:g}"
             )
         return self.emergency
 
@@ -93,9 +110,11 @@ def _words(degrees):
 
 
 class Sensor:
-    """One NVIDIA GPU's sensors, read through NVML. What NVML lacks or refuses is told once, and asked for again every time.
+    """One NVIDIA GPU's sensors, read through NVML. What NVML lacks or refuses is told once, and asked for
+    again every time.
 
-    uuid: NVML's numbers of GPUs are not CUDA's. with_power: read that, too. tell: is called with a line for a person.
+    uuid: NVML's numbers of GPUs are not CUDA's. with_power: read that, too. tell: is called with a line for a
+    person.
     """
 
     def __init__(self, uuid, with_power, tell):
@@ -122,7 +141,9 @@ class Sensor:
             return Reading()
         names = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
         reasons = self._ask(nvml, "thermal slowdown", names) or 0
-        thermal = nvml.nvmlClocksThrottleReasonSwThermalSlowdown | nvml.nvmlClocksThrottleReasonHwThermalSlowdown
+        thermal = (
+            nvml.nvmlClocksThrottleReasonSwThermalSlowdown | nvml.nvmlClocksThrottleReasonHwThermalSlowdown
+        )
         return Reading(degrees, bool(reasons & thermal), self._power(nvml) if self.with_power else None)
 
     def close(self):
@@ -135,12 +156,15 @@ class Sensor:
 
     def _power(self, nvml):
         usage, limit = (
-            self._ask(nvml, "power", (name,)) for name in ("nvmlDeviceGetPowerUsage", "nvmlDeviceGetEnforcedPowerLimit")
+            self._ask(nvml, "power", (name,))
+            for name in ("nvmlDeviceGetPowerUsage", "nvmlDeviceGetEnforcedPowerLimit")
         )
         return 100 * usage / limit if usage and limit else None
 
     def _ask(self, nvml, what, names, *args):
-        """What the first of NVML's calls `names` answers, or None. New names come first: old bindings and drivers lack them."""
+        """What the first of NVML's calls `names` answers, or None. New names come first: old bindings and
+        drivers lack them.
+        """
         for name in names:
             try:
                 return getattr(nvml, name)(self.handle, *args)
@@ -151,7 +175,10 @@ class Sensor:
     def _missing(self, what, why):
         if what not in self.told:
             self.told.add(what)
-            self.tell(f"no sensor for the GPU's {what} ({why}): training goes on without it for as long as that lasts")
+            self.tell(
+                f"no sensor for the GPU's {what} ({why}): training goes on without it for as long as that "
+                "lasts"
+            )
 
 
 def _open(nvml, uuid):
@@ -172,7 +199,9 @@ def uuid_of(device):
 
 @contextlib.contextmanager
 def watched(heat, device):
-    """While the block runs, a thread shows `heat` what a torch device's sensors say; none for a CPU or with the guard off."""
+    """While the block runs, a thread shows `heat` what a torch device's sensors say; none for a CPU or with
+    the guard off.
+    """
     config = heat.config
     uuid = uuid_of(device) if config.max_temperature else ""
     if not uuid:

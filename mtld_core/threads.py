@@ -1,7 +1,8 @@
 """How many of the processor's threads a training step uses, found by trying.
 
-The threads of a step wait for each other at each of its many small operations. On a core that another program uses as well,
-one of them comes late to each, so that fewer threads can be several times faster; on a quiet machine more are.
+The threads of a step wait for each other at each of its many small operations. On a core that another program
+uses as well, one of them comes late to each, so that fewer threads can be several times faster; on a quiet
+machine more are.
 """
 
 import collections
@@ -21,12 +22,12 @@ IDLE = 0.5  # of a core that has to be idle for each thread more that is tried
 class Threads:
     """While it is entered, torch's operations on this thread use `count` threads; then as many as before.
 
-    setting: a number; or "auto", which begins with the cores that are free and then tries the next smaller and the next
-    larger count now and then, the larger one where cores are idle: for their first seconds new threads are served before
-    programs that have run for long, and look fast. Never more than torch had before (OMP_NUM_THREADS, or the cores). On a
-    GPU "auto" leaves torch's own count. Under another count sums differ in their last bits. say: told when the count
-    changes. trials: False where another count would cost much by itself (compiled code is compiled anew): "auto" stays as
-    it begins.
+    setting: a number; or "auto", which begins with the cores that are free and then tries the next smaller
+    and the next larger count now and then, the larger one where cores are idle: for their first seconds new
+    threads are served before programs that have run for long, and look fast. Never more than torch had before
+    (OMP_NUM_THREADS, or the cores). On a GPU "auto" leaves torch's own count. Under another count sums differ
+    in their last bits. say: told when the count changes. trials: False where another count would cost much by
+    itself (compiled code is compiled anew): "auto" stays as it begins.
     """
 
     def __init__(self, setting="auto", device=torch.device("cpu"), say=print, trials=True):  # noqa: B008 (immutable)
@@ -120,7 +121,10 @@ class Threads:
         self.count, self.trial = self.trial, None
         self.changes += 1
         threads = "1 thread" if self.count == 1 else f"{self.count} threads"
-        self.say(f"a step uses {threads} from now on: {1000 * taken / BLOCK:.0f} ms instead of {1000 * before / BLOCK:.0f}")
+        self.say(
+            f"a step uses {threads} from now on: {1000 * taken / BLOCK:.0f} ms instead of "
+            f"{1000 * before / BLOCK:.0f}"
+        )
         place = self.counts.index(self.count)
         self.waiting = self.counts[max(0, place - 1) : place] if fewer else self._next_larger()
         self._try_next()
@@ -135,7 +139,9 @@ def _ladder(most):
 
 
 def _idle_cores(look=None):
-    """How many cores nobody uses, or only programs that give way to others, for `look` seconds or since this was asked last."""
+    """How many cores nobody uses, or only programs that give way to others, for `look` seconds or since this
+    was asked last.
+    """
     import psutil
 
     times = psutil.cpu_times_percent(look)

@@ -47,12 +47,16 @@ SECONDS_BETWEEN_LOOKS = 0.1  # while paused
 PATIENCE = 20  # updates of a phase in a row that were not finite, after which the run is given up
 FEW, MORE = 1 / 16, 1 / 8  # of all windows: enough to see how long judging takes
 MOST_TO_EXPECT = 0.03  # of the budget, to judge each of those
-EARLY_STEPS, SECONDS_BETWEEN_READINGS = 4, 5  # when a GPU is waited for, besides at log lines, to see how long a step takes
+EARLY_STEPS, SECONDS_BETWEEN_READINGS = (
+    4,
+    5,
+)  # when a GPU is waited for, besides at log lines, to see how long a step takes
 BYTES_A_SECOND = 60e6  # that a checkpoint is written and checked at, until one was
 
 
 def train(system="mtld", preset="small", dataset_root="sample", overrides="{}", **settings):
-    """From names to a trained run. `settings`: any field of `TrainConfig` (run_dir, steps, time_budget_minutes, seed, ...).
+    """From names to a trained run. `settings`: any field of `TrainConfig` (run_dir, steps,
+    time_budget_minutes, seed, ...).
 
     Returns what report.json holds. Raises UserError or ConfigError for anything the caller can mend.
     """
@@ -66,11 +70,14 @@ def train(system="mtld", preset="small", dataset_root="sample", overrides="{}", 
 def fit(system, dataset, config=TrainConfig(), controls=None):  # noqa: B008 (frozen)
     """Train `system` on `dataset` into `config.run_dir`; returns what report.json holds.
 
-    controls: events with which another thread stops it (status "stopped"), pauses it or has it saved. Ctrl-C, SIGINT and
-    SIGTERM stop it, too, after the step in progress; a second Ctrl-C interrupts at once.
+    controls: events with which another thread stops it (status "stopped"), pauses it or has it saved. Ctrl-C,
+    SIGINT and SIGTERM stop it, too, after the step in progress; a second Ctrl-C interrupts at once.
     """
     run_dir = folder_of(config.run_dir, system.name)
-    check(run_dir.resolve() != Path(dataset.path).resolve(), f"run_dir={run_dir} is the dataset's own folder; choose another")
+    check(
+        run_dir.resolve() != Path(dataset.path).resolve(),
+        f"run_dir={run_dir} is the dataset's own folder; choose another",
+    )
     controls = controls or Controls()
     began = time.monotonic()
     with (
@@ -78,7 +85,12 @@ def fit(system, dataset, config=TrainConfig(), controls=None):  # noqa: B008 (fr
         checkpoints.disk_errors(run_dir),
         stop_on_signal(controls.stop),
         warm_memory(),
-        Threads(config.threads, pick_device(config.device, say=lambda line: None), controls.say, not config.compile) as threads,
+        Threads(
+            config.threads,
+            pick_device(config.device, say=lambda line: None),
+            controls.say,
+            not config.compile,
+        ) as threads,
     ):
         training = Training(system, dataset, config, run_dir, controls, threads, began)
         try:
@@ -111,15 +123,23 @@ class Training:
         if config.channels_last:
             to_channels_last(system)
         self.optimizers = system.optimizers()
-        self.learning_rates = {name: [group["lr"] for group in o.param_groups] for name, o in self.optimizers.items()}
+        self.learning_rates = {
+            name: [group["lr"] for group in o.param_groups] for name, o in self.optimizers.items()
+        }
         self.ema = copy.deepcopy(system).eval().requires_grad_(False) if config.ema_decay else None
-        self.stepper = Stepper(self.optimizers, self.device, self.dtype, config.accumulate, config.clip_norm, controls.say)
+        self.stepper = Stepper(
+            self.optimizers, self.device, self.dtype, config.accumulate, config.clip_norm, controls.say
+        )
         self.schedule = Schedule(config, self.batches.steps_per_epoch, controls.stop, began)
         self.heat = thermal.Heat(config)
         self.step = 0
         self.lost = dict.fromkeys(self.optimizers, 0)  # updates of each phase in a row that were not finite
         self.train_seconds = self.paused_seconds = self.earlier_wall_seconds = 0.0
-        self.saved, self.metrics, self.judged_at = None, {}, None  # the checkpoint of the present state, the newest figures
+        self.saved, self.metrics, self.judged_at = (
+            None,
+            {},
+            None,
+        )  # the checkpoint of the present state, the newest figures
         self.previewed_at = None
         self.alarms = Alarms(system, controls.say)
         system.setup_training(run_dir)
@@ -132,8 +152,13 @@ class Training:
         rewind(run_dir, self.step)
         write_json(run_dir / "config.json", self._about())
         say = controls.say
-        say(f"{system.name}: {self.parameters / 1e6:.1f} M parameters on {self.device} in {self.precision} ({why})")
-        judged = "the same ones (restitution)" if config.restitution else f"{len(self.judge.starts)} held-out ones"
+        say(
+            f"{system.name}: {self.parameters / 1e6:.1f} M parameters on {self.device} in {self.precision} "
+            f"({why})"
+        )
+        judged = (
+            "the same ones (restitution)" if config.restitution else f"{len(self.judge.starts)} held-out ones"
+        )
         say(f"{self.batches.windows} windows of {self.needs.window} frames to learn, judged on {judged}")
         say(f"run folder {run_dir}" + (f", going on at step {self.step}" if self.step else ""))
 
@@ -159,7 +184,10 @@ class Training:
                 self._expect_the_end()
 
             # ---- once in a while: save, preview, judge
-            late = config.save_every_minutes and time.monotonic() - self.saved_at > 60 * config.save_every_minutes
+            late = (
+                config.save_every_minutes
+                and time.monotonic() - self.saved_at > 60 * config.save_every_minutes
+            )
             if _due(self.step, config.save_every_steps) or late:
                 self._save()
             if _due(self.step, config.preview_every_steps) and self.schedule.has_room_for("preview"):
@@ -188,7 +216,9 @@ class Training:
         return written
 
     def _train_step(self):
-        torch.manual_seed(seed_of(self.config.seed, "step", self.step))  # whatever draws unkeyed: the same after a resume
+        torch.manual_seed(
+            seed_of(self.config.seed, "step", self.step)
+        )  # whatever draws unkeyed: the same after a resume
         factor = self.schedule.learning_rate(self.step)
         for name, rates in self.learning_rates.items():
             for group, rate in zip(self.optimizers[name].param_groups, rates, strict=True):
@@ -200,13 +230,17 @@ class Training:
 
     @torch.no_grad()
     def _average(self):
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))  # a short memory while much still moves
+        decay = min(
+            self.config.ema_decay, (1 + self.step) / (10 + self.step)
+        )  # a short memory while much still moves
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.system.parameters()), 1 - decay)
         for averaged, buffer in zip(self.ema.buffers(), self.system.buffers(), strict=True):
             averaged.copy_(buffer)
 
     def _attend(self, doing="training"):
-        """Save if asked to, wait while a person or the heat wants it; None to go on `doing`, else (status, reason) to end."""
+        """Save if asked to, wait while a person or the heat wants it; None to go on `doing`, else (status,
+        reason) to end.
+        """
         controls, began, waited = self.controls, time.monotonic(), False
         controls.step, controls.total = self.step, self.schedule.last_step(self.step)
         while True:
@@ -228,7 +262,9 @@ class Training:
 
     def _attend_judging(self):
         self._attend("judging")
-        self._give_up_if(self.controls.stop.is_set() or self.heat.emergency)  # the end judges once more, or must not
+        self._give_up_if(
+            self.controls.stop.is_set() or self.heat.emergency
+        )  # the end judges once more, or must not
 
     def _give_up_if(self, over):
         if over:
@@ -242,7 +278,9 @@ class Training:
     # ---- time
 
     def _wait_to_read(self):
-        """Whether this step is over, so that its time can be read. A GPU is waited for at first, and then every few seconds."""
+        """Whether this step is over, so that its time can be read. A GPU is waited for at first, and then
+        every few seconds.
+        """
         if self.device.type == "cuda":
             early = self.step - self.session_step <= EARLY_STEPS
             if not early and self.unread_seconds < SECONDS_BETWEEN_READINGS:
@@ -251,7 +289,9 @@ class Training:
         return True
 
     def _read_time(self, took, whole):
-        """After each step: it took so many seconds. whole: that is all of it, and not only its start on a GPU."""
+        """After each step: it took so many seconds. whole: that is all of it, and not only its start on a
+        GPU.
+        """
         self.unread_steps += 1
         self.unread_seconds += took
         if whole:
@@ -262,9 +302,13 @@ class Training:
         self.schedule.advance()
 
     def _expect_the_end(self):
-        """Estimate how long the last save, preview and judging will take, from few windows, so that time is kept for them."""
+        """Estimate how long the last save, preview and judging will take, from few windows, so that time is
+        kept for them.
+        """
         schedule, judged = self.schedule, self._judged()
-        stored = 4 * sum(tensor.nbytes for tensor in self.system.state_dict().values())  # weights, average, two moments
+        stored = 4 * sum(
+            tensor.nbytes for tensor in self.system.state_dict().values()
+        )  # weights, average, two moments
         schedule.expect("saving", stored / BYTES_A_SECOND)
         self.controls.doing = "judging"
         with self.threads.settled():
@@ -282,12 +326,17 @@ class Training:
         self.system.train()
 
     def _judge_few(self, share):
-        """(share of the windows that was judged, seconds that it took, whether it was done or took too long)."""
+        """(share of the windows that was judged, seconds that it took, whether it was done or took too
+        long).
+        """
         few, share = self.task.few(share)
         began = time.monotonic()
         until = began + MOST_TO_EXPECT * self.schedule.budget
         try:
-            few.figures(self._judged(), lambda: self._give_up_if(self.controls.stop.is_set() or time.monotonic() > until))
+            few.figures(
+                self._judged(),
+                lambda: self._give_up_if(self.controls.stop.is_set() or time.monotonic() > until),
+            )
         except GivenUp:
             return share, time.monotonic() - began, False
         return share, time.monotonic() - began, True
@@ -314,15 +363,26 @@ class Training:
         if self.ema is not None:
             self.ema.load_state_dict(checkpoints.load_weights(folder))
         state = checkpoints.load_train_state(folder)
-        self.step, self.train_seconds, self.paused_seconds = state["step"], state["train_seconds"], state["paused_seconds"]
+        self.step, self.train_seconds, self.paused_seconds = (
+            state["step"],
+            state["train_seconds"],
+            state["paused_seconds"],
+        )
         self.earlier_wall_seconds = state["wall_seconds"]
         self.schedule.resume(self.step, state.get("schedule"), state.get("total", 0))
         self.batches.load_state(state["batches"])
         self.stepper.load_state(state["stepper"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-            for parameter, moments in optimizer.state.items():  # the fused kernel pairs raw memory: lay it out alike
-                moments |= {k: torch.empty_like(parameter).copy_(v) for k, v in moments.items() if v.shape == parameter.shape}
+            for (
+                parameter,
+                moments,
+            ) in optimizer.state.items():  # the fused kernel pairs raw memory: lay it out alike
+                moments |= {
+                    k: torch.empty_like(parameter).copy_(v)
+                    for k, v in moments.items()
+                    if v.shape == parameter.shape
+                }
         self.system.load_extra_state(state["extra"], folder.parent.parent)
         if folder.parent.parent == self.run_dir:
             self.saved = f"checkpoints/{folder.name}"
@@ -340,14 +400,21 @@ class Training:
         steps, seconds = self.step - self.session_step, self.train_seconds - self.session_seconds
         speed = steps * self.config.batch_size * self.needs.window / seconds
         rates = {f"lr_{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
-        line = {"step": self.step, "seconds": round(self.train_seconds, 3)} | values | rates | {"frames_per_second": speed}
+        line = (
+            {"step": self.step, "seconds": round(self.train_seconds, 3)}
+            | values
+            | rates
+            | {"frames_per_second": speed}
+        )
         if self.heat.temperature is not None:
             line["temperature"] = self.heat.temperature
         append_log(self.run_dir, line)
         self.alarms.look("log", values, self.step)
         name, value = next(iter(values.items()))
         memory = (
-            torch.cuda.max_memory_allocated(self.device) / 1e9 if self.device.type == "cuda" else (peak_memory_mb() or 0) / 1e3
+            torch.cuda.max_memory_allocated(self.device) / 1e9
+            if self.device.type == "cuda"
+            else (peak_memory_mb() or 0) / 1e3
         )
         total = self.schedule.last_step(self.step)
         self.progress.update(self.step, total, f"{name} {value:.4f}  {speed:.0f} frames/s  {memory:.1f} GB")
@@ -359,7 +426,8 @@ class Training:
         if lost >= PATIENCE:
             self._save()
             raise RunGivenUp(
-                f"none of the last {lost} updates of phase {phase!r} was finite (now at step {self.step}); lower the learning "
+                f"none of the last {lost} updates of phase {phase!r} was finite (now at step {self.step}); "
+                "lower the learning "
                 "rates, or go on with precision='fp32' from an earlier checkpoint"
             )
 
@@ -373,7 +441,9 @@ class Training:
         self.previewed_at = self.step
 
     def _save_strip(self, name, rows, labels, columns):
-        media.save_picture(self.run_dir / "previews" / f"{name}_{self.step:08d}.png", media.strip(rows, labels, columns))
+        media.save_picture(
+            self.run_dir / "previews" / f"{name}_{self.step:08d}.png", media.strip(rows, labels, columns)
+        )
 
     def _evaluate(self, between):
         best = checkpoints.read_pointer(self.run_dir / "best.json")
@@ -419,7 +489,9 @@ class Training:
             "extra": self.system.extra_state(),
         }
         ema = None if self.ema is None else self.ema.state_dict()
-        self.saved = checkpoints.save(self.run_dir, self.step, self.system.state_dict(), state, self._about(), ema, files)
+        self.saved = checkpoints.save(
+            self.run_dir, self.step, self.system.state_dict(), state, self._about(), ema, files
+        )
         checkpoints.prune(self.run_dir, self.config.keep_checkpoints)
 
     # ---- the run folder
@@ -455,8 +527,12 @@ def _due(step, every):
 
 @command
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m mtld_core.train", description="Train a system from a file of settings.")
-    parser.add_argument("--config", required=True, help="JSON object with the arguments of mtld_core.train.train")
+    parser = argparse.ArgumentParser(
+        prog="python -m mtld_core.train", description="Train a system from a file of settings."
+    )
+    parser.add_argument(
+        "--config", required=True, help="JSON object with the arguments of mtld_core.train.train"
+    )
     path = parser.parse_args(arguments).config
     try:
         text = Path(path).read_text()

@@ -1,8 +1,9 @@
 """Training with buttons: a panel whose run trains in a thread of its own, so that the notebook stays usable.
 
-The loop knows nothing of it: the panel reads the run's folder and asks through `Controls`. Core ipywidgets only, in the forms
-that 7.7 (Colab) and 8.1 share. A painter thread keeps it fresh. Where a front end does not follow a thread (Colab), each click
-does: it waits a moment for what it brought about and refreshes everything in the kernel's main thread.
+The loop knows nothing of it: the panel reads the run's folder and asks through `Controls`. Core ipywidgets
+only, in the forms that 7.7 (Colab) and 8.1 share. A painter thread keeps it fresh. Where a front end does not
+follow a thread (Colab), each click does: it waits a moment for what it brought about and refreshes everything
+in the kernel's main thread.
 """
 
 import collections
@@ -31,7 +32,9 @@ _panels = {}  # run folder -> its newest panel
 
 
 def train_panel(system, dataset, config):
-    """The panel of a run that begins now; where that system or folder is being trained already, the panel that does it."""
+    """The panel of a run that begins now; where that system or folder is being trained already, the panel
+    that does it.
+    """
     folder = folder_of(config.run_dir, system.name)
     for panel in _panels.values():
         if panel.training and (panel.system is system or panel.run_dir == folder):
@@ -41,11 +44,15 @@ def train_panel(system, dataset, config):
 
 
 class TrainPanel(widgets.VBox):
-    """What `fit` needs goes in; training starts at once. Its parts are fields: `panel.stop.click()` is what a person does."""
+    """What `fit` needs goes in; training starts at once. Its parts are fields: `panel.stop.click()` is what a
+    person does.
+    """
 
     def __init__(self, system, dataset, config):
         self.system, self.dataset = system, dataset
-        self.config = dataclasses.replace(config, interactive=False)  # no second bar: lines for the log instead
+        self.config = dataclasses.replace(
+            config, interactive=False
+        )  # no second bar: lines for the log instead
         self.run_dir = folder_of(config.run_dir, system.name)
         self.pause = self._button("Pause", "pause", self._pause_or_go_on)
         self.stop = self._button("Stop", "stop", self._stop)
@@ -135,7 +142,9 @@ class TrainPanel(widgets.VBox):
         while thread.is_alive():
             began = time.monotonic()
             self.refresh()
-            thread.join(max(LOOK, 5 * (time.monotonic() - began)))  # however slow the machine, most of it is for the training
+            thread.join(
+                max(LOOK, 5 * (time.monotonic() - began))
+            )  # however slow the machine, most of it is for the training
         self.refresh()
 
     def refresh(self):
@@ -154,7 +163,11 @@ class TrainPanel(widgets.VBox):
 
     def _show_files(self):
         """The newest pictures and the newest figures."""
-        places = {"previews/step_*.png": self.preview, "previews/actions_*.png": self.steered, "judgement.png": self.judgement}
+        places = {
+            "previews/step_*.png": self.preview,
+            "previews/actions_*.png": self.steered,
+            "judgement.png": self.judgement,
+        }
         for place, picture in places.items():
             newest = max(self.run_dir.glob(place), default=None)
             found = newest and (newest, newest.stat().st_mtime_ns)
@@ -168,17 +181,25 @@ class TrainPanel(widgets.VBox):
 
     def _show_buttons(self, alive):
         paused = self.controls.pause.is_set()
-        self.pause.description, self.pause.icon = ("Pause", "pause") if alive and not paused else ("Go on", "play")
+        self.pause.description, self.pause.icon = (
+            ("Pause", "pause") if alive and not paused else ("Go on", "play")
+        )
         over = self.controls.stop.is_set() or self.controls.ending
         self.pause.disabled = over if alive else not self._can_go_on()
         self.save.disabled = not alive or over
-        self.stop.disabled = not alive or self.controls.stop.is_set()  # while the end is judged it gives that up
+        self.stop.disabled = (
+            not alive or self.controls.stop.is_set()
+        )  # while the end is judged it gives that up
         self.bar.max = max(1, self.controls.total, self.controls.step)
         self.bar.value = self.controls.step
-        self.bar.bar_style = "danger" if self.error else "success" if self._finished else "warning" if alive and paused else ""
+        self.bar.bar_style = (
+            "danger" if self.error else "success" if self._finished else "warning" if alive and paused else ""
+        )
 
     def _can_go_on(self):
-        """A run that has reached its number of steps has not; without a checkpoint it would not begin as it did."""
+        """A run that has reached its number of steps has not; without a checkpoint it would not begin as it
+        did.
+        """
         new_budget = self.config.time_budget_minutes and not (self.config.steps or self.config.epochs)
         return bool(new_budget or not self._finished) and bool(list_checkpoints(self.run_dir))
 

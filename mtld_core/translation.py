@@ -1,9 +1,11 @@
-"""Judging a translator between two domains: clips of each in the other, against the truth where that is known.
+"""Judging a translator between two domains: clips of each in the other, against the truth where that is
+known.
 
-Unpaired clips cannot be compared pixel by pixel. Where `<root>/truth/X_in_Y/<arc>/` and `truth/Y_in_X/` lie beside the data (as
-data_prep/make_domains.py writes them), they hold what the arcs of X look like in Y, and the other way round; they are read for
-judging alone. Baselines: the source as it is (identity), the target domain's mean image, and the unpaired colour transfer that
-matches mean and covariance. All held-out windows are whole clips of T frames.
+Unpaired clips cannot be compared pixel by pixel. Where `<root>/truth/X_in_Y/<arc>/` and `truth/Y_in_X/` lie
+beside the data (as data_prep/make_domains.py writes them), they hold what the arcs of X look like in Y, and
+the other way round; they are read for judging alone. Baselines: the source as it is (identity), the target
+domain's mean image, and the unpaired colour transfer that matches mean and covariance. All held-out windows
+are whole clips of T frames.
 """
 
 import copy
@@ -24,10 +26,11 @@ LIKED = 4  # frames of each window that the Frechet distance to the target domai
 
 
 class TranslationJudge:
-    """`judge(system)` -> figures of both directions; where the truth is not known, those that need it are None.
+    """`judge(system)` -> figures of both directions; where the truth is not known, those that need it are
+    None.
 
-    pair: `DomainPair`. starts: (rows of X, rows of Y) where held-out windows begin. window: T. samples: uint8 `[n, H, W, 3]` of
-    X's training part and of Y's, which the baselines are made from.
+    pair: `DomainPair`. starts: (rows of X, rows of Y) where held-out windows begin. window: T. samples: uint8
+    `[n, H, W, 3]` of X's training part and of Y's, which the baselines are made from.
     """
 
     def __init__(self, pair, starts, window, samples, max_windows=64, batch_size=4):
@@ -43,9 +46,14 @@ class TranslationJudge:
         self.baselines = {d: self._baselines(d, *samples[:: 1 if d == "x_to_y" else -1]) for d in DIRECTIONS}
 
     def few(self, share):
-        """A copy that looks at about this share of the windows of each domain: to see how long all of them take."""
+        """A copy that looks at about this share of the windows of each domain: to see how long all of them
+        take.
+        """
         some = copy.copy(self)
-        rows = {d: evenly(torch.arange(len(starts)), max(1, round(share * len(starts)))) for d, starts in self.starts.items()}
+        rows = {
+            d: evenly(torch.arange(len(starts)), max(1, round(share * len(starts))))
+            for d, starts in self.starts.items()
+        }
         some.starts = {d: self.starts[d][rows[d]] for d in DIRECTIONS}
         some.truths = {d: None if truth is None else truth[rows[d]] for d, truth in self.truths.items()}
         some.likeness = {d: likeness.few(share) for d, likeness in self.likeness.items()}
@@ -76,7 +84,9 @@ class TranslationJudge:
         return figures
 
     def preview(self, system, columns=8):
-        """(rows of uint8 frames, their labels, labels of the columns): a clip of each domain, its translation, its truth."""
+        """(rows of uint8 frames, their labels, labels of the columns): a clip of each domain, its
+        translation, its truth.
+        """
         rows, labels = [], []
         shown = evenly(torch.arange(self.window), columns)
         for d, (source, target) in zip(DIRECTIONS, ("xy", "yx"), strict=True):
@@ -95,13 +105,18 @@ class TranslationJudge:
         return self.sources[direction].frames[starts[:, None] + torch.arange(self.window)]
 
     def _truth(self, root, direction):
-        """uint8 `[windows, T, H, W, 3]`: the clips at `starts` in the other domain; None where that is not known."""
+        """uint8 `[windows, T, H, W, 3]`: the clips at `starts` in the other domain; None where that is not
+        known.
+        """
         dataset = self.sources[direction]
         truth = open_truth(root, direction, dataset.size)
         if truth is None:
             return None
         return torch.stack(
-            [true_frames(truth, dataset, start, start + self.window) for start in self.starts[direction].tolist()]
+            [
+                true_frames(truth, dataset, start, start + self.window)
+                for start in self.starts[direction].tolist()
+            ]
         )
 
     def _truth_of(self, direction, part, count):
@@ -124,7 +139,9 @@ class TranslationJudge:
 
 
 def translated(system, clips, direction, state=None):
-    """uint8 `[B, T, H, W, 3]` -> (the same in the other domain, state to go on with); see `System.translate`."""
+    """uint8 `[B, T, H, W, 3]` -> (the same in the other domain, state to go on with); see
+    `System.translate`.
+    """
     made, state = system.translate(to_float(clips.to(system.device)), direction, state)
     return to_uint8(made).to(clips.device), state
 
@@ -133,8 +150,8 @@ def translated(system, clips, direction, state=None):
 def stream_translation(system, clip, direction, shots=()):
     """Yield uint8 `[H, W, 3]` on the CPU: the frames of a clip uint8 `[n, H, W, 3]` in the other domain.
 
-    It is made in pieces of a training window, so any length takes the same memory. shots: where in the clip a new shot begins;
-    there the system forgets what came before.
+    It is made in pieces of a training window, so any length takes the same memory. shots: where in the clip a
+    new shot begins; there the system forgets what came before.
     """
     for shot in clip.tensor_split(shots):
         state = None
@@ -144,7 +161,8 @@ def stream_translation(system, clip, direction, shots=()):
 
 
 def open_truth(root, direction, size, arc=""):
-    """`Dataset` of what the source domain's arcs (or the one that is named) look like in the other domain, at `size`.
+    """`Dataset` of what the source domain's arcs (or the one that is named) look like in the other domain, at
+    `size`.
 
     root: the folder of both domains. None where that is not known.
     """
@@ -155,7 +173,8 @@ def open_truth(root, direction, size, arc=""):
 def true_frames(truth, dataset, start, stop):
     """uint8 `[stop - start, H, W, 3]`: those rows of a domain's dataset, all in one arc, as `truth` has them.
 
-    They are found by the arc's name and the frames' numbers. Raises UserError where the arc or a frame is missing there.
+    They are found by the arc's name and the frames' numbers. Raises UserError where the arc or a frame is
+    missing there.
     """
     arc = next(arc for arc in dataset.arcs if arc.start <= start < arc.stop)
     numbers = arc.numbers[start - arc.start : stop - arc.start]

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # 1. From videos to frames
 #
-# Every model here learns from *arcs*: folders of numbered pictures, one folder for each stretch of film, in the order
-# in which they were shown. This notebook makes them from the bundled clip, a video, a folder of videos, or a list of
-# downloads.
+# Every model here learns from *arcs*: folders of numbered pictures, one folder for each stretch of film, in
+# the order in which they were shown. This notebook makes them from the bundled clip, a video, a folder of
+# videos, or a list of downloads.
 
 # %%
 import sys
@@ -28,9 +28,9 @@ from mtld_core import notebook
 notebook.setup()
 
 # %% [markdown]
-# `source` is `"sample"`, a video, a folder of videos, or a text file with lines `url name [start] [duration]`. A 0 for
-# `fps`, `height` or `width` leaves it as it is; `fit` says what happens when the shape differs: `"crop"`, `"pad"` or
-# `"stretch"`.
+# `source` is `"sample"`, a video, a folder of videos, or a text file with lines `url name [start]
+# [duration]`. A 0 for `fps`, `height` or `width` leaves it as it is; `fit` says what happens when the shape
+# differs: `"crop"`, `"pad"` or `"stretch"`.
 
 # %% tags=["parameters"]
 source = "sample"
@@ -63,8 +63,9 @@ from IPython.display import Markdown
 Markdown(extraction.table())
 
 # %% [markdown]
-# Each row is one arc, eight frames from its first to its last. Look for three things before you train: shots that
-# belong apart (`split_scenes`), stills and titles (`start`, `duration`), and pictures that say nothing at this size.
+# Each row is one arc, eight frames from its first to its last. Look for three things before you train: shots
+# that belong apart (`split_scenes`), stills and titles (`start`, `duration`), and pictures that say nothing
+# at this size.
 
 # %%
 notebook.show_picture(extraction.contact_sheet)

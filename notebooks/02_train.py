@@ -13,8 +13,9 @@
 # %% [markdown]
 # # Train a small video model
 #
-# Give it a folder of frames (notebook 01 makes one), a system and a preset, and let it run. Everything that it learns goes into
-# `run_dir`: stop it when you like, run this notebook again, and it goes on where it stopped.
+# Give it a folder of frames (notebook 01 makes one), a system and a preset, and let it run. Everything that
+# it learns goes into `run_dir`: stop it when you like, run this notebook again, and it goes on where it
+# stopped.
 
 # %%
 import sys
@@ -29,16 +30,16 @@ notebook.setup()
 # %% [markdown]
 # ## What to train
 #
-# The presets: `demo` learns a short clip by heart in a few minutes on a laptop, `small` is for a GPU and an evening, `original`
-# has the source's own values, `tiny` takes seconds. `steps=0` uses all of `time_budget_minutes`, or takes the
-# preset's own number where that is 0, too. Any other setting goes into `overrides`, as JSON:
-# `{"latent_dim": 128, "restitution": true}`.
+# The presets: `demo` learns a short clip by heart in a few minutes on a laptop, `small` is for a GPU and an
+# evening, `original` has the source's own values, `tiny` takes seconds. `steps=0` uses all of
+# `time_budget_minutes`, or takes the preset's own number where that is 0, too. Any other setting goes into
+# `overrides`, as JSON: `{"latent_dim": 128, "restitution": true}`.
 #
-# `mtld` continues pictures. `weight_rnn` draws pictures from noise, and goes on by watching them and re-weighting itself.
-# `rl_v2v` translates clips between two domains, which nobody paired: the folders X and Y in `dataset_root`
-# (data_prep/make_domains.py makes them). `tinydreams` learns a game from a recording (data_prep/record_game.py makes one). The
-# world model is three runs: `tokenizer`, then `latent_actions` where nobody recorded the actions, then `dynamics`, whose
-# overrides name the runs before:
+# `mtld` continues pictures. `weight_rnn` draws pictures from noise, and goes on by watching them and
+# re-weighting itself. `rl_v2v` translates clips between two domains, which nobody paired: the folders X and Y
+# in `dataset_root` (data_prep/make_domains.py makes them). `tinydreams` learns a game from a recording
+# (data_prep/record_game.py makes one). The world model is three runs: `tokenizer`, then `latent_actions`
+# where nobody recorded the actions, then `dynamics`, whose overrides name the runs before:
 # `{"tokenizer_run": "runs/tokenizer", "actions": "latent", "latent_actions_run": "runs/actions"}`.
 
 # %% tags=["parameters"]
@@ -87,9 +88,10 @@ notebook.show_picture(strip([evenly(domain.frames, 8) for domain in domains]))
 # %% [markdown]
 # ## The model and its training
 #
-# Where nobody watches (papermill, a batch run), it trains right here. Then it shows truth, rollout and error for some of the
-# windows that it is judged on, where held actions lead (if it takes any), how far ahead it sees, and the figures with the
-# baselines beside them. SIGINT stops it: the step in progress ends, everything is saved, and the report is written.
+# Where nobody watches (papermill, a batch run), it trains right here. Then it shows truth, rollout and error
+# for some of the windows that it is judged on, where held actions lead (if it takes any), how far ahead it
+# sees, and the figures with the baselines beside them. SIGINT stops it: the step in progress ends, everything
+# is saved, and the report is written.
 
 # %%
 model = build(cls, config, dataset, training.seed)
@@ -109,9 +111,9 @@ if report:
 # %% [markdown]
 # ## Watch it train
 #
-# Where somebody sits in front of this notebook, training runs in the background from here on: the notebook stays usable, and
-# the buttons act at once. *Stop* saves, judges and ends; *Go on* trains on from there. On Colab the panel may stand still
-# until you press a button; *Refresh* does nothing else.
+# Where somebody sits in front of this notebook, training runs in the background from here on: the notebook
+# stays usable, and the buttons act at once. *Stop* saves, judges and ends; *Go on* trains on from there. On
+# Colab the panel may stand still until you press a button; *Refresh* does nothing else.
 
 # %%
 if live:

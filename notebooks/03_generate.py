@@ -13,9 +13,9 @@
 # %% [markdown]
 # # From one image to a sequence
 #
-# A trained run (notebook 02 makes one) continues a picture, translates a clip into another domain, or draws from noise, as its
-# system does. Where the truth is known it is shown beside what the model made: what really came next, or what the clip looks
-# like in the other domain.
+# A trained run (notebook 02 makes one) continues a picture, translates a clip into another domain, or draws
+# from noise, as its system does. Where the truth is known it is shown beside what the model made: what really
+# came next, or what the clip looks like in the other domain.
 
 # %%
 import sys
@@ -30,15 +30,17 @@ notebook.setup()
 # %% [markdown]
 # ## What to generate
 #
-# `source` is an image file, a folder of frames, or `"dataset:<arc>/<frame number>"` of the data that the run learned
-# from; empty, it is the first window that the run is judged on. `checkpoint` is empty for the newest good one, `"best"`, a name
-# such as `"step_00001000"`, or a file of weights (.pth, which `python -m mtld_core.share RUN weights.pth` writes). `num_frames`
-# counts the given frame, too. `actions` is a JSON list, one for each predicted frame, for systems that are steered; empty, it
-# is what was recorded after the frame.
+# `source` is an image file, a folder of frames, or `"dataset:<arc>/<frame number>"` of the data that the run
+# learned from; empty, it is the first window that the run is judged on. `checkpoint` is empty for the newest
+# good one, `"best"`, a name such as `"step_00001000"`, or a file of weights (.pth, which `python -m
+# mtld_core.share RUN weights.pth` writes). `num_frames` counts the given frame, too. `actions` is a JSON
+# list, one for each predicted frame, for systems that are steered; empty, it is what was recorded after the
+# frame.
 #
-# A translator goes in the `direction` `"x_to_y"` or `"y_to_x"`: `source` then is a clip of the domain that it starts from (its
-# folder, a single image, or from that frame on), of which at most `num_frames` frames are translated. A system that draws from
-# noise does so where `source` is empty or `"noise"`; its first frame is the first sample, and `seed` decides which.
+# A translator goes in the `direction` `"x_to_y"` or `"y_to_x"`: `source` then is a clip of the domain that it
+# starts from (its folder, a single image, or from that frame on), of which at most `num_frames` frames are
+# translated. A system that draws from noise does so where `source` is empty or `"noise"`; its first frame is
+# the first sample, and `seed` decides which.
 
 # %% tags=["parameters"]
 run_dir = "runs/demo"
@@ -63,8 +65,8 @@ live = is_interactive(settings.pop("interactive"))
 # %% [markdown]
 # ## The sequence
 #
-# Its frames, an mp4, a GIF and `generation.json` lie in `out_dir`. In the strip, `+5` is the fifth predicted frame; without a
-# plus it is the frame's number. `comparison` says what the video shows from left to right.
+# Its frames, an mp4, a GIF and `generation.json` lie in `out_dir`. In the strip, `+5` is the fifth predicted
+# frame; without a plus it is the frame's number. `comparison` says what the video shows from left to right.
 
 # %%
 result = generate(**settings)
@@ -81,8 +83,8 @@ notebook.show_video(folder / ("comparison.mp4" if "comparison" in result else "v
 # %% [markdown]
 # ## Try others
 #
-# Where somebody sits in front of this notebook, here is a form: choose a run, a frame or a picture of your own (noise, or the
-# direction of a translation, where the run knows them), and press Generate.
+# Where somebody sits in front of this notebook, here is a form: choose a run, a frame or a picture of your
+# own (noise, or the direction of a translation, where the run knows them), and press Generate.
 
 # %%
 if live:
@@ -93,8 +95,8 @@ if live:
 # %% [markdown]
 # ## Play
 #
-# Where the run takes actions, steer it yourself: a click is a step, and so is a key while the pointer is over the panel (the
-# buttons say which). The real game runs beside the dream where it can be stepped.
+# Where the run takes actions, steer it yourself: a click is a step, and so is a key while the pointer is over
+# the panel (the buttons say which). The real game runs beside the dream where it can be stepped.
 
 # %%
 if live and "actions" in result:

@@ -16,7 +16,9 @@ def private_cache(tmp_path_factory, monkeypatch):
 
 
 def shown(frame):
-    """uint8 `[H, W, 3]` of a decoded `av.VideoFrame`. Its colours are told, for PyAV 15 takes untold ones for BT.601."""
+    """uint8 `[H, W, 3]` of a decoded `av.VideoFrame`. Its colours are told, for PyAV 15 takes untold ones for
+    BT.601.
+    """
     from av.video.reformatter import Colorspace
 
     told = {"src_colorspace": int(frame.colorspace), "src_color_range": int(frame.color_range)}
@@ -24,7 +26,9 @@ def shown(frame):
 
 
 def moving_square(count, height=16, width=16, seed=0):
-    """uint8 `[count, height, width, 3]`: a bright square that moves over a gradient, one pixel a frame, without a jump."""
+    """uint8 `[count, height, width, 3]`: a bright square that moves over a gradient, one pixel a frame,
+    without a jump.
+    """
     rng = np.random.default_rng(seed)
     ramp = np.linspace(0, 120, width, dtype=np.uint8)[None, :, None] + np.zeros((height, 1, 3), np.uint8)
     frames, (y, x), span = [], rng.integers(0, 4, 2), 6

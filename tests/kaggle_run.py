@@ -1,4 +1,6 @@
-"""For the tests of kaggle/: a Python without the project, no network but loopback, and kernels run in it by papermill."""
+"""For the tests of kaggle/: a Python without the project, no network but loopback, and kernels run in it by
+papermill.
+"""
 
 import json
 import os
@@ -25,7 +27,9 @@ for module in (mtld_core, data_prep, av, jupytext, lpips, pynvml):
 
 
 def bare_python(folder):
-    """The interpreter of a fresh environment with what Kaggle's image has: neither the project nor what the wheels bring."""
+    """The interpreter of a fresh environment with what Kaggle's image has: neither the project nor what the
+    wheels bring.
+    """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     [here] = folder.glob("lib/python*/site-packages")
     import torch
@@ -64,16 +68,33 @@ class Kaggle:
         path.symlink_to(source)
 
     def run(self, kernel):
-        """Run a built kernel as Kaggle does, in a folder with nothing else: (exit code, what it said, files of its modules)."""
+        """Run a built kernel as Kaggle does, in a folder with nothing else: (exit code, what it said, files
+        of its modules).
+        """
         page = json.loads(kernel.text)
         page["cells"].append({**page["cells"][0], "id": "asks", "source": ASKS})
         file = self.empty / "kernel.ipynb"
         file.write_text(json.dumps(page))
         out = self.home / "out.ipynb"
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), "MTLD_KAGGLE_ROOT": str(self.root)}
-        environment |= {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "OMP_NUM_THREADS": "2", "IPYTHONDIR": str(self.home)}
-        command = [*without_network(), str(self.python), "-c", ONLY_LOOPBACK, "-m", "papermill", str(file), str(out)]
-        done = subprocess.run([*command, "--no-progress-bar"], cwd=self.empty, env=environment, capture_output=True, text=True)
+        environment |= {
+            "KAGGLE_KERNEL_RUN_TYPE": "Batch",
+            "OMP_NUM_THREADS": "2",
+            "IPYTHONDIR": str(self.home),
+        }
+        command = [
+            *without_network(),
+            str(self.python),
+            "-c",
+            ONLY_LOOPBACK,
+            "-m",
+            "papermill",
+            str(file),
+            str(out),
+        ]
+        done = subprocess.run(
+            [*command, "--no-progress-bar"], cwd=self.empty, env=environment, capture_output=True, text=True
+        )
         cells = [cell for cell in json.loads(out.read_text())["cells"] if cell["cell_type"] == "code"]
         said = "".join("".join(part.get("text", "")) for cell in cells for part in cell["outputs"])
         *_, last = cells

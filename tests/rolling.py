@@ -21,7 +21,9 @@ class ToyConfig:
 
 
 class Toy(System):
-    """The next frame is the last one moved right by one pixel (and by the action, where there is one), plus noise."""
+    """The next frame is the last one moved right by one pixel (and by the action, where there is one), plus
+    noise.
+    """
 
     name = "toy"
     Config = ToyConfig

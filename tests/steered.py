@@ -1,4 +1,6 @@
-"""A system that obeys: its picture rolls right by the action. With runs of it, on a recording made here or of a real game."""
+"""A system that obeys: its picture rolls right by the action. With runs of it, on a recording made here or of
+a real game.
+"""
 
 import dataclasses
 import json
@@ -12,7 +14,13 @@ from mtld_core.systems.base import Loss, Needs, System, action_fields, action_sp
 from mtld_core.train import train
 
 ABOUT = {"action_names": ["NOOP", "RIGHT", "LEFT"]}
-QUICK = {"eval_every_steps": 0, "preview_every_steps": 0, "save_every_steps": 0, "eval_windows": 2, "log_every_steps": 1}
+QUICK = {
+    "eval_every_steps": 0,
+    "preview_every_steps": 0,
+    "save_every_steps": 0,
+    "eval_windows": 2,
+    "log_every_steps": 1,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +48,9 @@ class Steered(System):
         return dataclasses.replace(super().fit_config(config, dataset), **action_fields(dataset))
 
     def needs(self):
-        return Needs(window=self.config.context + 1, context=self.config.context, actions=not self.config.invents)
+        return Needs(
+            window=self.config.context + 1, context=self.config.context, actions=not self.config.invents
+        )
 
     def optimizers(self):
         return {"model": adam(self.parameters(), 1e-3)}
@@ -51,7 +61,9 @@ class Steered(System):
 
     def infer_actions(self, frames):
         before, after = frames[:, :-1], frames[:, 1:]
-        errors = [(before.roll(shift, -1) - after).square().mean((2, 3, 4)) for shift in range(self.action_space)]
+        errors = [
+            (before.roll(shift, -1) - after).square().mean((2, 3, 4)) for shift in range(self.action_space)
+        ]
         return torch.stack(errors).argmin(0)
 
     def _start(self, context, generator):
@@ -63,12 +75,16 @@ class Steered(System):
 
 
 def write_recording(path, actions, episodes=6, about=ABOUT):
-    """An HDF5 file of `episodes` in which a picture rolls by `actions`: int64 `[n]` or float `[n, A]`; the same in each."""
+    """An HDF5 file of `episodes` in which a picture rolls by `actions`: int64 `[n]` or float `[n, A]`; the
+    same in each.
+    """
     smooth = 120 + 100 * np.sin(np.arange(24) * np.pi / 12 + np.arange(16)[:, None] / 3)
     first = np.stack([smooth, smooth[::-1], 0 * smooth + 60], -1).astype(np.uint8)  # [16, 24, 3]
     places = np.cumsum([0, *np.reshape(actions, (len(actions), -1)).sum(1).round().astype(int)[:-1]])
     with h5py.File(path, "w") as file:
-        file["frames"] = np.stack([np.roll(first, place + 4 * e, 1) for e in range(episodes) for place in places])
+        file["frames"] = np.stack(
+            [np.roll(first, place + 4 * e, 1) for e in range(episodes) for place in places]
+        )
         file["actions"] = np.concatenate([actions] * episodes)
         file["episode"] = np.repeat(np.arange(episodes), len(actions))
         file.attrs["recording"] = json.dumps(about)

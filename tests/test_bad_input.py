@@ -1,5 +1,6 @@
-"""Everything a user can give that is wrong, through what a user runs: one plain line with the way out, nothing half-written
-left, nothing lost, and no part of a dataset passed over in silence. The details of each part are in its own tests.
+"""Everything a user can give that is wrong, through what a user runs: one plain line with the way out,
+nothing half-written left, nothing lost, and no part of a dataset passed over in silence. The details of each
+part are in its own tests.
 """
 
 import os
@@ -67,7 +68,9 @@ def refused(call, *words):
 
 
 def command(*words, code=1):
-    """Run Python with `words`; its exit code is `code` and it says no traceback. Returns (stdout, last line of stderr)."""
+    """Run Python with `words`; its exit code is `code` and it says no traceback. Returns (stdout, last line
+    of stderr).
+    """
     done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr
     return done.stdout, (done.stderr.strip().splitlines() or [""])[-1]
@@ -75,7 +78,11 @@ def command(*words, code=1):
 
 def files(folder):
     """{path: content} of all that lies in a folder, but for the lock."""
-    return {p.relative_to(folder): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file() and p.name != ".lock"}
+    return {
+        p.relative_to(folder): p.read_bytes()
+        for p in Path(folder).rglob("*")
+        if p.is_file() and p.name != ".lock"
+    }
 
 
 def cut(path, share=0.5):
@@ -120,7 +127,10 @@ DATASETS = {
     "7 of 120 PNGs cut short": (cut_pngs, "7 of 120 image files cannot be used"),
     "every arc too short": (lambda folder: write_arcs(folder, [3, 3]), "windows of 4 frames do not fit"),
     "too few to judge": (lambda folder: write_arcs(folder, [6]), "nothing can be held out"),
-    "size not divisible": (lambda folder: write_arcs(folder, [20] * 6, 18, 16), "height=18 is not divisible by 8; use 16"),
+    "size not divisible": (
+        lambda folder: write_arcs(folder, [20] * 6, 18, 16),
+        "height=18 is not divisible by 8; use 16",
+    ),
 }
 
 
@@ -128,7 +138,11 @@ DATASETS = {
 def test_a_dataset_that_cannot_be_used(tmp_path, kind):
     make, words = DATASETS[kind]
     make(tmp_path / "data")
-    refused(lambda: tiny(tmp_path / "data", tmp_path / "run"), words, "height" if "size" in kind else str(tmp_path / "data"))
+    refused(
+        lambda: tiny(tmp_path / "data", tmp_path / "run"),
+        words,
+        "height" if "size" in kind else str(tmp_path / "data"),
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -169,7 +183,9 @@ def test_videos(tmp_path):
     (videos / "cut.mp4").write_bytes(data[: begin + (len(data) - begin) // 20])
     (videos / "text.mp4").write_text("this is no video\n" * 50)
     said, last = command("data_prep/extract_frames.py", videos, root)
-    assert "cut.mp4: damaged: 1 of 30 frames can be decoded" in said and "text.mp4: not a readable video" in said
+    assert (
+        "cut.mp4: damaged: 1 of 30 frames can be decoded" in said and "text.mp4: not a readable video" in said
+    )
     assert last == "error: 2 of the videos failed (cut.mp4, text.mp4); the table says why"
     assert sorted(path.name for path in root.iterdir()) == ["contact_sheet.png", "good"]
     _, last = command("data_prep/extract_frames.py", videos / "text.mp4", tmp_path / "other")
@@ -180,19 +196,31 @@ def test_videos(tmp_path):
 def test_a_contact_sheet_that_cannot_be_written(tmp_path):
     (tmp_path / "root/contact_sheet.png").mkdir(parents=True)
     video = write_video(tmp_path / "a.mp4", [NOISE] * 3)
-    refused(lambda: extract(video, tmp_path / "root", progress=False), "the frames are there, but contact_sheet.png cannot be")
+    refused(
+        lambda: extract(video, tmp_path / "root", progress=False),
+        "the frames are there, but contact_sheet.png cannot be",
+    )
     assert len(list((tmp_path / "root/a").glob("frame_*.png"))) == 3
 
 
 @pytest.fixture
 def two_domains(tmp_path, monkeypatch):
-    """`two_domains(x, y)` writes arcs of these lengths (and sizes) and trains a translator on them for two steps."""
+    """`two_domains(x, y)` writes arcs of these lengths (and sizes) and trains a translator on them for two
+    steps.
+    """
     monkeypatch.setitem(systems.SYSTEMS, "toy_translator", "toys:ToyTranslator")
 
     def make(x, y, overrides="{}"):
         for name, arcs in (("X", x), ("Y", y)):
             write_arcs(tmp_path / "data" / name, *arcs)
-        return train("toy_translator", "tiny", str(tmp_path / "data"), overrides, steps=2, run_dir=str(tmp_path / "run"))
+        return train(
+            "toy_translator",
+            "tiny",
+            str(tmp_path / "data"),
+            overrides,
+            steps=2,
+            run_dir=str(tmp_path / "run"),
+        )
 
     return make
 
@@ -202,14 +230,24 @@ def test_domains_of_different_frame_sizes(tmp_path, two_domains):
     refused(lambda: two_domains(([20] * 6,), ([20] * 6, 16, 24)), str(tmp_path / "data"), words)
     overrides = {"height": 16, "width": 16}
     assert (
-        train("toy_translator", "tiny", str(tmp_path / "data"), overrides, steps=2, run_dir=str(tmp_path / "run"))["step"] == 2
+        train(
+            "toy_translator",
+            "tiny",
+            str(tmp_path / "data"),
+            overrides,
+            steps=2,
+            run_dir=str(tmp_path / "run"),
+        )["step"]
+        == 2
     )
 
 
 @pytest.mark.parametrize("short", ["X", "Y"])
 def test_a_domain_without_an_arc_long_enough(tmp_path, two_domains, short):
     lengths = {"X": [20] * 6, "Y": [20] * 6} | {short: [2] * 6}
-    words = "windows of 3 frames do not fit, the longest arc ('arc_0') has 2; use a shorter window or longer arcs"
+    words = (
+        "windows of 3 frames do not fit, the longest arc ('arc_0') has 2; use a shorter window or longer arcs"
+    )
     refused(lambda: two_domains((lengths["X"],), (lengths["Y"],)), f"{tmp_path / 'data' / short}: ", words)
     assert not (tmp_path / "run/checkpoints").exists()
 
@@ -222,7 +260,10 @@ def test_a_domain_of_which_nothing_can_be_held_out(tmp_path, two_domains, short)
 
 
 def test_one_domain_for_two_and_two_for_one(trained, tmp_path, two_domains):
-    refused(lambda: train("toy_translator", "tiny", str(trained[0]), run_dir=str(tmp_path / "run")), "needs 2 domain(s)")
+    refused(
+        lambda: train("toy_translator", "tiny", str(trained[0]), run_dir=str(tmp_path / "run")),
+        "needs 2 domain(s)",
+    )
     two_domains(([20] * 6,), ([20] * 6,))
     refused(lambda: tiny(tmp_path / "data", tmp_path / "other"), "mtld needs 1 domain(s)", "holds 2")
 
@@ -233,7 +274,10 @@ def test_one_domain_for_two_and_two_for_one(trained, tmp_path, two_domains):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"overrides": '{"latent_dims": 3}'}, "overrides: no setting 'latent_dims'; did you mean 'latent_dim'?"),
+        (
+            {"overrides": '{"latent_dims": 3}'},
+            "overrides: no setting 'latent_dims'; did you mean 'latent_dim'?",
+        ),
         ({"overrides": '{"lr_g": Infinity}'}, "MTLDConfig.lr_g must be finite"),
         ({"overrides": None}, "overrides must be JSON text, not None"),
         ({"sytem": "mtld"}, "did you mean"),
@@ -244,7 +288,10 @@ def test_one_domain_for_two_and_two_for_one(trained, tmp_path, two_domains):
         ({"run_dir": "job.json/run"}, "cannot be a run's folder (Not a directory)"),
         ({"resume": "nowhere"}, "nowhere: no such run folder"),
         ({"overrides": '{"lpips_weights": "none.pth"}'}, "lpips_weights='none.pth': no such file"),
-        ({"overrides": '{"lpips_weights": "job.json"}'}, "job.json is no file of weights that torch can read"),
+        (
+            {"overrides": '{"lpips_weights": "job.json"}'},
+            "job.json is no file of weights that torch can read",
+        ),
     ],
 )
 def test_a_job_file_with_a_mistake(trained, tmp_path, monkeypatch, capsys, settings, words):
@@ -258,7 +305,8 @@ def test_a_job_file_with_a_mistake(trained, tmp_path, monkeypatch, capsys, setti
 
 def test_the_command(tmp_path):
     write_json(
-        tmp_path / "job.json", {"preset": "tiny", "dataset_root": str(tmp_path / "none"), "run_dir": str(tmp_path / "run")}
+        tmp_path / "job.json",
+        {"preset": "tiny", "dataset_root": str(tmp_path / "none"), "run_dir": str(tmp_path / "run")},
     )
     out, last = command("-m", "mtld_core.train", "--config", tmp_path / "job.json")
     assert out == "" and last.startswith(f"error: {tmp_path / 'none'} does not exist; wanted is ")
@@ -275,7 +323,9 @@ def test_a_job_file_that_cannot_be_read(tmp_path, capsys):
 
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
 @pytest.mark.parametrize("name", ["model.safetensors", "train_state.pt", "manifest.json"])
-def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(trained, run, tmp_path, capsys, damage, name):
+def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(
+    trained, run, tmp_path, capsys, damage, name
+):
     damage(run / "checkpoints/step_00000010" / name)
     before = files(run)
     Image.fromarray(NOISE).save(tmp_path / "start.png")
@@ -300,8 +350,14 @@ def test_a_checkpoint_of_another_system_other_data_or_another_seed(trained, run,
     monkeypatch.setitem(systems.SYSTEMS, "toy_stage", "toys:ToyStage")
     before = files(run)
     settings = {"run_dir": str(run), "steps": 20}
-    refused(lambda: train("toy_stage", "tiny", str(trained[0]), **settings), "checkpoint of 'mtld', not of 'toy_stage'")
-    refused(lambda: tiny(write_arcs(tmp_path / "other", [21] * 6), run), "was trained with dataset frames=120, now it is 126")
+    refused(
+        lambda: train("toy_stage", "tiny", str(trained[0]), **settings),
+        "checkpoint of 'mtld', not of 'toy_stage'",
+    )
+    refused(
+        lambda: tiny(write_arcs(tmp_path / "other", [21] * 6), run),
+        "was trained with dataset frames=120, now it is 126",
+    )
     refused(lambda: tiny(trained[0], run, seed=1), "training seed=0, now it is 1")
     refused(lambda: tiny(trained[0], run, {"latent_dim": 16}), "tensors differ")
     assert files(run) == before
@@ -336,7 +392,10 @@ def test_a_branch_of_a_run_goes_on_when_started_again(trained, run, tmp_path, mo
         with pytest.raises(RuntimeError, match="killed"):
             tiny(trained[0], tmp_path / "branch", **branch)
     assert tiny(trained[0], tmp_path / "branch", **branch | {"steps": 22})["step"] == 22
-    refused(lambda: tiny(trained[0], tmp_path / "branch", resume=str(run / "checkpoints/step_00000005")), "already holds a run")
+    refused(
+        lambda: tiny(trained[0], tmp_path / "branch", resume=str(run / "checkpoints/step_00000005")),
+        "already holds a run",
+    )
     refused(lambda: tiny(trained[0], tmp_path / "branch", resume="never"), "already holds a run")
 
 
@@ -363,9 +422,14 @@ def test_files_that_cannot_grow(trained, run, tmp_path):
     write_json(tmp_path / "job.json", job)
     before = files(run / "checkpoints")
     _, last = command("-c", LIMITED, tmp_path / "job.json")
-    assert last.startswith(f"error: {run}: ") and "File too large" in last and "make room on that disk" in last
+    assert (
+        last.startswith(f"error: {run}: ") and "File too large" in last and "make room on that disk" in last
+    )
     assert files(run / "checkpoints") == before and not list(run.rglob("*.tmp*"))
-    assert main(["--config", str(tmp_path / "job.json")]) == 0 and read_pointer(run / "latest.json")["step"] == 15
+    assert (
+        main(["--config", str(tmp_path / "job.json")]) == 0
+        and read_pointer(run / "latest.json")["step"] == 15
+    )
     Image.fromarray(NOISE).save(tmp_path / "start.png")
     _, last = command("-c", LIMITED, run, tmp_path / "start.png", tmp_path / "out")
     assert last.startswith(f"error: {tmp_path / 'out'} cannot be written (File too large)")
@@ -379,7 +443,9 @@ def small_disk(tmp_path):
     folder.mkdir()
     if (
         not shutil.which("mount")
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1100k", "tmpfs", folder], capture_output=True).returncode
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1100k", "tmpfs", folder], capture_output=True
+        ).returncode
     ):
         pytest.skip("no disk can be mounted here")
     yield folder
@@ -391,9 +457,17 @@ def test_a_full_disk(trained, small_disk, tmp_path):
     before = files(run / "checkpoints")
     left = shutil.disk_usage(small_disk).free
     (small_disk / "filler").write_bytes(bytes(left - 20_000))
-    refused(lambda: tiny(trained[0], run, steps=15), f"{run}: ", "No space left on device", "make room on that disk")
+    refused(
+        lambda: tiny(trained[0], run, steps=15),
+        f"{run}: ",
+        "No space left on device",
+        "make room on that disk",
+    )
     assert files(run / "checkpoints") == before and not list(run.rglob("*.tmp*"))
-    refused(lambda: generate(run, "dataset:arc_0/3", 48, small_disk / "out"), "out cannot be written (No space left on device)")
+    refused(
+        lambda: generate(run, "dataset:arc_0/3", 48, small_disk / "out"),
+        "out cannot be written (No space left on device)",
+    )
     assert not any((small_disk / "out").iterdir())
     (small_disk / "root").mkdir()
     (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free + left - 20_000 - 8192))
@@ -430,7 +504,10 @@ def test_a_second_process_is_refused_and_the_first_goes_on(trained, tmp_path, ca
         while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert main(["--config", str(job)]) == 1
-        assert re.search(rf"wait for process {first.pid} on \S+ or choose another run_dir$", capsys.readouterr().err.strip())
+        assert re.search(
+            rf"wait for process {first.pid} on \S+ or choose another run_dir$",
+            capsys.readouterr().err.strip(),
+        )
         first.send_signal(signal.SIGTERM)
         assert first.wait(60) == 130
     finally:
@@ -476,10 +553,16 @@ PICTURES = {  # name: (what writes it, mean of each channel as the model is to s
     "grey": (saved(COLOUR.convert("L"), "a.png"), (124, 124, 124)),
     "16 bit": (saved(Image.fromarray(np.full((32, 32), 77 * 257, np.uint16)), "a.png"), (77, 77, 77)),
     "CMYK": (saved(COLOUR.convert("CMYK"), "a.jpg"), (200, 100, 50)),
-    "animation": (saved(COLOUR, "a.gif", save_all=True, append_images=[Image.new("RGB", (32, 32))]), (200, 100, 50)),
+    "animation": (
+        saved(COLOUR, "a.gif", save_all=True, append_images=[Image.new("RGB", (32, 32))]),
+        (200, 100, 50),
+    ),
     "EXIF": (turned(), (127, 127, 127)),
     "20,000 pixels wide": (saved(Image.new("RGB", (20_000, 40), (200, 100, 50)), "a.png"), (200, 100, 50)),
-    "20,000 pixels wide, JPEG": (saved(Image.new("RGB", (20_000, 40), (200, 100, 50)), "a.jpg"), (200, 100, 50)),
+    "20,000 pixels wide, JPEG": (
+        saved(Image.new("RGB", (20_000, 40), (200, 100, 50)), "a.jpg"),
+        (200, 100, 50),
+    ),
     "one pixel": (saved(Image.new("RGB", (1, 1), (200, 100, 50)), "a.png"), (200, 100, 50)),
 }
 
@@ -516,8 +599,14 @@ BAD_PICTURES = {
     "missing": (lambda folder: folder / "a.png", "no such image file"),
     "folder": (folder_named_like_a_picture, "holds no images"),
     "20,000 x 4,000 pixels": (saved(Image.new("1", (20_000, 4_000)), "a.png"), "is too large to decode"),
-    "20,000 x 4,000 pixels, JPEG": (saved(Image.new("L", (20_000, 4_000)), "a.jpg"), "is too large to decode"),
-    "unreadable clip": (lambda folder: cut_pngs(folder / "a") or folder / "a/arc_1", "7 of 20 image files cannot be used"),
+    "20,000 x 4,000 pixels, JPEG": (
+        saved(Image.new("L", (20_000, 4_000)), "a.jpg"),
+        "is too large to decode",
+    ),
+    "unreadable clip": (
+        lambda folder: cut_pngs(folder / "a") or folder / "a/arc_1",
+        "7 of 20 image files cannot be used",
+    ),
 }
 
 
@@ -543,7 +632,10 @@ def test_a_picture_that_cannot_be_used(run, tmp_path, kind):
         ({"num_frames": 1}, "num_frames must be at least 2 (the first frame is the given one), not 1"),
         ({"direction": "left"}, "direction must be 'x_to_y' or 'y_to_x', not 'left'"),
         ({"direction": "y_to_x"}, "direction='y_to_x' is for translators between two domains; use 'x_to_y'"),
-        ({"source": "noise"}, "source='noise' is for systems that draw from noise; mtld starts from an image, a clip's folder"),
+        (
+            {"source": "noise"},
+            "source='noise' is for systems that draw from noise; mtld starts from an image, a clip's folder",
+        ),
         ({"out_dir": "start.png"}, "start.png cannot be written (Not a directory)"),
         ({"out_dir": "start.png/out"}, "cannot be written (Not a directory)"),
         ({"checkpoint": "start.pth"}, "start.pth is no file of weights that can be read"),

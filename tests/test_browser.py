@@ -80,14 +80,22 @@ def browser():
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """(address, folder) of a JupyterLab on a folder with data, a run and the two notebooks, their parameters set."""
+    """(address, folder) of a JupyterLab on a folder with data, a run and the two notebooks, their parameters
+    set.
+    """
     folder = tmp_path_factory.mktemp("lab")
     write_arcs(folder / "arcs", [30] * 6)
     short = WITHOUT_END | {"eval_every_steps": 0}
     train("mtld", "tiny", str(folder / "arcs"), short, steps=2, run_dir=str(folder / "runs/made"))
     overrides = json.dumps(json.dumps(short))
     copy_page(
-        "02_train", folder, preset='"tiny"', dataset_root='"arcs"', run_dir='"runs/live"', steps=10**6, overrides=overrides
+        "02_train",
+        folder,
+        preset='"tiny"',
+        dataset_root='"arcs"',
+        run_dir='"runs/live"',
+        steps=10**6,
+        overrides=overrides,
     )
     copy_page("03_generate", folder, run_dir='"runs/made"', num_frames=24)
     with pytest.MonkeyPatch.context() as patch:
@@ -100,7 +108,11 @@ def lab(tmp_path_factory):
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.root_dir={folder}",
                f"--ServerApp.port={address.rpartition(':')[2]}", "--ServerApp.port_retries=0", "--IdentityProvider.token=",
                "--LabApp.expose_app_in_browser=True"]  # fmt: skip
-    own = {"PYTHONPATH": str(ROOT), "JUPYTER_CONFIG_DIR": str(folder / ".jupyter"), "MTLD_CACHE": str(folder / ".cache")}
+    own = {
+        "PYTHONPATH": str(ROOT),
+        "JUPYTER_CONFIG_DIR": str(folder / ".jupyter"),
+        "MTLD_CACHE": str(folder / ".cache"),
+    }
     with open(folder / "lab.log", "w") as log:
         server = subprocess.Popen(command, cwd=folder, env=os.environ | own, stdout=log, stderr=log)
     try:
@@ -138,7 +150,9 @@ def wait_until(true, seconds=90):
 
 @pytest.fixture
 def open_page(browser, lab):
-    """`open_page(notebook)` -> the page, all of its cells running; at the end a picture of it stays beside the notebook."""
+    """`open_page(notebook)` -> the page, all of its cells running; at the end a picture of it stays beside
+    the notebook.
+    """
     tabs = []
 
     def open_page(name):
@@ -159,7 +173,9 @@ def open_page(browser, lab):
 def test_training_is_watched_paused_saved_and_stopped(open_page, lab):
     run, page = lab[1] / "runs/live", open_page("02_train")
     status = page.locator(f"{TRAIN} .widget-html-content").first
-    page.wait_for_function(f"() => document.querySelectorAll('{TRAIN} img:not([style*=none])').length == 2")  # curves, preview
+    page.wait_for_function(
+        f"() => document.querySelectorAll('{TRAIN} img:not([style*=none])').length == 2"
+    )  # curves, preview
     page.evaluate("""async () => {  // the notebook stays usable: a new cell runs while the panel trains
       const notebook = jupyterapp.shell.currentWidget.content
       await jupyterapp.commands.execute('notebook:insert-cell-below')
@@ -199,21 +215,28 @@ def test_a_generated_video_plays_and_can_be_saved(open_page, lab):
     page.wait_for_function(f"{playing} != {first}")
     with page.expect_download() as download:
         page.locator(f"{GENERATE} a[download='video.mp4']").click()
-    assert download.value.path().read_bytes() in [video.read_bytes() for video in lab[1].glob("runs/made/samples/*/video.mp4")]
+    assert download.value.path().read_bytes() in [
+        video.read_bytes() for video in lab[1].glob("runs/made/samples/*/video.mp4")
+    ]
 
     page.locator(f"{GENERATE} button", has_text="picture").click()
     (lab[1] / "notes.png").write_text("no picture")
     with page.expect_file_chooser() as chooser:
         page.locator(f"{GENERATE} button", has_text="Upload").click()
     chooser.value.set_files(lab[1] / "notes.png")
-    page.locator(GENERATE).get_by_text("notes.png cannot be read as a picture").wait_for()  # said before Generate is pressed
+    page.locator(GENERATE).get_by_text(
+        "notes.png cannot be read as a picture"
+    ).wait_for()  # said before Generate is pressed
 
 
 def test_a_dream_is_steered_by_clicks_and_by_keys(open_page, lab):
     page = open_page("03_play")
     step = page.locator(f"{PLAY} .mtld-step")
     page.locator(f"{PLAY} button", has_text="RIGHTFIRE").wait_for()
-    assert page.locator(f"{PLAY} img:visible").count() == 2 and page.locator(PLAY).get_by_text("the real game").is_visible()
+    assert (
+        page.locator(f"{PLAY} img:visible").count() == 2
+        and page.locator(PLAY).get_by_text("the real game").is_visible()
+    )
     for _ in range(3):  # a busy machine may hold the page up
         page.locator(f"{PLAY} button", has_text="Reset").click()
         step.get_by_text("step 0").wait_for()
@@ -231,7 +254,9 @@ def test_a_dream_is_steered_by_clicks_and_by_keys(open_page, lab):
     page.locator(f"{PLAY} button", has_text="Reset").click()
     step.get_by_text("step 0").wait_for()
     page.locator(f"{PLAY} .mtld-dream").hover()
-    for i, key in enumerate(("ArrowRight", "d", "3", "ArrowUp"), 1):  # the third action; no UP here: Pong's RIGHT goes up
+    for i, key in enumerate(
+        ("ArrowRight", "d", "3", "ArrowUp"), 1
+    ):  # the third action; no UP here: Pong's RIGHT goes up
         press(key, f"step {i} · RIGHT ·")
     shown = page.evaluate(f"async () => {{ {DREAM} return bytes() }}")
     assert shown == frames[3]
@@ -239,7 +264,9 @@ def test_a_dream_is_steered_by_clicks_and_by_keys(open_page, lab):
 
     editor = page.locator(".jp-CodeCell .cm-content").last
     editor.click()
-    page.locator(f"{PLAY} .mtld-dream").hover()  # the pointer rests on the panel while somebody writes in a cell
+    page.locator(
+        f"{PLAY} .mtld-dream"
+    ).hover()  # the pointer rests on the panel while somebody writes in a cell
     page.keyboard.type("1")
     editor.get_by_text("1").first.wait_for()
     assert step.inner_text().startswith("step 5 · FIRE")

@@ -52,7 +52,9 @@ def flip(path, place, bit=0):
 
 def same(found, wanted):
     assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], wanted[name]) and found[name].dtype == wanted[name].dtype for name in wanted)
+    assert all(
+        torch.equal(found[name], wanted[name]) and found[name].dtype == wanted[name].dtype for name in wanted
+    )
 
 
 # ---- save and load
@@ -68,10 +70,16 @@ def test_save_and_load_round_trip(tmp_path):
     same(checkpoints.load_weights(found, ema=False), weights(1000))
     same(checkpoints.load_weights(found), weights(-1000))
     state = checkpoints.load_train_state(found)
-    assert state["step"] == 1000 and state["nested"] == {"list": [1, 2.5, "word", None]} and torch.equal(state["rng"], rng)
+    assert (
+        state["step"] == 1000
+        and state["nested"] == {"list": [1, 2.5, "word", None]}
+        and torch.equal(state["rng"], rng)
+    )
     manifest = json.loads((found / "manifest.json").read_text())
     assert (manifest["step"], manifest["config"], manifest["schema"]) == (1000, CONFIG, checkpoints.SCHEMA)
-    assert manifest["sha256"] == {name: sha256(found / name) for name in names(found) if name != "manifest.json"}
+    assert manifest["sha256"] == {
+        name: sha256(found / name) for name in names(found) if name != "manifest.json"
+    }
     assert names(tmp_path / "checkpoints") == ["step_00001000"]
 
 
@@ -86,12 +94,19 @@ def test_tensors_that_share_memory_or_are_not_packed_can_be_saved(tmp_path):
     image = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last).requires_grad_()
     given = {"a": a, "same": a, "turned": a.T, "part": a[:, 1:], "image": image}
     checkpoints.save(tmp_path, 1, given, {}, {})
-    same(checkpoints.load_weights(checkpoints.find(tmp_path)), {name: value.detach() for name, value in given.items()})
+    same(
+        checkpoints.load_weights(checkpoints.find(tmp_path)),
+        {name: value.detach() for name, value in given.items()},
+    )
 
 
 def test_latest_holds_the_digest_of_the_manifest(run):
     latest = json.loads((run / "latest.json").read_text())
-    assert latest == {"checkpoint": "checkpoints/step_00000003", "step": 3, "sha256": sha256(folder(run, 3) / "manifest.json")}
+    assert latest == {
+        "checkpoint": "checkpoints/step_00000003",
+        "step": 3,
+        "sha256": sha256(folder(run, 3) / "manifest.json"),
+    }
 
 
 def test_saving_the_same_step_again_replaces_it(run):
@@ -111,7 +126,11 @@ def test_a_flipped_bit_is_noticed_and_the_one_before_is_used(run, capsys, name, 
     flip(file, int(place * file.stat().st_size) if place == 0.5 else place)
     assert checkpoints.find(run) == folder(run, 2)
     said = capsys.readouterr().out
-    assert str(folder(run, 3)) in said and f"{name} does not match its sha256" in said and "the one before" in said
+    assert (
+        str(folder(run, 3)) in said
+        and f"{name} does not match its sha256" in said
+        and "the one before" in said
+    )
 
 
 def test_two_damaged_ones_are_skipped_and_when_all_are_it_is_an_error(run, capsys):
@@ -131,7 +150,9 @@ def test_no_flipped_bit_of_a_manifest_is_believed_or_crashes(tmp_path):
     good = (path / "manifest.json").read_bytes()
     believed, crashed = [], []
     for place, byte in enumerate(good):
-        flip(path / "manifest.json", place, 0 if chr(byte).isdigit() else place % 8)  # a digit becomes another one
+        flip(
+            path / "manifest.json", place, 0 if chr(byte).isdigit() else place % 8
+        )  # a digit becomes another one
         around = (path / "manifest.json").read_bytes()[max(0, place - 12) : place + 12]
         try:
             if checkpoints.problem(path) is None:
@@ -144,7 +165,9 @@ def test_no_flipped_bit_of_a_manifest_is_believed_or_crashes(tmp_path):
     assert not believed, f"{len(believed)} flips are believed, such as {believed[0]}"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "3", '{"sha256": 1, "schema": 1}', '{"sha256": {}}', "\udcff"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", "3", '{"sha256": 1, "schema": 1}', '{"sha256": {}}', "\udcff"]
+)
 def test_a_manifest_of_another_kind_is_damage_and_no_crash(run, capsys, text):
     (folder(run, 3) / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
     assert checkpoints.find(run) == folder(run, 2)
@@ -177,7 +200,9 @@ def test_a_newer_schema_is_not_read(run, capsys, monkeypatch):
 # ---- choosing
 
 
-@pytest.mark.parametrize("wanted", ["step_00000002", "checkpoints/step_00000002", "{run}/checkpoints/step_00000002"])
+@pytest.mark.parametrize(
+    "wanted", ["step_00000002", "checkpoints/step_00000002", "{run}/checkpoints/step_00000002"]
+)
 def test_any_checkpoint_can_be_chosen(run, wanted):
     assert checkpoints.find(run, wanted.format(run=run)) == folder(run, 2)
 
@@ -274,8 +299,13 @@ def beside(tmp_path):
 
 
 def test_a_manifest_names_the_files_that_a_checkpoint_rests_on(beside):
-    assert json.loads((folder(beside, 2) / "manifest.json").read_text())["files"] == {"logs/b.bin": 10, "logs/c.bin": 4}
-    assert all(checkpoints.problem(path, resuming=True) is None for path in checkpoints.list_checkpoints(beside))
+    assert json.loads((folder(beside, 2) / "manifest.json").read_text())["files"] == {
+        "logs/b.bin": 10,
+        "logs/c.bin": 4,
+    }
+    assert all(
+        checkpoints.problem(path, resuming=True) is None for path in checkpoints.list_checkpoints(beside)
+    )
     assert names(folder(beside, 1)) == ["manifest.json", "model.safetensors", "train_state.pt"]  # no copy
 
 
@@ -288,7 +318,9 @@ def test_a_file_beside_that_is_short_or_missing_is_damage_where_training_is_to_g
     assert checkpoints.find(beside, resuming=True) == folder(beside, 1)
     said = capsys.readouterr().out
     assert "of logs/c.bin, of which 0 are there" in said and said.count("c.bin") == 2
-    (beside / "logs/b.bin").write_bytes(b"y" * 20)  # it only has to be long enough: it grows after the checkpoint
+    (beside / "logs/b.bin").write_bytes(
+        b"y" * 20
+    )  # it only has to be long enough: it grows after the checkpoint
     assert checkpoints.problem(folder(beside, 1), resuming=True) is None
 
 
@@ -297,7 +329,11 @@ def test_prune_deletes_the_files_that_no_checkpoint_names_any_more(beside):
         (beside / name).parent.mkdir(exist_ok=True)
         (beside / name).write_bytes(b"z")
     checkpoints.prune(beside, keep=2)
-    assert names(beside / "logs") == ["b.bin", "c.bin", "notes.txt"]  # and old.bin, which a killed process left
+    assert names(beside / "logs") == [
+        "b.bin",
+        "c.bin",
+        "notes.txt",
+    ]  # and old.bin, which a killed process left
     checkpoints.mark_best(beside, "checkpoints/step_00000002", "psnr", 1.0)
     save(beside, 4)
     checkpoints.prune(beside, keep=1)
@@ -308,7 +344,9 @@ def test_prune_deletes_the_files_that_no_checkpoint_names_any_more(beside):
     assert names(beside / "previews") == ["a.bin"] and (beside / "other.bin").exists()
 
 
-@pytest.mark.parametrize("name", ["../{there}/a.bin", "a.bin", "logs/../../{there}/a.bin", "{path}/a.bin", "logs/deep/a.bin"])
+@pytest.mark.parametrize(
+    "name", ["../{there}/a.bin", "a.bin", "logs/../../{there}/a.bin", "{path}/a.bin", "logs/deep/a.bin"]
+)
 def test_prune_deletes_nothing_outside_whatever_a_manifest_says(tmp_path, name):
     run, there = tmp_path / "run", tmp_path / "there"
     for folder in (there, run, run / "logs/deep"):
@@ -320,7 +358,10 @@ def test_prune_deletes_nothing_outside_whatever_a_manifest_says(tmp_path, name):
         checkpoints.save(run, step, weights(step), {}, CONFIG, files=files)
     checkpoints.prune(run, keep=1)
     assert len(checkpoints.list_checkpoints(run)) == 1
-    assert all((folder / "a.bin").exists() and (folder / "b.bin").exists() for folder in (there, run, run / "logs/deep"))
+    assert all(
+        (folder / "a.bin").exists() and (folder / "b.bin").exists()
+        for folder in (there, run, run / "logs/deep")
+    )
 
 
 def test_manifests_from_before_files_were_named_still_open(run):
@@ -410,12 +451,16 @@ def test_load_state_dict_gives_the_weights():
 def test_load_state_dict_names_the_tensors_that_do_not_fit():
     with pytest.raises(UserError, match=r"a\.pth does not fit this toy model \(2 tensors differ\)") as error:
         checkpoints.load_state_dict(Toy(3), Toy(4).state_dict(), "a.pth")
-    assert "body.weight: (2, 3) here, (2, 4) there" in str(error.value) and "mean: (3,) here, (4,) there" in str(error.value)
+    assert "body.weight: (2, 3) here, (2, 4) there" in str(
+        error.value
+    ) and "mean: (3,) here, (4,) there" in str(error.value)
     given = Toy(3).state_dict()
     given["extra"] = given.pop("mean")
     with pytest.raises(UserError) as error:
         checkpoints.load_state_dict(Toy(3), given, "a.pth")
-    assert "extra: not in this model here" in str(error.value) and "mean: (3,) here, missing there" in str(error.value)
+    assert "extra: not in this model here" in str(error.value) and "mean: (3,) here, missing there" in str(
+        error.value
+    )
 
 
 # ---- the lock

@@ -64,8 +64,12 @@ def last_line(capsys):
 
 
 def test_every_command_is_listed_here_and_on_the_page():
-    files = [file for folder in ("mtld_core", "data_prep", "kaggle") for file in (ROOT / folder).rglob("*.py")]
-    programs = [file for file in files if '\nif __name__ == "__main__":\n    sys.exit(main())\n' in file.read_text()]
+    files = [
+        file for folder in ("mtld_core", "data_prep", "kaggle") for file in (ROOT / folder).rglob("*.py")
+    ]
+    programs = [
+        file for file in files if '\nif __name__ == "__main__":\n    sys.exit(main())\n' in file.read_text()
+    ]
     assert {file.stem for file in programs} == {name.rpartition(".")[2] for name in COMMANDS}
     others = [file for file in files if re.search(r"sys\.exit\((?!main\(\)\))", file.read_text())]
     assert not others
@@ -119,7 +123,13 @@ def job(tmp_path):
     arcs = write_arcs(tmp_path / "arcs", [20] * 6)
 
     def run(overrides=None, **settings):
-        settings = {"system": "mtld", "preset": "tiny", "dataset_root": str(arcs), "run_dir": str(tmp_path / "run"), **settings}
+        settings = {
+            "system": "mtld",
+            "preset": "tiny",
+            "dataset_root": str(arcs),
+            "run_dir": str(tmp_path / "run"),
+            **settings,
+        }
         (tmp_path / "job.json").write_text(json.dumps(settings | {"overrides": json.dumps(overrides or {})}))
         code = training.main(["--config", str(tmp_path / "job.json")])
         return code, json.loads((tmp_path / "run" / "report.json").read_text())
@@ -129,7 +139,9 @@ def job(tmp_path):
 
 def test_a_run_that_ends_by_its_plan_exits_with_0(job):
     code, report = job(steps=10**6, time_budget_minutes=0.002)
-    assert (code, report["status"], report["reason"]) == (0, "stopped", "time budget spent") and not report["given_up"]
+    assert (code, report["status"], report["reason"]) == (0, "stopped", "time budget spent") and not report[
+        "given_up"
+    ]
     code, report = job(steps=report["step"] + 1)
     assert (code, report["status"], report["given_up"]) == (0, "finished", False)
 
@@ -142,7 +154,11 @@ def test_heat_that_ends_a_run_exits_with_3(job, monkeypatch, capsys):
     monkeypatch.setattr(Heat, "reason_to_end", too_hot)
     code, report = job(steps=2)
     assert code == 3 and last_line(capsys) == "given up: the GPU stays too hot: 99 °C"
-    assert (report["status"], report["reason"], report["given_up"]) == ("stopped", "the GPU stays too hot: 99 °C", True)
+    assert (report["status"], report["reason"], report["given_up"]) == (
+        "stopped",
+        "the GPU stays too hot: 99 °C",
+        True,
+    )
 
 
 def test_a_run_without_finite_updates_exits_with_3(job, monkeypatch, capsys):
@@ -156,7 +172,9 @@ def test_a_run_without_finite_updates_exits_with_3(job, monkeypatch, capsys):
 
     monkeypatch.setattr(MTLD, "generator_loss", broken)
     code, report = job({"lambda_adv": 0, "lambda_fm": 0}, steps=100)
-    assert code == 3 and last_line(capsys).startswith("given up: none of the last 20 updates of phase 'generator' was finite")
+    assert code == 3 and last_line(capsys).startswith(
+        "given up: none of the last 20 updates of phase 'generator' was finite"
+    )
     assert report["status"] == "failed" and "was finite" in report["reason"] and report["given_up"]
 
 
@@ -195,7 +213,9 @@ def test_a_push_whose_run_was_given_up_exits_with_3(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(kaggle_push, "_client", Client)
     monkeypatch.setattr(kaggle_push, "_check_answer", lambda answer, name: None)
     monkeypatch.setattr(kaggle_push, "_watch", lambda *_: ("ERROR", ""))
-    monkeypatch.setattr(sys, "argv", ["push.py", "02_train", "-p", "run_dir", run_dir, "--out", str(tmp_path / "out")])
+    monkeypatch.setattr(
+        sys, "argv", ["push.py", "02_train", "-p", "run_dir", run_dir, "--out", str(tmp_path / "out")]
+    )
     assert kaggle_push.main() == code
     folder = run_dir or tmp_path / "out/runs/film"
     assert last_line(capsys).startswith(f"given up: {folder}: no finite update" if given_up else "error: ")

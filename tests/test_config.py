@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtld_core.config import ConfigError, check, field_names, from_dict, from_json, nearest, parse_object, to_dict, to_json
+from mtld_core.config import (
+    ConfigError,
+    check,
+    field_names,
+    from_dict,
+    from_json,
+    nearest,
+    parse_object,
+    to_dict,
+    to_json,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +70,13 @@ def test_fields_left_out_keep_their_defaults():
 
 @pytest.mark.parametrize(
     ("name", "value", "stored"),
-    [("rate", 3, 3.0), ("count", 3.0, 3), ("shares", [1, 0.5], (1.0, 0.5)), ("widths", (3, 4), (3, 4)), ("mode", True, True)],
+    [
+        ("rate", 3, 3.0),
+        ("count", 3.0, 3),
+        ("shares", [1, 0.5], (1.0, 0.5)),
+        ("widths", (3, 4), (3, 4)),
+        ("mode", True, True),
+    ],
 )
 def test_what_may_be_bent(name, value, stored):
     found = getattr(from_dict(Everything, {name: value}), name)
@@ -96,7 +112,9 @@ def test_a_wrong_type_names_field_value_and_what_is_wanted(name, value, wanted):
     with pytest.raises(ConfigError) as error:
         from_dict(Everything, {name: value})
     text = str(error.value)
-    assert text.startswith(f"Everything.{name} ") and wanted in text and repr(value) in text and "\n" not in text
+    assert (
+        text.startswith(f"Everything.{name} ") and wanted in text and repr(value) in text and "\n" not in text
+    )
 
 
 @pytest.mark.parametrize("bad", [True, 1.5, "1", None])
@@ -127,7 +145,9 @@ def test_broken_json_names_line_and_column():
         from_json(Everything, '{"count" 1}')
 
 
-@pytest.mark.parametrize(("text", "kind"), [("[1]", "list"), ("3", "int"), ("null", "NoneType"), ('"a"', "str")])
+@pytest.mark.parametrize(
+    ("text", "kind"), [("[1]", "list"), ("3", "int"), ("null", "NoneType"), ('"a"', "str")]
+)
 def test_json_that_is_no_object_is_refused(text, kind):
     with pytest.raises(ConfigError, match=f"Everything must be a JSON object .* not {kind}"):
         from_json(Everything, text)

@@ -1,4 +1,6 @@
-"""What every system must keep, the registered ones and toys that stress the contract. A new system is found by itself."""
+"""What every system must keep, the registered ones and toys that stress the contract. A new system is found
+by itself.
+"""
 
 import functools
 import json
@@ -36,7 +38,13 @@ OTHER_WAYS = {
     ],
     "tinydreams": [
         {"action_mode": "cross", "gradient_checkpointing": True, "lambda_lpips": 0.1, "lambda_fft": 1.0},
-        {"tokenizer": "patch", "decoder": "attention", "output": "direct", "rollout_gradient": False, "lambda_ssim": 1.0},
+        {
+            "tokenizer": "patch",
+            "decoder": "attention",
+            "output": "direct",
+            "rollout_gradient": False,
+            "lambda_ssim": 1.0,
+        },
     ],
     "tokenizer": [{"quantise": "fsq"}],
     "latent_actions": [{"encoder": "space_time"}],
@@ -92,12 +100,18 @@ def stages(objective="mse"):
     """Tiny runs of the stages that others are built on, by the setting that names them."""
     folder = Path(tempfile.mkdtemp())
     for name in ("tokenizer", "latent_actions"):
-        run(name, folder / name, overrides={"quantise": "fsq"} if (name, objective) == ("tokenizer", "masked") else {})
+        run(
+            name,
+            folder / name,
+            overrides={"quantise": "fsq"} if (name, objective) == ("tokenizer", "masked") else {},
+        )
     return {f"{name}_run": str(folder / name) for name in ("tokenizer", "latent_actions")}
 
 
 def tiny(name, overrides=None, **settings):
-    """`plan` of the preset "tiny", on top of trained stages where it needs any; one thread, for results to be the same."""
+    """`plan` of the preset "tiny", on top of trained stages where it needs any; one thread, for results to be
+    the same.
+    """
     overrides = overrides or {}
     below = stages(overrides.get("objective", "mse")) if name == "dynamics" else {}
     return plan(name, "tiny", below | overrides, threads=1, **settings)
@@ -129,7 +143,11 @@ def everything(run_dir):
 
 def differing(a, b):
     assert a.keys() == b.keys()
-    return [name for name in a if not (torch.equal(a[name], b[name]) if torch.is_tensor(a[name]) else a[name] == b[name])]
+    return [
+        name
+        for name in a
+        if not (torch.equal(a[name], b[name]) if torch.is_tensor(a[name]) else a[name] == b[name])
+    ]
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -148,7 +166,9 @@ def test_trains_reports_and_opens_again(name, tmp_path):
     assert report == json.loads((tmp_path / "run" / "report.json").read_text())
     assert (report["status"], report["step"], report["system"]) == ("finished", 20, name)
     metrics, needs = report["metrics"], system.needs()
-    assert metrics["psnr"] > 5 and len(metrics["psnr_by_horizon"]) == needs.window - needs.context * (not system.reconstructs)
+    assert metrics["psnr"] > 5 and len(metrics["psnr_by_horizon"]) == needs.window - needs.context * (
+        not system.reconstructs
+    )
     steered = system.action_space is not None and not system.reconstructs
     assert ("action_shuffle_gap_db" in metrics) == ("controllability_db_by_horizon" in metrics) == steered
     assert ("flicker_x_to_y" in metrics) == system.translates
@@ -264,7 +284,10 @@ def stepped(name, way, monkeypatch, folder, dtype=torch.float32, parts=1, kind=t
     for network in getattr(system, "frozen", {}).values():
         network.to(kind)
     rows = torch.arange(4)[:, None] * 16 + torch.arange(system.needs().window)
-    batch = {"frames": dataset.frames[rows].to(kind).movedim(-1, -3) / 127.5 - 1, "key": torch.arange(4) + 100}
+    batch = {
+        "frames": dataset.frames[rows].to(kind).movedim(-1, -3) / 127.5 - 1,
+        "key": torch.arange(4) + 100,
+    }
     batch["actions"] = dataset.actions[rows[:, :-1]]
     batch["frames_y"] = batch["frames"].flip(0)
     stepper = Watched(system, dtype, parts)
@@ -361,7 +384,9 @@ def test_killed_and_resumed_equals_uninterrupted(name, tmp_path):
     assert report["step"] == 20
     run(name, tmp_path / "straight")
     assert not differing(everything(tmp_path / "killed"), everything(tmp_path / "straight"))
-    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == [10, 20]
 
 
@@ -369,13 +394,22 @@ def test_killed_and_resumed_equals_uninterrupted(name, tmp_path):
 def test_accumulating_equals_the_whole_batch(name, way, monkeypatch, tmp_path):
     """In fp64 a step taken in parts (of one, one and two samples) moves every weight as the whole batch does.
 
-    With one exception, which docs/architecture.md names: latent actions are whitened by the statistics of the part.
+    With one exception, which docs/architecture.md names: latent actions are whitened by the statistics of the
+    part.
     """
     whiten = "mtld_core.systems.world_model.latent_actions.Whitening"
     if name == "latent_actions":
         monkeypatch.setattr(f"{whiten}.train", lambda self, mode=True: torch.nn.Module.train(self, False))
     (whole, one), (split, three) = (
-        stepped(name, way, monkeypatch, tmp_path, parts=parts, kind=torch.float64, steps=8 if name == "rl_v2v" else 2)
+        stepped(
+            name,
+            way,
+            monkeypatch,
+            tmp_path,
+            parts=parts,
+            kind=torch.float64,
+            steps=8 if name == "rl_v2v" else 2,
+        )
         for parts in (1, 3)
     )
     torch.testing.assert_close(three.losses, one.losses, rtol=1e-6, atol=1e-9)

@@ -1,4 +1,6 @@
-"""The LPIPS trunk out of a package: a made-up checkpoint with the real one's structure, and files that are not one."""
+"""The LPIPS trunk out of a package: a made-up checkpoint with the real one's structure, and files that are
+not one.
+"""
 
 import io
 import os
@@ -16,7 +18,13 @@ from data_prep import convert_lpips
 from data_prep.convert_lpips import convert
 from mtld_core.runtime import UserError
 
-CHANNELS = [(3, 64, 11), (64, 192, 5), (192, 384, 3), (384, 256, 3), (256, 256, 3)]  # AlexNet: in, out, kernel
+CHANNELS = [
+    (3, 64, 11),
+    (64, 192, 5),
+    (192, 384, 3),
+    (384, 256, 3),
+    (256, 256, 3),
+]  # AlexNet: in, out, kernel
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +32,9 @@ def layers():
     rng = np.random.default_rng(0)
     made = {}
     for i, (before, after, side) in enumerate(CHANNELS):
-        kernel = rng.standard_normal((side, side, before, after)).astype(np.float32) / np.sqrt(side * side * before)
+        kernel = rng.standard_normal((side, side, before, after)).astype(np.float32) / np.sqrt(
+            side * side * before
+        )
         made[f"Conv_{i}"] = {"kernel": kernel, "bias": np.full(after, i, np.float32)}
     return made
 
@@ -44,7 +54,9 @@ def test_the_same_convolution_comes_out_of_every_form(tmp_path, layers):
         assert path == tmp_path / str(number) / "lpips_alexnet.pth"
         assert path.read_bytes() == (tmp_path / "0" / path.name).read_bytes()
         weights = torch.load(path, weights_only=True)
-        assert sorted(weights) == sorted(f"features.{i}.{kind}" for i in (0, 3, 6, 8, 10) for kind in ("weight", "bias"))
+        assert sorted(weights) == sorted(
+            f"features.{i}.{kind}" for i in (0, 3, 6, 8, 10) for kind in ("weight", "bias")
+        )
     # kernels are [height, width, in, out] there: check one output pixel against the sum written out by hand
     picture = np.random.default_rng(1).standard_normal((5, 5, 64)).astype(np.float32)
     expected = np.einsum("hwi,hwio->o", picture, layers["Conv_1"]["kernel"]) + 1
@@ -74,7 +86,9 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
 def test_what_is_not_the_checkpoint_is_refused(tmp_path, layers):
     few = {name: layers[name] for name in list(layers)[:3]}
     turned = layers | {"Conv_2": {"kernel": layers["Conv_2"]["kernel"].T, "bias": layers["Conv_2"]["bias"]}}
-    holes = layers | {"Conv_4": {"kernel": layers["Conv_4"]["kernel"] * np.nan, "bias": layers["Conv_4"]["bias"]}}
+    holes = layers | {
+        "Conv_4": {"kernel": layers["Conv_4"]["kernel"] * np.nan, "bias": layers["Conv_4"]["bias"]}
+    }
     for content, message in [
         ({"AlexNet_0": few}, "Conv_3 is missing"),
         ({"AlexNet_0": turned}, r"Conv_2 has the shape .*needs \[384, 192, 3, 3\]"),
@@ -108,8 +122,13 @@ def test_pip_failing_is_told_in_one_line(tmp_path, monkeypatch):
 def test_the_script(tmp_path, layers):
     checkpoint = write_checkpoint(tmp_path, {"AlexNet_0": layers})
     command = [sys.executable, convert_lpips.__file__, checkpoint, tmp_path / "out", "--net", "alex"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(convert_lpips.__file__).parents[1])
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(convert_lpips.__file__).parents[1]
+    )
     assert done.returncode == 0 and Path(done.stdout.strip()).is_file()
     command[2] = tmp_path / "nowhere"
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.strip() == f"error: {tmp_path / 'nowhere'}: no such file or folder"
+    assert (
+        done.returncode == 1
+        and done.stderr.strip() == f"error: {tmp_path / 'nowhere'}: no such file or folder"
+    )

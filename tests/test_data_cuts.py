@@ -69,7 +69,10 @@ def test_a_flash_is_no_cut(length):
 @pytest.mark.parametrize("length", [6, 12, 24])
 def test_fades_are_no_cuts(length):
     a, b = pan(1, 20 + length), pan(2, 20 + length)
-    mix = [(a[20 + i] * (1 - (i + 1) / (length + 1)) + b[i] * ((i + 1) / (length + 1))).astype(np.uint8) for i in range(length)]
+    mix = [
+        (a[20 + i] * (1 - (i + 1) / (length + 1)) + b[i] * ((i + 1) / (length + 1))).astype(np.uint8)
+        for i in range(length)
+    ]
     assert cuts(a[:20] + mix + b[length:]) == []
 
 

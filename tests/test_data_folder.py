@@ -1,4 +1,6 @@
-"""Folders of frames: which files become which arc in which order, what is left out and said, how pixels are read."""
+"""Folders of frames: which files become which arc in which order, what is left out and said, how pixels are
+read.
+"""
 
 import zlib
 
@@ -69,8 +71,14 @@ NAMES = {  # names in their order -> the numbers of the frames
     "one file": (["frame_0007.png"], [7]),
     "one without": (["ep2_8.png", "ep2_9.png", "ep2_10.png", "ep2.png"], [8, 9, 10, 11]),
     "one stray": ([*[f"v2_frame_{i}.png" for i in (1, 2, 3, 10)], "mask_1.png"], [1, 2, 3, 10, 11]),
-    "a stray with more numbers": ([*[f"v2_frame_{i}.png" for i in (1, 2, 10)], "mask_1_5.png"], [1, 2, 10, 11]),
-    "a stray that changes nothing": (["frame_1.png", "shot_2.png", "frame_3.png", "frame_10.png"], [1, 2, 3, 10]),
+    "a stray with more numbers": (
+        [*[f"v2_frame_{i}.png" for i in (1, 2, 10)], "mask_1_5.png"],
+        [1, 2, 10, 11],
+    ),
+    "a stray that changes nothing": (
+        ["frame_1.png", "shot_2.png", "frame_3.png", "frame_10.png"],
+        [1, 2, 3, 10],
+    ),
     "letters of two kinds": (["b1_8.png", "b1_9.png", "a2_1.png", "a2_2.png"], [1, 1, 2, 2]),
     "none that changes": (["a_v2.png", "b_v2.png"], [0, 1]),
 }
@@ -93,7 +101,10 @@ def test_numbers_of_several_files_are_told_in_few_lines(tmp_path):
         put(tmp_path / "d/a" / name)
     warnings = read(tmp_path / "d").warnings
     assert len(warnings) == 6
-    assert warnings[0] == "a: 2 files have the number 0 (0_9.png, 0_10.png), in the order of the numbers that follow"
+    assert (
+        warnings[0]
+        == "a: 2 files have the number 0 (0_9.png, 0_10.png), in the order of the numbers that follow"
+    )
     assert warnings[5] == "a: 4 more numbers belong to several files"
 
 
@@ -131,14 +142,20 @@ def test_an_image_folder_is_read_as_torchvision_reads_it(tmp_path):
     assert set(IMG_EXTENSIONS) == set(folder.SUFFIXES)
     for number, suffix in enumerate(IMG_EXTENSIONS):
         put(tmp_path / f"d/cat/{'ab'[number % 2]}{suffix.upper() if number > 4 else suffix}", 10 * number)
-    for number, name in enumerate(["cat/more/c.png", "cat/more/still/7.png", "cat/more/still/8.png", "dog/pug/a.png"]):
+    for number, name in enumerate(
+        ["cat/more/c.png", "cat/more/still/7.png", "cat/more/still/8.png", "dog/pug/a.png"]
+    ):
         put(tmp_path / "d" / name, 101 + number)
     (tmp_path / "d/dog/empty").mkdir()
     (tmp_path / "d/dog/pug/notes.txt").write_text("x")
     theirs, ours = ImageFolder(tmp_path / "d"), read(tmp_path / "d", height=8, width=8)
     assert ours.kind == "images" and [(arc.name, len(arc)) for arc in ours.arcs] == [("cat", 12), ("dog", 1)]
     wanted = sorted((theirs.classes[label], round(np.asarray(image)[0, 0, 0] / 4)) for image, label in theirs)
-    found = [(arc.name, round(v / 4)) for arc in ours.arcs for v in ours.frames[arc.start : arc.stop, 0, 0, 0].tolist()]
+    found = [
+        (arc.name, round(v / 4))
+        for arc in ours.arcs
+        for v in ours.frames[arc.start : arc.stop, 0, 0, 0].tolist()
+    ]
     assert sorted(found) == wanted
     assert any("dog/pug/notes.txt: not an image" in line for line in ours.warnings)
 
@@ -269,7 +286,10 @@ def test_what_cannot_be_opened_names_the_path_and_the_way_out(tmp_path):
 PICTURES = {
     "grey": (Image.fromarray(np.full((4, 4), 77, np.uint8)), (77, 77, 77)),
     "grey16": (Image.fromarray(np.full((4, 4), 77 * 257, np.uint16)), (77, 77, 77)),
-    "palette": (Image.new("RGB", (4, 4), (200, 10, 30)).convert("P", palette=Image.Palette.ADAPTIVE), (200, 10, 30)),
+    "palette": (
+        Image.new("RGB", (4, 4), (200, 10, 30)).convert("P", palette=Image.Palette.ADAPTIVE),
+        (200, 10, 30),
+    ),
     "alpha": (Image.new("RGBA", (4, 4), (200, 100, 50, 128)), (100, 50, 25)),
     "grey alpha": (Image.new("LA", (4, 4), (200, 0)), (0, 0, 0)),
     "colour": (Image.new("RGB", (4, 4), (200, 100, 50)), (200, 100, 50)),
@@ -328,7 +348,9 @@ def test_frames_are_what_a_viewer_shows(tmp_path, orientation, suffix):
     for name in ("d/a/1", "d/a/2", "d/a/3", "r/1"):
         stored = photo(tmp_path / f"{name}.{suffix}", orientation, **options)
     shown = SHOWN[orientation](stored).astype(int)
-    (tmp_path / "r/log.jsonl").write_text(f'{{"frame_filename": "1.{suffix}", "controls": [0], "timestamp": 0}}\n')
+    (tmp_path / "r/log.jsonl").write_text(
+        f'{{"frame_filename": "1.{suffix}", "controls": [0], "timestamp": 0}}\n'
+    )
     height, width = shown.shape[:2]
     for found in [
         read(tmp_path / "d").frames[1],
@@ -338,7 +360,9 @@ def test_frames_are_what_a_viewer_shows(tmp_path, orientation, suffix):
         read_picture(tmp_path / f"d/a/1.{suffix}"),
         read_image(tmp_path / f"d/a/1.{suffix}"),
     ]:
-        assert found.shape == shown.shape and np.abs(np.asarray(found).astype(int) - shown)[::5, ::5].mean() < 10
+        assert (
+            found.shape == shown.shape and np.abs(np.asarray(found).astype(int) - shown)[::5, ::5].mean() < 10
+        )
 
 
 def test_exif_in_a_png_may_lie_anywhere_or_be_damaged(tmp_path):
@@ -353,7 +377,9 @@ def test_exif_in_a_png_may_lie_anywhere_or_be_damaged(tmp_path):
         "none": (png[:start] + png[start + len(chunk) :], stored),
     }
     damaged = b"\xff" * 30
-    damaged = len(damaged).to_bytes(4, "big") + b"eXIf" + damaged + zlib.crc32(b"eXIf" + damaged).to_bytes(4, "big")
+    damaged = (
+        len(damaged).to_bytes(4, "big") + b"eXIf" + damaged + zlib.crc32(b"eXIf" + damaged).to_bytes(4, "big")
+    )
     ways["damaged"] = png[:start] + damaged + png[start + len(chunk) :], stored
     for name, (content, shown) in ways.items():
         for number in range(2):

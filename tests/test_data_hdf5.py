@@ -39,7 +39,10 @@ def test_rows_are_put_in_order_by_episode(tmp_path, memory):
     path = put(tmp_path / "a.h5", frames=ramp(6), episode=[2, 2, 10, 2, 10, 10], actions=np.arange(6) * 10)
     data = open_dataset(path, memory=memory, progress=False)
     assert data.kind == "hdf5"
-    assert [(arc.name, arc.start, arc.stop) for arc in data.arcs] == [("episode_2", 0, 3), ("episode_10", 3, 6)]
+    assert [(arc.name, arc.start, arc.stop) for arc in data.arcs] == [
+        ("episode_2", 0, 3),
+        ("episode_10", 3, 6),
+    ]
     assert data.frames[:][:, 0, 0, 0].tolist() == [0, 1, 3, 2, 4, 5]
     assert data.actions.tolist() == [0, 10, 30, 20, 40, 50]
     assert data.actions.dtype == torch.int64
@@ -67,7 +70,10 @@ def test_a_folder_may_hold_the_file(tmp_path):
     ("columns", "match"),
     [
         ({"frame": ramp(4)}, "no dataset 'frames'; did you mean 'frame'"),
-        ({"frames": np.zeros((4, 6, 8, 3), np.float32)}, r"'frames' is float32 \[4, 6, 8, 3\]; wanted is uint8"),
+        (
+            {"frames": np.zeros((4, 6, 8, 3), np.float32)},
+            r"'frames' is float32 \[4, 6, 8, 3\]; wanted is uint8",
+        ),
         ({"frames": np.zeros((4, 3, 6, 8), np.uint8)}, r"uint8 \[4, 3, 6, 8\].*channels last"),
         ({"frames": np.zeros((0, 6, 8, 3), np.uint8)}, r"\[0, 6, 8, 3\]"),
         ({"frames": np.zeros((4, 6), np.uint8)}, r"\[4, 6\]; wanted is uint8 \[N, H, W, 3\]$"),
@@ -79,11 +85,20 @@ def test_a_folder_may_hold_the_file(tmp_path):
         ({"frames": np.zeros((4, 1, 6, 8), np.uint8)}, r"\[4, 1, 6, 8\]; .*grey, np\.repeat"),
         ({"actions": np.zeros(3)}, "no dataset 'frames'; known: actions"),
         ({}, "no dataset 'frames'; the file is empty"),
-        ({"frames": np.moveaxis(ramp(4), -1, 1).astype(np.float32)}, r"float32 \[4, 3, 6, 8\].*channels last"),
+        (
+            {"frames": np.moveaxis(ramp(4), -1, 1).astype(np.float32)},
+            r"float32 \[4, 3, 6, 8\].*channels last",
+        ),
         ({"frames": ramp(4), "actions": np.zeros((5, 2))}, r"'actions' is float64 \[5, 2\].*N = 4"),
-        ({"frames": ramp(4), "actions": np.zeros((4, 2, 2))}, r"'actions' is float64 \[4, 2, 2\]; wanted are numbers \[N\] or"),
+        (
+            {"frames": ramp(4), "actions": np.zeros((4, 2, 2))},
+            r"'actions' is float64 \[4, 2, 2\]; wanted are numbers \[N\] or",
+        ),
         ({"frames": ramp(4), "actions": np.zeros(3)}, r"'actions' is float64 \[3\].*N = 4"),
-        ({"frames": ramp(4), "actions": np.array([0, 1, np.nan, 2])}, "'actions' holds values that are not finite"),
+        (
+            {"frames": ramp(4), "actions": np.array([0, 1, np.nan, 2])},
+            "'actions' holds values that are not finite",
+        ),
         ({"frames": ramp(4), "episode": np.zeros(5, int)}, r"'episode' is int64 \[5\].*N = 4"),
     ],
 )
@@ -97,7 +112,12 @@ def test_refusals_name_dataset_type_and_shape(tmp_path, columns, match):
 def test_what_a_recording_says_about_itself(tmp_path):
     path = put(tmp_path / "a.h5", frames=ramp(4))
     assert open_dataset(path, progress=False).about == {}
-    for text, about in (('{"action_names": ["up"]}', {"action_names": ["up"]}), ("{", {}), ("[]", {}), (3, {})):
+    for text, about in (
+        ('{"action_names": ["up"]}', {"action_names": ["up"]}),
+        ("{", {}),
+        ("[]", {}),
+        (3, {}),
+    ):
         with h5py.File(path, "a") as file:
             file.attrs["recording"] = text
         data = open_dataset(path, progress=False)
@@ -111,7 +131,9 @@ def test_what_a_recording_says_about_itself(tmp_path):
 
 def test_the_way_out_for_grey_frames_is_one(tmp_path):
     grey = np.random.default_rng(0).integers(0, 256, (4, 1, 6, 8), np.uint8)
-    data = open_dataset(put(tmp_path / "a.h5", frames=np.repeat(grey.reshape(4, 6, 8, 1), 3, axis=3)), progress=False)
+    data = open_dataset(
+        put(tmp_path / "a.h5", frames=np.repeat(grey.reshape(4, 6, 8, 1), 3, axis=3)), progress=False
+    )
     assert all(np.array_equal(data.frames[..., channel], grey[:, 0]) for channel in range(3))
 
 
@@ -120,12 +142,17 @@ def test_a_frame_of_one_row_is_not_taken_for_grey(tmp_path):
 
 
 def test_pictures_in_no_order_have_no_shots(tmp_path):
-    frames = np.repeat(np.array([0, 250], np.uint8), 20)[:, None, None, None] + np.zeros((1, 16, 16, 3), np.uint8)
+    frames = np.repeat(np.array([0, 250], np.uint8), 20)[:, None, None, None] + np.zeros(
+        (1, 16, 16, 3), np.uint8
+    )
     for name, about in (("film", "{}"), ("pictures", '{"unordered": true}')):
         with h5py.File(tmp_path / f"{name}.h5", "w") as file:
             file["frames"], file.attrs["recording"] = frames, about
     film, pictures = (open_dataset(tmp_path / f"{name}.h5", progress=False) for name in ("film", "pictures"))
-    assert (film.kind, film.cuts.tolist()) == ("hdf5", [20]) and (pictures.kind, pictures.cuts.tolist()) == ("images", [])
+    assert (film.kind, film.cuts.tolist()) == ("hdf5", [20]) and (pictures.kind, pictures.cuts.tolist()) == (
+        "images",
+        [],
+    )
 
 
 # ---- episodes that are told by their ends
@@ -135,10 +162,16 @@ DONE = {  # what a file says -> lengths of its episodes
     "uint8, the last one flagged": ({"terminals": np.array([0, 0, 1, 0, 0, 1], np.uint8)}, [3, 3]),
     "floats in a column": ({"dones": np.array([[0.0], [1], [0], [0], [0], [0]])}, [2, 4]),
     "one less than frames": ({"dones": np.array([0, 0, 1, 0, 1], bool)}, [3, 2, 1]),
-    "two kinds": ({"terminals": np.array([0, 1, 0, 0, 0, 0]), "timeouts": np.array([0, 0, 0, 1, 0, 0], bool)}, [2, 2, 2]),
+    "two kinds": (
+        {"terminals": np.array([0, 1, 0, 0, 0, 0]), "timeouts": np.array([0, 0, 0, 1, 0, 0], bool)},
+        [2, 2, 2],
+    ),
     "one frame's": ({"done": np.array([0, 0, 1, 0, 0, 0])}, [3, 3]),
     "a D3 file's": ({"terminal": np.array([[0], [1], [0], [0], [0], [1]])}, [2, 4]),
-    "Gymnasium's": ({"terminated": np.array([0, 1, 0, 0, 0, 0]), "truncated": np.array([0, 0, 0, 1, 0, 0])}, [2, 2, 2]),
+    "Gymnasium's": (
+        {"terminated": np.array([0, 1, 0, 0, 0, 0]), "truncated": np.array([0, 0, 0, 1, 0, 0])},
+        [2, 2, 2],
+    ),
     "RLDS'": ({"is_last": np.array([0, 0, 0, 1, 0, 1], bool)}, [4, 2]),
     "none": ({"dones": np.zeros(6)}, [6]),
     "ends": ({"episode_ends": np.array([2, 3, 6])}, [2, 1, 3]),
@@ -151,16 +184,23 @@ DONE = {  # what a file says -> lengths of its episodes
 @pytest.mark.parametrize("kind", DONE)
 def test_flags_that_end_episodes(tmp_path, kind):
     columns, lengths = DONE[kind]
-    data = open_dataset(put(tmp_path / "a.h5", frames=ramp(6), actions=np.arange(6), **columns), progress=False)
+    data = open_dataset(
+        put(tmp_path / "a.h5", frames=ramp(6), actions=np.arange(6), **columns), progress=False
+    )
     first = 1 if "episode" in columns else 0
-    assert [(arc.name, len(arc)) for arc in data.arcs] == [(f"episode_{first + i}", n) for i, n in enumerate(lengths)]
+    assert [(arc.name, len(arc)) for arc in data.arcs] == [
+        (f"episode_{first + i}", n) for i, n in enumerate(lengths)
+    ]
     assert data.frames[:, 0, 0, 0].tolist() == data.actions.tolist() == [*range(6)]
 
 
 @pytest.mark.parametrize(
     ("columns", "match"),
     [
-        ({"dones": np.zeros(4)}, r"'dones' is float64 \[4\]; wanted is 0 or 1 for each row, and 'frames' has N = 6"),
+        (
+            {"dones": np.zeros(4)},
+            r"'dones' is float64 \[4\]; wanted is 0 or 1 for each row, and 'frames' has N = 6",
+        ),
         ({"dones": np.array([0, 2, 0, 0, 0, 0])}, "'dones' .*wanted is 0 or 1"),
         ({"terminals": np.array([0, np.nan, 0, 0, 0, 0])}, "'terminals' holds values that are not finite"),
         ({"dones": np.zeros((6, 2))}, r"'dones' is float64 \[6, 2\]"),
@@ -181,12 +221,38 @@ def test_flags_that_make_no_sense_are_refused(tmp_path, columns, match):
 def test_several_files_in_a_folder_are_episodes(tmp_path, monkeypatch, memory):
     monkeypatch.setattr(lazy, "OPEN", 1)
     for number, suffix in ((10, "hdf5"), (9, "h5"), (11, "H5")):
-        put(tmp_path / f"take_{number}.{suffix}", frames=ramp(4) + np.uint8(10 * number), actions=np.arange(4) + number)
-    put(tmp_path / "take_12.h5", frames=ramp(4) + np.uint8(120), actions=[12, 13, 14, 15], episode=[1, 0, 1, 0])
+        put(
+            tmp_path / f"take_{number}.{suffix}",
+            frames=ramp(4) + np.uint8(10 * number),
+            actions=np.arange(4) + number,
+        )
+    put(
+        tmp_path / "take_12.h5",
+        frames=ramp(4) + np.uint8(120),
+        actions=[12, 13, 14, 15],
+        episode=[1, 0, 1, 0],
+    )
     data = open_dataset(tmp_path, memory=memory, progress=False)
     names = ["take_9", "take_10", "take_11", "take_12/episode_0", "take_12/episode_1"]
     assert (data.kind, [arc.name for arc in data.arcs]) == ("hdf5", names)
-    assert data.frames[:][:, 0, 0, 0].tolist() == [90, 91, 92, 93, 100, 101, 102, 103, 110, 111, 112, 113, 121, 123, 120, 122]
+    assert data.frames[:][:, 0, 0, 0].tolist() == [
+        90,
+        91,
+        92,
+        93,
+        100,
+        101,
+        102,
+        103,
+        110,
+        111,
+        112,
+        113,
+        121,
+        123,
+        120,
+        122,
+    ]
     assert data.actions.tolist() == [9, 10, 11, 12, 10, 11, 12, 13, 11, 12, 13, 14, 13, 15, 12, 14]
     assert data.frames[torch.tensor([15, 3, 4])][:, 0, 0, 0].tolist() == [122, 93, 100]
     assert data.row("take_12/episode_1", 1) == 15
@@ -206,7 +272,9 @@ def test_files_that_do_not_belong_together_are_both_named(tmp_path):
     put(tmp_path / "b.h5", frames=ramp(4), actions=np.zeros((4, 2)))
     refuses(r"a.h5 has 'actions' \[4\] and b.h5 has 'actions' \[4, 2\]")
     put(tmp_path / "b.h5", weights=np.zeros(3))
-    refuses("b.h5 has no dataset 'frames'.*the 2 HDF5 files in .* are read together: name the one that you want")
+    refuses(
+        "b.h5 has no dataset 'frames'.*the 2 HDF5 files in .* are read together: name the one that you want"
+    )
     Image.new("RGB", (8, 8)).save(tmp_path / "frame_0.png")
     assert open_dataset(tmp_path, progress=False).kind == "arcs", "images win, as ever"
 
@@ -244,16 +312,25 @@ def test_a_virtual_dataset_that_is_whole(tmp_path):
 
 GONE = {
     "a file": (lambda folder: (folder / "part_1.h5").unlink(), ["part in part_1.h5, which is missing"]),
-    "all files": (lambda folder: [(folder / f"part_{i}.h5").unlink() for i in range(3)], ["part in part_0.h5"]),
+    "all files": (
+        lambda folder: [(folder / f"part_{i}.h5").unlink() for i in range(3)],
+        ["part in part_0.h5"],
+    ),
     "its dataset": (lambda folder: put(folder / "part_2.h5", other=[1]), ["part_2.h5 has no dataset 'data'"]),
-    "some rows": (lambda folder: put(folder / "part_0.h5", data=ramp(9)), ["part_0.h5, whose dataset 'data' is [9"]),
+    "some rows": (
+        lambda folder: put(folder / "part_0.h5", data=ramp(9)),
+        ["part_0.h5, whose dataset 'data' is [9"],
+    ),
 }
 
 
 @pytest.mark.parametrize("what", GONE)
 @pytest.mark.parametrize("name", ["frames", "actions", "episode", "dones"])
 def test_virtual_parts_that_are_gone_are_named(tmp_path, name, what):
-    path, (lose, words) = virtual(tmp_path, name, None if name == "frames" else np.zeros(30, np.uint8)), GONE[what]
+    path, (lose, words) = (
+        virtual(tmp_path, name, None if name == "frames" else np.zeros(30, np.uint8)),
+        GONE[what],
+    )
     lose(tmp_path)
     refused(path, f"dataset {name!r}", *words)
 
@@ -297,7 +374,10 @@ def test_external_values_that_are_gone_or_cut_short_are_named(tmp_path, monkeypa
 def test_links_that_lead_nowhere_are_told(tmp_path, name):
     columns = {} if name == "frames" else {"frames": ramp(4)}
     for link, words in [
-        (h5py.ExternalLink("gone.h5", "/data"), ["a link to '/data' in the file gone.h5, which is not there"]),
+        (
+            h5py.ExternalLink("gone.h5", "/data"),
+            ["a link to '/data' in the file gone.h5, which is not there"],
+        ),
         (h5py.ExternalLink("there.h5", "/data"), ["in the file there.h5, in which it cannot be read"]),
         (h5py.SoftLink("/data"), ["a link to '/data' that leads nowhere"]),
     ]:
@@ -316,7 +396,9 @@ def test_links_that_lead_nowhere_are_told(tmp_path, name):
 
 def test_a_group_is_told_with_the_way_out(tmp_path):
     path = put(tmp_path / "a.h5", **{"frames/depth": np.zeros((4, 6, 8), np.float32), "frames/rgb": ramp(4)})
-    with pytest.raises(UserError, match=r"'frames' is a group \(depth, rgb\), where a dataset is wanted; .*: with") as caught:
+    with pytest.raises(
+        UserError, match=r"'frames' is a group \(depth, rgb\), where a dataset is wanted; .*: with"
+    ) as caught:
         open_dataset(path, progress=False)
     exec(str(caught.value).split("the name: ")[1], {"h5py": h5py})
     assert open_dataset(path, progress=False).frames[:, 0, 0, 0].tolist() == [0, 1, 2, 3], "the way out works"
@@ -348,12 +430,16 @@ def test_a_filter_that_was_missing_when_a_file_was_written_does_no_harm(tmp_path
         plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         plist.set_chunk((1, 6, 8, 3))
         plist.set_filter(32001, h5py.h5z.FLAG_OPTIONAL, (2, 2, 1))
-        made = h5py.h5d.create(file.id, b"frames", h5py.h5t.NATIVE_UINT8, h5py.h5s.create_simple((4, 6, 8, 3)), plist)
+        made = h5py.h5d.create(
+            file.id, b"frames", h5py.h5t.NATIVE_UINT8, h5py.h5s.create_simple((4, 6, 8, 3)), plist
+        )
         h5py.Dataset(made)[:] = ramp(4)
     assert open_dataset(tmp_path / "a.h5", progress=False).frames[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize(("mode", "words"), [("a", "open for writing in another program"), ("swmr", "h5clear -s")])
+@pytest.mark.parametrize(
+    ("mode", "words"), [("a", "open for writing in another program"), ("swmr", "h5clear -s")]
+)
 def test_a_file_that_another_program_writes(tmp_path, mode, words):
     path = put(tmp_path / "a.h5", frames=ramp(4))
     code = "import h5py, sys\nf = h5py.File(sys.argv[1], 'a', libver='latest')\n"
@@ -449,7 +535,9 @@ def test_batches_are_the_same_wherever_the_frames_are(tmp_path):
     path = recorded(tmp_path / "a.h5")
     near, far = (open_dataset(path, memory=memory, progress=False) for memory in ("ram", "disk"))
     assert near.windows(4).tolist() == far.windows(4).tolist()
-    for a, b in zip(*(Batches(data, data.windows(4), 4, 8, seed=1, count=2).next() for data in (near, far)), strict=True):
+    for a, b in zip(
+        *(Batches(data, data.windows(4), 4, 8, seed=1, count=2).next() for data in (near, far)), strict=True
+    ):
         assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -458,10 +546,17 @@ def test_training_and_generating_from_frames_in_the_file(tmp_path, monkeypatch):
     for name in ("ram", "disk"):
         if name == "disk":
             monkeypatch.setattr(store, "free_memory", lambda: 1000)
-        report = train("mtld", "tiny", str(path), {"perceptual": "none"}, run_dir=str(tmp_path / name), steps=3)
+        report = train(
+            "mtld", "tiny", str(path), {"perceptual": "none"}, run_dir=str(tmp_path / name), steps=3
+        )
         for source in ("dataset:episode_3/2", str(path)):
             generate(str(tmp_path / name), source, 3, tmp_path / "out")
-            seen.append((report["metrics"], [file.read_bytes() for file in sorted((tmp_path / "out/frames").iterdir())]))
+            seen.append(
+                (
+                    report["metrics"],
+                    [file.read_bytes() for file in sorted((tmp_path / "out/frames").iterdir())],
+                )
+            )
     assert seen[:2] == seen[2:] and seen[0] != seen[1]
 
 

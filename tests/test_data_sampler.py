@@ -18,7 +18,10 @@ from mtld_core.runtime import UserError, seed_of
 def make(lengths, cuts=(), actions=None, height=4, width=4):
     """A dataset whose frame i holds the value i % 251 in every byte."""
     borders = np.cumsum([0, *lengths]).tolist()
-    arcs = [Arc(f"arc_{i}", a, a + n, np.arange(n)) for i, (a, n) in enumerate(zip(borders, lengths, strict=False))]
+    arcs = [
+        Arc(f"arc_{i}", a, a + n, np.arange(n))
+        for i, (a, n) in enumerate(zip(borders, lengths, strict=False))
+    ]
     values = (torch.arange(borders[-1]) % 251).to(torch.uint8)
     frames = values[:, None, None, None].expand(-1, height, width, 3).contiguous()
     return Dataset("/data", "arcs", frames, arcs, np.array(sorted(cuts), np.int64), actions)
@@ -27,7 +30,9 @@ def make(lengths, cuts=(), actions=None, height=4, width=4):
 @st.composite
 def datasets(draw):
     lengths = draw(st.lists(st.integers(1, 40), min_size=1, max_size=9))
-    return make(lengths, draw(st.sets(st.integers(1, sum(lengths) - 1), max_size=5)) if sum(lengths) > 1 else ())
+    return make(
+        lengths, draw(st.sets(st.integers(1, sum(lengths) - 1), max_size=5)) if sum(lengths) > 1 else ()
+    )
 
 
 def rows(starts, length):
@@ -48,7 +53,9 @@ def test_windows_are_all_that_cross_no_border_and_no_cut(data, length, cross_cut
 
 
 def test_a_window_too_long_names_the_longest_arc():
-    with pytest.raises(UserError, match=r"windows of 16 frames do not fit, the longest arc \('arc_1'\) has 9"):
+    with pytest.raises(
+        UserError, match=r"windows of 16 frames do not fit, the longest arc \('arc_1'\) has 9"
+    ):
         make([4, 9]).windows(16)
     with pytest.raises(UserError, match="crosses a hard cut"):
         make([20], [10]).windows(16)
@@ -66,7 +73,9 @@ def test_training_and_held_out_frames_keep_apart(data, length, holdout):
     for arc in data.arcs:
         inside = [starts[(starts >= arc.start) & (starts < arc.stop)] for starts in (train, held)]
         if len(inside[0]) and len(inside[1]):
-            assert inside[1].min() - (inside[0].max() + length - 1) > length, "at least `length` frames between them"
+            assert inside[1].min() - (inside[0].max() + length - 1) > length, (
+                "at least `length` frames between them"
+            )
 
 
 def test_with_five_arcs_some_are_held_out_whole():
@@ -81,7 +90,9 @@ def images(lengths, **about):
     return dataclasses.replace(make(lengths), kind="images", about=about)
 
 
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=9), st.sampled_from([0.05, 0.1, 0.3]), st.integers(1, 4))
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=9), st.sampled_from([0.05, 0.1, 0.3]), st.integers(1, 4)
+)
 def test_of_images_in_classes_evenly_spaced_ones_are_held_out_of_every_class(lengths, holdout, length):
     data = images(lengths)
     try:

@@ -1,4 +1,6 @@
-"""Where frames go: the cache (never stale, damaged entries made anew), RAM or disk, peak memory, two threads."""
+"""Where frames go: the cache (never stale, damaged entries made anew), RAM or disk, peak memory, two
+threads.
+"""
 
 import os
 import subprocess
@@ -70,7 +72,9 @@ def test_the_second_start_decodes_nothing(root, no_decoding, memory):
 
 
 def test_entries_of_earlier_versions_serve_what_they_had_right(tmp_path):
-    """The key of plain PNG files is what it was before PNG files were turned by their EXIF; that of turned ones is not."""
+    """The key of plain PNG files is what it was before PNG files were turned by their EXIF; that of turned
+    ones is not.
+    """
     (tmp_path / "d/a").mkdir(parents=True)
     for i in range(2):
         (tmp_path / f"d/a/{i}.png").write_bytes(bytes([i]) * 100)
@@ -111,7 +115,9 @@ def test_every_input_has_a_part_in_the_key(root, tmp_path):
 
 DAMAGE = {
     "cut short": lambda entry: os.truncate(entry / "frames.npy", 500),
-    "overwritten": lambda entry: (entry / "frames.npy").write_bytes((entry / "frames.npy").read_bytes()[:200] + bytes(9016)),
+    "overwritten": lambda entry: (entry / "frames.npy").write_bytes(
+        (entry / "frames.npy").read_bytes()[:200] + bytes(9016)
+    ),
     "no frames": lambda entry: (entry / "frames.npy").unlink(),
     "half a meta": lambda entry: (entry / "meta.json").write_text('{"rows": 12'),
     "no meta": lambda entry: (entry / "meta.json").unlink(),
@@ -212,7 +218,9 @@ print((max(peak[0], me.memory_info().rss) - before) / data.frames.nbytes)
 def test_the_peak_of_memory_is_the_frames_and_hardly_more(tmp_path):
     root, small = put_frames(tmp_path / "d", 760, 256), put_frames(tmp_path / "small", 2)
     for start in ("decoding", "from the cache"):
-        done = subprocess.run([sys.executable, "-c", MEASURE, root, small], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, root, small], capture_output=True, text=True, check=True
+        )
         print(f"{start}: {float(done.stdout):.3f} bytes a pixel channel at the peak")
         assert float(done.stdout) <= 1.05
 

@@ -269,7 +269,9 @@ def test_a_line_of_prose_is_named_and_the_others_go_on(clip, tmp_path):
     prose = "and so it went on, " * 40
     (tmp_path / "list.txt").write_text(f"{prose}\na.mp4 a\n")
     extraction = extract(tmp_path / "list.txt", tmp_path / "root", progress=False)
-    assert [row.arc for row in extraction.rows] == ["a"] and [source for source, _ in extraction.failed] == ["and"]
+    assert [row.arc for row in extraction.rows] == ["a"] and [source for source, _ in extraction.failed] == [
+        "and"
+    ]
 
 
 def test_the_old_file_stays_when_the_new_one_breaks(server, tmp_path):
@@ -280,10 +282,17 @@ def test_the_old_file_stays_when_the_new_one_breaks(server, tmp_path):
 
 
 def test_the_script(server, clip, tmp_path):
-    (tmp_path / "list.txt").write_text(f"{server}/clip.mp4 one\n{server}/nothing.mp4 two\n{server}/clip.mp4 one\n")
+    (tmp_path / "list.txt").write_text(
+        f"{server}/clip.mp4 one\n{server}/nothing.mp4 two\n{server}/clip.mp4 one\n"
+    )
     command = [sys.executable, download_videos.__file__, tmp_path / "list.txt", tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(download_videos.__file__).parents[1])
-    assert done.returncode == 1 and done.stderr.splitlines()[-1] == "error: 1 of 3 videos could not be downloaded"
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(download_videos.__file__).parents[1]
+    )
+    assert (
+        done.returncode == 1
+        and done.stderr.splitlines()[-1] == "error: 1 of 3 videos could not be downloaded"
+    )
     assert "nothing.mp4: the server answered 404" in done.stderr and "Traceback" not in done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one.mp4", "one_2.mp4"]
 
@@ -301,7 +310,9 @@ def test_times_names_and_lists(tmp_path):
     ]
     assert distinct(["a", "A", "b", "a", "a_2"]) == ["a", "A_2", "b", "a_3", "a_2_2"]
     listing = tmp_path / "list.txt"
-    listing.write_text("# all\nhttp://h/a#t=3 a 1:00 # first\n\n http://h/b  b\t0 2.5\n", encoding="utf-8-sig")
+    listing.write_text(
+        "# all\nhttp://h/a#t=3 a 1:00 # first\n\n http://h/b  b\t0 2.5\n", encoding="utf-8-sig"
+    )
     assert read_list(listing) == [Line("http://h/a#t=3", "a", 60, None), Line("http://h/b", "b", 0, 2.5)]
     listing.write_text("# nothing\n")
     with pytest.raises(UserError, match="the list is empty"):

@@ -1,4 +1,6 @@
-"""Videos to arcs. A frame's number is written into its brightness, so that a test can tell which frame it got."""
+"""Videos to arcs. A frame's number is written into its brightness, so that a test can tell which frame it
+got.
+"""
 
 import json
 import os
@@ -27,7 +29,10 @@ SCRIPT = Path(extract_frames.__file__)
 def numbered(count, height=48, width=64, first=0):
     """Frames whose brightness is 30 + 6 x their number, with a ramp that says where left and top are."""
     ramp = np.linspace(0, 20, width)[None, :, None] + np.linspace(0, 20, height)[:, None, None]
-    return [np.broadcast_to(30 + 6 * (first + i) + ramp, (height, width, 3)).astype(np.uint8) for i in range(count)]
+    return [
+        np.broadcast_to(30 + 6 * (first + i) + ramp, (height, width, 3)).astype(np.uint8)
+        for i in range(count)
+    ]
 
 
 def numbers(folder):
@@ -36,7 +41,10 @@ def numbers(folder):
 
 
 def pictures(folder):
-    return [np.asarray(Image.open(path).convert("RGB")).astype(float) for path in sorted(folder.glob("frame_*.png"))]
+    return [
+        np.asarray(Image.open(path).convert("RGB")).astype(float)
+        for path in sorted(folder.glob("frame_*.png"))
+    ]
 
 
 def write_video(path, frames, rate=10, times=None, **options):
@@ -56,7 +64,9 @@ def write_video(path, frames, rate=10, times=None, **options):
 
 
 def run_script(*args):
-    return subprocess.run([sys.executable, SCRIPT, *map(str, args)], capture_output=True, text=True, cwd=SCRIPT.parents[1])
+    return subprocess.run(
+        [sys.executable, SCRIPT, *map(str, args)], capture_output=True, text=True, cwd=SCRIPT.parents[1]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +159,10 @@ def test_shots_become_arcs(tmp_path):
         arc = pictures(tmp_path / "root" / f"film_shot_{i:03d}")
         assert all(np.abs(picture - np.clip(scene + 7, 0, 255)).mean() < 20 for picture in arc)
     extract(path, tmp_path / "root", split_scenes=False, progress=False)
-    assert sorted(p.name for p in (tmp_path / "root").iterdir()) == ["contact_sheet.png", "film"]  # the shots are gone
+    assert sorted(p.name for p in (tmp_path / "root").iterdir()) == [
+        "contact_sheet.png",
+        "film",
+    ]  # the shots are gone
     assert len(pictures(tmp_path / "root" / "film")) == 42
 
 
@@ -159,7 +172,9 @@ def test_a_video_under_32_pixels_that_changes_its_size_is_split(tmp_path):
         frames = [np.full((side, side, 3), light, np.uint8)] * 12
         data += write_video(tmp_path / f"{side}.ts", frames).read_bytes()
     (tmp_path / "film.ts").write_bytes(data)
-    rows = extract(tmp_path / "film.ts", tmp_path / "root", height=16, width=16, split_scenes=True, progress=False).rows
+    rows = extract(
+        tmp_path / "film.ts", tmp_path / "root", height=16, width=16, split_scenes=True, progress=False
+    ).rows
     assert [row.frames for row in rows] == [12, 12]
 
 
@@ -191,7 +206,9 @@ def test_a_clock_that_jumps_far_ahead_is_not_filled(tmp_path, suffix, fps, frame
 
 @pytest.mark.parametrize(("fps", "frames"), [(5, 10), (0, 20)])
 def test_a_clock_that_begins_again_goes_on(tmp_path, fps, frames):
-    parts = [write_ticks(tmp_path / f"{i}.ts", [tick + 300 * i for tick in range(10)]).read_bytes() for i in (1, 0)]
+    parts = [
+        write_ticks(tmp_path / f"{i}.ts", [tick + 300 * i for tick in range(10)]).read_bytes() for i in (1, 0)
+    ]
     (tmp_path / "v.ts").write_bytes(b"".join(parts))
     row = extract(tmp_path / "v.ts", tmp_path / "root", fps=fps, progress=False).rows[0]
     assert row.frames == frames and row.fps == (fps or 10)
@@ -242,7 +259,9 @@ STILLS_AND_MOTION = [0, 33, 66, 100, 3100, 3133, 3166, 3200, 6200, 6233, 6266, 9
 @pytest.mark.parametrize("reordered", ["0", "3"])
 @pytest.mark.parametrize("suffix", ["mp4", "mov"])
 def test_stills_between_motion_keep_their_time(tmp_path, suffix, reordered):
-    """MP4 stores how long samples last in the order of decoding, which with B-frames is not that of showing."""
+    """MP4 stores how long samples last in the order of decoding, which with B-frames is not that of
+    showing.
+    """
     times, options = STILLS_AND_MOTION, {"bf": reordered, "g": "250"}
     path = write_ticks(tmp_path / f"v.{suffix}", times, rate=1000, options=options)
     row = extract(path, tmp_path / "root", fps=10, progress=False).rows[0]
@@ -317,12 +336,19 @@ def test_interlaced_film_is_deinterlaced(tmp_path, codec):
         field = np.full((48, 96, 3), 40, np.uint8)
         field[:, 4 + 3 * i : 16 + 3 * i] = 220
         fields.append(field)
-    woven = [np.where(np.arange(48)[:, None, None] % 2 == 0, a, b) for a, b in zip(fields[::2], fields[1::2], strict=True)]
+    woven = [
+        np.where(np.arange(48)[:, None, None] % 2 == 0, a, b)
+        for a, b in zip(fields[::2], fields[1::2], strict=True)
+    ]
     path = tmp_path / "tv.mkv"
     with av.open(str(path), "w") as container:
         options = {"flags": "+ildct+ilme", "qp": "4", "qscale": "2", "x264-params": "tff=1"}
         stream = container.add_stream(codec, rate=25, options=options)
-        stream.height, stream.width, stream.pix_fmt = 48, 96, "yuv422p" if codec == "mpeg2video" else "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = (
+            48,
+            96,
+            "yuv422p" if codec == "mpeg2video" else "yuv420p",
+        )
         for i, rgb in enumerate(woven):
             frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format=stream.pix_fmt)
             frame.pts, frame.time_base = i, Fraction(1, 25)
@@ -341,7 +367,9 @@ def test_interlaced_film_is_deinterlaced(tmp_path, codec):
 def test_interlaced_film_with_lost_packets_is_damaged(tmp_path):
     options = {"flags": "+ildct+ilme", "bf": "0"}
     with (
-        av.open(str(write_ticks(tmp_path / "all.mkv", range(24), "mpeg2video", rate=25, options=options))) as whole,
+        av.open(
+            str(write_ticks(tmp_path / "all.mkv", range(24), "mpeg2video", rate=25, options=options))
+        ) as whole,
         av.open(str(tmp_path / "tv.mp4"), "w") as container,
     ):
         stream = container.add_stream_from_template(whole.streams.video[0])
@@ -465,7 +493,9 @@ def test_kill_leaves_no_half_arc(tmp_path):
     videos.mkdir()
     long = write_video(videos / "long.mp4", [np.roll(frame, i) for i, frame in enumerate(numbered(20) * 60)])
     root = tmp_path / "root"
-    child = subprocess.Popen([sys.executable, SCRIPT, long, root, "--height", "720"], stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        [sys.executable, SCRIPT, long, root, "--height", "720"], stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 60
     while not list(root.glob(".extracting-*/frame_0005.png")) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -506,7 +536,9 @@ def test_full_disk(clip, tmp_path, monkeypatch):
 # ---- names and places
 
 
-@pytest.mark.parametrize("name", ["2024-01-01T12:30:00.mp4", "c:lip.mp4", "file:x.mp4", "http:.mp4", "data:,x.mp4", "%d:1.mp4"])
+@pytest.mark.parametrize(
+    "name", ["2024-01-01T12:30:00.mp4", "c:lip.mp4", "file:x.mp4", "http:.mp4", "data:,x.mp4", "%d:1.mp4"]
+)
 def test_a_colon_in_a_relative_name(clip, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     Path(name).write_bytes(clip.read_bytes())
@@ -542,7 +574,12 @@ def test_long_names_stay_apart_and_the_file_system_takes_them(clip, tmp_path, sc
         (tmp_path / "in" / name).write_bytes(clip.read_bytes())
     rows = extract(tmp_path / "in", tmp_path / "root", height=16, split_scenes=True, progress=False).rows
     assert len({row.arc for row in rows}) == 2 and rows[1].arc == rows[0].arc.replace("_shot", "_2_shot")
-    assert extract(tmp_path / "in", tmp_path / "root", height=16, split_scenes=True, progress=False).rows[1].status == "kept"
+    assert (
+        extract(tmp_path / "in", tmp_path / "root", height=16, split_scenes=True, progress=False)
+        .rows[1]
+        .status
+        == "kept"
+    )
 
 
 @pytest.mark.parametrize("name", ["nowhere.mp4", "empty.mp4", "no-such-list.txt", "nothing.txt"])
@@ -639,7 +676,9 @@ def test_a_cover_is_no_film(clip, tmp_path, suffix, film):
                 container.mux(packet)
         for i in range(20):
             channels = len(sound.layout.channels)
-            frame = av.AudioFrame.from_ndarray(np.zeros((channels, 1024), np.float32), "fltp", sound.layout.name)
+            frame = av.AudioFrame.from_ndarray(
+                np.zeros((channels, 1024), np.float32), "fltp", sound.layout.name
+            )
             frame.sample_rate, frame.pts, frame.time_base = 44100, 1024 * i, Fraction(1, 44100)
             container.mux(sound.encode(frame))
         container.mux(sound.encode())
@@ -654,11 +693,18 @@ def test_a_cover_is_no_film(clip, tmp_path, suffix, film):
 def test_an_animated_webp(tmp_path):
     frames = [Image.new("RGBA", (64, 48), (40 * i, 0, 90, 255 if i else 0)) for i in range(6)]
     path = tmp_path / "a.webp"
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=[100, 100, 300, 100, 100, 100], lossless=True)
+    frames[0].save(
+        path, save_all=True, append_images=frames[1:], duration=[100, 100, 300, 100, 100, 100], lossless=True
+    )
     row = extract(path, tmp_path / "root", fps=10, progress=False).rows[0]
     assert (row.frames, row.seconds, row.note) == (8, 0.8, "")
     found = pictures(tmp_path / "root" / "a")
-    assert [picture[5, 5].tolist() for picture in found[:4]] == [[0, 0, 0], [40, 0, 90], [80, 0, 90], [80, 0, 90]]
+    assert [picture[5, 5].tolist() for picture in found[:4]] == [
+        [0, 0, 0],
+        [40, 0, 90],
+        [80, 0, 90],
+        [80, 0, 90],
+    ]
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(UserError, match="not a readable WebP"):
         extract(path, tmp_path / "cut", progress=False)
@@ -685,17 +731,25 @@ def test_two_workers_give_the_same_bytes_as_one(clip, tmp_path):
         root = tmp_path / f"root{workers}"
         rows = extract(videos, root, fps=7, height=20, workers=workers, progress=False).rows
         assert [row.arc for row in rows] == ["Q_1_x", "a", "a_2", "b"]
-        made[workers] = {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        made[workers] = {
+            path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()
+        }
     assert len(made[1]) == 4 * 15 + 1 and made[1] == made[2]
 
 
 def test_a_list_names_parts_of_videos(clip, tmp_path):
     listing = tmp_path / "list.txt"
     (tmp_path / "local.mp4").write_bytes(clip.read_bytes())
-    listing.write_text("# url name start duration\n\nlocal.mp4 one 0:01 0.3\nlocal.mp4 two\nlocal.mp4 two 1.9\nno.mp4 gone\n")
+    listing.write_text(
+        "# url name start duration\n\nlocal.mp4 one 0:01 0.3\nlocal.mp4 two\nlocal.mp4 two 1.9\nno.mp4 gone\n"
+    )
     extraction = extract(listing, tmp_path / "root", start=0.2, duration=0.4, progress=False)
     assert [row.arc for row in extraction.rows] == ["one", "two", "two_2"]
-    assert [numbers(tmp_path / "root" / name) for name in ("one", "two", "two_2")] == [[10, 11, 12], [2, 3, 4, 5], [19]]
+    assert [numbers(tmp_path / "root" / name) for name in ("one", "two", "two_2")] == [
+        [10, 11, 12],
+        [2, 3, 4, 5],
+        [19],
+    ]
     assert [source for source, _ in extraction.failed] == ["no.mp4"]
 
 
@@ -744,5 +798,7 @@ def test_the_script_says_with_its_exit_code_what_happened(broken, tmp_path):
     good = run_script(broken / "good.mp4", tmp_path / "a", "--fps", 5, "--height", 24, "--duration", "0:01")
     assert good.returncode == 0 and "| good | 5 | 24x32 | 5 | 1.00 |" in good.stdout
     some = run_script(broken, tmp_path / "b", "--drop-duplicates")
-    assert some.returncode == 1 and some.stderr.splitlines()[-1].startswith("error: 4 of the videos failed (cut.mp4, empty")
+    assert some.returncode == 1 and some.stderr.splitlines()[-1].startswith(
+        "error: 4 of the videos failed (cut.mp4, empty"
+    )
     assert "text.mp4: not a readable video" in some.stdout and "Traceback" not in some.stderr

@@ -1,4 +1,5 @@
-"""A file imports from lower floors, or from its own as long as nothing goes round in circles; systems are known by name alone.
+"""A file imports from lower floors, or from its own as long as nothing goes round in circles; systems are
+known by name alone.
 
 floor 0  config, frames, runtime
 floor 1  data/, media, metrics, frechet, checkpoint, thermal, nn/
@@ -43,7 +44,9 @@ def floor(module):
 
 
 def system_of(module):
-    """ "mtld" for mtld_core.systems.mtld and for all modules in a package of that name; "" for what is shared or elsewhere."""
+    """ "mtld" for mtld_core.systems.mtld and for all modules in a package of that name; "" for what is shared
+    or elsewhere.
+    """
     name = module.removeprefix(f"{SYSTEMS}.").split(".")[0] if module.startswith(f"{SYSTEMS}.") else ""
     return "" if name in SHARED else name
 
@@ -59,9 +62,11 @@ def modules_in(root):
 
 
 def imports_of(module, file, modules):
-    """(line, module of the project) for every import in a file, also inside functions. A name that is a module stands for it.
+    """(line, module of the project) for every import in a file, also inside functions. A name that is a
+    module stands for it.
 
-    Otherwise the package is what is imported: `from mtld_core.data import Arc` is an import of mtld_core.data's `__init__`.
+    Otherwise the package is what is imported: `from mtld_core.data import Arc` is an import of
+    mtld_core.data's `__init__`.
     """
     package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
     for node in ast.walk(ast.parse(file.read_text(), str(file))):
@@ -70,7 +75,9 @@ def imports_of(module, file, modules):
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*above, *filter(None, [node.module])])
-            named = [f"{base}.{alias.name}" if f"{base}.{alias.name}" in modules else base for alias in node.names]
+            named = [
+                f"{base}.{alias.name}" if f"{base}.{alias.name}" in modules else base for alias in node.names
+            ]
         else:
             continue
         for name in named:
@@ -100,7 +107,9 @@ def violations(root):
         for line, wanted in imports_of(module, file, modules):
             graph[module].add(wanted)
             if floor(wanted) > floor(module):
-                found.append(f"{where}:{line} on floor {floor(module)} imports {wanted} from floor {floor(wanted)}")
+                found.append(
+                    f"{where}:{line} on floor {floor(module)} imports {wanted} from floor {floor(wanted)}"
+                )
             if system_of(wanted) and system_of(wanted) != system_of(module):
                 found.append(f"{where}:{line} imports the system {wanted}; only its name may be used")
         if module != SYSTEMS and not system_of(module):
@@ -201,7 +210,10 @@ def test_a_good_tree_has_nothing_to_say(tmp_path):
 )  # fmt: skip
 def test_a_planted_violation_is_found(tmp_path, file, text, said):
     assert file in GOOD
-    text, said = text.replace("M", "mtld_core"), [line.replace("M", "mtld_core") for line in said]  # M keeps the table narrow
+    text, said = (
+        text.replace("M", "mtld_core"),
+        [line.replace("M", "mtld_core") for line in said],
+    )  # M keeps the table narrow
     found = violations(tree(tmp_path, **{file: text}))
     assert len(found) == len(said), found
     assert all(part in line for part, line in zip(said, found, strict=True)), found
@@ -217,11 +229,14 @@ def test_an_import_of_a_module_that_is_not_there_is_found(tmp_path):
 
 def test_importing_the_package_is_instant_and_brings_no_torch():
     code = (
-        "import sys, time; began = time.perf_counter(); import mtld_core; took = time.perf_counter() - began; "
-        "heavy = {'torch', 'numpy', 'cv2', 'mtld_core.systems'} & set(sys.modules); print(took, *sorted(heavy))"
+        "import sys, time; began = time.perf_counter(); import mtld_core; took = time.perf_counter() - "
+        "began; "
+        "heavy = {'torch', 'numpy', 'cv2', 'mtld_core.systems'} & set(sys.modules); print(took, "
+        "*sorted(heavy))"
     )
     runs = [
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True) for _ in range(3)
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        for _ in range(3)
     ]
     seconds, heavy = zip(*(run.stdout.strip().partition(" ")[::2] for run in runs), strict=True)
     assert heavy == ("", "", "")

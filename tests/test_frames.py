@@ -60,7 +60,9 @@ def test_to_uint8_clips_rounds_and_takes_any_float_type_with_gradient():
 
 
 def quarters(h, w):
-    """Four flat quarters with the colours red, green, blue, white, so that a wrong cut or a swapped axis shows."""
+    """Four flat quarters with the colours red, green, blue, white, so that a wrong cut or a swapped axis
+    shows.
+    """
     frame = np.zeros((h, w, 3), np.uint8)
     frame[: h // 2, : w // 2, 0] = frame[: h // 2, w // 2 :, 1] = frame[h // 2 :, : w // 2, 2] = 250
     frame[h // 2 :, w // 2 :] = 250
@@ -81,9 +83,12 @@ def test_the_quarters_stay_where_they_were(fit, size, asked):
     found = fit_frame(quarters(*size), *asked, fit)
     assert found.shape == (*asked, 3) and found.dtype == np.uint8 and found.flags.c_contiguous
     scale = min(asked[0] / size[0], asked[1] / size[1])
-    height, width = (scale * size[0], scale * size[1]) if fit == "pad" else asked  # of the part that is no border
+    height, width = (
+        (scale * size[0], scale * size[1]) if fit == "pad" else asked
+    )  # of the part that is no border
     y, x = (
-        [round(asked[i] / 2 - side / 4 - 0.5), round(asked[i] / 2 + side / 4 - 0.5)] for i, side in enumerate((height, width))
+        [round(asked[i] / 2 - side / 4 - 0.5), round(asked[i] / 2 + side / 4 - 0.5)]
+        for i, side in enumerate((height, width))
     )
     corners = [found[i, j].astype(int) for i in y for j in x]  # the middle of each quarter
     wanted = [250, 0, 0], [0, 250, 0], [0, 0, 250], [250, 250, 250]
@@ -138,7 +143,9 @@ def test_a_side_of_zero_follows_the_aspect(size, asked, wanted, fit):
 def test_shrinking_averages_areas():
     frame = np.random.default_rng(0).integers(0, 256, (32, 24, 3), dtype=np.uint8)
     means = frame.reshape(8, 4, 6, 4, 3).mean((1, 3))
-    assert np.abs(fit_frame(frame, 8, 6) - means).max() <= 0.51  # picking or interpolating pixels is far from it
+    assert (
+        np.abs(fit_frame(frame, 8, 6) - means).max() <= 0.51
+    )  # picking or interpolating pixels is far from it
 
 
 side = st.integers(1, 200)
@@ -162,6 +169,13 @@ def test_the_shape_is_always_as_asked(h, w, height, width, fit):
 
 
 @settings(max_examples=60, deadline=None)
-@given(side, side, st.integers(1, 64), st.integers(1, 64), st.sampled_from(["crop", "stretch"]), st.integers(0, 255))
+@given(
+    side,
+    side,
+    st.integers(1, 64),
+    st.integers(1, 64),
+    st.sampled_from(["crop", "stretch"]),
+    st.integers(0, 255),
+)
 def test_a_flat_picture_stays_flat(h, w, height, width, fit, grey):
     assert (fit_frame(np.full((h, w, 3), grey, np.uint8), height, width, fit) == grey).all()

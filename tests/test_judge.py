@@ -40,18 +40,24 @@ def test_judging_changes_nothing_that_training_goes_on_from(run):
     assert checkpoint_to_resume(folder, "auto")[0].name == "step_00000020"
 
 
-def test_a_run_whose_lpips_weights_are_gone_is_judged_with_what_the_cache_has(run, tmp_path, capsys, monkeypatch):
+def test_a_run_whose_lpips_weights_are_gone_is_judged_with_what_the_cache_has(
+    run, tmp_path, capsys, monkeypatch
+):
     folder = shutil.copytree(run[0], tmp_path / "run")
     about = json.loads((folder / "config.json").read_text())
     about["config"]["lpips_weights"] = "gone.pth"
     about["dataset"]["path"] = str(run[0].parent / "arcs")
     (folder / "config.json").write_text(json.dumps(about))
     asked = []
-    monkeypatch.setattr(metrics, "lpips_metric", lambda device, weights="": asked.append(weights) or (None, "none here"))
+    monkeypatch.setattr(
+        metrics, "lpips_metric", lambda device, weights="": asked.append(weights) or (None, "none here")
+    )
     assert judge.main([str(folder)]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["lpips_reason"] == "none here" and set(asked) == {""}
-    assert said.err.startswith("lpips_weights='gone.pth' is not here (any more): LPIPS takes what torch's cache has\n")
+    assert said.err.startswith(
+        "lpips_weights='gone.pth' is not here (any more): LPIPS takes what torch's cache has\n"
+    )
     (tmp_path / "gone.pth").touch()
     monkeypatch.chdir(tmp_path)
     asked.clear()
@@ -70,11 +76,15 @@ def test_eval_batches_are_batches_of_windows(tmp_path):
     write_arcs(tmp_path / "arcs", [20] * 6)
     for settings, windows in (({"eval_batches": 2}, 6), ({"eval_windows": 5}, 5)):
         run_dir = str(tmp_path / str(windows))
-        report = train("mtld", "tiny", str(tmp_path / "arcs"), settings, run_dir=run_dir, steps=1, batch_size=3)
+        report = train(
+            "mtld", "tiny", str(tmp_path / "arcs"), settings, run_dir=run_dir, steps=1, batch_size=3
+        )
         assert report["metrics"]["windows"] == windows
 
 
 def test_an_epoch_has_as_many_steps_as_asked_for(tmp_path):
     write_arcs(tmp_path / "arcs", [20] * 6)
     settings = {"steps_per_epoch": 5, "epochs": 2}
-    assert train("mtld", "tiny", str(tmp_path / "arcs"), settings, run_dir=str(tmp_path / "run"))["step"] == 10
+    assert (
+        train("mtld", "tiny", str(tmp_path / "arcs"), settings, run_dir=str(tmp_path / "run"))["step"] == 10
+    )

@@ -37,7 +37,9 @@ class Mover(System):
         return context[:, -1]
 
     def step(self, state, action=None):
-        frame = torch.stack([torch.roll(frame, round(float(a)), -1) for frame, a in zip(state, action, strict=True)])
+        frame = torch.stack(
+            [torch.roll(frame, round(float(a)), -1) for frame, a in zip(state, action, strict=True)]
+        )
         return frame, frame
 
 
@@ -92,7 +94,9 @@ def judge(dataset, system, horizon=4, reach=0, **settings):
 @pytest.mark.parametrize("kind", [Mover, Seer])
 @pytest.mark.parametrize("reach", [0, 9])
 def test_each_action_leads_to_its_own_frame(kind, reach):
-    """The true rollout is exact; with the actions a frame earlier or later it is not, so a shift cannot hide."""
+    """The true rollout is exact; with the actions a frame earlier or later it is not, so a shift cannot
+    hide.
+    """
     dataset, system = clip(random_actions(80)), kind()
     judged = judge(dataset, system, reach=reach)
     figures = judged(system)
@@ -100,7 +104,9 @@ def test_each_action_leads_to_its_own_frame(kind, reach):
     own = judged._actions(system, judged.starts, 4)
     assert torch.equal(own, dataset.actions[judged.starts[:, None] + 1 + torch.arange(4)])
     for shift in (-1, 1):
-        made = judged.made_by(system, judged.starts, 3, dataset.actions[judged.starts[:, None] + 1 + shift + torch.arange(3)])
+        made = judged.made_by(
+            system, judged.starts, 3, dataset.actions[judged.starts[:, None] + 1 + shift + torch.arange(3)]
+        )
         assert not torch.equal(made[:, 0], judged.truth(judged.starts)[:, 0])
 
 
@@ -117,7 +123,9 @@ def test_shuffled_actions_are_those_of_other_windows_every_one(monkeypatch):
     judged = judge(dataset, system, batch_size=7)
     honest = judged._actions
     monkeypatch.setattr(
-        judged, "_actions", lambda system, starts, horizon: asked.append(starts) or honest(system, starts, horizon)
+        judged,
+        "_actions",
+        lambda system, starts, horizon: asked.append(starts) or honest(system, starts, horizon),
     )
     judged._steering(system, torch.ones(1), lambda: None)
     assert not (torch.cat(asked) == judged.starts).any()
@@ -125,7 +133,8 @@ def test_shuffled_actions_are_those_of_other_windows_every_one(monkeypatch):
 
 
 def test_controllability_by_hand():
-    """The column stands and moves by one in turn. Two different actions always part by 2 of 8 columns: MSE 1/4.
+    """The column stands and moves by one in turn. Two different actions always part by 2 of 8 columns: MSE
+    1/4.
 
     After one frame the truth has moved in half of the windows (1/8), after two in all (1/4).
     """
@@ -152,7 +161,11 @@ def test_actions_from_a_range_are_judged_alike():
     system = Slider()
     judged = judge(dataset, system)
     figures = judged(system)
-    assert figures["psnr"] == 100 and figures["action_shuffle_gap_db"] > 60 and figures["controllability_db"] > -3
+    assert (
+        figures["psnr"] == 100
+        and figures["action_shuffle_gap_db"] > 60
+        and figures["controllability_db"] > -3
+    )
     rows, labels, columns = judged.steered(system)
     assert labels == ["all low", "middle", "all high"] and columns == ["+1", "+2", "+4"] and len(rows[0]) == 3
 
@@ -160,7 +173,9 @@ def test_actions_from_a_range_are_judged_alike():
 def test_a_single_window_or_action_gives_the_figures_that_it_can():
     dataset, system = clip(torch.zeros(6, dtype=torch.int64)), Mover()
     figures = judge(dataset, system)(system)
-    assert figures["windows"] == 1 and "controllability_db" in figures and "action_shuffle_gap_db" not in figures
+    assert (
+        figures["windows"] == 1 and "controllability_db" in figures and "action_shuffle_gap_db" not in figures
+    )
     system.action_space = 1
     dataset = clip(torch.zeros(9, dtype=torch.int64))
     judged = judge(dataset, system)
@@ -180,7 +195,11 @@ def test_the_picture_of_held_actions_names_and_steers():
     seer = Seer()
     seen = judge(dataset, seer)
     seen(seer)
-    assert seen.steered(seer)[1] == ["action 0", "action 1", "action 2"]  # its actions are no buttons of the recording
+    assert seen.steered(seer)[1] == [
+        "action 0",
+        "action 1",
+        "action 2",
+    ]  # its actions are no buttons of the recording
 
 
 def test_judging_can_be_given_up_between_the_pieces_of_steering():
@@ -209,11 +228,16 @@ def test_a_long_horizon_reaches_as_far_as_the_held_out_shots():
     starts, reach = reachable(dataset, held, 2, 4, 0)
     assert reach == 4 and torch.equal(starts, held)
     starts, reach = reachable(dataset, held, 2, 4, 10)
-    assert reach == 10 and starts.tolist() == list(range(10, 19))  # a window from 18 ends with frame 18 + 2 + 10 - 1 = 29
+    assert reach == 10 and starts.tolist() == list(
+        range(10, 19)
+    )  # a window from 18 ends with frame 18 + 2 + 10 - 1 = 29
     starts, reach = reachable(dataset, held, 2, 4, 40)
     assert reach == 11 and starts.tolist() == list(range(10, 18))  # eight windows are left
     dataset.cuts = np.array([20])
-    assert reachable(dataset, held[:1], 2, 4, 40)[1] == 8 and reachable(dataset, held[:1], 2, 4, 40, cross_cuts=True)[1] == 18
+    assert (
+        reachable(dataset, held[:1], 2, 4, 40)[1] == 8
+        and reachable(dataset, held[:1], 2, 4, 40, cross_cuts=True)[1] == 18
+    )
 
 
 def five_arcs():
@@ -246,7 +270,11 @@ def test_a_run_reaches_its_long_horizon_or_says_why_not(asked, reached, tmp_path
 
 @pytest.mark.parametrize("steered", [True, False])
 def test_judgement_is_a_picture_of_whatever_was_measured(steered, tmp_path):
-    predicted = {"psnr_by_horizon": [30.0, 28.0], "skill_db_by_horizon": [1.0, -1.0], "baseline_copy_psnr_by_horizon": [29, 29]}
+    predicted = {
+        "psnr_by_horizon": [30.0, 28.0],
+        "skill_db_by_horizon": [1.0, -1.0],
+        "baseline_copy_psnr_by_horizon": [29, 29],
+    }
     metrics = predicted | {"controllability_db": -3.0} if steered else {"psnr_by_horizon": [30.0]}
     (tmp_path / "judgement.png").write_bytes(draw_judgement(metrics))
     assert np.asarray(Image.open(tmp_path / "judgement.png")).shape[:2] == (480, 1440 if steered else 720)
@@ -281,7 +309,11 @@ def test_an_alarm_is_said_once_and_again_when_it_returns(tmp_path, monkeypatch):
     monkeypatch.setattr(ToyPlayer, "alarms", alarms)
     monkeypatch.setattr(alarms_module, "EARLY", early)
     report = run(tmp_path, five_arcs(), said, log_every_steps=4, eval_every_steps=8)
-    warnings = [line.removeprefix("warning: ") for line in said if line.startswith("warning: ") and "matter" not in line]
+    warnings = [
+        line.removeprefix("warning: ")
+        for line in said
+        if line.startswith("warning: ") and "matter" not in line
+    ]
     assert warnings == ["collapsed", "dull", "shrinking", "collapsed"] and len(losses) == 5
     assert [line for line in report["alarms"] if "matter" not in line] == ["collapsed", "dull"]
     assert report == json.loads((tmp_path / "run" / "report.json").read_text())

@@ -49,14 +49,18 @@ def test_what_names_no_input_stays_as_it_is(root):
 
 
 @pytest.mark.parametrize(
-    "place", ["one/runs/film", "notebooks/me/one/runs/film", "datasets/me/film", "datasets/me/one/fetched/film"]
+    "place",
+    ["one/runs/film", "notebooks/me/one/runs/film", "datasets/me/film", "datasets/me/one/fetched/film"],
 )
 def test_a_run_is_found_by_its_name_and_brought(root, place):
     source = write_run(root / "input" / place, 10, 20)
     assert mtld_kaggle.find_run("runs/film") == str(source)
     assert mtld_kaggle.bring_run("runs/film") == "runs/film"
     brought = root / "working" / "runs" / "film"
-    assert checkpoints.find(brought).name == "step_00000020" and json.loads((brought / "config.json").read_text()) == {}
+    assert (
+        checkpoints.find(brought).name == "step_00000020"
+        and json.loads((brought / "config.json").read_text()) == {}
+    )
     assert not (brought / ".lock").exists() and not list(brought.parent.glob(".*"))
 
 
@@ -73,7 +77,12 @@ def test_of_several_runs_the_newest_good_checkpoint_counts(root):
 
 def test_nothing_is_brought_where_it_is_not_wanted(root):
     write_run(root / "input" / "train" / "runs" / "film", 20)
-    for run_dir, resume in (("runs/other", "auto"), ("", "auto"), ("runs/film", "never"), ("runs/film", "runs/x")):
+    for run_dir, resume in (
+        ("runs/other", "auto"),
+        ("", "auto"),
+        ("runs/film", "never"),
+        ("runs/film", "runs/x"),
+    ):
         assert mtld_kaggle.bring_run(run_dir, resume) == run_dir
     assert not (root / "working" / "runs").exists()
     write_run(root / "working" / "runs" / "film", 5)  # trained in this session
@@ -110,7 +119,13 @@ def stages(**named):
 
 
 @pytest.mark.parametrize(
-    "place", ["one/runs/tokens", "notebooks/me/one/runs/tokens", "datasets/me/tokens", "datasets/me/one/fetched/tokens"]
+    "place",
+    [
+        "one/runs/tokens",
+        "notebooks/me/one/runs/tokens",
+        "datasets/me/tokens",
+        "datasets/me/one/fetched/tokens",
+    ],
 )
 def test_the_runs_that_a_system_is_built_on_are_found_by_their_names_and_brought(root, place):
     write_run(root / "input" / place, 10, 20)
@@ -125,7 +140,9 @@ def test_the_runs_that_a_system_is_built_on_are_found_by_their_names_and_brought
 def test_a_stage_is_read_in_the_input_that_its_name_says(root, mount):
     run = write_run(root / "input" / mount / "runs" / "tokens", 10)
     write_run(root / "input" / "newer" / "runs" / "tokens", 99)
-    found = json.loads(mtld_kaggle.bring_stages("dynamics", stages(tokenizer_run="me/train/runs/tokens"), "runs/dynamics"))
+    found = json.loads(
+        mtld_kaggle.bring_stages("dynamics", stages(tokenizer_run="me/train/runs/tokens"), "runs/dynamics")
+    )
     assert found == {"latent_dim": 4, "tokenizer_run": str(run)}
     assert not (root / "working" / "runs").exists()
 
@@ -134,7 +151,8 @@ def test_a_stage_that_is_nowhere_is_said_unless_the_run_goes_on(root):
     write_run(root / "input" / "train" / "runs" / "other", 10)
     given = stages(tokenizer_run="runs/tokens")
     with pytest.raises(
-        UserError, match=r"tokenizer_run='runs/tokens' is in no input of this kernel: attach .*; there are: .*train"
+        UserError,
+        match=r"tokenizer_run='runs/tokens' is in no input of this kernel: attach .*; there are: .*train",
     ):
         mtld_kaggle.bring_stages("dynamics", given, "runs/dynamics")
     write_run(root / "working" / "runs" / "dynamics", 5)
@@ -144,7 +162,9 @@ def test_a_stage_that_is_nowhere_is_said_unless_the_run_goes_on(root):
 def test_a_path_that_holds_no_stage_is_said_with_its_field_unless_the_run_goes_on(root, capsys):
     write_run(root / "input" / "tok" / "right", 10)
     given = stages(tokenizer_run=str(root / "input" / "tok" / "typo"))
-    with pytest.raises(UserError, match=r"^tokenizer_run='.*/input/tok/typo' is in no input of this kernel: attach"):
+    with pytest.raises(
+        UserError, match=r"^tokenizer_run='.*/input/tok/typo' is in no input of this kernel: attach"
+    ):
         mtld_kaggle.bring_stages("dynamics", given, "runs/dynamics")
     write_run(root / "working" / "runs" / "dynamics", 5)
     assert mtld_kaggle.bring_stages("dynamics", given, "runs/dynamics") == given
@@ -161,6 +181,10 @@ def test_a_damaged_stage_does_not_stop_a_run_that_goes_on(root):
 
 
 def test_other_systems_and_overrides_stay_as_they_are(root):
-    for system, overrides in (("mtld", stages(tokenizer_run="runs/x")), ("dynamics", "{}"), ("dynamics", "not JSON")):
+    for system, overrides in (
+        ("mtld", stages(tokenizer_run="runs/x")),
+        ("dynamics", "{}"),
+        ("dynamics", "not JSON"),
+    ):
         assert mtld_kaggle.bring_stages(system, overrides, "runs/y") == overrides
     assert mtld_kaggle.bring_stages("dynamics", stages(tokenizer_run=5), "runs/y") == stages(tokenizer_run=5)

@@ -21,7 +21,12 @@ from mtld_core.runtime import UserError
 from mtld_core.train import train
 
 LAYOUTS = ("mtld-2-train", "notebooks/me/mtld-2-train", "datasets/me/mtld-2-train")
-TRAINING = [("preset", "tiny"), ("dataset_root", "me/arcs"), ("run_dir", "runs/film"), ("overrides", '{"log_every_steps": 1}')]
+TRAINING = [
+    ("preset", "tiny"),
+    ("dataset_root", "me/arcs"),
+    ("run_dir", "runs/film"),
+    ("overrides", '{"log_every_steps": 1}'),
+]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +56,9 @@ def first_version(python, inputs, data, tmp_path_factory):
     kaggle = Kaggle(python, tmp_path_factory.mktemp("first"))
     kaggle.mount(inputs, f"datasets/me/{INPUTS}")
     kaggle.mount(data, "datasets/me/arcs")
-    code, said, modules = kaggle.run(make_kernel("02_train", [*TRAINING, ("steps", "1000000"), ("time_budget_minutes", "0.1")]))
+    code, said, modules = kaggle.run(
+        make_kernel("02_train", [*TRAINING, ("steps", "1000000"), ("time_budget_minutes", "0.1")])
+    )
     assert code == 0, said
     return kaggle.root / "working", said, modules
 
@@ -65,7 +72,9 @@ def report(working):
 
 def carried(kernel):
     """{name: bytes} of the files inside a kernel."""
-    text = re.search(r'b64decode\("""\n(.*?)\n"""', "".join(json.loads(kernel.text)["cells"][0]["source"]), re.DOTALL)[1]
+    text = re.search(
+        r'b64decode\("""\n(.*?)\n"""', "".join(json.loads(kernel.text)["cells"][0]["source"]), re.DOTALL
+    )[1]
     with zipfile.ZipFile(io.BytesIO(base64.b64decode(text))) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
@@ -88,7 +97,12 @@ def test_a_kernel_carries_all_code_no_data_and_fits(name):
 
 
 def test_parameters_are_written_into_the_parameters_cell():
-    given = [("steps", "100"), ("dataset_root", "me/film/frames"), ("run_dir", "runs/7"), ("interactive", "false")]
+    given = [
+        ("steps", "100"),
+        ("dataset_root", "me/film/frames"),
+        ("run_dir", "runs/7"),
+        ("interactive", "false"),
+    ]
     kernel = make_kernel("02_train", given, "me")
     cell = cell_with(kernel, "preset = ")
     assert "steps = 100\n" in cell and "run_dir = 'runs/7'\n" in cell and "interactive = False\n" in cell
@@ -122,7 +136,9 @@ def test_a_wrong_parameter_is_refused(given, message, data, monkeypatch):
 def test_the_dataset_to_attach_has_wheels_weights_and_clip(inputs):
     names = {path.name for path in inputs.iterdir()}
     for package in PACKAGES:
-        assert any(name.startswith(package.replace("-", "_") + "-") and name.endswith(".whl") for name in names), names
+        assert any(
+            name.startswith(package.replace("-", "_") + "-") and name.endswith(".whl") for name in names
+        ), names
     assert {MARKER, "bigbuckbunny.mp4", "LICENSE.md"} < names
     assert json.loads((inputs / "dataset-metadata.json").read_text())["id"] == f"me/{INPUTS}"
     assert not any("torch" in name for name in names)
@@ -156,7 +172,9 @@ def test_pip_brings_what_is_not_installed(one_package):
 
 def test_where_pip_reaches_nothing_the_way_out_is_said(one_package, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(UserError, match=r"pip could not download lpips \(.*\): build where it can, or put its wheel into"):
+    with pytest.raises(
+        UserError, match=r"pip could not download lpips \(.*\): build where it can, or put its wheel into"
+    ):
         build_inputs(one_package)
 
 
@@ -165,7 +183,8 @@ def test_the_weights_come_from_torchs_cache_without_what_lpips_does_not_need(tmp
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     torch.save(
-        {"features.0.weight": torch.ones(2), "classifier.0.weight": torch.ones(9)}, tmp_path / "checkpoints" / TRUNK_FILE
+        {"features.0.weight": torch.ones(2), "classifier.0.weight": torch.ones(9)},
+        tmp_path / "checkpoints" / TRUNK_FILE,
     )
     build_inputs(tmp_path / "built")
     assert list(torch.load(tmp_path / "built" / MARKER, weights_only=True)) == ["features.0.weight"]
@@ -176,7 +195,9 @@ def test_the_weights_come_from_torchs_cache_without_what_lpips_does_not_need(tmp
 
 def test_a_kernel_runs_alone_and_its_time_limit_leaves_everything_written(first_version):
     working, said, modules = first_version
-    assert all("mtld_code_" in file for file in modules[:2]) and all("mtld_packages_" in file for file in modules[2:]), modules
+    assert all("mtld_code_" in file for file in modules[:2]) and all(
+        "mtld_packages_" in file for file in modules[2:]
+    ), modules
     ended = report(working)
     assert (ended["status"], ended["reason"]) == ("stopped", "time budget spent") and ended["step"] > 0, said
     assert ended["metrics"]["lpips"] is not None  # the trunk was found, offline
@@ -186,7 +207,9 @@ def test_a_kernel_runs_alone_and_its_time_limit_leaves_everything_written(first_
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_next_version_goes_on_from_whichever_mount_holds_the_run(first_version, layout, python, inputs, data, tmp_path):
+def test_the_next_version_goes_on_from_whichever_mount_holds_the_run(
+    first_version, layout, python, inputs, data, tmp_path
+):
     working, *_ = first_version
     done = report(working)["step"]
     kaggle = Kaggle(python, tmp_path)
@@ -209,7 +232,9 @@ def test_a_run_in_an_input_generates(first_version, python, inputs, data, tmp_pa
     kaggle.mount(first_version[0], "notebooks/me/mtld-2-train")
     kaggle.mount(data, "datasets/me/arcs")
     source = ("source", "me/arcs/arc_0/frame_0003.png")
-    code, said, _ = kaggle.run(make_kernel("03_generate", [("run_dir", "runs/film"), ("num_frames", "5"), source]))
+    code, said, _ = kaggle.run(
+        make_kernel("03_generate", [("run_dir", "runs/film"), ("num_frames", "5"), source])
+    )
     assert code == 0, said
     assert len(list((kaggle.root / "working" / "generated" / "frames").glob("*.png"))) == 5
 
@@ -217,14 +242,20 @@ def test_a_run_in_an_input_generates(first_version, python, inputs, data, tmp_pa
 def test_the_sample_clip_comes_from_the_attached_dataset(python, inputs, tmp_path):
     kaggle = Kaggle(python, tmp_path)
     kaggle.mount(inputs, INPUTS)
-    code, said, _ = kaggle.run(make_kernel("01_extract_frames", [("duration", "1"), ("height", "16"), ("width", "16")]))
+    code, said, _ = kaggle.run(
+        make_kernel("01_extract_frames", [("duration", "1"), ("height", "16"), ("width", "16")])
+    )
     assert code == 0, said
     assert list((kaggle.root / "working" / "dataset").glob("*/frame_0000.png"))
 
 
 def test_without_the_dataset_the_kernel_says_what_to_attach(python, tmp_path):
     code, said, _ = Kaggle(python, tmp_path).run(make_kernel("02_train", TRAINING))
-    assert code != 0 and "this image lacks lpips, nvidia-ml-py, av" in said and f"attach the dataset {INPUTS}" in said
+    assert (
+        code != 0
+        and "this image lacks lpips, nvidia-ml-py, av" in said
+        and f"attach the dataset {INPUTS}" in said
+    )
 
 
 # ---- the stages of a world model
@@ -237,12 +268,20 @@ def test_stages_named_with_their_kernel_or_dataset_are_attached():
     overrides["latent_actions_run"] = "me/mtld-2-train/runs/moves"
     kernel = make_kernel("02_train", [("system", "dynamics"), ("overrides", json.dumps(overrides))], "me")
     assert kernel.metadata["kernel_sources"] == ["me/mtld-2-train"]
-    assert "mtld_kaggle.bring_stages(system, overrides, run_dir)" in cell_with(kernel, "mtld_kaggle.bring_run")
+    assert "mtld_kaggle.bring_stages(system, overrides, run_dir)" in cell_with(
+        kernel, "mtld_kaggle.bring_run"
+    )
 
 
 def test_a_kernel_finds_the_runs_of_its_stages(python, inputs, data, tmp_path):
     for name in ("tokenizer", "latent_actions"):
-        train(name, "tiny", str(data), {"steps": 1, "eval_windows": 2}, run_dir=str(tmp_path / name / "runs" / name))
+        train(
+            name,
+            "tiny",
+            str(data),
+            {"steps": 1, "eval_windows": 2},
+            run_dir=str(tmp_path / name / "runs" / name),
+        )
     kaggle = Kaggle(python, tmp_path / "there")
     for source, place in ((inputs, INPUTS), (data, "arcs"), (tmp_path / "tokenizer", "notebooks/me/first"),
                           (tmp_path / "latent_actions", "datasets/me/second")):  # fmt: skip
@@ -252,7 +291,9 @@ def test_a_kernel_finds_the_runs_of_its_stages(python, inputs, data, tmp_path):
     parameters = dict(TRAINING) | {"system": "dynamics", "steps": "1", "overrides": json.dumps(overrides)}
     code, said, _ = kaggle.run(make_kernel("02_train", parameters.items()))
     assert code == 0 and report(kaggle.root / "working")["status"] == "finished", said
-    assert checkpoints.find(kaggle.root / "working" / "runs" / "tokenizer")  # brought, so that the next version has it, too
+    assert checkpoints.find(
+        kaggle.root / "working" / "runs" / "tokenizer"
+    )  # brought, so that the next version has it, too
 
 
 @pytest.mark.parametrize(
@@ -271,4 +312,6 @@ def test_parameters_are_of_their_kind(name, given, message):
         with pytest.raises(UserError, match=message):
             make_kernel(name, [given])
     else:
-        assert f"{given[0]} = {given[1]!r}" in json.dumps(json.loads(make_kernel(name, [given]).text)["cells"])
+        assert f"{given[0]} = {given[1]!r}" in json.dumps(
+            json.loads(make_kernel(name, [given]).text)["cells"]
+        )

@@ -1,4 +1,6 @@
-"""push.py: what it refuses before anything is sent, and a push through Kaggle's own client to a server on this machine."""
+"""push.py: what it refuses before anything is sent, and a push through Kaggle's own client to a server on
+this machine.
+"""
 
 import http.server
 import json
@@ -33,7 +35,10 @@ def test_the_projects_own_metadata_is_right(name):
         ({"enable_internt": False}, "there is no field 'enable_internt'; did you mean 'enable_internet'"),
         ({"dataset_source": []}, "did you mean 'dataset_sources'"),
         ({"enable_gpu": True}, "there is no field 'enable_gpu'"),
-        ({"machine_shape": "NvidiaTeslaT4x2"}, "'NvidiaTeslaT4x2' is no GPU that Kaggle has; did you mean 'NvidiaTeslaT4'"),
+        (
+            {"machine_shape": "NvidiaTeslaT4x2"},
+            "'NvidiaTeslaT4x2' is no GPU that Kaggle has; did you mean 'NvidiaTeslaT4'",
+        ),
         ({"machine_shape": "nvidiateslat4"}, "machine_shape"),
         ({"machine_shape": None}, "machine_shape must be of type str"),
         ({"is_private": "true"}, "is_private must be of type bool, not 'true'"),
@@ -50,12 +55,24 @@ def test_the_projects_own_metadata_is_right(name):
         ({"id": "me/mtld-2-train/3"}, "id must be owner/kernel-slug"),
         ({"dataset_sources": "me/film"}, "dataset_sources must be a list"),
         ({"dataset_sources": ["film"]}, "dataset_sources: 'film' must be owner/dataset-slug"),
-        ({"dataset_sources": ["datasets/me/film"]}, "dataset_sources: 'datasets/me/film' must be owner/dataset-slug"),
+        (
+            {"dataset_sources": ["datasets/me/film"]},
+            "dataset_sources: 'datasets/me/film' must be owner/dataset-slug",
+        ),
         ({"dataset_sources": [7]}, r"dataset_sources\[0\] must be of type str"),
-        ({"kernel_sources": ["code/me/mtld-2-train"]}, "kernel_sources: 'code/me/mtld-2-train' must be owner/kernel-slug"),
+        (
+            {"kernel_sources": ["code/me/mtld-2-train"]},
+            "kernel_sources: 'code/me/mtld-2-train' must be owner/kernel-slug",
+        ),
         ({"competition_sources": ["c/digits"]}, "competition_sources: 'c/digits' must be competition-slug"),
-        ({"model_sources": ["me/model"]}, "model_sources: 'me/model' must be owner/model-slug/framework/variation/version"),
-        ({"docker_image_pinning_type": "newest"}, "docker_image_pinning_type must be one of 'original', 'latest'"),
+        (
+            {"model_sources": ["me/model"]},
+            "model_sources: 'me/model' must be owner/model-slug/framework/variation/version",
+        ),
+        (
+            {"docker_image_pinning_type": "newest"},
+            "docker_image_pinning_type must be one of 'original', 'latest'",
+        ),
     ],
 )
 def test_a_mistake_in_the_metadata_names_file_field_and_way_out(change, message, tmp_path):
@@ -66,7 +83,9 @@ def test_a_mistake_in_the_metadata_names_file_field_and_way_out(change, message,
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("field", ["id", "title", "code_file", "language", "kernel_type", "is_private", "enable_internet"])
+@pytest.mark.parametrize(
+    "field", ["id", "title", "code_file", "language", "kernel_type", "is_private", "enable_internet"]
+)
 def test_a_field_whose_default_is_kaggles_own_must_be_there(field, tmp_path):
     (tmp_path / FILE).write_text(json.dumps({name: value for name, value in GOOD.items() if name != field}))
     with pytest.raises(UserError, match=f"{field} is missing"):
@@ -106,9 +125,11 @@ class FakeKaggle(http.server.ThreadingHTTPServer):
     def __init__(self, statuses=("QUEUED", "RUNNING", "RUNNING", "COMPLETE"), saved=None, broken=()):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests, self.statuses, self.broken = [], list(statuses), list(broken)
-        self.saved = {"versionNumber": 3, "url": "https://example.org/me/mtld-2-train", "ref": "/me/mtld-2-train"} | (
-            saved or {}
-        )
+        self.saved = {
+            "versionNumber": 3,
+            "url": "https://example.org/me/mtld-2-train",
+            "ref": "/me/mtld-2-train",
+        } | (saved or {})
         self.files = {
             "runs/film/report.json": json.dumps(REPORT).encode(),
             "runs/film/latest.json": b"{}",
@@ -137,7 +158,10 @@ class FakeKaggle(http.server.ThreadingHTTPServer):
         names = sorted(self.files)  # a page at a time
         here = int(body.get("pageToken") or 0)
         more = {"nextPageToken": str(here + 1)} if here + 1 < len(names) else {}
-        return {"files": [{"url": f"{self.address}/file/{names[here]}", "fileName": names[here]}], "log": "[]"} | more
+        return {
+            "files": [{"url": f"{self.address}/file/{names[here]}", "fileName": names[here]}],
+            "log": "[]",
+        } | more
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -165,11 +189,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 def push(folder, *arguments, address="http://127.0.0.1:9", **environment):
-    """`python kaggle/push.py ...` with the real client and the connections of this machine only: (exit code, what it said)."""
+    """`python kaggle/push.py ...` with the real client and the connections of this machine only: (exit code,
+    what it said).
+    """
     (folder / "site").mkdir(exist_ok=True)
     (folder / "site" / "sitecustomize.py").write_text(SITE)
-    account = {"KAGGLE_USERNAME": "me", "KAGGLE_KEY": "secret", "KAGGLE_API_ENVIRONMENT": "LOCALHOST", "FAKE_KAGGLE": address}
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": str(folder / "site")} | account | environment
+    account = {
+        "KAGGLE_USERNAME": "me",
+        "KAGGLE_KEY": "secret",
+        "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+        "FAKE_KAGGLE": address,
+    }
+    environment = (
+        {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": str(folder / "site")}
+        | account
+        | environment
+    )
     environment = {name: value for name, value in environment.items() if value}
     command = [sys.executable, str(ROOT / "kaggle" / "push.py"), *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -177,14 +212,22 @@ def push(folder, *arguments, address="http://127.0.0.1:9", **environment):
 
 
 def test_a_push_sends_the_kernel_waits_and_fetches(tmp_path):
-    with FakeKaggle(saved={"invalidKernelSources": ["me/mtld-2-train"]}) as kaggle:  # the first version has no earlier one
+    with FakeKaggle(
+        saved={"invalidKernelSources": ["me/mtld-2-train"]}
+    ) as kaggle:  # the first version has no earlier one
         code, said = push(tmp_path, "02_train", "-p", "steps", "500", "-p", "dataset_root", "me/film", "--poll-seconds", "0.05",
                           address=kaggle.address)  # fmt: skip
         assert code == 0, said
         [sent] = kaggle.sent("SaveKernel")
-        assert (sent["slug"], sent["newTitle"], sent["machineShape"]) == ("me/mtld-2-train", "MTLD 2 train", "NvidiaTeslaT4")
+        assert (sent["slug"], sent["newTitle"], sent["machineShape"]) == (
+            "me/mtld-2-train",
+            "MTLD 2 train",
+            "NvidiaTeslaT4",
+        )
         assert (sent["isPrivate"], sent["enableInternet"]) == (True, False)
-        assert sent["datasetDataSources"] == ["me/mtld-inputs", "me/film"] and sent["kernelDataSources"] == ["me/mtld-2-train"]
+        assert sent["datasetDataSources"] == ["me/mtld-inputs", "me/film"] and sent["kernelDataSources"] == [
+            "me/mtld-2-train"
+        ]
         source = "".join(cell["source"] for cell in json.loads(sent["text"])["cells"])
         assert "steps = 500" in source and "mtld_kaggle.bring_run" in source and "b64decode" in source
         assert len(sent["text"]) < 1_000_000
@@ -199,12 +242,17 @@ def test_a_push_sends_the_kernel_waits_and_fetches(tmp_path):
     ("statuses", "message"),
     [
         (("RUNNING", "ERROR"), "ended with status ERROR: out of memory; its log is in here"),
-        (("CANCEL_REQUESTED", "CANCEL_ACKNOWLEDGED"), "ended with status CANCEL_ACKNOWLEDGED; its log is in here"),
+        (
+            ("CANCEL_REQUESTED", "CANCEL_ACKNOWLEDGED"),
+            "ended with status CANCEL_ACKNOWLEDGED; its log is in here",
+        ),
     ],
 )
 def test_a_kernel_that_does_not_complete_is_a_failure_and_its_log_is_fetched(statuses, message, tmp_path):
     with FakeKaggle(statuses) as kaggle:
-        code, said = push(tmp_path, "03_generate", "--out", "here", "--poll-seconds", "0.05", address=kaggle.address)
+        code, said = push(
+            tmp_path, "03_generate", "--out", "here", "--poll-seconds", "0.05", address=kaggle.address
+        )
     assert code == 1 and said.splitlines()[-1] == f"error: me/mtld-3-generate {message}", said
     assert (tmp_path / "here" / "mtld-3-generate.log").exists()
 
@@ -212,7 +260,10 @@ def test_a_kernel_that_does_not_complete_is_a_failure_and_its_log_is_fetched(sta
 @pytest.mark.parametrize(
     ("saved", "message"),
     [
-        ({"error": "Maximum batch GPU session count reached"}, "Kaggle refused me/mtld-2-train: Maximum batch GPU"),
+        (
+            {"error": "Maximum batch GPU session count reached"},
+            "Kaggle refused me/mtld-2-train: Maximum batch GPU",
+        ),
         (
             {"invalidDatasetSources": ["me/mtld-inputs"]},
             "Kaggle has no me/mtld-inputs, so version 3 runs without: cancel it at",
@@ -236,7 +287,10 @@ def test_a_short_gap_in_the_network_does_not_end_the_watch(tmp_path):
     ("broken", "message"),
     [
         (["SaveKernel"], "pushing failed: come back later"),
-        (["GetKernelSessionStatus"] * 10, "asking for the status failed: come back later; the kernel may still run"),
+        (
+            ["GetKernelSessionStatus"] * 10,
+            "asking for the status failed: come back later; the kernel may still run",
+        ),
         (["ListKernelSessionOutput"], "fetching the outputs failed: come back later"),
     ],
 )
@@ -264,9 +318,13 @@ def test_check_and_build_contact_nobody(tmp_path):
         f"error: mine/{FILE}: there is no field 'machine_shap'; did you mean 'machine_shape'?"
     ]
     code, said = push(tmp_path, "02_train", "--check", "-p", "step", "4")
-    assert code == 1 and said.splitlines() == ["error: the notebook has no parameter 'step'; did you mean 'steps'?"]
+    assert code == 1 and said.splitlines() == [
+        "error: the notebook has no parameter 'step'; did you mean 'steps'?"
+    ]
     code, said = push(tmp_path, "02_tarin", "--check")
-    assert code == 1 and said.splitlines() == ["error: there is no kernel '02_tarin'; did you mean '02_train'?"]
+    assert code == 1 and said.splitlines() == [
+        "error: there is no kernel '02_tarin'; did you mean '02_train'?"
+    ]
     inputs = tmp_path / "built" / "inputs" / "mtld-inputs"  # what is there already is not made anew
     inputs.mkdir(parents=True)
     for name in (MARKER, *(f"{package.replace('-', '_')}-1-py3-none-any.whl" for package in PACKAGES)):

@@ -16,7 +16,13 @@ from mtld_core.checkpoint import run_lock
 from mtld_core.runtime import UserError
 
 ROOT = Path(__file__).parents[1]
-WITHOUT = [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, None]  # as shares say it; None: Windows
+WITHOUT = [
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.ENOLCK,
+    errno.EINVAL,
+    None,
+]  # as shares say it; None: Windows
 
 
 def without_locks(monkeypatch, number=errno.ENOSYS):
@@ -67,7 +73,13 @@ def test_another_machine_is_refused_while_the_heart_beats_and_takes_over_when_it
     with run_lock(run):
         without_locks(monkeypatch)  # the other machine's view of the share
         on_machine(monkeypatch, "two")
-        refused(run, f"process {os.getpid()} on one", " s ago", f"delete {run / '.lock'}", "start again after 2 minutes")
+        refused(
+            run,
+            f"process {os.getpid()} on one",
+            " s ago",
+            f"delete {run / '.lock'}",
+            "start again after 2 minutes",
+        )
         grow_old(run)
         with run_lock(run):
             assert json.loads((run / ".lock").read_text())["host"] == "two"

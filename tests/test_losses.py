@@ -26,14 +26,18 @@ def test_sobel_is_the_difference_of_opencvs_edges():
 
     fake, real = pictures(0), pictures(1)
     planes = (fake - real).flatten(0, 1).numpy()
-    edges = [cv2.Sobel(plane, cv2.CV_64F, *axis)[1:-1, 1:-1] / 8 for plane in planes for axis in ((1, 0), (0, 1))]
+    edges = [
+        cv2.Sobel(plane, cv2.CV_64F, *axis)[1:-1, 1:-1] / 8 for plane in planes for axis in ((1, 0), (0, 1))
+    ]
     assert sobel_loss(fake, real).item() == pytest.approx(np.abs(edges).mean())
     assert sobel_loss(real + 0.3, real).item() == pytest.approx(0, abs=1e-12)  # brightness is no edge
 
 
 def test_spectrum_sees_magnitudes_not_places():
     fake, real = pictures(0), pictures(1)
-    expected = np.abs(np.abs(np.fft.rfft2(fake)) - np.abs(np.fft.rfft2(real))).mean() / np.sqrt(fake[0, 0].numel())
+    expected = np.abs(np.abs(np.fft.rfft2(fake)) - np.abs(np.fft.rfft2(real))).mean() / np.sqrt(
+        fake[0, 0].numel()
+    )
     assert spectrum_loss(fake, real).item() == pytest.approx(expected)
     assert spectrum_loss(real.roll((3, 5), (2, 3)), real).item() == pytest.approx(0, abs=1e-12)
 

@@ -35,7 +35,10 @@ def frames(folder):
 def test_the_same_arguments_give_the_same_bytes_and_another_seed_does_not(shapes, tmp_path):
     make_domains.shapes(tmp_path / "again", clips=3, frames=8, size=32, seed=5)
     make_domains.shapes(tmp_path / "other", clips=3, frames=8, size=32, seed=6)
-    assert files(shapes) == files(tmp_path / "again") and files(shapes).keys() == files(tmp_path / "other").keys()
+    assert (
+        files(shapes) == files(tmp_path / "again")
+        and files(shapes).keys() == files(tmp_path / "other").keys()
+    )
     assert files(shapes) != files(tmp_path / "other")
 
 
@@ -44,12 +47,16 @@ def test_the_domains_open_as_a_pair_and_share_no_clip(shapes):
     assert len(pair.x.arcs) == len(pair.y.arcs) == 3 and pair.size == (32, 32)
     truth = frames(shapes / "truth/X_in_Y")
     assert not any(
-        (truth[8 * i : 8 * i + 8] == frames(shapes / "Y")[8 * j : 8 * j + 8]).all() for i in range(3) for j in range(3)
+        (truth[8 * i : 8 * i + 8] == frames(shapes / "Y")[8 * j : 8 * j + 8]).all()
+        for i in range(3)
+        for j in range(3)
     )
 
 
 def test_the_truth_shows_the_same_world_in_the_other_style(shapes):
-    """The ground of one lies where the ground of the other does, and the truth has the colours of Y, not of X."""
+    """The ground of one lies where the ground of the other does, and the truth has the colours of Y, not of
+    X.
+    """
     x, truth, y = (frames(shapes / name).astype(int) for name in ("X", "truth/X_in_Y", "Y"))
     ground_x, ground_y = (
         (x[..., 2] > x[..., 0] + 60) & (x[..., 0] < 80),
@@ -79,7 +86,9 @@ def test_a_film_is_graded_in_turn_and_its_truth_known(tmp_path):
     blocks = original.reshape(6, 4, 16, 16, 3)
     assert (pair.x.frames.numpy() == blocks[::2].reshape(-1, 16, 16, 3)).all()
     assert (pair.y.frames.numpy() == make_domains.grade(blocks[1::2]).reshape(-1, 16, 16, 3)).all()
-    assert (frames(tmp_path / "out/truth/X_in_Y") == make_domains.grade(blocks[::2]).reshape(-1, 16, 16, 3)).all()
+    assert (
+        frames(tmp_path / "out/truth/X_in_Y") == make_domains.grade(blocks[::2]).reshape(-1, 16, 16, 3)
+    ).all()
     assert (frames(tmp_path / "out/truth/Y_in_X") == blocks[1::2].reshape(-1, 16, 16, 3)).all()
 
 

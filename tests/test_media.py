@@ -1,4 +1,6 @@
-"""Pictures that are read, files that are written: opened again with other tools and compared with what went in."""
+"""Pictures that are read, files that are written: opened again with other tools and compared with what went
+in.
+"""
 
 import av
 import numpy as np
@@ -14,7 +16,10 @@ def clip(count, height, width):
     """A smooth moving gradient: what a codec should carry almost unchanged."""
     y, x = np.mgrid[:height, :width]
     shifts = range(0, 8 * count, 8)
-    return [np.stack([x * 200 // width + s % 50, y * 200 // height, 0 * x + 90], -1).astype(np.uint8) for s in shifts]
+    return [
+        np.stack([x * 200 // width + s % 50, y * 200 // height, 0 * x + 90], -1).astype(np.uint8)
+        for s in shifts
+    ]
 
 
 def error(a, b):
@@ -33,7 +38,12 @@ def saved(tmp_path, name, image, **options):
 def test_formats(tmp_path, suffix):
     frame = np.zeros((20, 30, 3), np.uint8)
     frame[:, 15:] = (255, 0, 0)
-    found = saved(tmp_path, f"a.{suffix}", Image.fromarray(frame), **({"quality": 95} if suffix in ("jpg", "webp") else {}))
+    found = saved(
+        tmp_path,
+        f"a.{suffix}",
+        Image.fromarray(frame),
+        **({"quality": 95} if suffix in ("jpg", "webp") else {}),
+    )
     assert found.shape == (20, 30, 3) and found.dtype == np.uint8 and error(found, frame) < 4
 
 
@@ -91,7 +101,9 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_large_jpeg_is_reduced_and_a_large_png_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(media, "LARGE", 32)
     monkeypatch.setattr(media, "MOST_PIXELS", 5000)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)  # Pillow itself refuses twice as many, and warns before
+    monkeypatch.setattr(
+        Image, "MAX_IMAGE_PIXELS", 5000
+    )  # Pillow itself refuses twice as many, and warns before
     frame = clip(1, 128, 200)[0]
     found = saved(tmp_path, "a.jpg", Image.fromarray(frame), quality=95)
     assert found.shape == (32, 50, 3) and error(found, Image.fromarray(frame).resize((50, 32))) < 3
@@ -127,7 +139,9 @@ def test_a_video_is_what_browsers_play(tmp_path, height, width, fps):
 
 
 def test_a_videos_colours_are_right(tmp_path):
-    colours = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (20, 200, 90)], np.uint8)
+    colours = np.array(
+        [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (20, 200, 90)], np.uint8
+    )
     frame = np.repeat(np.repeat(colours[None], 16, 1), 16, 0)
     with media.video_writer(tmp_path / "a.mp4", 10, *frame.shape[:2]) as write:
         write(frame)
@@ -214,7 +228,11 @@ def test_a_folder_with_a_colon_is_no_address(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with media.open_writers("http:out", 10, 16, 16) as write:
         write(clip(1, 16, 16)[0])
-    assert sorted(path.name for path in (tmp_path / "http:out").iterdir()) == ["frames", "video.gif", "video.mp4"]
+    assert sorted(path.name for path in (tmp_path / "http:out").iterdir()) == [
+        "frames",
+        "video.gif",
+        "video.mp4",
+    ]
 
 
 # ---- strips
@@ -227,7 +245,9 @@ def test_a_strip_holds_its_frames():
     for i in range(2):
         for j in range(3):
             cell = picture[20 * i : 20 * i + 16, 24 * j : 24 * j + 20]
-            assert np.array_equal(cell[::2, ::2], frames[i, j]) and np.array_equal(cell[1::2, 1::2], frames[i, j])
+            assert np.array_equal(cell[::2, ::2], frames[i, j]) and np.array_equal(
+                cell[1::2, 1::2], frames[i, j]
+            )
 
 
 def test_a_strips_words_have_room():

@@ -37,16 +37,22 @@ def test_psnr_in_db_and_its_floor():
 def test_skill_compares_pooled_errors_with_the_best_baseline():
     model = torch.tensor([[0.01, 0.03]])
     good, bad = torch.tensor([[0.0, 0.4]]), torch.tensor([[0.5, 0.5]])
-    assert metrics.skill_db([bad, good], model) == pytest.approx(10)  # 0.2 / 0.02, not the mean of two decibel figures
+    assert metrics.skill_db([bad, good], model) == pytest.approx(
+        10
+    )  # 0.2 / 0.02, not the mean of two decibel figures
     assert metrics.skill_db([model], model) == 0
     assert math.isfinite(metrics.skill_db([good], torch.zeros(3)))
 
 
 def ssim_by_hand(a, b):
-    """The mean over the 11x11 windows (Gaussian, sigma 1.5) of grey `[H, W]` in [0, 1], mirrored at the border."""
+    """The mean over the 11x11 windows (Gaussian, sigma 1.5) of grey `[H, W]` in [0, 1], mirrored at the
+    border.
+    """
     g = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
     w, values = np.outer(g, g) / g.sum() ** 2, []
-    windows = (np.lib.stride_tricks.sliding_window_view(np.pad(x, 5, mode="reflect"), (11, 11)) for x in (a, b))
+    windows = (
+        np.lib.stride_tricks.sliding_window_view(np.pad(x, 5, mode="reflect"), (11, 11)) for x in (a, b)
+    )
     for x, y in zip(*(part.reshape(-1, 11, 11) for part in windows), strict=True):
         mx, my = (w * x).sum(), (w * y).sum()
         vx, vy, cov = (w * x * x).sum() - mx**2, (w * y * y).sum() - my**2, (w * x * y).sum() - mx * my
@@ -65,7 +71,9 @@ def test_ssim_of_equal_flat_and_unlike_frames():
     a = frames(2, 3, 16, 20, 3)
     assert metrics.ssim(a, a).tolist() == [pytest.approx([1, 1, 1])] * 2
     black, grey = torch.zeros(16, 16, 3, dtype=torch.uint8), torch.full((16, 16, 3), 51, dtype=torch.uint8)
-    assert metrics.ssim(black, grey).item() == pytest.approx(1e-4 / (0.04 + 1e-4), rel=1e-3)  # flat: luminance alone
+    assert metrics.ssim(black, grey).item() == pytest.approx(
+        1e-4 / (0.04 + 1e-4), rel=1e-3
+    )  # flat: luminance alone
     assert metrics.ssim(a, frames(2, 3, 16, 20, 3, seed=1)).abs().max() < 0.3
 
 

@@ -56,9 +56,12 @@ def test_the_encoder_learns_and_only_the_latent_targets_are_detached():
     system = model(lambda_adv=0, lambda_fm=0)
     loss = system.generator_loss(batch())
     only_latent = F.mse_loss(torch.zeros(1), torch.zeros(1)) + loss.logs["latent"]
-    reconstruction = torch.autograd.grad(loss.logs["reconstruction"], system.encoder.head.weight, retain_graph=True)[0]
+    reconstruction = torch.autograd.grad(
+        loss.logs["reconstruction"], system.encoder.head.weight, retain_graph=True
+    )[0]
     assert reconstruction.abs().sum() > 0
-    # through the trajectory the latent loss reaches the encoding of the first frame, but not that of its targets
+    # through the trajectory the latent loss reaches the encoding of the first frame, but not that of its
+    # targets
     target = batch()
     target["frames"][:, 1:] += 0.1
     assert not torch.equal(system.generator_loss(target).logs["latent"], loss.logs["latent"])
@@ -118,7 +121,9 @@ def test_decode_frames_bounds_what_is_decoded(wanted):
 def test_the_decoded_frames_change_from_sample_to_sample_and_match_their_truth():
     system = model(sequence_length=9, decode_frames=2, lambda_adv=0, lambda_fm=0)
     data = batch(size=4, length=9)
-    data["frames"] = data["frames"] * 0 + torch.arange(9.0)[:, None, None, None] / 10  # frame t is filled with t / 10
+    data["frames"] = (
+        data["frames"] * 0 + torch.arange(9.0)[:, None, None, None] / 10
+    )  # frame t is filled with t / 10
     real = system.generator_loss(data).carry["real"][:, :, 0, 0, 0] * 10
     picked = keyed_uniform(data["key"], "decode_frames", 8).argsort(1)[:, :2] + 1
     torch.testing.assert_close(real, picked.float())
@@ -134,7 +139,11 @@ def test_without_adversarial_terms_there_is_no_discriminator():
 
 @pytest.mark.parametrize("name", [*WEIGHTS, "lambda_temporal"])
 def test_every_weight_scales_its_term(name):
-    term = {"lambda_adv": "adversarial", "lambda_fm": "feature_matching", "lambda_temporal": "adversarial_temporal"}
+    term = {
+        "lambda_adv": "adversarial",
+        "lambda_fm": "feature_matching",
+        "lambda_temporal": "adversarial_temporal",
+    }
     term = term.get(name, name.removeprefix("lambda_"))
     system = model(lambda_adv=1, lambda_fm=1, lambda_temporal=1).eval()
     system.frozen["lpips"] = lambda fake, real: (fake - real).square().mean((1, 2, 3))
@@ -146,13 +155,25 @@ def test_every_weight_scales_its_term(name):
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 1.0])
 def test_lpips_sees_its_share_of_all_windows_and_never_the_priming_frame(share):
-    system = model(64, 64, sequence_length=11, decode_frames=0, lpips_frames=share, perceptual="vgg", lambda_adv=0, lambda_fm=0)
+    system = model(
+        64,
+        64,
+        sequence_length=11,
+        decode_frames=0,
+        lpips_frames=share,
+        perceptual="vgg",
+        lambda_adv=0,
+        lambda_fm=0,
+    )
     seen = []
     system.frozen["lpips"] = lambda fake, real: seen.append(real) or (fake - real).square().mean((1, 2, 3))
     data = batch(2, 64, 64, length=11)
     loss = system.generator_loss(data)
     assert seen[0].shape == (round(20 * share), 3, 64, 64) and "lpips" in loss.logs
-    windows = [next(b for b in range(2) if (data["frames"][b] == picture).all((1, 2, 3)).any()) for picture in seen[0]]
+    windows = [
+        next(b for b in range(2) if (data["frames"][b] == picture).all((1, 2, 3)).any())
+        for picture in seen[0]
+    ]
     assert abs(windows.count(0) - windows.count(1)) <= 1
     assert not any(torch.equal(picture, first) for picture in seen[0] for first in data["frames"][:, 0])
 
@@ -164,9 +185,9 @@ def test_rebuild_frames_bounds_what_is_rebuilt_but_not_the_latent_targets(share,
     loss = system.generator_loss(batch(size=3, length=9))
     assert drawn.pictures == 3 * (4 + rebuilt)
     assert encoded.pictures == 3 * (1 + 4) and encoded.graded == [True, False][: 1 + (rebuilt < 4)]
-    whole = model(sequence_length=9, decode_frames=4, rebuild_frames=1, lambda_adv=0, lambda_fm=0).generator_loss(
-        batch(size=3, length=9)
-    )
+    whole = model(
+        sequence_length=9, decode_frames=4, rebuild_frames=1, lambda_adv=0, lambda_fm=0
+    ).generator_loss(batch(size=3, length=9))
     torch.testing.assert_close(loss.logs["latent"], whole.logs["latent"])
     torch.testing.assert_close(loss.logs["l1"], whole.logs["l1"])
 
@@ -214,7 +235,9 @@ def test_every_shape_of_network_trains_on_any_size(decoder, height, width):
 
 @functools.cache
 def traces(settings):
-    """What two steps with these settings leave behind: logs, weights and a frame. settings: (name, value) pairs."""
+    """What two steps with these settings leave behind: logs, weights and a frame. settings: (name, value)
+    pairs.
+    """
     system = model(24, 40, **dict(settings))
     logs = [one_step(system, batch(2, 24, 40, system.config.sequence_length)) for _ in range(2)][-1]
     frames = batch(2, 24, 40)["frames"][:, : system.config.context_frames]
@@ -246,7 +269,9 @@ def test_with_a_skip_learning_begins_at_the_priming_frame(skip, latent):
     system = model(24, 56, skip=skip, latent=latent, shuffle_factor=8).eval()
     frames = batch(2, 24, 56)["frames"]
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(system.step(system.start(frames[:, :1]))[1], frames[:, 0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            system.step(system.start(frames[:, :1]))[1], frames[:, 0], atol=1e-5, rtol=0
+        )
     torch.testing.assert_close(system.step(system.start(frames[:, :1]))[1], frames[:, 0], atol=1e-5, rtol=0)
     drawn = torch.cat(list(system.rollout(frames[:, :1], 3)), 1)
     torch.testing.assert_close(drawn, frames[:, :1].expand_as(drawn), atol=1e-5, rtol=0)
@@ -265,7 +290,9 @@ def test_a_flow_moves_pixels_from_where_it_points_to():
 
 
 def test_a_latent_map_keeps_places_apart():
-    """A change in one corner of the priming frame changes the far corner's frames under a vector, not under a map."""
+    """A change in one corner of the priming frame changes the far corner's frames under a vector, not under a
+    map.
+    """
     changed = {}
     for latent in ("vector", "map"):
         torch.manual_seed(3)
@@ -282,7 +309,9 @@ def test_all_priming_frames_are_used_and_none_is_predicted():
     system = model(sequence_length=6, context_frames=3, decode_frames=0, lambda_adv=0, lambda_fm=0)
     assert system.needs().context == 3 and system.needs().window == 6
     data = batch(size=2, length=6)
-    assert torch.equal(system.generator_loss(data).carry["real"].sort(1).values, data["frames"][:, 3:].sort(1).values)
+    assert torch.equal(
+        system.generator_loss(data).carry["real"].sort(1).values, data["frames"][:, 3:].sort(1).values
+    )
     context = data["frames"][:1, :3].clone().requires_grad_()
     system.step(system.start(context))[1].sum().backward()
     assert all(context.grad[0, t].abs().sum() > 0 for t in range(3))
@@ -295,7 +324,9 @@ def test_the_temporal_discriminator_sees_neighbours_and_moves_only_in_its_own_ph
     data["frames"] = data["frames"] * 0 + torch.arange(9.0)[:, None, None, None] / 10
     real = (system.generator_loss(data).carry["real"][:, :, 0, 0, 0] * 10).round()
     assert torch.equal(real[:, 1:] - real[:, :-1], torch.ones(5, 3))  # in a row
-    assert set(system._pick(torch.arange(300)).flatten().tolist()) == set(range(8))  # all of them have their turn
+    assert set(system._pick(torch.arange(300)).flatten().tolist()) == set(
+        range(8)
+    )  # all of them have their turn
     assert real.min() >= 1 and len(set(real[:, 0].tolist())) > 1
     seen = []
     system.temporal.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
@@ -315,7 +346,9 @@ def test_the_shuffle_decoder_begins_at_the_mean_picture():
     mean = frames.float().mean(0).movedim(-1, 0) / 127.5 - 1
     torch.testing.assert_close(system.decoder.mean, mean, atol=1e-5, rtol=0)
     system.decoder.head.weight.data.zero_(), system.decoder.head.bias.data.zero_()
-    torch.testing.assert_close(system.decoder(torch.randn(2, 8)), mean.expand(2, -1, -1, -1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        system.decoder(torch.randn(2, 8)), mean.expand(2, -1, -1, -1), atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -328,9 +361,15 @@ def test_the_shuffle_decoder_begins_at_the_mean_picture():
         ({"decode_frames": 4}, "decode_frames must be from 0"),
         ({"decode_frames": 3, "context_frames": 2}, r"decode_frames must be from 0 \(all\) to 2"),
         ({"context_frames": 4}, "context_frames must be from 1 to sequence_length - 1, not 4"),
-        ({"lambda_temporal": 1, "lambda_adv": 0, "lambda_fm": 0, "discriminator_channels": [8] * 4}, "need 24 pixels"),
+        (
+            {"lambda_temporal": 1, "lambda_adv": 0, "lambda_fm": 0, "discriminator_channels": [8] * 4},
+            "need 24 pixels",
+        ),
         ({"lambda_temporal": 1, "decode_frames": 1}, "lambda_temporal needs decode_frames of at least 2"),
-        ({"latent": "map"}, r"enlarges \(4 times\) as much as the encoder shrinks \(8 times\); change shuffle_factor"),
+        (
+            {"latent": "map"},
+            r"enlarges \(4 times\) as much as the encoder shrinks \(8 times\); change shuffle_factor",
+        ),
         ({"skip": "warp", "decoder": "resize"}, "skip='warp' needs decoder='shuffle'"),
         ({"sequence_length": 1}, "sequence_length must be at least 2"),
         ({"decoder_channels": [8, 8]}, "decoder='shuffle' takes one width"),
@@ -342,11 +381,20 @@ def test_the_shuffle_decoder_begins_at_the_mean_picture():
         ({"shuffle_factor": 0}, "shuffle_factor must be positive, not 0"),
         ({"decoder_blocks": -1}, "decoder_blocks must not be negative, it is -1"),
         ({"discriminator_channels": (8, 0)}, "discriminator_channels must list positive widths"),
-        (dict.fromkeys(WEIGHTS, 0), "all weights of the loss are 0, so nothing would be learned: give lambda_l1"),
+        (
+            dict.fromkeys(WEIGHTS, 0),
+            "all weights of the loss are 0, so nothing would be learned: give lambda_l1",
+        ),
         # LPIPS is not there to weigh: the preset has perceptual="none"
         (dict.fromkeys(WEIGHTS, 0) | {"lambda_lpips": 1}, "all weights of the loss are 0"),
-        ({"shuffle_factor": 16, "decoder_norm": "instance"}, r"one cell \(shuffle_factor=16\).*norm='instance'; use .*'none'"),
-        ({"shuffle_factor": 16, "decoder_norm": "group", "decoder_channels": [1]}, "leave nothing to decoder_norm='group'"),
+        (
+            {"shuffle_factor": 16, "decoder_norm": "instance"},
+            r"one cell \(shuffle_factor=16\).*norm='instance'; use .*'none'",
+        ),
+        (
+            {"shuffle_factor": 16, "decoder_norm": "group", "decoder_channels": [1]},
+            "leave nothing to decoder_norm='group'",
+        ),
     ],
 )
 def test_bad_settings_name_the_field_and_the_way_out(overrides, message):
@@ -365,7 +413,9 @@ def test_the_original_preset_trains_a_step():
     _, config, _ = plan("mtld", "original", overrides={"height": 64, "width": 64})
     system = MTLD(config)
     seen = []
-    system.frozen["lpips"] = lambda fake, real: seen.append(len(real)) or (fake - real).square().mean((1, 2, 3))
+    system.frozen["lpips"] = lambda fake, real: (
+        seen.append(len(real)) or (fake - real).square().mean((1, 2, 3))
+    )
     logs = one_step(system, batch(1, 64, 64, length=16))
     terms = {"l1", "reconstruction", "latent", "lpips", "adversarial", "feature_matching", "discriminator"}
     assert set(logs) == terms and all(torch.isfinite(value) for value in logs.values())
@@ -384,7 +434,9 @@ def test_a_grid_of_one_cell_is_used_where_no_norm_erases_it(decoder):
 @pytest.mark.parametrize("channels", [1, 2, 7, 8, 25, 28, 31])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 2)])
 def test_a_norm_takes_any_width_and_says_where_it_erases(kind, channels, height, width):
-    """What is left of one sample is nothing but zeros, or torch refuses it, in just the cases that `erases` names."""
+    """What is left of one sample is nothing but zeros, or torch refuses it, in just the cases that `erases`
+    names.
+    """
     torch.manual_seed(0)
     try:
         left = norm2d(kind, channels)(torch.randn(1, channels, height, width)).abs().max().item()
@@ -403,12 +455,23 @@ def test_the_original_preset_has_the_sources_values():
         "decode_frames": 0, "lpips_frames": 1.0,
     }  # fmt: skip
     assert {name: getattr(config, name) for name in source} == source
-    assert (training.batch_size, training.epochs, training.lr_schedule, training.ema_decay) == (2, 100, "constant", 0)
+    assert (training.batch_size, training.epochs, training.lr_schedule, training.ema_decay) == (
+        2,
+        100,
+        "constant",
+        0,
+    )
     with torch.device("meta"):
         system = MTLD(config)
     sizes = {name: sum(p.numel() for p in child.parameters()) for name, child in system.named_children()}
-    # weights of the public script's layers, added up by hand; here some convolutions before a norm have a bias more
-    public = {"encoder": 32_116_032, "decoder": 32_132_099, "trajectory": 3_284_224, "discriminator": 2_764_737}
+    # weights of the public script's layers, added up by hand; here some convolutions before a norm have a
+    # bias more
+    public = {
+        "encoder": 32_116_032,
+        "decoder": 32_132_099,
+        "trajectory": 3_284_224,
+        "discriminator": 2_764_737,
+    }
     assert sizes == {name: pytest.approx(count, rel=1e-3) for name, count in public.items()}
 
 
@@ -416,7 +479,9 @@ def test_small_is_a_latent_map_that_draws_changes_to_the_priming_frame():
     _, config, training = plan("mtld", "small", overrides={"height": 32, "width": 48, "perceptual": "none"})
     assert (config.latent, config.skip, training.restitution) == ("map", "features", False)
     system, data = MTLD(config), batch(2, 32, 48, length=16)
-    torch.testing.assert_close(system.eval().step(system.start(data["frames"][:, :1]))[1], data["frames"][:, 0])
+    torch.testing.assert_close(
+        system.eval().step(system.start(data["frames"][:, :1]))[1], data["frames"][:, 0]
+    )
     assert all(torch.isfinite(value) for value in one_step(system.train(), data).values())
 
 
@@ -437,7 +502,9 @@ def test_a_run_generates_the_same_frames_every_time_and_from_its_pth(tmp_path):
     assert weights.keys() == system.state_dict().keys()
     again = open_run(run, str(tmp_path / "weights.pth"), device="cpu")
     assert torch.equal(rollout(again, context, 40), first)
-    result = generate(run, "dataset:arc_1/3", 5, tmp_path / "out", checkpoint=str(tmp_path / "weights.pth"), device="cpu")
+    result = generate(
+        run, "dataset:arc_1/3", 5, tmp_path / "out", checkpoint=str(tmp_path / "weights.pth"), device="cpu"
+    )
     assert result["checkpoint"] == "weights.pth"
 
 
@@ -445,15 +512,22 @@ def test_a_longer_rollout_begins_with_the_shorter_one():
     system = model().eval()
     context = torch.full((16, 16, 3), 90, dtype=torch.uint8)
     short, long = rollout(system, context, 16), rollout(system, context, 35)
-    assert (short.int() - long[:16].int()).abs().max() <= 1  # the last piece of a rollout may be rounded otherwise
+    assert (
+        short.int() - long[:16].int()
+    ).abs().max() <= 1  # the last piece of a rollout may be rounded otherwise
 
 
 def test_more_training_brings_the_picture_closer(tmp_path):
     data = write_arcs(tmp_path / "data", [24])
     psnr = [
-        train("mtld", "tiny", str(data), {"restitution": True, "lr_g": 3e-3}, run_dir=str(tmp_path / str(n)), steps=n)[
-            "metrics"
-        ]["psnr"]
+        train(
+            "mtld",
+            "tiny",
+            str(data),
+            {"restitution": True, "lr_g": 3e-3},
+            run_dir=str(tmp_path / str(n)),
+            steps=n,
+        )["metrics"]["psnr"]
         for n in (2, 150)
     ]
     assert psnr[1] > psnr[0] + 1

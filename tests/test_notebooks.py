@@ -39,7 +39,9 @@ def parameters_cell(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_pair_is_equal_and_carries_no_output(page):
     paired = jupytext.read(page.with_suffix(".ipynb"))
-    assert cells(jupytext.read(page)) == cells(paired), f"run `make notebooks`: {page.stem}.ipynb differs from its .py"
+    assert cells(jupytext.read(page)) == cells(paired), (
+        f"run `make notebooks`: {page.stem}.ipynb differs from its .py"
+    )
     code = [cell for cell in paired.cells if cell.cell_type == "code"]
     assert not any(cell.outputs or cell.execution_count for cell in code)
     assert paired.metadata.kernelspec.name == "python3"
@@ -47,7 +49,9 @@ def test_pair_is_equal_and_carries_no_output(page):
 
 def test_every_page_is_there_and_sets_up_alike():
     assert [page.stem for page in PAGES] == sorted(NAMES)
-    first_code = {next(source for kind, source, _ in cells(jupytext.read(page)) if kind == "code") for page in PAGES}
+    first_code = {
+        next(source for kind, source, _ in cells(jupytext.read(page)) if kind == "code") for page in PAGES
+    }
     assert len(first_code) == 1
 
 
@@ -55,7 +59,8 @@ def test_every_page_is_there_and_sets_up_alike():
 def test_parameters_are_flat_literals_with_the_promised_names(page):
     body = ast.parse(parameters_cell(page)).body
     assert all(
-        isinstance(node, ast.Assign) and isinstance(ast.literal_eval(node.value), (str, int, float, bool)) for node in body
+        isinstance(node, ast.Assign) and isinstance(ast.literal_eval(node.value), (str, int, float, bool))
+        for node in body
     )
     assert [node.targets[0].id for node in body] == NAMES[page.stem].split()
 
@@ -63,17 +68,28 @@ def test_parameters_are_flat_literals_with_the_promised_names(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_notebook_is_thin(page):
     tree = ast.parse(page.read_text())
-    assert all(node.end_lineno - node.lineno < 8 for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    assert all(
+        node.end_lineno - node.lineno < 8 for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
+    )
     assert not any(isinstance(node, (ast.For, ast.While, ast.ClassDef)) for node in ast.walk(tree))
 
 
 def papermill(page, folder, **parameters):
     """Run a notebook in `folder`, as a person's batch script would; returns (exit code, output, executed notebook)."""
     out = folder / f"{page}.out.ipynb"
-    command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / f"{page}.ipynb"), str(out), "--no-progress-bar"]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(ROOT / "notebooks" / f"{page}.ipynb"),
+        str(out),
+        "--no-progress-bar",
+    ]
     for name, value in parameters.items():
         command += ["-p", name, str(value)]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    result = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
     return result.returncode, result.stdout + result.stderr, json.loads(out.read_text())
 
 
@@ -82,7 +98,9 @@ def outputs(page):
 
 
 def test_from_a_video_to_a_generated_sequence_through_papermill(tmp_path):
-    code, text, page = papermill("01_extract_frames", tmp_path, dataset_root="data", height=16, width=16, duration=2)
+    code, text, page = papermill(
+        "01_extract_frames", tmp_path, dataset_root="data", height=16, width=16, duration=2
+    )
     assert code == 0, text
     assert len(list(tmp_path.glob("data/*/frame_*.png"))) == 50 and "image/png" in outputs(page)
 
@@ -152,7 +170,9 @@ def test_the_notebooks_own_values_stay_as_they_are(page):
     assert given(page) == {name: namespace[name] for name in NAMES[page].split()}
 
 
-@pytest.mark.parametrize(("page", "name"), [(page, name) for page, names in TEXTS.items() for name in names.split()])
+@pytest.mark.parametrize(
+    ("page", "name"), [(page, name) for page, names in TEXTS.items() for name in names.split()]
+)
 def test_a_number_is_a_name_and_nothing_else_is_a_text(page, name, capsys):
     for value, text in ((2024, "2024"), (0, "0"), (-7, "-7"), (3.5, "3.5"), ("007", "007")):
         assert given(page, **{name: value})[name] == text
@@ -165,7 +185,12 @@ def test_a_number_is_a_name_and_nothing_else_is_a_text(page, name, capsys):
 
 @pytest.mark.parametrize(
     ("page", "name"),
-    [(page, name) for page, names in NAMES.items() for name in names.split() if name in (*notebook.WHOLE, *notebook.NUMBERS)],
+    [
+        (page, name)
+        for page, names in NAMES.items()
+        for name in names.split()
+        if name in (*notebook.WHOLE, *notebook.NUMBERS)
+    ],
 )
 def test_only_a_number_is_a_number(page, name):
     for value in ("12", "many", "", True, None, [3], float("nan"), float("inf")):
@@ -226,7 +251,9 @@ def test_a_path_beside_the_notebook_is_found(tmp_path, monkeypatch, capsys):
 
 def test_what_is_not_there_says_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=rf"source='film.mp4': no such file or folder \(looked in {tmp_path}\)"):
+    with pytest.raises(
+        UserError, match=rf"source='film.mp4': no such file or folder \(looked in {tmp_path}\)"
+    ):
         extract("film.mp4", tmp_path / "out")
 
 

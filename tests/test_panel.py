@@ -41,15 +41,25 @@ def test_the_panel_offers_what_there_is(form, tmp_path):
 def test_a_click_generates_beside_the_truth(form):
     form.arc.value, form.frame.value = "other", 15
     form.button.click()
-    assert form.result["source"] == "dataset:other/15" and form.result["num_frames"] == 5 and form.result["psnr"] == 100
-    assert "<video" in form.video.value and "truth | generated" in form.links.value and not form.button.disabled
+    assert (
+        form.result["source"] == "dataset:other/15"
+        and form.result["num_frames"] == 5
+        and form.result["psnr"] == 100
+    )
+    assert (
+        "<video" in form.video.value and "truth | generated" in form.links.value and not form.button.disabled
+    )
 
 
 @pytest.mark.parametrize("version", [7, 8])
 def test_an_uploaded_picture_in_both_versions_forms(form, version, tmp_path):
     Image.fromarray(picture()).save(tmp_path / "up.png")
     content = (tmp_path / "up.png").read_bytes()
-    value = {"up.png": {"content": content}} if version == 7 else ({"name": "up.png", "content": memoryview(content)},)
+    value = (
+        {"up.png": {"content": content}}
+        if version == 7
+        else ({"name": "up.png", "content": memoryview(content)},)
+    )
     form.start.value, form.upload = "picture", types.SimpleNamespace(value=value)
     form.button.click()
     assert "psnr" not in form.result and "<video" in form.video.value
@@ -120,11 +130,18 @@ def test_a_run_that_draws_from_noise_offers_that_start(form, tmp_path, monkeypat
     monkeypatch.undo()
     monkeypatch.setitem(SYSTEMS, "toy_sampler", "toys:ToySampler")
     write_arcs(tmp_path / "arcs", [20] * 6)
-    train("toy_sampler", "tiny", str(tmp_path / "arcs"), QUICK, steps=1, run_dir=str(tmp_path / "runs/sampler"))
+    train(
+        "toy_sampler", "tiny", str(tmp_path / "arcs"), QUICK, steps=1, run_dir=str(tmp_path / "runs/sampler")
+    )
     sampler = panel.GeneratePanel(str(tmp_path / "runs/sampler"), num_frames=5)
-    assert sampler.start.options == ("dataset", "picture", "noise") and sampler.direction.layout.display == "none"
+    assert (
+        sampler.start.options == ("dataset", "picture", "noise")
+        and sampler.direction.layout.display == "none"
+    )
     sampler.button.click()
-    assert sampler.result["source"] == "dataset:arc_0/0" and sampler.links.value.startswith("generated · download")
+    assert sampler.result["source"] == "dataset:arc_0/0" and sampler.links.value.startswith(
+        "generated · download"
+    )
     sampler.start.value = "noise"
     fields = (sampler.picture, sampler._from_dataset, sampler._from_picture)
     assert all(field.layout.display == "none" for field in fields)
@@ -132,7 +149,9 @@ def test_a_run_that_draws_from_noise_offers_that_start(form, tmp_path, monkeypat
     assert sampler.result["source"] == "noise" and sampler.result["num_frames"] == 5
     assert sampler.links.value.startswith("generated · download") and "<video" in sampler.video.value
     (tmp_path / "runs/run/config.json").unlink()
-    steered = steered_run(monkeypatch, tmp_path, write_recording(tmp_path / "recording.h5", np.array([1, 0, 2, 1] * 5)))
+    steered = steered_run(
+        monkeypatch, tmp_path, write_recording(tmp_path / "recording.h5", np.array([1, 0, 2, 1] * 5))
+    )
     sampler.run.options = [*sampler.run.options, str(steered)]
     sampler.run.value = str(steered)  # which has no such start
     assert sampler.start.options == ("dataset", "picture") and sampler.start.value == "dataset"
@@ -142,7 +161,9 @@ def test_a_run_that_draws_from_noise_offers_that_start(form, tmp_path, monkeypat
 
 def test_a_run_with_actions_follows_the_recording_or_a_script(form, tmp_path, monkeypatch):
     assert form.actions.layout.display == "none"
-    run = steered_run(monkeypatch, tmp_path, write_recording(tmp_path / "recording.h5", np.array([1, 0, 2, 1] * 5)))
+    run = steered_run(
+        monkeypatch, tmp_path, write_recording(tmp_path / "recording.h5", np.array([1, 0, 2, 1] * 5))
+    )
     monkeypatch.undo()
     monkeypatch.setitem(SYSTEMS, "steered", "steered:Steered")
     steered = panel.GeneratePanel(str(run), num_frames=5)

@@ -1,4 +1,6 @@
-"""LPIPS against the package's own forward pass, on a trunk of random weights, and where a trunk comes from."""
+"""LPIPS against the package's own forward pass, on a trunk of random weights, and where a trunk comes
+from.
+"""
 
 import importlib.util
 import urllib.error
@@ -19,12 +21,17 @@ PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # of the convolutions
 
 @pytest.fixture(scope="module")
 def trunk():
-    """VGG16's convolutions with random weights (He et al. 2015, so that the last layers still see something)."""
+    """VGG16's convolutions with random weights (He et al. 2015, so that the last layers still see
+    something).
+    """
     generator = torch.Generator().manual_seed(0)
     weights, last = {}, 3
     for place, c in zip(PLACES, CHANNELS, strict=True):
         weight = torch.randn(c, last, 3, 3, generator=generator) * (2 / (9 * last)) ** 0.5
-        weights |= {f"features.{place}.weight": weight, f"features.{place}.bias": 0.1 * torch.randn(c, generator=generator)}
+        weights |= {
+            f"features.{place}.weight": weight,
+            f"features.{place}.bias": 0.1 * torch.randn(c, generator=generator),
+        }
         last = c
     return weights
 
@@ -42,7 +49,9 @@ def package(trunk):
         import lpips
 
         own = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-    layers = {name.split(".")[1]: layer for name, layer in own.net.named_modules() if isinstance(layer, nn.Conv2d)}
+    layers = {
+        name.split(".")[1]: layer for name, layer in own.net.named_modules() if isinstance(layer, nn.Conv2d)
+    }
     assert sorted(map(int, layers)) == list(PLACES)
     for place, layer in layers.items():
         layer.load_state_dict({part: trunk[f"features.{place}.{part}"] for part in ("weight", "bias")})
@@ -119,7 +128,9 @@ def test_under_autocast_the_reduction_stays_in_fp32(network):
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 def test_a_nearly_dead_pixel_does_not_overflow_the_gradient(kind):
-    """Features of a black border are nearly 0 in all channels, and their length is what the gradient is divided by."""
+    """Features of a black border are nearly 0 in all channels, and their length is what the gradient is
+    divided by.
+    """
     real, fake = torch.rand(2, 1, 8, 2, 2, generator=torch.Generator().manual_seed(0))
     fake[..., 0, 0] = 1e-7
     half, full = fake.to(kind).requires_grad_(), fake.to(kind).float().requires_grad_()
@@ -167,7 +178,12 @@ def test_without_any_trunk_the_three_ways_out_are_named(hub):
         load_trunk()
     text = str(error.value)
     assert TRUNK_FILE in text and str(hub.parent) in text and "no route to host" in text
-    assert "convert_lpips.py" in text and "lpips_weights=" in text and 'perceptual="none"' in text and "\n" not in text
+    assert (
+        "convert_lpips.py" in text
+        and "lpips_weights=" in text
+        and 'perceptual="none"' in text
+        and "\n" not in text
+    )
 
 
 def test_a_given_file_that_is_missing_is_an_error(hub, tmp_path):
@@ -208,7 +224,9 @@ def test_a_converted_file_in_the_cache_comes_second(hub):
 
 
 def test_a_cached_trunk_is_loaded_and_used(hub, trunk, network):
-    torch.save(trunk | {"classifier.0.weight": torch.zeros(2)}, hub)  # as torchvision's file, with more than is needed
+    torch.save(
+        trunk | {"classifier.0.weight": torch.zeros(2)}, hub
+    )  # as torchvision's file, with more than is needed
     fake, real = pictures(1, 16, 16)
     assert torch.equal(LPIPS(load_trunk())(fake, real), network(fake, real))
 
@@ -228,7 +246,9 @@ def test_a_file_that_is_no_state_dict_is_named(hub, tmp_path):
 
 def test_without_the_package_its_name_is_said(trunk, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "lpips" else find(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "lpips" else find(name, *rest)
+    )
     with pytest.raises(UserError, match="lpips"):
         LPIPS(trunk)
 
@@ -237,4 +257,6 @@ def test_the_heads_are_those_that_the_package_ships(network):
     path = Path(importlib.util.find_spec("lpips").origin).parent / "weights/v0.1/vgg.pth"
     heads = torch.load(path, map_location="cpu", weights_only=True)
     assert [getattr(network, f"head{i}").shape[0] for i in range(5)] == [64, 128, 256, 512, 512]
-    assert all(torch.equal(getattr(network, f"head{i}"), heads[f"lin{i}.model.1.weight"].flatten()) for i in range(5))
+    assert all(
+        torch.equal(getattr(network, f"head{i}"), heads[f"lin{i}.model.1.weight"].flatten()) for i in range(5)
+    )

@@ -14,7 +14,11 @@ from data_prep.video import Video
 from mtld_core.media import to_rgb
 
 COLOURS = np.array([(200, 30, 30), (30, 180, 30), (40, 40, 200), (220, 220, 220)], np.uint8)
-TO_2020 = [[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]]  # linear, from BT.709 (BT.2087)
+TO_2020 = [
+    [0.6274, 0.3293, 0.0433],
+    [0.0691, 0.9195, 0.0114],
+    [0.0164, 0.0880, 0.8956],
+]  # linear, from BT.709 (BT.2087)
 TO_P3 = [[0.8225, 0.1774, 0.0], [0.0332, 0.9669, 0.0], [0.0171, 0.0724, 0.9108]]
 
 
@@ -64,7 +68,9 @@ def upright(tmp_path_factory):
 
 
 def with_matrix(source, path, a, b, c, d):
-    """A copy of an mp4 file whose pixels (x, y) are to be shown at (a x + c y, b x + d y), but for a shift."""
+    """A copy of an mp4 file whose pixels (x, y) are to be shown at (a x + c y, b x + d y), but for a
+    shift.
+    """
     data = bytearray(source.read_bytes())
     at = data.index(b"tkhd") + 4 + 40
     for i, value in enumerate([a, b, 0, c, d, 0]):
@@ -104,7 +110,9 @@ def test_all_eight_orientations(upright, tmp_path, matrix, words):
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-@pytest.mark.parametrize(("angle", "quarter"), [(2, 0), (-2, 0), (44, 0), (46, 90), (88, 90), (-91, -90), (181, 180), (359, 0)])
+@pytest.mark.parametrize(
+    ("angle", "quarter"), [(2, 0), (-2, 0), (44, 0), (46, 90), (88, 90), (-91, -90), (181, 180), (359, 0)]
+)
 def test_the_nearest_quarter(upright, tmp_path, angle, quarter, mirrored):
     def matrix(degrees):
         cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
@@ -123,14 +131,20 @@ def linear(colours):
 
 
 def coded(light, curve):
-    """Linear light, 1 for diffuse white, as the curve 16 (PQ) or 18 (HLG) of ITU-T H.273 codes it, else as sRGB."""
+    """Linear light, 1 for diffuse white, as the curve 16 (PQ) or 18 (HLG) of ITU-T H.273 codes it, else as
+    sRGB.
+    """
     light = np.clip(light, 0, None)
     if curve == 16:
         y = (light * 203 / 10000) ** 0.1593017578125
         return ((0.8359375 + 18.8515625 * y) / (1 + 18.6875 * y)) ** 78.84375
     if curve == 18:
         e = 0.265 * light
-        return np.where(e <= 1 / 12, np.sqrt(3 * e), 0.17883277 * np.log(np.maximum(12 * e - 0.28466892, 1e-9)) + 0.55991073)
+        return np.where(
+            e <= 1 / 12,
+            np.sqrt(3 * e),
+            0.17883277 * np.log(np.maximum(12 * e - 0.28466892, 1e-9)) + 0.55991073,
+        )
     return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
 
 
@@ -171,7 +185,13 @@ def write_wide(path, rgb, curve, primaries=9, bits=10):
 )
 def test_hdr_and_wide_colours_keep_their_colours(tmp_path, curve, primaries, bits, words):
     to_primaries = {9: TO_2020, 2: TO_2020, 12: TO_P3}.get(primaries, np.eye(3))
-    path = write_wide(tmp_path / "v.mkv", coded(linear(quarters()) @ np.transpose(to_primaries), curve), curve, primaries, bits)
+    path = write_wide(
+        tmp_path / "v.mkv",
+        coded(linear(quarters()) @ np.transpose(to_primaries), curve),
+        curve,
+        primaries,
+        bits,
+    )
     found, note = first(path)
     assert np.abs(patches(found) - COLOURS).max() <= (6 if bits == 10 else 12)
     assert note == words
@@ -211,11 +231,17 @@ def test_untagged_colours_go_by_the_size_as_players_have_it(tmp_path, size, matr
 
 @pytest.mark.parametrize(
     ("size", "matrix", "tag"),
-    [((480, 640), Colorspace.ITU709, 1), ((720, 1280), Colorspace.ITU601, 6), ((720, 1280), Colorspace.ITU601, 5)],
+    [
+        ((480, 640), Colorspace.ITU709, 1),
+        ((720, 1280), Colorspace.ITU601, 6),
+        ((720, 1280), Colorspace.ITU601, 5),
+    ],
 )
 def test_a_tag_wins_over_the_size(tmp_path, size, matrix, tag):
     frame = rgb_frame(quarters(*size), matrix=matrix)
-    found = first(write(tmp_path / "v.mkv", [frame], options={"qp": "2", "preset": "ultrafast"}, colorspace=tag))[0]
+    found = first(
+        write(tmp_path / "v.mkv", [frame], options={"qp": "2", "preset": "ultrafast"}, colorspace=tag)
+    )[0]
     assert np.abs(patches(found) - COLOURS).max() <= 4
 
 
@@ -223,7 +249,9 @@ def test_full_range_is_told_by_its_tag(tmp_path):
     from av.video.reformatter import ColorRange
 
     picture = av.VideoFrame.from_ndarray(quarters(), format="rgb24")
-    frame = picture.reformat(format="yuv444p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.JPEG)
+    frame = picture.reformat(
+        format="yuv444p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.JPEG
+    )
     found = first(write(tmp_path / "v.mp4", [frame], options={"qp": "2"}, colorspace=1, color_range=2))[0]
     assert np.abs(patches(found) - COLOURS).max() <= 4
 

@@ -26,7 +26,9 @@ CONTROLS = np.stack([MOVES - 1, MOVES / 2], 1).astype(np.float32)  # from -1 to 
 
 @pytest.fixture
 def begin(tmp_path, monkeypatch):
-    """`begin(actions)` -> a `Play` of a toy trained on a recording of them; more: fields of the toy's config."""
+    """`begin(actions)` -> a `Play` of a toy trained on a recording of them; more: fields of the toy's
+    config.
+    """
 
     def begin(actions=MOVES, about=ABOUT, **config):
         recording = write_recording(tmp_path / "recording.h5", actions, about=about)
@@ -48,7 +50,11 @@ def test_every_action_leads_on_from_the_frame_before(begin):
     assert play.labels == ["NOOP", "RIGHT", "LEFT"] and play.actions == [] and play.frames_per_second is None
     for t, action in enumerate([1, 2, 2, 0], 1):
         frame = play.act(action)
-        assert frame.dtype == torch.uint8 and frame.equal(start.roll(sum(play.actions), 1)) and len(play.frames) == t + 1
+        assert (
+            frame.dtype == torch.uint8
+            and frame.equal(start.roll(sum(play.actions), 1))
+            and len(play.frames) == t + 1
+        )
     assert play.actions == [1, 2, 2, 0] and play.frames_per_second > 0
     assert torch.stack(play.frames[1:]).equal(rollout(play.system, play.source.context, 4, play.actions))
 
@@ -71,7 +77,9 @@ def test_a_step_waits_for_no_second_thread(begin, monkeypatch):
 def test_it_starts_where_one_likes(begin):
     play = begin()
     assert play.source.text == "dataset:episode_3/1"  # the held-out one of six; two context frames
-    assert play.starts.keys() == {f"episode_{i}" for i in range(6)} and play.starts["episode_1"] == list(range(1, 24))
+    assert play.starts.keys() == {f"episode_{i}" for i in range(6)} and play.starts["episode_1"] == list(
+        range(1, 24)
+    )
     play.act(1)
     play.reset("episode_1", 7)
     assert play.frames[0].equal(play.dataset.frames[24 + 7]) and len(play.frames) == 1 and play.actions == []
@@ -95,7 +103,12 @@ def test_an_action_out_of_range(begin, action):
 
 def test_controls_become_a_few_buttons(begin):
     play = begin(CONTROLS, {"action_names": ["steer", "gas"]})
-    assert play.choices == [("neutral", [0, 0]), ("steer -1", [-1, 0]), ("steer +1", [1, 0]), ("gas +1", [0, 1])]
+    assert play.choices == [
+        ("neutral", [0, 0]),
+        ("steer -1", [-1, 0]),
+        ("steer +1", [1, 0]),
+        ("gas +1", [0, 1]),
+    ]
     start = play.frames[0]
     assert play.act([-1, 0]).equal(start.roll(-1, 1))
     for wrong in ([0.5], [0, 0, 0], [0, 2], 1, [float("nan"), 0]):
@@ -150,7 +163,9 @@ def test_the_real_game_runs_beside_the_dream(pong, tmp_path, monkeypatch):
     play.reset("episode_2", 20)
     for action in play.dataset.actions[first : first + 29].tolist():
         play.act(action)
-    assert torch.stack(play.real).equal(play.dataset.frames[first : first + 30])  # what was recorded under the same actions
+    assert torch.stack(play.real).equal(
+        play.dataset.frames[first : first + 30]
+    )  # what was recorded under the same actions
     ends = []
     for action in (2, 3):
         play.reset("episode_2", 20)
@@ -168,7 +183,9 @@ def test_a_smaller_dream_sees_a_smaller_game(pong, tmp_path, monkeypatch):
 
 
 class Dot(gymnasium.Env):
-    """A bright dot on a dark field, moved by two floats from where the seed puts it; over after nine steps."""
+    """A bright dot on a dark field, moved by two floats from where the seed puts it; over after nine
+    steps.
+    """
 
     metadata, render_mode = {"render_modes": ["rgb_array"], "render_fps": 5}, "rgb_array"
     observation_space, action_space = (gymnasium.spaces.Box(low, 1, (2,), np.float32) for low in (0, -1))
@@ -213,7 +230,11 @@ def test_a_real_game_that_ends_stays_as_it_was(dot, tmp_path):
     for t in range(12):
         assert dot.over == (t >= 7)
         dot.act(dot.choices[1][1])
-    assert len(dot.real) == len(dot.frames) == 13 and dot.real[-1].equal(dot.real[7]) and not dot.real[7].equal(dot.real[6])
+    assert (
+        len(dot.real) == len(dot.frames) == 13
+        and dot.real[-1].equal(dot.real[7])
+        and not dot.real[7].equal(dot.real[6])
+    )
     dot.save(tmp_path / "over")
     dot.reset()
     assert not dot.over

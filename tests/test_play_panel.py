@@ -27,7 +27,9 @@ def shown(image):
 
 def test_it_begins_where_the_run_was_judged(panel):
     assert (Path(panel.run.value).name, panel.arc.value, panel.frame.value) == ("steered", "episode_3", 1)
-    assert panel.arc.options == tuple(f"episode_{i}" for i in range(6)) and panel.frame.options == tuple(range(1, 20))
+    assert panel.arc.options == tuple(f"episode_{i}" for i in range(6)) and panel.frame.options == tuple(
+        range(1, 20)
+    )
     assert [button.description for button in panel.buttons] == ["NOOP  n", "RIGHT  →", "LEFT  ←"]
     assert panel.buttons[1].tooltip == "→ or d or ↑ or w or 2" and panel.dream.layout.width == "384px"
     assert "step 0 · no real game beside it: the recording names no game" in panel.status.value
@@ -48,7 +50,9 @@ def test_one_click_is_one_step(panel):
 def test_any_recorded_frame_can_be_the_start(panel, monkeypatch):
     resets = []
     monkeypatch.setattr(
-        panel.play, "_bring_game", lambda: resets.append(panel.play.source.text) or setattr(panel.play, "alone", "")
+        panel.play,
+        "_bring_game",
+        lambda: resets.append(panel.play.source.text) or setattr(panel.play, "alone", ""),
     )
     panel.buttons[1].click()
     panel.frame.value = 7
@@ -62,7 +66,9 @@ def test_a_play_is_saved_to_look_at_and_to_keep(panel, tmp_path):
     panel.buttons[1].click()
     panel.save.click()
     names = sorted(path.name for path in (tmp_path / "runs/steered/samples").iterdir())
-    assert [name.rpartition(".")[2] for name in names] == ["gif", "mp4"] and names[0].startswith("play_episode_3_1_")
+    assert [name.rpartition(".")[2] for name in names] == ["gif", "mp4"] and names[0].startswith(
+        "play_episode_3_1_"
+    )
     assert "<video" in panel.video.value and f'download="{names[1]}"' in panel.links.value
     panel.reset.click()
     assert panel.video.value == panel.links.value == ""
@@ -81,7 +87,14 @@ def test_an_error_is_one_line_and_the_play_goes_on(panel, monkeypatch):
 
 
 def test_only_runs_that_take_actions_are_offered(panel, tmp_path):
-    train("mtld", "tiny", str(write_arcs(tmp_path / "arcs", [20] * 6)), QUICK, steps=1, run_dir=str(tmp_path / "runs/plain"))
+    train(
+        "mtld",
+        "tiny",
+        str(write_arcs(tmp_path / "arcs", [20] * 6)),
+        QUICK,
+        steps=1,
+        run_dir=str(tmp_path / "runs/plain"),
+    )
     for name, text in (("broken", "{"), ("foreign", '{"system": "nobody", "config": {}}'), ("empty", "{}")):
         (tmp_path / "runs" / name).mkdir()
         (tmp_path / "runs" / name / "config.json").write_text(text)
@@ -98,7 +111,9 @@ def test_a_run_whose_dataset_is_gone_says_so(panel, tmp_path):
     both = PlayPanel(panel.run.value)
     (tmp_path / "recording.h5").unlink()
     both.run.value = str(tmp_path / "runs/again")
-    assert "recording.h5 is not there" in both.status.value and both.buttons == [] and not both._actions.children
+    assert (
+        "recording.h5 is not there" in both.status.value and both.buttons == [] and not both._actions.children
+    )
     both.reset.click()
     both.save.click()
     assert "recording.h5 is not there" in both.status.value

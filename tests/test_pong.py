@@ -52,7 +52,9 @@ def test_the_paddle_obeys(shipped, unseen):
 
 def test_a_paddle_that_ignores_the_player_is_found_out(shipped, unseen, monkeypatch):
     rollout = shipped.rollout
-    monkeypatch.setattr(shipped, "rollout", lambda context, n, actions: rollout(context, n, [a * 0 for a in actions]))
+    monkeypatch.setattr(
+        shipped, "rollout", lambda context, n, actions: rollout(context, n, [a * 0 for a in actions])
+    )
     assert obedience(shipped, unseen, unseen.arcs, tries=60)[0] < 0.7
 
 

@@ -1,4 +1,6 @@
-"""Recording games: what is written opens, plays again exactly, and is the same for the same seed. Real Atari, and toys."""
+"""Recording games: what is written opens, plays again exactly, and is the same for the same seed. Real Atari,
+and toys.
+"""
 
 import importlib
 import json
@@ -78,7 +80,11 @@ def play(out, env=PONG, steps=40, **options):
 
 
 def content(path):
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file() and file.suffix != ".pyc")
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(file for file in path.rglob("*") if file.is_file() and file.suffix != ".pyc")
+    )
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
@@ -90,14 +96,19 @@ def content(path):
 def test_a_recording_opens_and_plays_again_exactly(tmp_path, env, format):
     done, data = play(tmp_path / "out", env, format=format)
     assert data.about["env"] == env and data.warnings == [] and data.size == (16, 16)
-    assert len(data.frames) == done["frames"] == 40 and len(data.arcs) == done["episodes"] == (3 if env == PONG else 6)
+    assert len(data.frames) == done["frames"] == 40 and len(data.arcs) == done["episodes"] == (
+        3 if env == PONG else 6
+    )
     bounds, actions = data.about.get("bounds"), data.actions
     assert (actions.dtype, actions.shape) == ((torch.float32, (40, 2)) if bounds else (torch.int64, (40,)))
     game = make_env(data.about["env"], data.about["env_options"])
     for arc, seed in zip(data.arcs, data.about["episode_seeds"], strict=True):
         observation, _ = game.reset(seed=seed)
         for row in range(arc.start, arc.stop):
-            assert np.array_equal(frame_of(game, observation, data.about["size"]), data.frames[row]), (arc.name, row)
+            assert np.array_equal(frame_of(game, observation, data.about["size"]), data.frames[row]), (
+                arc.name,
+                row,
+            )
             observation, *_ = game.step(actions[row].numpy() if bounds else int(actions[row]))
     game.close()
 
@@ -105,9 +116,9 @@ def test_a_recording_opens_and_plays_again_exactly(tmp_path, env, format):
 def test_both_formats_hold_the_same(tmp_path):
     (one, h5), (other, jsonl) = play(tmp_path / "a"), play(tmp_path / "b", format="jsonl")
     assert torch.equal(h5.frames, jsonl.frames) and torch.equal(h5.actions, jsonl.actions)
-    assert h5.about == {k: v for k, v in jsonl.about.items() if k != "controls_lead_to"} and [arc.name for arc in h5.arcs] == [
-        arc.name for arc in jsonl.arcs
-    ]
+    assert h5.about == {k: v for k, v in jsonl.about.items() if k != "controls_lead_to"} and [
+        arc.name for arc in h5.arcs
+    ] == [arc.name for arc in jsonl.arcs]
     assert one["path"] == tmp_path / "a/recording.h5" and other["path"] == tmp_path / "b"
     lines = [json.loads(line) for line in (tmp_path / "b/recording_log.jsonl").read_text().splitlines()]
     assert lines[3]["controls"][lines[3]["action"]] == sum(lines[3]["controls"]) == 1
@@ -129,10 +140,13 @@ def test_what_it_says_about_itself(tmp_path):
 
 
 @pytest.mark.parametrize("format", ["h5", "jsonl"])
-@pytest.mark.parametrize("options", [{}, {"policy": "random"}, {"env": "DotBox-v0"}, {"repeat_probability": 0.5}])
+@pytest.mark.parametrize(
+    "options", [{}, {"policy": "random"}, {"env": "DotBox-v0"}, {"repeat_probability": 0.5}]
+)
 def test_the_same_seed_makes_the_same_bytes(tmp_path, format, options):
     paths = [
-        play(tmp_path / name, format=format, seed=seed, **options)[0]["path"] for name, seed in (("a", 3), ("b", 3), ("c", 4))
+        play(tmp_path / name, format=format, seed=seed, **options)[0]["path"]
+        for name, seed in (("a", 3), ("b", 3), ("c", 4))
     ]
     first, again, other = map(content, paths)
     assert first == again and first != other
@@ -156,7 +170,11 @@ def test_a_policy_of_ones_own(tmp_path, monkeypatch):
     _, data = play(tmp_path / "a", "Dot-v0", policy="mine:right")
     assert (data.actions == 2).float().mean() > 0.4
     for name, chosen in (("mine:far", "3"), ("mine:none", "None")):
-        refused(tmp_path / "b", rf"policy='{name}' chose {chosen}, which is no action of Discrete\(3\)", policy=name)
+        refused(
+            tmp_path / "b",
+            rf"policy='{name}' chose {chosen}, which is no action of Discrete\(3\)",
+            policy=name,
+        )
     refused(tmp_path / "b", "policy='mine:left' cannot be loaded", policy="mine:left")
     refused(tmp_path / "b", "policy='nobody:left' cannot be loaded", policy="nobody:left")
     refused(tmp_path / "b", "policy='best' is not 'random', 'sticky' or 'MODULE:FUNCTION'", policy="best")
@@ -213,7 +231,9 @@ def test_a_disk_without_room_is_told_before_playing(tmp_path, monkeypatch):
 
 def test_without_gymnasium_or_ale(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ale_py", None)
-    refused(tmp_path / "out", "env='ALE/Pong-v5': Atari games need ale-py: pip install gymnasium ale-py", env=PONG)
+    refused(
+        tmp_path / "out", "env='ALE/Pong-v5': Atari games need ale-py: pip install gymnasium ale-py", env=PONG
+    )
     play(tmp_path / "dot", "Dot-v0")
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     refused(tmp_path / "out", "pip install gymnasium ale-py")
@@ -229,12 +249,28 @@ def test_a_game_that_fails_on_the_way_leaves_nothing(tmp_path, monkeypatch):
 
 def command(*words):
     return subprocess.run(
-        [sys.executable, "data_prep/record_game.py", *map(str, words)], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "data_prep/record_game.py", *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
 
 
 def test_the_script(tmp_path):
-    words = ("--env", PONG, "--steps", 40, "--out", tmp_path / "a.h5", "--size", 32, "--seed", 3, "--episode-steps", 30)
+    words = (
+        "--env",
+        PONG,
+        "--steps",
+        40,
+        "--out",
+        tmp_path / "a.h5",
+        "--size",
+        32,
+        "--seed",
+        3,
+        "--episode-steps",
+        30,
+    )
     done = command(*words)
     assert done.returncode == 0, done.stderr
     said = f"{tmp_path / 'a.h5'}: 40 frames in 2 episodes, 0.0 MB; a copy of the frame before makes "
@@ -242,7 +278,9 @@ def test_the_script(tmp_path):
     with h5py.File(tmp_path / "a.h5") as file:
         assert file["frames"].chunks == (16, 32, 32, 3) and file["frames"].compression == "gzip"
     own, _ = play(tmp_path / "b.h5", size=32, seed=3, episode_steps=30)
-    assert content(own["path"]) == content(tmp_path / "a.h5"), "the function and the script have the same defaults"
+    assert content(own["path"]) == content(tmp_path / "a.h5"), (
+        "the function and the script have the same defaults"
+    )
     again = command(*words)
     assert again.returncode == 1 and "Traceback" not in again.stderr
     assert "is there already" in again.stderr.strip().splitlines()[-1]

@@ -1,4 +1,6 @@
-"""Recordings with a JSONL log: order, pairing of frames and controls, gaps, and what is refused in which words."""
+"""Recordings with a JSONL log: order, pairing of frames and controls, gaps, and what is refused in which
+words.
+"""
 
 import json
 import math
@@ -20,7 +22,9 @@ def entry(i, **fields):
 
 
 def put(root, entries, log="recording_log.jsonl"):
-    """A recording; frame i, as in "f/<i>.png", is a picture of the value i. Entries that are no dicts are lines as such."""
+    """A recording; frame i, as in "f/<i>.png", is a picture of the value i. Entries that are no dicts are
+    lines as such.
+    """
     (root / "f").mkdir(parents=True, exist_ok=True)
     for i in range(len(entries)):
         Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(root / f"f/{i}.png")
@@ -35,7 +39,10 @@ def read(path, **options):
 
 def arcs(data):
     """{name: (values of its frames, their numbers)}"""
-    return {arc.name: (data.frames[arc.start : arc.stop, 0, 0, 0].tolist(), arc.numbers.tolist()) for arc in data.arcs}
+    return {
+        arc.name: (data.frames[arc.start : arc.stop, 0, 0, 0].tolist(), arc.numbers.tolist())
+        for arc in data.arcs
+    }
 
 
 def test_frames_and_controls_are_paired_in_the_order_of_time(tmp_path):
@@ -50,7 +57,10 @@ def test_frames_and_controls_are_paired_in_the_order_of_time(tmp_path):
 def test_episodes_are_arcs_and_integer_actions_win_over_controls(tmp_path):
     entries = [entry(i, episode=[7, 2][i % 2], action=i % 3) for i in range(10)]  # two games recorded at once
     data = read(put(tmp_path / "d", entries))
-    assert arcs(data) == {"episode_2": ([1, 3, 5, 7, 9], [*range(5)]), "episode_7": ([0, 2, 4, 6, 8], [*range(5)])}
+    assert arcs(data) == {
+        "episode_2": ([1, 3, 5, 7, 9], [*range(5)]),
+        "episode_7": ([0, 2, 4, 6, 8], [*range(5)]),
+    }
     assert data.actions.dtype == torch.int64 and data.actions.tolist() == [1, 0, 2, 1, 0, 0, 2, 1, 0, 2]
     assert data.warnings == []
     del entries[4]["action"]
@@ -68,7 +78,10 @@ def test_controls_that_led_to_their_own_frame(tmp_path):
 @pytest.mark.parametrize("sticks", [([1, 2], [3, 4]), ({"x": 1, "y": 2}, {"y": 4, "x": 3})])
 def test_sticks_and_nanoseconds(tmp_path, sticks):
     controls = dict(zip(("leftStick", "rightStick"), sticks, strict=True))
-    lines = [{"frame_filename": f"f\\{i}.png", "controls": controls, "server_timestamp_ns": 10**18 - i} for i in range(2)]
+    lines = [
+        {"frame_filename": f"f\\{i}.png", "controls": controls, "server_timestamp_ns": 10**18 - i}
+        for i in range(2)
+    ]
     data = read(put(tmp_path / "d", lines))
     assert data.actions.tolist() == [[1, 2, 3, 4]] * 2
     assert read(tmp_path / "d/recording_log.jsonl").path.endswith(".jsonl")
@@ -81,7 +94,10 @@ def test_any_only_log_is_found_and_about_is_read(tmp_path):
     assert read(root).about == {"action_names": ["left", "right"], "controls_lead_to": "next"}
     (root / "recording.json").write_text("[")
     data = read(root)
-    assert data.about == {"controls_lead_to": "next"} and "recording.json: passed over, not a JSON object" in data.warnings[0]
+    assert (
+        data.about == {"controls_lead_to": "next"}
+        and "recording.json: passed over, not a JSON object" in data.warnings[0]
+    )
     (root / "other.jsonl").touch()
     with pytest.raises(UserError, match="holds no usable entry; wanted are lines such as"):
         read(root / "other.jsonl")
@@ -134,7 +150,9 @@ def test_no_window_crosses_what_is_missing(tmp_path, what, lead):
     entries, root = [entry(i, action=i) for i in range(40)], tmp_path / "d"
     put(root, entries)
     MISSING[what](entries, root)
-    (root / "recording_log.jsonl").write_text("\n".join(one if isinstance(one, str) else json.dumps(one) for one in entries))
+    (root / "recording_log.jsonl").write_text(
+        "\n".join(one if isinstance(one, str) else json.dumps(one) for one in entries)
+    )
     for _ in range(2):  # decoded, and from the cache
         data = read(root, controls_lead_to=lead)
         found = arcs(data)
@@ -144,13 +162,21 @@ def test_no_window_crosses_what_is_missing(tmp_path, what, lead):
         assert [11, 13] not in windows(data) and len(windows(data)) == 37
         paired = {"next": [*range(12), *range(13, 40)], "this": [*range(1, 12), 11, *range(14, 40), 39]}
         assert data.actions.tolist() == paired[lead]
-        assert len(data.warnings) == 1 and ("line 13" if what == "a line" else "f/12.png: left out") in data.warnings[0]
+        assert (
+            len(data.warnings) == 1
+            and ("line 13" if what == "a line" else "f/12.png: left out") in data.warnings[0]
+        )
 
 
 def test_a_lost_line_ends_an_arc_of_every_episode(tmp_path):
     entries = [entry(i, episode=i % 2) for i in range(60)]  # it is not known whose line it was
     entries[31] = "{"
-    assert arcs(read(put(tmp_path / "d", entries))).keys() == {"episode_0", "episode_0b", "episode_1", "episode_1b"}
+    assert arcs(read(put(tmp_path / "d", entries))).keys() == {
+        "episode_0",
+        "episode_0b",
+        "episode_1",
+        "episode_1b",
+    }
 
 
 def test_a_gap_in_time_is_told_and_ends_an_arc(tmp_path):
@@ -158,7 +184,8 @@ def test_a_gap_in_time_is_told_and_ends_an_arc(tmp_path):
     data = read(put(tmp_path / "d", [entry(i, timestamp=time) for i, time in enumerate(times)]))
     assert arcs(data) == {"episode_0": ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4]), "episode_0b": ([5, 6], [5, 6])}
     assert data.warnings == [
-        "recording_log.jsonl: line 6: 0.6 s after the frame before, not 0.1 s as elsewhere in episode 0: a new arc begins"
+        "recording_log.jsonl: line 6: 0.6 s after the frame before, not 0.1 s as elsewhere in episode 0: a "
+        "new arc begins"
     ]
 
 
@@ -207,7 +234,9 @@ def test_a_clock_that_starts_again_begins_an_episode_in_the_files_order(tmp_path
         assert values == [*range(start, start + count)] and numbers == [*range(count)]
         start += count
     assert len(data.warnings) == len(counts) - 1
-    assert f"line {counts[0] + 1}: the clock goes from" in data.warnings[0] and data.warnings[0].endswith("episode_1")
+    assert f"line {counts[0] + 1}: the clock goes from" in data.warnings[0] and data.warnings[0].endswith(
+        "episode_1"
+    )
 
 
 def test_a_clock_in_nanoseconds_that_starts_again(tmp_path):
@@ -215,14 +244,19 @@ def test_a_clock_in_nanoseconds_that_starts_again(tmp_path):
     for i, one in enumerate(entries):
         del one["timestamp"]
         one["server_timestamp_ns"] = 1714 * 10**15 + i % 20 * 33333333
-    assert stretches(read(put(tmp_path / "d", entries))) == {"episode_0": [*range(20)], "episode_1": [*range(20, 40)]}
+    assert stretches(read(put(tmp_path / "d", entries))) == {
+        "episode_0": [*range(20)],
+        "episode_1": [*range(20, 40)],
+    }
 
 
 def test_each_episode_has_a_clock_of_its_own(tmp_path):
     """Two games at once, each from 0; then the recorder is started again, with the same numbers."""
     entries = [entry(i, episode=3 + i % 2, timestamp=i % 20 // 2) for i in range(40)]
     data = read(put(tmp_path / "d", entries))
-    assert stretches(data) == {f"episode_{3 + k}": [*range(20 * (k // 2) + k % 2, 20 * (k // 2) + 20, 2)] for k in range(4)}
+    assert stretches(data) == {
+        f"episode_{3 + k}": [*range(20 * (k // 2) + k % 2, 20 * (k // 2) + 20, 2)] for k in range(4)
+    }
     data = read(put(tmp_path / "e", [entry(i, episode=i // 10, timestamp=i % 10) for i in range(40)]))
     assert data.warnings == [] and len(data.arcs) == 4, "an episode that begins at 0 is nothing odd"
 
@@ -251,7 +285,11 @@ def test_a_malformed_line_beside_a_clock_that_starts_again(tmp_path):
     entries = log_of([i % 20 for i in range(40)])
     entries[30] = "?"
     data = read(put(tmp_path / "d", entries))
-    assert stretches(data) == {"episode_0": [*range(20)], "episode_1": [*range(20, 30)], "episode_1b": [*range(31, 40)]}
+    assert stretches(data) == {
+        "episode_0": [*range(20)],
+        "episode_1": [*range(20, 30)],
+        "episode_1b": [*range(31, 40)],
+    }
 
 
 # ---- what is refused
@@ -267,7 +305,10 @@ def forty(**fields):
         ({"controls": [1.0]}, "line 41: controls has 1 numbers and line 1 has 2"),
         ({"controls": [1.0, math.nan]}, r"line 41: controls \[1.0, nan\] are not finite"),
         ({"controls": [1e300, 1.0]}, r"line 41: controls \[1e\+300, 1.0\] are not finite"),
-        ({"frame_filename": "../secret.png"}, r"line 41: frame_filename '../secret.png' leads out of the recording's folder"),
+        (
+            {"frame_filename": "../secret.png"},
+            r"line 41: frame_filename '../secret.png' leads out of the recording's folder",
+        ),
         ({"frame_filename": "f/../../secret.png"}, "line 41: .*leads out of"),
         ({"frame_filename": "..\\secret.png"}, "line 41: .*leads out of"),
         ({"frame_filename": "/etc/secret.png"}, "line 41: .*leads out of"),
@@ -309,7 +350,9 @@ MALFORMED = {
     "\\": "not valid JSON",
     "[" * 100_000: "not valid JSON",
     json.dumps({"frame_filename": "f/1.png", "timestamp": 1}): "no field 'controls'",
-    json.dumps({"frame_filenam": "f/1.png", "controls": [1, 1], "timestamp": 1}): "did you mean 'frame_filenam'",
+    json.dumps(
+        {"frame_filenam": "f/1.png", "controls": [1, 1], "timestamp": 1}
+    ): "did you mean 'frame_filenam'",
     json.dumps(entry(1, frame_filename=3)): "'frame_filename' is 3, not a file name",
     json.dumps(entry(1, controls="left")): "'controls' is no list of numbers",
     json.dumps(entry(1, controls=[None, 1])): "'controls' is no list of numbers",
@@ -330,13 +373,17 @@ def test_a_malformed_line_is_named_and_many_are_refused(tmp_path, line):
     data = read(put(tmp_path / "d", few))
     assert len(data.frames) == 20 and len(data.warnings) == 1
     assert "line 22 left out" in data.warnings[0] and MALFORMED[line] in data.warnings[0]
-    with pytest.raises(UserError, match=r"3 of 23 lines cannot be used \(more than 5 %\).*line 22 \(.*; line 23 \(") as caught:
+    with pytest.raises(
+        UserError, match=r"3 of 23 lines cannot be used \(more than 5 %\).*line 22 \(.*; line 23 \("
+    ) as caught:
         read(put(tmp_path / "d", [*few, line, line]))
     assert MALFORMED[line] in str(caught.value)
 
 
 def test_where_the_place_of_a_lost_line_is_not_known(tmp_path):
-    with pytest.raises(UserError, match=r"line 3 out of the order of time, so where line 22 \(not valid JSON\) belongs"):
+    with pytest.raises(
+        UserError, match=r"line 3 out of the order of time, so where line 22 \(not valid JSON\) belongs"
+    ):
         read(put(tmp_path / "d", [entry(0), entry(2), entry(1), *[entry(i) for i in range(3, 21)], "?"]))
 
 
@@ -344,7 +391,9 @@ def test_many_frames_that_are_missing_are_refused(tmp_path):
     root = put(tmp_path / "d", [entry(i) for i in range(20)])
     for i in (3, 5):
         (root / f"f/{i}.png").unlink()
-    with pytest.raises(UserError, match=r"2 of 20 image files cannot be used .*f/3.png \(.*No such file.*f/5.png"):
+    with pytest.raises(
+        UserError, match=r"2 of 20 image files cannot be used .*f/3.png \(.*No such file.*f/5.png"
+    ):
         read(root)
 
 
@@ -352,7 +401,9 @@ def test_a_clock_or_controls_of_a_malformed_first_line_do_not_count(tmp_path):
     lines = [json.dumps({"frame_filename": "0.png", "controls": [1.0, 2.0]})]
     for i in range(40):
         Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / f"{i}.png")
-        lines.append(json.dumps({"frame_filename": f"{i}.png", "controls": [0.5], "server_timestamp_ns": i * 10**8}))
+        lines.append(
+            json.dumps({"frame_filename": f"{i}.png", "controls": [0.5], "server_timestamp_ns": i * 10**8})
+        )
     (tmp_path / "recording_log.jsonl").write_text("\n".join(lines))
     data = open_dataset(tmp_path, progress=False)
     assert len(data.frames) == 40 and data.actions.shape == (40, 1) and "line 1" in data.warnings[0]

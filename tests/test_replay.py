@@ -32,7 +32,9 @@ def small_segments(monkeypatch):
 
 
 def transitions(first, count):
-    """The arguments of `add` for the transitions with these numbers: each is known by every one of its parts."""
+    """The arguments of `add` for the transitions with these numbers: each is known by every one of its
+    parts.
+    """
     numbers = torch.arange(first, first + count)
     frames = (numbers[:, None, None, None, None] * 7 + torch.arange(180).view(SHAPE)).to(torch.uint8)
     return frames, numbers * 0.5 - 100, numbers * 1000, numbers % 2, numbers % 3 == 0
@@ -49,7 +51,9 @@ def holds(replay, first, count):
     """Whether the replay holds the transitions with these numbers, oldest first, and nothing else."""
     assert (len(replay), replay.count) == (count, first + count)
     found = replay.sample((torch.arange(count) + 0.5) / count)
-    wanted = dict(zip(("frames", "rewards", "positions", "domains", "done"), transitions(first, count), strict=True))
+    wanted = dict(
+        zip(("frames", "rewards", "positions", "domains", "done"), transitions(first, count), strict=True)
+    )
     assert found.keys() == wanted.keys()
     for name, values in wanted.items():
         assert torch.equal(found[name], values) and found[name].dtype == values.dtype, name
@@ -102,7 +106,9 @@ def test_wrong_use_is_said(tmp_path):
     with pytest.raises(IndexError, match="replay is empty"):
         replay.sample(torch.rand(2))
     frames, *others = transitions(0, 3)
-    with pytest.raises(ValueError, match=r"torch\.float32 \[3, 3, 4, 5, 3\], wanted is uint8 \[n, \*\[3, 4, 5, 3\]\]"):
+    with pytest.raises(
+        ValueError, match=r"torch\.float32 \[3, 3, 4, 5, 3\], wanted is uint8 \[n, \*\[3, 4, 5, 3\]\]"
+    ):
         replay.add(frames.float(), *others)
     with pytest.raises(ValueError, match=r"\[3, 2, 4, 5, 3\], wanted"):
         replay.add(frames[:, 1:], *others)
@@ -127,7 +133,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, count, more):
     assert again.state() == state and again.files() == files
     assert not count or holds(again, max(0, count - 7), min(7, count))
     assert all((tmp_path / name).stat().st_size == size for name, size in files.items()), "the tail is gone"
-    assert not more or segments(tmp_path) == [f"{n:012d}.bin" for n in range(0, count, 5)], "and so are later files"
+    assert not more or segments(tmp_path) == [f"{n:012d}.bin" for n in range(0, count, 5)], (
+        "and so are later files"
+    )
     again.add(*transitions(count, 11))
     straight = filled(tmp_path / "other", count + 11)
     assert again.state() == straight.state() and again.files() == straight.files()
@@ -196,14 +204,18 @@ def test_damage_is_said_with_the_file_and_the_way_out(tmp_path, how, said, own):
     with pytest.raises(UserError) as error:
         Replay(target, 7, SHAPE).load(state, tmp_path / "run")
     assert "000000000005.bin" in str(error.value) and said in str(error.value)
-    assert "copy the run's folder once more with all that is in it, or start in another run_dir" in str(error.value)
+    assert "copy the run's folder once more with all that is in it, or start in another run_dir" in str(
+        error.value
+    )
 
 
 def test_frames_of_another_size_are_refused(tmp_path):
     replay = filled(tmp_path, 12)
     state = replay.state()
     replay.files()
-    with pytest.raises(UserError, match=r"holds transitions of frames \[3, 4, 5, 3\] .*, this run has \[3, 8, 8, 3\]"):
+    with pytest.raises(
+        UserError, match=r"holds transitions of frames \[3, 4, 5, 3\] .*, this run has \[3, 8, 8, 3\]"
+    ):
         Replay(tmp_path, 7, (3, 8, 8, 3)).load(state, tmp_path)
 
 
@@ -273,7 +285,10 @@ class Rehearsed(ToyStage):
         self.replay = Replay(folder, 7, (2, self.config.height, self.config.width, 3))
 
     def training_step(self, batches, step):
-        frames, zeros = to_uint8(batches[0]["frames"][:, :2]), torch.zeros(len(batches[0]["key"]), dtype=torch.long)
+        frames, zeros = (
+            to_uint8(batches[0]["frames"][:, :2]),
+            torch.zeros(len(batches[0]["key"]), dtype=torch.long),
+        )
         self.replay.add(frames, zeros.float(), batches[0]["key"], zeros, zeros.bool())
         drawn = self.replay.sample(keyed_uniform(batches[0]["key"], "replay", 1)[:, 0])
         return super().training_step([{"frames": to_float(drawn["frames"])}], step)
@@ -290,7 +305,9 @@ class Rehearsed(ToyStage):
 
 def trained(folder, arcs, **settings):
     data = open_dataset(arcs, progress=False)
-    config = TrainConfig(run_dir=str(folder), steps=20, batch_size=5, save_every_steps=4, eval_windows=4, threads=1, **settings)
+    config = TrainConfig(
+        run_dir=str(folder), steps=20, batch_size=5, save_every_steps=4, eval_windows=4, threads=1, **settings
+    )
     system = build(Rehearsed, ToyConfig(), data, 0)
     fit(system, data, config)
     return system
@@ -379,5 +396,7 @@ def test_adding_and_sampling_are_close_to_copying(tmp_path, monkeypatch):
             seconds.append((time.perf_counter() - began) / 32)
         return min(seconds)
 
-    assert best(lambda: replay.add(frames, zeros.float(), zeros, zeros, zeros.bool())) < 500e-6  # 40 us on an idle core
+    assert (
+        best(lambda: replay.add(frames, zeros.float(), zeros, zeros, zeros.bool())) < 500e-6
+    )  # 40 us on an idle core
     assert best(lambda: replay.sample(uniform)) < 100e-6  # 5 us

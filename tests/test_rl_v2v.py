@@ -68,7 +68,9 @@ def test_rewards_are_the_losses_with_a_minus():
 
 
 def test_q_target_bootstraps_only_where_the_clip_goes_on():
-    target = decisions.q_target(torch.tensor([-1.0, -1.0]), torch.tensor([False, True]), torch.tensor([-10.0, -10.0]), 0.9)
+    target = decisions.q_target(
+        torch.tensor([-1.0, -1.0]), torch.tensor([False, True]), torch.tensor([-10.0, -10.0]), 0.9
+    )
     assert target.tolist() == [-10.0, -1.0]
 
 
@@ -80,7 +82,10 @@ def test_sigma2_is_the_probability_of_the_coin(sigma2, chosen):
 
 
 def test_sigma2_between_explores_as_often_as_it_says():
-    values, draws = torch.tensor([[1.0, 0.0]]).expand(20_000, 2), torch.rand(2, 20_000, generator=torch.manual_seed(0))
+    values, draws = (
+        torch.tensor([[1.0, 0.0]]).expand(20_000, 2),
+        torch.rand(2, 20_000, generator=torch.manual_seed(0)),
+    )
     assert decisions.choose(values, *draws, 0.3).float().mean() == pytest.approx(0.15, abs=0.01)
 
 
@@ -120,7 +125,9 @@ def test_the_value_depends_on_the_action_and_on_each_frame_of_the_state():
 
 
 def test_lstm_is_torchs_own_on_a_single_place():
-    """On 1x1 maps only the middle of each 3x3 kernel counts, and the gates lie in another order than torch's."""
+    """On 1x1 maps only the middle of each 3x3 kernel counts, and the gates lie in another order than
+    torch's.
+    """
     torch.manual_seed(0)
     ours, theirs = ConvLSTM(4, 5), nn.LSTM(4, 5, batch_first=True)
     with torch.no_grad():
@@ -194,15 +201,21 @@ def test_the_losses_inside_a_clip_by_hand():
     logs = {name: value.item() for name, value in result.logs.items()}
     assert logs["recurrent_x"] == logs["recurrent_y"] == 0
     assert logs["recycle_x"] == logs["recycle_y"] == pytest.approx(0.25)
-    assert logs["adversarial_x"] == pytest.approx(2 * (0.5 - 1) ** 2)  # of X in Y: its frames, and the sub-clip
+    assert logs["adversarial_x"] == pytest.approx(
+        2 * (0.5 - 1) ** 2
+    )  # of X in Y: its frames, and the sub-clip
     assert logs["adversarial_y"] == pytest.approx(2 * (0.75 - 1) ** 2)
     assert result.total.item() == pytest.approx(0.5 + 0.125 + 100 * 0.5)
     assert result.carry["fake_y"].shape == (2, P + 1, 3, SIZE, SIZE)
-    assert (result.carry["fake_y"] == 0.5).all() and (result.carry["fake_x"] == 0.75).all()  # translations, not cycles
+    assert (result.carry["fake_y"] == 0.5).all() and (
+        result.carry["fake_x"] == 0.75
+    ).all()  # translations, not cycles
 
 
 def test_a_translation_is_to_be_as_predictable_as_a_clip():
-    """X jumps from 0 to 1 at frame 3. In Y the predictor repeats 0.5, and the translation of what came is 1.5."""
+    """X jumps from 0 to 1 at frame 3. In Y the predictor repeats 0.5, and the translation of what came is
+    1.5.
+    """
     data = still()
     data["frames"][:, 3:] = 1
     plain, steady = (stubbed(lambda_steady=weight).generator_loss(data, t=3) for weight in (0.0, 2.0))
@@ -211,7 +224,9 @@ def test_a_translation_is_to_be_as_predictable_as_a_clip():
 
 
 def test_a_state_is_translated_with_the_memory_of_its_clip():
-    """At frame T - 2 it is what a translation of the whole clip shows there, not one that begins with the state."""
+    """At frame T - 2 it is what a translation of the whole clip shows there, not one that begins with the
+    state.
+    """
     system, data = make(), batch()
     for net in system.g.values():
         nn.init.normal_(net.head[-1].weight, std=0.3)
@@ -263,7 +278,9 @@ def remembered(t, tmp_path, **settings):
 
 
 def test_a_transition_by_hand(tmp_path):
-    """sigma2 = 0: the brighter candidate is taken: of X the recycled 0.25, of Y the recycled 1.25 (which white clips to 1)."""
+    """sigma2 = 0: the brighter candidate is taken: of X the recycled 0.25, of Y the recycled 1.25 (which
+    white clips to 1).
+    """
     kept = remembered(3, tmp_path, sigma2=0.0, lambda_rr=10.0, lambda_rc=2.0)
     assert kept["domains"].tolist() == [0, 0, 1, 1] and kept["positions"].tolist() == [3] * 4
     assert not kept["done"].any()
@@ -271,12 +288,16 @@ def test_a_transition_by_hand(tmp_path):
     assert action.tolist() == pytest.approx([0.25, 0.25, 1, 1], abs=0.01)
     assert (kept["frames"][:2, :P] == 128).all() and (kept["frames"][2:, :P] == 255).all()
     sub_clips = (2 * 0.0 + 0.25) / 3, (2 * 1.0 + 1.25) / 3  # what the stub says of a clip: its mean
-    wanted = [-((a - 1) ** 2 + (clip - 1) ** 2 + 2 * 0.25) for a, clip in zip((0.25, 1.25), sub_clips, strict=True)]
+    wanted = [
+        -((a - 1) ** 2 + (clip - 1) ** 2 + 2 * 0.25) for a, clip in zip((0.25, 1.25), sub_clips, strict=True)
+    ]
     assert kept["rewards"].tolist() == pytest.approx([wanted[0]] * 2 + [wanted[1]] * 2, rel=1e-4)
 
 
 def test_the_last_transition_is_judged_by_the_whole_clip(tmp_path):
-    """The clip that ends with the action, by the judge of its own domain: four frames of 0 and 0.25, of 1 and 1.25."""
+    """The clip that ends with the action, by the judge of its own domain: four frames of 0 and 0.25, of 1 and
+    1.25.
+    """
     kept = remembered(T - 1, tmp_path, sigma2=0.0, lambda_v=3.0)
     assert kept["done"].all()
     wanted = [-3 * (mean - 1) ** 2 for mean in (0.25 / T, (T - 1 + 1.25) / T)]
@@ -294,7 +315,9 @@ def remember_at(t, system, data, monkeypatch):
 
 @pytest.mark.parametrize("t", [T - 2, T - 1])
 def test_the_action_taken_is_one_of_the_states_own_candidates(t, tmp_path, monkeypatch):
-    """What came before the state decides nothing, though a translator that has seen it would show another frame."""
+    """What came before the state decides nothing, though a translator that has seen it would show another
+    frame.
+    """
     system, _ = make(tmp_path, sigma2=1.0)
     for net in (*system.g.values(), *system.p.values()):
         nn.init.normal_(net.head[-1].weight, std=0.3)
@@ -311,7 +334,9 @@ def test_the_action_taken_is_one_of_the_states_own_candidates(t, tmp_path, monke
 
 
 def test_the_reward_is_of_the_candidates_that_could_be_taken(tmp_path, monkeypatch):
-    """Two clips that end in the same state, and go on with the same frame, have the same two candidates and losses."""
+    """Two clips that end in the same state, and go on with the same frame, have the same two candidates and
+    losses.
+    """
     system, _ = make(tmp_path, sigma2=0.0)
     for net in (*system.g.values(), *system.p.values()):
         nn.init.normal_(net.head[-1].weight, std=0.3)
@@ -340,7 +365,8 @@ def one_transition(domain, done=False):
 
 @pytest.mark.parametrize(("done", "target"), [(False, -1 + 0.5 * (2.0 + 0.4)), (True, -1.0)])
 def test_what_a_value_network_learns_by_hand(done, target, tmp_path):
-    """From the next state 0.2, 0.3 the slow predictor repeats 0.3; the slow way over Y, 0.3 + 0.5 - 0.4, is brighter.
+    """From the next state 0.2, 0.3 the slow predictor repeats 0.3; the slow way over Y, 0.3 + 0.5 - 0.4, is
+    brighter.
 
     Its value is 0.4 + 10 x 0.2; that of the transition itself 0.3 + 10 x 0.1.
     """
@@ -362,11 +388,15 @@ def test_the_target_is_the_slow_networks_own(tmp_path):
 
 
 def test_the_candidates_by_hand():
-    """Of Y: the predictor of Y adds 1; over X it is 0.2 - 0.25, there the predictor of X adds 5, and back 0.5."""
+    """Of Y: the predictor of Y adds 1; over X it is 0.2 - 0.25, there the predictor of X adds 5, and back
+    0.5.
+    """
     system = stubbed()
     system.p = nn.ModuleDict({"x": Frames(lambda f: f + 5), "y": Frames(lambda f: f + 1)})
     predicted, recycled = system._candidates(one_transition(1)["state"], "y", system.g, system.p)
-    assert predicted.mean().item() == pytest.approx(1.2) and recycled.mean().item() == pytest.approx(0.2 - 0.25 + 5 + 0.5)
+    assert predicted.mean().item() == pytest.approx(1.2) and recycled.mean().item() == pytest.approx(
+        0.2 - 0.25 + 5 + 0.5
+    )
 
 
 @pytest.mark.parametrize(("sigma1", "old"), [(0.0, 0), (1.0, 1)])
@@ -381,14 +411,23 @@ def test_sigma1_is_the_probability_of_the_replay(sigma1, old, tmp_path):
     if old:
         assert (drawn["rewards"] == -1).float().mean() > 0.5
     else:
-        assert sorted(system.replay.sample(1 - (torch.arange(4) + 0.5) / 104)["positions"].tolist()) == [0, 1, 2, 3]
+        assert sorted(system.replay.sample(1 - (torch.arange(4) + 0.5) / 104)["positions"].tolist()) == [
+            0,
+            1,
+            2,
+            3,
+        ]
         assert (drawn["rewards"] == -2).all()
 
 
 def test_the_domain_selects_the_networks(tmp_path):
     """Transitions of X alone give no gradient to the value network of Y."""
     system, _ = make(tmp_path)
-    rows = {"state": torch.rand(3, P, 3, SIZE, SIZE), "action": torch.rand(3, 3, SIZE, SIZE), "rewards": -torch.ones(3)}
+    rows = {
+        "state": torch.rand(3, P, 3, SIZE, SIZE),
+        "action": torch.rand(3, 3, SIZE, SIZE),
+        "rewards": -torch.ones(3),
+    }
     rows |= {"done": torch.tensor([True, False, False]), "domains": torch.zeros(3, dtype=torch.int64)}
     system.q_loss(rows).total.backward()
     assert all(p.grad is not None for p in system.q["x"].parameters())
@@ -402,7 +441,9 @@ def test_the_policy_reaches_translators_and_predictors_and_raises_the_value(tmp_
     system, stepper = make(tmp_path, lr_policy=1e-3)
     rows = {"state": torch.rand(4, P, 3, SIZE, SIZE), "domains": torch.tensor([0, 0, 1, 1])}
     first = stepper("policy", system.policy_loss, rows).logs["policy"]
-    moved = [p for maker in (system.g, system.p) for p in maker.parameters() if p.grad is not None and p.grad.any()]
+    moved = [
+        p for maker in (system.g, system.p) for p in maker.parameters() if p.grad is not None and p.grad.any()
+    ]
     assert len(moved) > 4 and all(p.grad is None for p in system.q.parameters())
     for _ in range(10):
         last = stepper("policy", system.policy_loss, rows).logs["policy"]
@@ -424,7 +465,9 @@ def test_rl_every_is_how_often_and_0_is_never(tmp_path):
         system, stepper = make(tmp_path / str(every), rl_every=every)
         found = [i for i in range(4) if "q" in system.training_step([batch(i)], stepper)]
         assert found == learnt
-        assert set(stepper.optimizers) == {"generator", "discriminator"} | ({"q", "policy"} if every else set())
+        assert set(stepper.optimizers) == {"generator", "discriminator"} | (
+            {"q", "policy"} if every else set()
+        )
     assert make(rl_every=0).q is None
 
 
@@ -448,7 +491,11 @@ def trained(tmp_path, **settings):
     torch.manual_seed(1)
     for one in batches:
         system.training_step([one], stepper)
-        moments |= set(system.replay._ring["positions"][: len(system.replay)].tolist()) if system.replay else {P, T - 1}
+        moments |= (
+            set(system.replay._ring["positions"][: len(system.replay)].tolist())
+            if system.replay
+            else {P, T - 1}
+        )
     assert len(moments) > 1
     return torch.cat([p.detach().flatten() for p in (*system.g.parameters(), *system.p.parameters())])
 
@@ -465,7 +512,11 @@ def test_every_setting_of_the_learning_does_something(name, tmp_path):
 
 
 def test_lambda_v_and_gamma_do_something(tmp_path):
-    rows = {"state": torch.rand(2, P, 3, SIZE, SIZE), "action": torch.rand(2, 3, SIZE, SIZE), "rewards": -torch.ones(2)}
+    rows = {
+        "state": torch.rand(2, P, 3, SIZE, SIZE),
+        "action": torch.rand(2, 3, SIZE, SIZE),
+        "rewards": -torch.ones(2),
+    }
     rows |= {"done": torch.tensor([False, False]), "domains": torch.tensor([0, 1])}
     (a, _), (b, _) = make(tmp_path / "a", gamma=0.0), make(tmp_path / "b", gamma=0.9)
     assert a.q_loss(rows).total != b.q_loss(rows).total
@@ -478,7 +529,15 @@ def test_the_shapes_of_the_networks_are_settings():
         return sum(p.numel() for p in make(**settings).parameters())
 
     sizes = [
-        *(size(), size(channels=(8, 8)), size(fold=2), size(blocks=2), size(memory=6), size(norm="none"), size(output="tanh")),
+        *(
+            size(),
+            size(channels=(8, 8)),
+            size(fold=2),
+            size(blocks=2),
+            size(memory=6),
+            size(norm="none"),
+            size(output="tanh"),
+        ),
         *(size(judge_channels=(8, 8, 8)), size(judge_fold=4), size(dense_head=True), size(rl_every=0)),
     ]
     assert len(set(sizes)) == len(sizes)
@@ -500,16 +559,26 @@ def test_translating_is_one_translation_and_reconstructing_goes_through_the_pred
 
 
 def test_learning_begins_at_the_colour_transfer(tmp_path):
-    """Y is X with red and blue exchanged and darker; a residual translator says so untrained, a tanh one knows nothing."""
+    """Y is X with red and blue exchanged and darker; a residual translator says so untrained, a tanh one
+    knows nothing.
+    """
     x = torch.randint(0, 256, (20, SIZE, SIZE, 3), generator=torch.manual_seed(0), dtype=torch.uint8)
     x[..., 0] //= 4  # so that the channels can be told apart by their spread
-    y = (x.float() @ torch.tensor([[0.9, 0, 0.1], [0, 0.5, 0], [0.1, 0, 0.9]]) * 0.5 + 20).round().to(torch.uint8)
+    y = (
+        (x.float() @ torch.tensor([[0.9, 0, 0.1], [0, 0.5, 0], [0.1, 0, 0.9]]) * 0.5 + 20)
+        .round()
+        .to(torch.uint8)
+    )
     system, plain = make(), make(output="tanh")
     for one in (system, plain):
         one.prepare(x, y)
     for direction, source, target in (("x_to_y", x, y), ("y_to_x", y, x)):
         made = to_uint8(system.translate(to_float(source)[None], direction)[0])[0]
-        assert (made.int() - target.int()).abs().float().mean() < 3 < (source.int() - target.int()).abs().float().mean()
+        assert (
+            (made.int() - target.int()).abs().float().mean()
+            < 3
+            < (source.int() - target.int()).abs().float().mean()
+        )
     assert not hasattr(plain.g["y"], "colour")
 
 
@@ -529,9 +598,18 @@ def test_the_next_frame_of_the_source_is_the_action():
         ({"channels": ()}, "channels must list positive widths"),
         ({"lambda_rc": -1.0}, "lambda_rc must not be negative"),
         ({"replay_size": 0}, "replay_size must be positive"),
-        ({"height": 4, "width": 4, "norm": "instance"}, r"one cell \(4 pixels.*norm='instance'; use .* or norm='none'"),
-        ({"height": 8, "width": 8, "norm": "instance", "channels": (8, 8)}, r"one cell \(8 pixels.*norm='instance'"),
-        ({"height": 8, "width": 8, "norm": "group", "channels": (8, 1)}, r"one cell \(8 pixels.*norm='group'"),
+        (
+            {"height": 4, "width": 4, "norm": "instance"},
+            r"one cell \(4 pixels.*norm='instance'; use .* or norm='none'",
+        ),
+        (
+            {"height": 8, "width": 8, "norm": "instance", "channels": (8, 8)},
+            r"one cell \(8 pixels.*norm='instance'",
+        ),
+        (
+            {"height": 8, "width": 8, "norm": "group", "channels": (8, 1)},
+            r"one cell \(8 pixels.*norm='group'",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, words):
@@ -542,7 +620,13 @@ def test_settings_that_make_no_sense_are_refused(settings, words):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"height": 8, "width": 8, "norm": "instance", "channels": (8, 8), "blocks": 0},  # its one norm sees 2x2
+        {
+            "height": 8,
+            "width": 8,
+            "norm": "instance",
+            "channels": (8, 8),
+            "blocks": 0,
+        },  # its one norm sees 2x2
         {"height": 4, "width": 4, "norm": "group"},
         {"height": 4, "width": 4, "norm": "none"},
         {"height": 4, "width": 8, "norm": "instance"},
@@ -568,26 +652,39 @@ def test_the_quick_check_has_all_four_losses():
         system, _ = quick_check(rl_every=0, **settings)
         c = system.config
         torch.manual_seed(0)
-        data = dict(zip(FRAMES.values(), torch.rand(2, 2, c.sequence_length, 3, c.height, c.width), strict=True))
+        data = dict(
+            zip(FRAMES.values(), torch.rand(2, 2, c.sequence_length, 3, c.height, c.width), strict=True)
+        )
         with torch.no_grad():
-            return [system.generator_loss(data, t).total.item() for t in range(c.context_frames, c.sequence_length)]
+            return [
+                system.generator_loss(data, t).total.item()
+                for t in range(c.context_frames, c.sequence_length)
+            ]
 
     alone = total(lambda_v=0.0, lambda_rr=0.0, lambda_rc=0.0)
-    for name, moments in (("lambda_v", [False, True]), ("lambda_rr", [True, False]), ("lambda_rc", [True, False])):
+    for name, moments in (
+        ("lambda_v", [False, True]),
+        ("lambda_rr", [True, False]),
+        ("lambda_rc", [True, False]),
+    ):
         with_it = total(**{"lambda_v": 0.0, "lambda_rr": 0.0, "lambda_rc": 0.0, name: 1.0})
         assert [a != b for a, b in zip(alone, with_it, strict=True)] == moments, name
     assert alone[0] > 0 and alone[1] == 0
 
 
 def test_the_quick_check_teaches_every_network(tmp_path):
-    """In as many steps as it has, each parameter receives a gradient in each of its phases; L_rr and L_rc are among them."""
+    """In as many steps as it has, each parameter receives a gradient in each of its phases; L_rr and L_rc are
+    among them.
+    """
     system, training = quick_check()
     system.setup_training(tmp_path)
     stepper, learnt = Stepper(system.optimizers(), torch.device("cpu")), set()
 
     def watched(phase, loss, batch):
         result = stepper(phase, loss, batch)
-        learnt.update((phase, name) for name, p in system.named_parameters() if p.grad is not None and p.grad.any())
+        learnt.update(
+            (phase, name) for name, p in system.named_parameters() if p.grad is not None and p.grad.any()
+        )
         for p in system.parameters():
             p.grad = None
         return result
@@ -596,11 +693,21 @@ def test_the_quick_check_teaches_every_network(tmp_path):
     for step in range(training.epochs * training.steps_per_epoch):
         torch.manual_seed(step)
         x, y = torch.rand(2, training.batch_size, c.sequence_length, 3, c.height, c.width) * 2 - 1
-        system.training_step([{"frames": x, "frames_y": y, "key": torch.arange(training.batch_size)}], watched)
-    phases = {"g": ("generator", "policy"), "p": ("generator", "policy"), "d": ("discriminator",), "q": ("q",)}
+        system.training_step(
+            [{"frames": x, "frames_y": y, "key": torch.arange(training.batch_size)}], watched
+        )
+    phases = {
+        "g": ("generator", "policy"),
+        "p": ("generator", "policy"),
+        "d": ("discriminator",),
+        "q": ("q",),
+    }
     wanted = {(phase, name) for name, _ in system.named_parameters() for phase in phases[name[0]]}
     assert wanted == learnt, sorted(wanted - learnt)
-    assert set(system.replay.sample(torch.rand(200))["positions"].tolist()) == {c.context_frames, c.sequence_length - 1}
+    assert set(system.replay.sample(torch.rand(200))["positions"].tolist()) == {
+        c.context_frames,
+        c.sequence_length - 1,
+    }
 
 
 def test_a_clip_of_its_last_step_alone_is_not_trained_and_opens():
@@ -608,13 +715,17 @@ def test_a_clip_of_its_last_step_alone_is_not_trained_and_opens():
     _, config, _ = plan("rl_v2v", "sanity", {"context_frames": 3})
     RLV2V(config)
     data = types.SimpleNamespace(size=(32, 32))
-    with pytest.raises(ConfigError, match=r"context_frames=3 leaves only the last step.*sequence_length=5 or more"):
+    with pytest.raises(
+        ConfigError, match=r"context_frames=3 leaves only the last step.*sequence_length=5 or more"
+    ):
         build(RLV2V, config, data)
     assert build(RLV2V, plan("rl_v2v", "sanity")[1], data).config.context_frames == 2
 
 
 def test_memory_is_flat_over_a_thousand_steps(tmp_path):
-    """A graph, a list or a replay that grew with every step would show; the first steps fill caches and the replay."""
+    """A graph, a list or a replay that grew with every step would show; the first steps fill caches and the
+    replay.
+    """
     system, stepper = make(tmp_path, replay_size=100, rl_every=4, channels=(4,), judge_channels=(4, 4))
     data, taken = batch(size=1), {}
     for step in range(1, 1001):
@@ -635,10 +746,17 @@ def test_the_original_preset_has_the_sources_values_and_trains_a_step(tmp_path):
         "replay_size": 10_000, "output": "tanh", "dense_head": True, "gan": "bce", "lambda_steady": 0, "rl_every": 1,
     }  # fmt: skip
     assert {name: getattr(config, name) for name in source} == source
-    assert (training.batch_size, training.epochs, training.steps_per_epoch, training.eval_batches) == (4, 10, 100, 5)
+    assert (training.batch_size, training.epochs, training.steps_per_epoch, training.eval_batches) == (
+        4,
+        10,
+        100,
+        5,
+    )
     system = RLV2V(plan("rl_v2v", "original", {"height": 16, "width": 16})[1])
     system.setup_training(tmp_path)
-    given = {name: torch.rand(1, 16, 3, 16, 16) * 2 - 1 for name in ("frames", "frames_y")} | {"key": torch.arange(1)}
+    given = {name: torch.rand(1, 16, 3, 16, 16) * 2 - 1 for name in ("frames", "frames_y")} | {
+        "key": torch.arange(1)
+    }
     logs = system.training_step([given], Stepper(system.optimizers(), torch.device("cpu")))
     assert {"q", "policy", "adversarial_x", "discriminator_y"} <= set(logs)
     assert all(torch.isfinite(value) for value in logs.values())

@@ -1,4 +1,6 @@
-"""Files that are whole or not there, device and precision by rule, who is watching, and chance that depends on names alone."""
+"""Files that are whole or not there, device and precision by rule, who is watching, and chance that depends
+on names alone.
+"""
 
 import json
 import os
@@ -42,7 +44,9 @@ def names(folder):
 def test_atomic_path_gives_the_name_only_at_the_end(tmp_path):
     path = tmp_path / "new" / "picture.png"
     with atomic_path(path) as temporary:
-        assert temporary.parent == path.parent and temporary.suffix == ".png" and temporary.name.startswith(".")
+        assert (
+            temporary.parent == path.parent and temporary.suffix == ".png" and temporary.name.startswith(".")
+        )
         temporary.write_text("half")
         assert not path.exists()
         temporary.write_text("whole")
@@ -84,7 +88,9 @@ def test_a_kill_in_the_middle_leaves_the_old_file_whole(tmp_path):
             print("half", flush=True)
             time.sleep(60)
     """
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True, cwd=ROOT) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as child:
         try:
             assert child.stdout.readline() == "half\n"
             assert any(file.read_text() == '{"state": ' for file in tmp_path.iterdir())
@@ -101,7 +107,9 @@ def test_write_json_and_sha256(tmp_path):
     assert json.loads((tmp_path / "deep" / "v.json").read_text()) == value
     with pytest.raises(TypeError):
         write_json(tmp_path / "deep" / "v.json", {"a": object()})
-    assert json.loads((tmp_path / "deep" / "v.json").read_text()) == value and names(tmp_path / "deep") == ["v.json"]
+    assert json.loads((tmp_path / "deep" / "v.json").read_text()) == value and names(tmp_path / "deep") == [
+        "v.json"
+    ]
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
@@ -145,7 +153,9 @@ def test_a_card_that_torch_has_no_code_for_is_not_there(monkeypatch, capability,
         return
     has = rf"Tesla P100-PCIE-16GB has compute capability {capability[0]}\.{capability[1]}, .* is made for {', '.join(codes)}"
     assert re.search(f"{has}: going on with the CPU", said[0])
-    with pytest.raises(UserError, match=rf"device='cuda:1': {has}; choose another card \(on Kaggle a T4\), or device='cpu'"):
+    with pytest.raises(
+        UserError, match=rf"device='cuda:1': {has}; choose another card \(on Kaggle a T4\), or device='cpu'"
+    ):
         pick_device("cuda:1")
 
 
@@ -179,7 +189,9 @@ def test_a_misspelt_device_is_a_user_error():
 )
 def test_precision_follows_the_compute_capability(monkeypatch, capability, dtype):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)  # as a T4 answers, by emulation
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda *_, **__: True
+    )  # as a T4 answers, by emulation
     found, why = pick_precision(torch.device("cuda"))
     assert found is dtype and f"{capability[0]}.{capability[1]}" in why
 
@@ -226,9 +238,14 @@ def test_free_memory_knows_a_containers_limit(machine, available, files, free):
 
 
 def test_files_in_the_page_cache_count_as_free(machine):
-    """memory.current holds what was read from disk; the kernel gives it back when asked, as MemAvailable knows."""
+    """memory.current holds what was read from disk; the kernel gives it back when asked, as MemAvailable
+    knows.
+    """
     machine(
-        1000, memory_max="900\n", memory_current="800\n", memory_stat="anon 100\nfile 700\nactive_file 50\ninactive_file 600\n"
+        1000,
+        memory_max="900\n",
+        memory_current="800\n",
+        memory_stat="anon 100\nfile 700\nactive_file 50\ninactive_file 600\n",
     )
     assert free_memory() >= 700
 
@@ -240,7 +257,10 @@ def test_free_memory_of_a_gpu(monkeypatch):
 
 def test_peak_memory_and_versions():
     assert 10 < runtime.peak_memory_mb() < 1e6
-    assert runtime.versions()["torch"] == torch.__version__.split("+")[0] or runtime.versions()["torch"] == torch.__version__
+    assert (
+        runtime.versions()["torch"] == torch.__version__.split("+")[0]
+        or runtime.versions()["torch"] == torch.__version__
+    )
 
 
 # ---- front end
@@ -248,7 +268,9 @@ def test_peak_memory_and_versions():
 
 @pytest.fixture
 def kernel(monkeypatch):
-    """A function that makes this process look like a kernel that a process with the given command line started."""
+    """A function that makes this process look like a kernel that a process with the given command line
+    started.
+    """
 
     def fake(launcher, parent=4242):
         class Process:
@@ -298,7 +320,8 @@ def test_a_server_starts_kernels_for_a_person(kernel, launcher):
         "/opt/venv/bin/python /opt/venv/bin/jupyter nbconvert --execute a.ipynb",
         "/opt/venv/bin/python /opt/venv/bin/jupyter-execute a.ipynb",
         "/opt/venv/bin/python /opt/venv/bin/jupyter execute a.ipynb",
-        "/opt/venv/bin/python -m ipykernel_launcher -f kernel.json",  # papermill as a library, called in a notebook
+        # papermill as a library, called in a notebook
+        "/opt/venv/bin/python -m ipykernel_launcher -f kernel.json",
         "python run_all.py",  # papermill as a library, called in a script
         "python -m pytest",
         None,  # may not be asked
@@ -332,7 +355,9 @@ def test_a_plain_script_is_batch(kernel, monkeypatch):
 
 def test_papermill_called_from_a_jupyter_terminal_is_batch(kernel, monkeypatch):
     """jupyter-lab -> kernel -> papermill -> this kernel: only who started this kernel counts."""
-    kernel("python -m papermill in.ipynb out.ipynb", parent=77)  # the outer kernel's JPY_PARENT_PID was replaced by 77
+    kernel(
+        "python -m papermill in.ipynb out.ipynb", parent=77
+    )  # the outer kernel's JPY_PARENT_PID was replaced by 77
     monkeypatch.setenv("JPY_SESSION_NAME", "notebooks/outer.ipynb")
     assert is_interactive() is False
 
@@ -376,7 +401,9 @@ def test_keyed_uniform_is_the_same_for_ever():
     """Written down once: a run that was begun with one version goes on with the next."""
     found = keyed_uniform(torch.tensor([0, 1, 2**62 + 1]), "test", 2)
     assert (found * 2**24).long().tolist() == [[1811630, 12544366], [9551696, 8027197], [10132572, 12971703]]
-    assert keyed_normal(torch.tensor([7]), "test", 3)[0].tolist() == pytest.approx([1.531778, 0.065763, -0.282685], abs=1e-5)
+    assert keyed_normal(torch.tensor([7]), "test", 3)[0].tolist() == pytest.approx(
+        [1.531778, 0.065763, -0.282685], abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("draw", [keyed_uniform, keyed_normal])
@@ -465,7 +492,9 @@ else:
 def test_warm_memory_spares_the_page_faults_and_is_undone(where):
     def run(kind):
         command = [sys.executable, "-c", FAULTS, kind, where]
-        return map(int, subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split())
+        return map(
+            int, subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
+        )
 
     inside, after = run("warm")
     cold, _ = run("cold")

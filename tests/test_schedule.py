@@ -38,7 +38,9 @@ def make(steps_per_epoch=7, stop=None, **settings):
 
 
 def run(plan, clock, seconds=1.0, first=None, idle=0.0, begin=0, most=100_000):
-    """Steps of `seconds` each (the first one `first`), `idle` seconds beside each; returns (steps done, how it ended)."""
+    """Steps of `seconds` each (the first one `first`), `idle` seconds beside each; returns (steps done, how
+    it ended).
+    """
     step = begin
     while (end := plan.reason_to_end(step)) is None:
         took = first if first is not None and step == begin else seconds
@@ -55,7 +57,12 @@ def run(plan, clock, seconds=1.0, first=None, idle=0.0, begin=0, most=100_000):
 
 @pytest.mark.parametrize(
     ("settings", "total"),
-    [({"steps": 12}, 12), ({"epochs": 3}, 21), ({"steps": 12, "epochs": 3}, 12), ({"steps": 50, "epochs": 3}, 21)],
+    [
+        ({"steps": 12}, 12),
+        ({"epochs": 3}, 21),
+        ({"steps": 12, "epochs": 3}, 12),
+        ({"steps": 50, "epochs": 3}, 21),
+    ],
 )
 def test_steps_or_epochs_whichever_comes_first(clock, settings, total):
     plan = make(**settings)
@@ -203,7 +210,8 @@ def test_a_cycle_that_had_not_ended_goes_on_and_one_that_had_is_followed_by_anot
 
 
 @pytest.mark.parametrize(
-    ("step", "total", "progress", "cycle"), [(400, 500, 0.8, 0), (500, 500, 0, 500), (460, 500, 0, 460), (3, 0, 0, 0)]
+    ("step", "total", "progress", "cycle"),
+    [(400, 500, 0.8, 0), (500, 500, 0, 500), (460, 500, 0, 460), (3, 0, 0, 0)],
 )
 def test_runs_of_the_time_when_a_budget_fixed_the_steps(clock, step, total, progress, cycle):
     plan = resumed(step, None, total, time_budget_minutes=10)
@@ -233,7 +241,9 @@ def test_progress_moves_carefully_at_first_and_never_says_the_end_by_itself(cloc
 
 def test_warm_up_is_linear_and_ends_at_one(clock):
     plan = make(steps=1000, warmup_steps=10)
-    assert [plan.learning_rate(step) for step in (0, 1, 4, 9, 10, 500, 999)] == pytest.approx([0.1, 0.2, 0.5, 1, 1, 1, 1])
+    assert [plan.learning_rate(step) for step in (0, 1, 4, 9, 10, 500, 999)] == pytest.approx(
+        [0.1, 0.2, 0.5, 1, 1, 1, 1]
+    )
     assert make(steps=1000, warmup_steps=0).learning_rate(0) == 1.0
 
 
@@ -275,7 +285,9 @@ class Killed(Exception):
 
 
 class World:
-    """A machine on which nothing but the clock moves: its speed changes, people pause, sessions are killed."""
+    """A machine on which nothing but the clock moves: its speed changes, people pause, sessions are
+    killed.
+    """
 
     def __init__(self, seed):
         draw = self.draw = random.Random(seed)
@@ -302,7 +314,13 @@ class World:
     def begin(self):
         """Another session, with another history of its speed."""
         draw = self.draw
-        self.began, self.late_step, self.longest_step, self.since_step, self.foreseen = self.now, 0.0, 0.0, 0.0, 0.0
+        self.began, self.late_step, self.longest_step, self.since_step, self.foreseen = (
+            self.now,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+        )
         self.slow_start, self.slow_end = draw.choice([(1, 1), (10, 1), (1, 10), (3, 3), (0.2, 1)])
         self.first_step = draw.choice([1, 1, 20])
         self.pauses = draw.choice([0, 0, 0.002])
@@ -382,7 +400,9 @@ def training(arcs, tmp_path, monkeypatch):
     controls.stop.controls = controls
     cls, config, general = plan("mtld", "tiny", {}, run_dir=str(tmp_path / "run"), steps=500)
     dataset = open_data(str(arcs), config)
-    training = Training(build(cls, config, dataset), dataset, general, tmp_path / "run", controls, Threads(1), 0.0)
+    training = Training(
+        build(cls, config, dataset), dataset, general, tmp_path / "run", controls, Threads(1), 0.0
+    )
 
     def save(run_dir, step, weights, state, *rest):
         training.world.work(training.world.saving)
@@ -426,10 +446,11 @@ def session(training):
 
 
 def look_at_rates(world, warm, result):
-    """The rate never rises inside a cycle but in its warm-up, and where the cycle has ended it is below 2 % of the peak.
+    """The rate never rises inside a cycle but in its warm-up, and where the cycle has ended it is below 2 %
+    of the peak.
 
-    It cannot be where the end came at once: by a step, or by work slower than any before it, of 2 % of the budget.
-    Returns whether the end was looked at.
+    It cannot be where the end came at once: by a step, or by work slower than any before it, of 2 % of the
+    budget. Returns whether the end was looked at.
     """
     rates = [rate for _, rate in world.rates[warm:]]
     assert all(b <= a for a, b in itertools.pairwise(rates))
@@ -467,4 +488,9 @@ def test_five_hundred_random_histories_use_their_budget_and_end_their_cosine(tra
             unforeseen = max(0.0, world.since_step - world.foreseen)  # an end slower than any before it
             over = world.now - world.began - world.budget - unforeseen
             assert over <= world.longest_step, f"history {seed}: {over:.0f} s over {world.budget} s"
-    assert min(killed, second_cycles) > 50 and looked > 0.5 * finished, (killed, second_cycles, looked, finished)
+    assert min(killed, second_cycles) > 50 and looked > 0.5 * finished, (
+        killed,
+        second_cycles,
+        looked,
+        finished,
+    )

@@ -1,4 +1,6 @@
-"""Every setting stands on a page: the training's on docs/training.md with its default, a system's on the system's own."""
+"""Every setting stands on a page: the training's on docs/training.md with its default, a system's on the
+system's own.
+"""
 
 import json
 import re
@@ -42,7 +44,9 @@ def test_every_training_setting_has_a_row_with_its_default():
     defaults = to_dict(TrainConfig())
     missing, unknown = defaults.keys() - found.keys(), found.keys() - defaults.keys()
     assert not missing, f"docs/training.md lacks a row for {', '.join(sorted(missing))}"
-    assert not unknown, f"docs/training.md has a row for {', '.join(sorted(unknown))}, which TrainConfig lacks"
+    assert not unknown, (
+        f"docs/training.md has a row for {', '.join(sorted(unknown))}, which TrainConfig lacks"
+    )
     wrong = {name: (value, defaults[name]) for name, value in found.items() if value != defaults[name]}
     assert not wrong, f"docs/training.md: (the default there, the true one) {wrong}"
 
@@ -54,4 +58,6 @@ def test_every_setting_of_a_system_has_a_row_on_its_page(system):
     named = {name for row in rows for name in names_in(row)}
     fields = set(field_names(system_class(system).Config)) - FILLED_IN.get(system, set())
     assert not fields - named, f"{page.name} lacks a row for {', '.join(sorted(fields - named))}"
-    assert not named - fields, f"{page.name} has a row for {', '.join(sorted(named - fields))}, which {system} lacks"
+    assert not named - fields, (
+        f"{page.name} has a row for {', '.join(sorted(named - fields))}, which {system} lacks"
+    )

@@ -51,11 +51,17 @@ def test_a_shared_run_is_played_on_another_machine(run, tmp_path):
     shutil.rmtree(tmp_path / "home")
     assert names(tmp_path / "elsewhere") == ALL
     play = Play(open_run(tmp_path / "elsewhere"))
-    assert play.labels == before.labels and play.system.run.step == 1 and play.source.text == before.source.text
+    assert (
+        play.labels == before.labels and play.system.run.step == 1 and play.source.text == before.source.text
+    )
     assert play.frames[0].equal(before.frames[0]) and play.act(2).equal(before.act(2))
     assert list(play.starts) == ["episode_3"] and play.starts["episode_3"] == list(range(1, 12))
     result = generate(str(tmp_path / "elsewhere"), num_frames=6)
-    assert result["actions"] == [0, 2, 1, 1, 0] and result["step"] == 1 and result["checkpoint"] == "model.safetensors"
+    assert (
+        result["actions"] == [0, 2, 1, 1, 0]
+        and result["step"] == 1
+        and result["checkpoint"] == "model.safetensors"
+    )
     assert (tmp_path / "elsewhere/samples/episode_3_1_1/video.mp4").is_file()
 
 
@@ -67,7 +73,9 @@ def test_nothing_names_a_place_on_this_machine(run, tmp_path):
     for file in out.iterdir():
         assert str(tmp_path).encode() not in file.read_bytes() and b"/home" not in file.read_bytes(), file
     config, report = (json.loads((out / name).read_text()) for name in ("config.json", "report.json"))
-    assert config["dataset"]["path"] == report["dataset"]["path"] == "recording.h5" and report["run_dir"] == "."
+    assert (
+        config["dataset"]["path"] == report["dataset"]["path"] == "recording.h5" and report["run_dir"] == "."
+    )
     assert "lpips_reason" not in report["metrics"]
 
 
@@ -79,8 +87,14 @@ def test_of_an_absolute_path_the_name_is_left():
 def test_the_readme_says_what_it_is(run, tmp_path):
     text = (share(run, tmp_path / "out", 12) / "README.md").read_text()
     metrics = json.loads((run / "report.json").read_text())["metrics"]
-    assert text.startswith("---\n") and "`steered`" in text and "1 steps" in text and 'open_run("out")' in text
-    assert f"psnr {metrics['psnr']:.2f} dB" in text and f"| ssim | {metrics['ssim']:.4g} |" in text and "held-out" in text
+    assert (
+        text.startswith("---\n") and "`steered`" in text and "1 steps" in text and 'open_run("out")' in text
+    )
+    assert (
+        f"psnr {metrics['psnr']:.2f} dB" in text
+        and f"| ssim | {metrics['ssim']:.4g} |" in text
+        and "held-out" in text
+    )
 
 
 def test_without_a_recording_it_starts_from_pictures(run, tmp_path):
@@ -97,7 +111,9 @@ def test_a_run_on_a_folder_of_frames(tmp_path):
     here, there = open_run(tmp_path / "run"), open_run(out)
     assert all(value.equal(there.state_dict()[name]) for name, value in here.state_dict().items())
     shared = open_dataset(out / "recording.h5", progress=False)
-    assert shared.about == {"held_out": True} and shared.frames.equal(open_dataset(tmp_path / "arcs").frames[60:80])
+    assert shared.about == {"held_out": True} and shared.frames.equal(
+        open_dataset(tmp_path / "arcs").frames[60:80]
+    )
     assert generate(str(out), num_frames=5)["psnr"] == generate(str(tmp_path / "run"), num_frames=5)["psnr"]
 
 
@@ -110,11 +126,15 @@ def toy_run(monkeypatch, name, cls, data, folder):
 def test_a_shared_translator_brings_a_clip_of_each_domain_and_takes_others(tmp_path, monkeypatch):
     for domain in "XY":
         write_arcs(tmp_path / "home/data" / domain, [20] * 6)
-    run = toy_run(monkeypatch, "toy_translator", "ToyTranslator", tmp_path / "home/data", tmp_path / "home/run")
+    run = toy_run(
+        monkeypatch, "toy_translator", "ToyTranslator", tmp_path / "home/data", tmp_path / "home/run"
+    )
     shutil.move(share(run, tmp_path / "out"), tmp_path / "elsewhere")
     shutil.move(tmp_path / "home/data/Y/arc_1", tmp_path / "clip")
     shutil.rmtree(tmp_path / "home")
-    assert names(tmp_path / "elsewhere") == sorted(["X", "Y", *(name for name in ALL if name != "recording.h5")])
+    assert names(tmp_path / "elsewhere") == sorted(
+        ["X", "Y", *(name for name in ALL if name != "recording.h5")]
+    )
     text = (tmp_path / "elsewhere/README.md").read_text()
     assert "`toy_translator`" in text and "(reconstruction)" in text and "flicker_y_to_x" in text
     result = generate(str(tmp_path / "elsewhere"), str(tmp_path / "clip"), direction="y_to_x")
@@ -130,7 +150,9 @@ def test_a_shared_sampler_draws_the_same(tmp_path, monkeypatch):
     drawn = rollout(open_run(run), None, 3, seed=5)
     shutil.move(share(run, tmp_path / "out"), tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "home")
-    assert names(tmp_path / "elsewhere") == ALL and rollout(open_run(tmp_path / "elsewhere"), None, 3, seed=5).equal(drawn)
+    assert names(tmp_path / "elsewhere") == ALL and rollout(
+        open_run(tmp_path / "elsewhere"), None, 3, seed=5
+    ).equal(drawn)
     assert generate(str(tmp_path / "elsewhere"), num_frames=3)["source"] == "noise"
     assert generate(str(tmp_path / "elsewhere"), "dataset:episode_0/4", 3)["num_frames"] == 3
 
@@ -145,13 +167,25 @@ def test_the_tail_of_a_long_episode(tmp_path, monkeypatch):
     assert shared.frames.equal(whole.frames[-len(shared.frames) :]) and shared.actions.equal(
         whole.actions[-len(shared.frames) :]
     )
-    assert len(shared.frames) == 8 and "episode_seeds" not in shared.about and shared.about["action_names"] == ["a", "b", "c"]
+    assert (
+        len(shared.frames) == 8
+        and "episode_seeds" not in shared.about
+        and shared.about["action_names"] == ["a", "b", "c"]
+    )
 
 
 def test_a_real_pong_from_the_command_line(tmp_path):
     record("ALE/Pong-v5", 300, tmp_path / "pong.h5", episode_steps=50, progress=False)
     train("tinydreams", "tiny", str(tmp_path / "pong.h5"), QUICK, steps=1, run_dir=str(tmp_path / "run"))
-    command = [sys.executable, "-m", "mtld_core.share", str(tmp_path / "run"), str(tmp_path / "out"), "--frames", "60"]
+    command = [
+        sys.executable,
+        "-m",
+        "mtld_core.share",
+        str(tmp_path / "run"),
+        str(tmp_path / "out"),
+        "--frames",
+        "60",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"{tmp_path / 'out'}: 0.")
     (tmp_path / "pong.h5").unlink()
@@ -200,9 +234,13 @@ def test_the_weights_as_a_pth_from_the_command_line(tmp_path):
     command = [sys.executable, "-m", "mtld_core.share", str(run), str(run / "weights.pth")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert (run / "weights.pth").is_file() and done.stdout.startswith(f"{run / 'weights.pth'}: 0.")
-    averaged, newest = (load_file(run / f"checkpoints/step_00000002/{name}.safetensors") for name in ("ema", "model"))
+    averaged, newest = (
+        load_file(run / f"checkpoints/step_00000002/{name}.safetensors") for name in ("ema", "model")
+    )
     written = torch.load(run / "weights.pth", weights_only=True)
-    assert written.keys() == averaged.keys() and all(value.equal(averaged[name]) for name, value in written.items())
+    assert written.keys() == averaged.keys() and all(
+        value.equal(averaged[name]) for name, value in written.items()
+    )
     assert not all(value.equal(written[name]) for name, value in newest.items())
     for name in ("weights.pth", str(run / "weights.pth")):  # in the run's folder, or by its path
         opened = open_run(run, name, device="cpu")
@@ -214,7 +252,11 @@ def test_the_weights_as_a_pth_from_the_command_line(tmp_path):
     form = GeneratePanel(str(run))
     assert form.checkpoint.options[1:] == ("step_00000002", "weights.pth")
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "name another file, or delete it" in refused.stderr
+    assert (
+        refused.returncode == 1
+        and refused.stderr.count("\n") == 1
+        and "name another file, or delete it" in refused.stderr
+    )
 
 
 def test_a_shared_run_gives_its_weights_on(run, tmp_path):

@@ -1,4 +1,6 @@
-"""One phase of a step: whose parameters move, in how many parts, and what happens without finite numbers or memory."""
+"""One phase of a step: whose parameters move, in how many parts, and what happens without finite numbers or
+memory.
+"""
 
 import copy
 import math
@@ -31,7 +33,11 @@ def squares(net):
     def loss(batch):
         out = net(batch["x"])
         error = (out - batch["y"]).square().mean(1)
-        return Loss(error.mean(), {"error": error.mean(), "first": in_fp32(out[:, 0]).mean()}, {"out": out, "x": batch["x"]})
+        return Loss(
+            error.mean(),
+            {"error": error.mean(), "first": in_fp32(out[:, 0]).mean()},
+            {"out": out, "x": batch["x"]},
+        )
 
     return loss
 
@@ -58,11 +64,18 @@ def identical(a, b):
 
 def test_a_phase_moves_its_own_parameters_only():
     makers, judge = network(0), nn.Linear(3, 1).double()
-    optimizers = {"generator": adam(makers.parameters(), 0.01), "discriminator": adam(judge.parameters(), 0.01)}
+    optimizers = {
+        "generator": adam(makers.parameters(), 0.01),
+        "discriminator": adam(judge.parameters(), 0.01),
+    }
     step = Stepper(optimizers, CPU)
     before = copy.deepcopy((makers.state_dict(), judge.state_dict()))
 
-    result = step("generator", lambda b: Loss(judge(makers(b["x"])).square().mean(), {}, {"fake": makers(b["x"])}), batch(6))
+    result = step(
+        "generator",
+        lambda b: Loss(judge(makers(b["x"])).square().mean(), {}, {"fake": makers(b["x"])}),
+        batch(6),
+    )
     assert all(p.grad is None for p in judge.parameters()) and identical(judge.state_dict(), before[1])
     assert all(p.grad is not None for p in makers.parameters())
     assert not any(torch.equal(new, before[0][name]) for name, new in makers.state_dict().items())
@@ -116,9 +129,14 @@ def test_parts_cover_the_batch_nearly_evenly():
 @pytest.mark.parametrize("accumulate", [2, 3, 7, 50])
 @pytest.mark.parametrize("clip_norm", [0.0, 0.05])
 def test_accumulating_equals_the_full_batch(accumulate, clip_norm):
-    """Seven samples in two, three, seven parts: unequal ones, too. Adam divides by small numbers: fp64 is needed to see it."""
+    """Seven samples in two, three, seven parts: unequal ones, too. Adam divides by small numbers: fp64 is
+    needed to see it.
+    """
     whole, split = network(), network()
-    one, many = stepper_of(whole, clip_norm=clip_norm), stepper_of(split, clip_norm=clip_norm, accumulate=accumulate)
+    one, many = (
+        stepper_of(whole, clip_norm=clip_norm),
+        stepper_of(split, clip_norm=clip_norm, accumulate=accumulate),
+    )
     for i in range(5):
         a, b = one("model", squares(whole), batch(7, seed=i)), many("model", squares(split), batch(7, seed=i))
         assert a.logs.keys() == b.logs.keys() and a.carry.keys() == b.carry.keys()
@@ -139,7 +157,9 @@ def test_two_phases_in_parts_keep_their_order():
     def train(accumulate):
         torch.manual_seed(0)
         g, d = network(), nn.Linear(3, 1).double()
-        step = Stepper({"g": adam(g.parameters(), 0.01), "d": adam(d.parameters(), 0.01)}, CPU, accumulate=accumulate)
+        step = Stepper(
+            {"g": adam(g.parameters(), 0.01), "d": adam(d.parameters(), 0.01)}, CPU, accumulate=accumulate
+        )
 
         def g_loss(b):
             seen.append("g")
@@ -162,7 +182,9 @@ def test_two_phases_in_parts_keep_their_order():
 
 def test_a_loss_function_is_told_where_its_part_lies():
     seen, net = [], network()
-    stepper_of(net, accumulate=3)("model", lambda b: seen.append((b["place"], len(b["x"]))) or squares(net)(b), batch(7))
+    stepper_of(net, accumulate=3)(
+        "model", lambda b: seen.append((b["place"], len(b["x"]))) or squares(net)(b), batch(7)
+    )
     assert seen == [(Place(0, 7), 2), (Place(2, 7), 2), (Place(4, 7), 3)]
 
 
@@ -184,7 +206,9 @@ def test_a_mean_over_some_of_the_samples_is_that_of_the_whole_batch(marked, dtyp
     whole, split = network(), network()
     data = batch(7) | {"marked": torch.tensor(marked, dtype=torch.float64)}
     one, many = stepper_of(whole, dtype=dtype), stepper_of(split, dtype=dtype, accumulate=3)
-    if dtype == torch.float16:  # the scale alone: such small networks lose digits in fp16 that differ from part to part
+    if (
+        dtype == torch.float16
+    ):  # the scale alone: such small networks lose digits in fp16 that differ from part to part
         one._autocast = many._autocast = lambda: torch.autocast("cpu", enabled=False)
     for _ in range(3):
         a, b = one("model", chosen_squares(whole), data), many("model", chosen_squares(split), data)
@@ -224,7 +248,11 @@ def test_a_norm_that_overflows_is_one_verdict_for_weights_scale_and_count(dtype)
     step = stepper_of(net, dtype=dtype)
     for slope in (1.0, 1e25):
         before, scale = snapshot(net, step.optimizers["model"]), step.scalers["model"].get_scale()
-        step("model", lambda b, slope=slope: Loss(sum((p * slope).sum() for p in net.parameters())), batch(6, torch.float32))
+        step(
+            "model",
+            lambda b, slope=slope: Loss(sum((p * slope).sum() for p in net.parameters())),
+            batch(6, torch.float32),
+        )
     assert all(p.grad.isfinite().all() for p in net.parameters())
     assert (step.skipped["model"].item(), step.calls["model"]) == (1, 2)
     assert identical(snapshot(net, step.optimizers["model"]), before)
@@ -250,7 +278,9 @@ def test_after_a_skipped_step_training_goes_on_as_if_it_had_not_been():
 def test_the_norm_of_the_whole_phase_is_bounded(clip_norm):
     net = network()
     stepper_of(net, clip_norm=clip_norm)("model", squares(net), batch(6))
-    assert torch.cat([p.grad.flatten() for p in net.parameters()]).norm().item() == pytest.approx(clip_norm, rel=1e-3)
+    assert torch.cat([p.grad.flatten() for p in net.parameters()]).norm().item() == pytest.approx(
+        clip_norm, rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 1e6])
@@ -291,7 +321,9 @@ def test_running_out_of_memory_halves_the_parts_and_ends_the_same(capsys):
     assert identical(snapshot(free, a.optimizers["model"]), snapshot(tight, b.optimizers["model"]))
     assert calls == [7, 3, 1, 2, 2, 2, 1, 2, 2, 2]  # the second step already knows
     said = capsys.readouterr().out.splitlines()
-    assert [line.split()[-2:] for line in said] == [["2", "parts"], ["4", "parts"]] and all("'model'" in line for line in said)
+    assert [line.split()[-2:] for line in said] == [["2", "parts"], ["4", "parts"]] and all(
+        "'model'" in line for line in said
+    )
 
 
 def test_out_of_memory_half_way_through_leaves_no_gradient_behind(capsys):
@@ -384,7 +416,9 @@ def test_a_loss_in_half_precision_is_refused_by_phase_and_name(kind, entry):
         bad = (net(b["x"]) ** 2).to(kind).mean()
         return good._replace(total=bad) if entry == "total" else good._replace(logs={"error": bad})
 
-    with pytest.raises(TypeError, match=rf"phase 'model': '{entry}' of its Loss is {kind}, wanted is float32"):
+    with pytest.raises(
+        TypeError, match=rf"phase 'model': '{entry}' of its Loss is {kind}, wanted is float32"
+    ):
         stepper_of(net)("model", loss, batch(6, torch.float32))
 
 
@@ -425,7 +459,8 @@ def test_the_scale_survives_a_resume():
 
 
 @pytest.mark.parametrize(
-    ("then", "now"), [(torch.float32, torch.float16), (torch.bfloat16, torch.float16), (torch.float16, torch.float32)]
+    ("then", "now"),
+    [(torch.float32, torch.float16), (torch.bfloat16, torch.float16), (torch.float16, torch.float32)],
 )
 def test_a_run_may_go_on_in_another_precision(then, now):
     """Begun on a CPU or an A100, resumed on a T4, and back: "auto" decides anew on each machine."""
@@ -438,7 +473,9 @@ def test_a_run_may_go_on_in_another_precision(then, now):
 
 
 def test_the_parts_that_fit_into_memory_survive_a_resume():
-    """Else the first step after a resume is computed in other parts than it was before, and not to the same bits."""
+    """Else the first step after a resume is computed in other parts than it was before, and not to the same
+    bits.
+    """
     net = network()
     step, again = stepper_of(net), stepper_of(net)
     step.splits["model"] = 4
@@ -450,11 +487,20 @@ def test_the_parts_that_fit_into_memory_survive_a_resume():
 
 
 class NoWait(TorchDispatchMode):
-    """Fails where a value, or a shape that depends on values, is fetched: on a GPU each waits for all work queued so far."""
+    """Fails where a value, or a shape that depends on values, is fetched: on a GPU each waits for all work
+    queued so far.
+    """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        assert name not in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique2"), name
+        assert name not in (
+            "_local_scalar_dense",
+            "nonzero",
+            "is_nonzero",
+            "equal",
+            "masked_select",
+            "unique2",
+        ), name
         return func(*args, **(kwargs or {}))
 
 

@@ -1,4 +1,6 @@
-"""Heat: what readings mean, by a clock that the test turns; the real NVML binding on a library of the tests' own; the loop."""
+"""Heat: what readings mean, by a clock that the test turns; the real NVML binding on a library of the tests'
+own; the loop.
+"""
 
 import json
 import os
@@ -31,7 +33,9 @@ from mtld_core.train import Training, fit
 
 
 def seen(*readings, every=2.0, **settings):
-    """A Heat that has seen `readings` (°C, or a whole Reading), `every` so many seconds, and the time of the last one."""
+    """A Heat that has seen `readings` (°C, or a whole Reading), `every` so many seconds, and the time of the
+    last one.
+    """
     heat = Heat(TrainConfig(**settings))
     for i, reading in enumerate(readings):
         heat.see(reading if isinstance(reading, Reading) else Reading(reading), i * every)
@@ -44,8 +48,21 @@ def states(*readings, **settings):
 
 
 def test_training_rests_above_the_limit_until_it_is_below_the_lower_one():
-    assert states(84, 85, 86, 80, 75, 74, 80, heat_rest_minutes=0) == [False, False, True, True, True, False, False]
-    assert states(70, 71, 60, 59, max_temperature=70, resume_temperature=60, heat_rest_minutes=0) == [False, True, True, False]
+    assert states(84, 85, 86, 80, 75, 74, 80, heat_rest_minutes=0) == [
+        False,
+        False,
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert states(70, 71, 60, 59, max_temperature=70, resume_temperature=60, heat_rest_minutes=0) == [
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_a_rest_takes_its_shortest_time():
@@ -67,7 +84,9 @@ def test_alerts_in_the_window_end_the_run_and_older_ones_are_forgotten():
     heat, now = seen(*cycles[:9], every=30.0, heat_rest_minutes=0)
     said = heat.reason_to_end(now)
     assert said == "the GPU got too hot 5 times within 5 minutes: 90 °C, max_temperature=85"
-    heat, now = seen(*cycles, every=40.0, heat_rest_minutes=0)  # 80 s apart: the first is out of the window at the fifth
+    heat, now = seen(
+        *cycles, every=40.0, heat_rest_minutes=0
+    )  # 80 s apart: the first is out of the window at the fifth
     assert heat.reason_to_end(now) == "" and heat.rests == 5
     heat, now = seen(*cycles, every=40.0, heat_rest_minutes=0, heat_window_minutes=6)
     assert "5 times within 6 minutes" in heat.reason_to_end(now)
@@ -81,7 +100,8 @@ def test_a_rest_in_vain_ends_the_run_whether_the_sensor_speaks_or_hangs():
         assert heat.reason_to_end(180) == ""
         said = heat.reason_to_end(180.1)
         assert said == (
-            f"the GPU stays too hot: {readings[-1]} °C after 3 minutes of rest, max_temperature=85, resume_temperature=75"
+            f"the GPU stays too hot: {readings[-1]} °C after 3 minutes of rest, max_temperature=85, "
+            "resume_temperature=75"
         )
     assert seen(80)[0].reason_to_end(1e9) == ""
 
@@ -115,7 +135,9 @@ def test_power_is_off_unless_asked_for_and_never_rests_twice_in_a_row_nor_ends_t
 
 
 def test_heat_leads_where_power_is_high_too():
-    heat, _ = seen(Reading(60, power=99.0), Reading(90, power=99.0), Reading(89, power=99.0), max_power_percent=95)
+    heat, _ = seen(
+        Reading(60, power=99.0), Reading(90, power=99.0), Reading(89, power=99.0), max_power_percent=95
+    )
     assert heat.rests == 1 and heat.resting == "cooling down: 89 °C"
 
 
@@ -124,11 +146,17 @@ def test_heat_leads_where_power_is_high_too():
     [
         ({"max_temperature": -1}, "max_temperature must not be negative"),
         ({"max_temperature": float("nan")}, "max_temperature must not be negative"),
-        ({"resume_temperature": 85}, r"resume_temperature must be above 0 and below max_temperature=85.0, not 85"),
+        (
+            {"resume_temperature": 85},
+            r"resume_temperature must be above 0 and below max_temperature=85.0, not 85",
+        ),
         ({"max_temperature": 60}, r"below max_temperature=60, not 75.0"),
         ({"resume_temperature": 0}, "resume_temperature must be above 0"),
         ({"max_power_percent": 100}, r"max_power_percent must be in \[0, 100\)"),
-        ({"max_power_percent": 95, "max_temperature": 0}, "max_power_percent needs the heat guard: give max_temperature"),
+        (
+            {"max_power_percent": 95, "max_temperature": 0},
+            "max_power_percent needs the heat guard: give max_temperature",
+        ),
         ({"heat_poll_seconds": 0}, "heat_poll_seconds must be in"),
         ({"heat_poll_seconds": 61}, "heat_poll_seconds must be in"),
         ({"heat_rest_minutes": -1}, "heat_rest_minutes must not be negative"),
@@ -148,7 +176,9 @@ def test_settings_that_make_no_sense_are_named(settings, message):
 
 
 class World:
-    """A GPU that heats while it works, cools while it does not, and has sensors that come and go. Time is the test's."""
+    """A GPU that heats while it works, cools while it does not, and has sensors that come and go. Time is the
+    test's.
+    """
 
     TICK = 0.125  # seconds
 
@@ -170,7 +200,9 @@ class World:
     def reading(self):
         if self.lost:
             return Reading()
-        return Reading(round(self.degrees), self.slowed, self.power if self.config["max_power_percent"] else None)
+        return Reading(
+            round(self.degrees), self.slowed, self.power if self.config["max_power_percent"] else None
+        )
 
     def pass_time(self, seconds, working):
         """Time goes by: weather, temperature, polls; and a record of what must not be."""
@@ -197,8 +229,12 @@ class World:
             self.lost_at_rest += self.lost and not working
 
     def verify(self):
-        """Never above the limit for longer than a poll (and the step that is not broken off), never at rest for ever."""
-        assert self.longest_hot_work <= self.config["heat_poll_seconds"] + self.step_seconds + self.TICK, self.config
+        """Never above the limit for longer than a poll (and the step that is not broken off), never at rest
+        for ever.
+        """
+        assert self.longest_hot_work <= self.config["heat_poll_seconds"] + self.step_seconds + self.TICK, (
+            self.config
+        )
         assert self.longest_rest <= 60 * self.config["heat_patience_minutes"] + 2 * self.TICK, self.config
 
 
@@ -224,8 +260,12 @@ class Waits(threading.Event):
         return self.is_set()
 
 
-def test_a_thousand_random_schedules_keep_the_limit_and_the_time_and_save_before_an_emergency(arcs, tmp_path, monkeypatch):
-    """The real loop from its first step to its end; its steps only heat, and of a checkpoint only the step is kept."""
+def test_a_thousand_random_schedules_keep_the_limit_and_the_time_and_save_before_an_emergency(
+    arcs, tmp_path, monkeypatch
+):
+    """The real loop from its first step to its end; its steps only heat, and of a checkpoint only the step is
+    kept.
+    """
 
     def train_step(self):
         assert not self.heat.resting and not self.heat.emergency
@@ -246,12 +286,19 @@ def test_a_thousand_random_schedules_keep_the_limit_and_the_time_and_save_before
     monkeypatch.setattr(Training, "_preview", lambda self: None)
     monkeypatch.setattr(Training, "_evaluate", lambda self, between: None)
     monkeypatch.setattr(Training, "write_report", write_report)
-    settings = {"save_every_steps": 0, "save_every_minutes": 0, "log_every_steps": 10**6, "interactive": False}
+    settings = {
+        "save_every_steps": 0,
+        "save_every_minutes": 0,
+        "log_every_steps": 10**6,
+        "interactive": False,
+    }
     cls, config, general = plan("mtld", "tiny", settings, run_dir=str(tmp_path / "run"), steps=500)
     dataset = open_data(str(arcs), config)
     world, controls, kinds = World(0), Controls(say=lambda line: None), set()
     controls.stop = Waits()
-    training = Training(build(cls, config, dataset), dataset, general, tmp_path / "run", controls, Threads(1), 0.0)
+    training = Training(
+        build(cls, config, dataset), dataset, general, tmp_path / "run", controls, Threads(1), 0.0
+    )
     for seed in range(1000):
         world = controls.stop.world = World(seed)
         training.heat = world.heat = Heat(TrainConfig(**world.config))
@@ -303,18 +350,24 @@ def libraries(tmp_path_factory):
     for name, flags in {"new": [], "old": ["-DOLD_DRIVER"]}.items():
         folders[name] = tmp_path_factory.mktemp(name)
         library, source = folders[name] / "libnvidia-ml.so.1", Path(__file__).with_name("fake_nvml.c")
-        subprocess.run([compiler, *flags, "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, source], check=True)
+        subprocess.run(
+            [compiler, *flags, "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, source], check=True
+        )
     return folders
 
 
 @pytest.fixture
 def nvml(tmp_path):
-    """nvml(folder of the library, code): runs `code` in a process that finds NVML there, and returns what it prints."""
+    """nvml(folder of the library, code): runs `code` in a process that finds NVML there, and returns what it
+    prints.
+    """
 
     def run(folder, code, *arguments):
         environment = os.environ | {"LD_LIBRARY_PATH": str(folder), "FAKE_NVML": str(tmp_path / "gpus")}
         command = [sys.executable, "-c", PRELUDE + textwrap.dedent(code), *map(str, arguments)]
-        done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+        done = subprocess.run(
+            command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -328,7 +381,9 @@ for name in ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetCurrentClocksEventReason
 """
 
 
-@pytest.mark.parametrize(("driver", "binding"), [("new", ""), ("old", ""), ("new", OLD_BINDING)], ids=["new", "old", "binding"])
+@pytest.mark.parametrize(
+    ("driver", "binding"), [("new", ""), ("old", ""), ("new", OLD_BINDING)], ids=["new", "old", "binding"]
+)
 def test_a_gpu_is_read_by_its_uuid_whatever_its_place(nvml, libraries, driver, binding):
     code = """
     world(gpu(FIRST, 40), gpu(SECOND, 70, power=80_000))
@@ -392,7 +447,10 @@ def test_a_library_that_is_not_there_is_no_sensor_until_it_is(nvml, libraries, t
     """
     (tmp_path / "empty").mkdir()
     out = nvml(tmp_path / "empty", code, libraries["new"] / "libnvidia-ml.so.1", tmp_path / "empty")
-    assert out.startswith("no sensor for the GPU's temperature (NVML Shared Library Not Found)") and out.count("\n") == 1
+    assert (
+        out.startswith("no sensor for the GPU's temperature (NVML Shared Library Not Found)")
+        and out.count("\n") == 1
+    )
 
 
 def test_without_the_package_there_is_no_sensor(monkeypatch):
@@ -555,20 +613,34 @@ def test_a_run_rests_goes_on_and_ends_saved_where_rests_do_not_help(nvml, librar
     out = nvml(libraries["new"], RUN, arcs, run)
     report = json.loads((run / "report.json").read_text())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert report["status"] == "stopped" and report["reason"].startswith("the GPU got too hot 3 times within 5 minutes: ")
+    assert report["status"] == "stopped" and report["reason"].startswith(
+        "the GPU got too hot 3 times within 5 minutes: "
+    )
     assert report["reason"].endswith("max_temperature=85") and report["reason"] in out
     assert read_pointer(run / "latest.json")["step"] == report["step"] == lines[-1]["step"] >= 3
-    assert report["metrics"] == {} and "not judged yet" in out  # a GPU that is too hot is not given the work of judging
+    assert (
+        report["metrics"] == {} and "not judged yet" in out
+    )  # a GPU that is too hot is not given the work of judging
     assert report["heat"]["rests"] == 3 and report["heat"]["highest_temperature"] >= 86
     assert report["paused_seconds"] > 0.1
-    assert min(line["temperature"] for line in lines) >= 65 and max(line["temperature"] for line in lines) > 80
+    assert (
+        min(line["temperature"] for line in lines) >= 65 and max(line["temperature"] for line in lines) > 80
+    )
     said = [line for line in out.splitlines() if "the GPU" in line]
-    assert [("is too hot" in line, "training goes on" in line) for line in said[:-1]] == [(True, False), (False, True)] * 2
+    assert [("is too hot" in line, "training goes on" in line) for line in said[:-1]] == [
+        (True, False),
+        (False, True),
+    ] * 2
     assert (tmp_path / "gpus.log").read_text() == "is"  # NVML was begun and ended
 
     config = {"max_temperature": 0, "save_every_minutes": 0, "log_every_steps": 1}
     more = train_module.train("mtld", "tiny", str(arcs), config, run_dir=str(run), steps=report["step"] + 2)
-    assert more["status"] == "finished" and more["step"] == report["step"] + 2 and more["metrics"] and more["heat"] is None
+    assert (
+        more["status"] == "finished"
+        and more["step"] == report["step"] + 2
+        and more["metrics"]
+        and more["heat"] is None
+    )
     assert "temperature" not in json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
 
 

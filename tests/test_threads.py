@@ -34,7 +34,9 @@ def begin(monkeypatch, free=2, cores=2, setting="auto", device="cpu", trials=Tru
 
 
 def work(threads, machine, steps):
-    """Seconds that so many steps take, each as long as the machine takes with the threads that torch then has."""
+    """Seconds that so many steps take, each as long as the machine takes with the threads that torch then
+    has.
+    """
     taken = 0.0
     for _ in range(steps):
         seconds = machine[torch.get_num_threads()]
@@ -43,7 +45,9 @@ def work(threads, machine, steps):
     return taken
 
 
-@pytest.mark.parametrize(("machine", "best", "free"), [(QUIET, 2, 2), (QUIET, 2, 1), (BUSY, 1, 2), (BUSY, 1, 1)])
+@pytest.mark.parametrize(
+    ("machine", "best", "free"), [(QUIET, 2, 2), (QUIET, 2, 1), (BUSY, 1, 2), (BUSY, 1, 1)]
+)
 def test_the_faster_count_is_found_and_kept(monkeypatch, machine, best, free):
     threads, said = begin(monkeypatch, free)
     with threads:
@@ -72,9 +76,13 @@ def test_a_machine_that_gets_busy_and_quiet_again_is_followed(monkeypatch):
     with threads:
         work(threads, QUIET, 100)
         assert threads.count == 2
-        assert work(threads, BUSY, 40) < 40 * BUSY[1] + 10 * BUSY[2]  # it is seen at once, for steps get slower
+        assert (
+            work(threads, BUSY, 40) < 40 * BUSY[1] + 10 * BUSY[2]
+        )  # it is seen at once, for steps get slower
         assert threads.count == 1
-        work(threads, QUIET, 600)  # with one thread nothing tells that the other core is free: a later trial finds it
+        work(
+            threads, QUIET, 600
+        )  # with one thread nothing tells that the other core is free: a later trial finds it
         assert threads.count == 2
 
 
@@ -154,7 +162,9 @@ def test_cores_that_others_use_are_not_idle_but_those_that_give_way_are(monkeypa
 
 
 def test_no_more_threads_are_tried_where_no_core_is_idle(monkeypatch):
-    """Beside two programs that never rest: two threads look fast for some seconds, which is no reason to take them."""
+    """Beside two programs that never rest: two threads look fast for some seconds, which is no reason to take
+    them.
+    """
     threads, said = begin(monkeypatch, free=1)
     monkeypatch.setattr(threads_module, "_idle_cores", lambda look=None: 1 if look else 0)
     with threads:

@@ -1,4 +1,6 @@
-"""TinyDreams: each setting on and off, what the actions lead to, training on its own predictions, and its presets."""
+"""TinyDreams: each setting on and off, what the actions lead to, training on its own predictions, and its
+presets.
+"""
 
 import dataclasses
 import functools
@@ -22,7 +24,9 @@ PLAIN = {"lambda_gan": 0, "context_noise": 0}
 def model(height=16, width=16, **overrides):
     """The tiny preset, with three discrete actions, without discriminator and noise."""
     space = {} if "control_low" in overrides else {"action_count": 3}
-    _, config, _ = plan("tinydreams", "tiny", overrides={"height": height, "width": width} | space | PLAIN | overrides)
+    _, config, _ = plan(
+        "tinydreams", "tiny", overrides={"height": height, "width": width} | space | PLAIN | overrides
+    )
     torch.manual_seed(0)
     return TinyDreams(config)
 
@@ -95,7 +99,11 @@ def test_every_setting_trains_every_weight_and_generates(overrides):
     before = {name: value.clone() for name, value in system.named_parameters()}
     logs = one_step(system, batch(length=system.needs().window), steps=2)
     assert all(torch.isfinite(value) for value in logs.values())
-    still = [name for name, value in system.named_parameters() if value.numel() and torch.equal(value, before[name])]
+    still = [
+        name
+        for name, value in system.named_parameters()
+        if value.numel() and torch.equal(value, before[name])
+    ]
     assert not still
     state = system.eval().start(torch.zeros(system.needs().context, 16, 16, 3, dtype=torch.uint8))
     for _ in range(2):
@@ -105,10 +113,14 @@ def test_every_setting_trains_every_weight_and_generates(overrides):
 
 @functools.cache
 def traces(settings):
-    """What two steps with these settings leave behind: logs, weights and a frame. settings: (name, value) pairs."""
+    """What two steps with these settings leave behind: logs, weights and a frame. settings: (name, value)
+    pairs.
+    """
     system = awake(model(**dict(settings))).train()
     logs = one_step(system, batch(length=system.needs().window), steps=2)
-    frame = system.eval().predict(batch()["frames"][:, : system.config.context_frames], torch.tensor([0, 1, 2]))
+    frame = system.eval().predict(
+        batch()["frames"][:, : system.config.context_frames], torch.tensor([0, 1, 2])
+    )
     numbers = [*logs.values(), *system.state_dict().values(), frame]
     return [number.shape for number in numbers], torch.cat([number.flatten() for number in numbers]).tolist()
 
@@ -120,7 +132,9 @@ def test_the_same_settings_leave_the_same_behind():
 
 @pytest.mark.parametrize("overrides", [one for one in ON if one != {"gradient_checkpointing": True}], ids=str)
 def test_every_setting_matters_beside_the_others(overrides):
-    """Left out alone, each of them changes what training leaves behind; gradient checkpointing changes the memory alone."""
+    """Left out alone, each of them changes what training leaves behind; gradient checkpointing changes the
+    memory alone.
+    """
     assert_each_matters(traces, overrides)
 
 
@@ -147,12 +161,19 @@ def test_gradient_checkpointing_computes_the_layers_again(monkeypatch):
 def test_frames_that_are_no_squares():
     system = awake(model(16, 32))
     one_step(system, batch(height=16, width=32))
-    assert system.predict(batch(height=16, width=32)["frames"][:, :2], torch.zeros(3).long()).shape == (3, 3, 16, 32)
+    assert system.predict(batch(height=16, width=32)["frames"][:, :2], torch.zeros(3).long()).shape == (
+        3,
+        3,
+        16,
+        32,
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_mixed_precision_keeps_the_frames_in_fp32(dtype):
-    system = awake(model(lambda_l1=1, lambda_mse=1, lambda_sobel=1, lambda_fft=1, lambda_ssim=1, lambda_gan=1)).train()
+    system = awake(
+        model(lambda_l1=1, lambda_mse=1, lambda_sobel=1, lambda_fft=1, lambda_ssim=1, lambda_gan=1)
+    ).train()
     logs = one_step(system, batch(), dtype)
     assert all(value.dtype == torch.float32 and torch.isfinite(value) for name, value in logs.items() if "gan" not in name
                and name != "discriminator")  # fmt: skip
@@ -160,7 +181,15 @@ def test_mixed_precision_keeps_the_frames_in_fp32(dtype):
 
 @pytest.mark.parametrize("name", ["l1", "mse", "sobel", "fft", "ssim", "lpips", "still", "gan"])
 def test_every_weight_scales_its_term_and_zero_leaves_it_out(name):
-    names = ["lambda_l1", "lambda_mse", "lambda_sobel", "lambda_fft", "lambda_ssim", "lambda_still", "lambda_gan"]
+    names = [
+        "lambda_l1",
+        "lambda_mse",
+        "lambda_sobel",
+        "lambda_fft",
+        "lambda_ssim",
+        "lambda_still",
+        "lambda_gan",
+    ]
     weights = dict.fromkeys(names, 1)
     system = awake(model(**weights)).eval()
     system.frozen["lpips"] = lambda fake, real: (fake - real).square().mean((1, 2, 3))
@@ -181,7 +210,9 @@ def test_lpips_is_set_up_where_it_is_asked_for(monkeypatch):
     for weight in (0, 1):
         system = model(lambda_lpips=weight, lpips_weights="given.pth")
         system.setup_training(None)
-        assert ("lpips" in system.frozen) == (weight > 0) and not any("lpips" in name for name in system.state_dict())
+        assert ("lpips" in system.frozen) == (weight > 0) and not any(
+            "lpips" in name for name in system.state_dict()
+        )
     assert asked == ["given.pth"]
 
 
@@ -222,7 +253,9 @@ def test_noise_on_the_context_is_keyed(noise):
 
 
 def test_under_no_action_the_present_frame_is_asked_for(monkeypatch):
-    """Of the frames as they are, though the model sees them under noise; the recorded actions do not matter."""
+    """Of the frames as they are, though the model sees them under noise; the recorded actions do not
+    matter.
+    """
     system, data = awake(model(lambda_still=1, rollout_frames=1, context_noise=0.3)), batch(length=3)
     seen = []
     predict = system.predict
@@ -278,7 +311,9 @@ def test_gradient_through_time_is_a_setting(through):
     system, data = awake(model(rollout_gradient=through)), batch()
     past = data["frames"][:, :2].clone().requires_grad_()
     second = system.unroll(past, data["actions"][:, 1:])[:, 1]
-    oldest = torch.autograd.grad(second.sum(), past)[0][:, 0]  # the second prediction sees it through the first one alone
+    oldest = torch.autograd.grad(second.sum(), past)[0][
+        :, 0
+    ]  # the second prediction sees it through the first one alone
     assert (oldest.abs().sum() > 0) == through
 
 
@@ -307,20 +342,31 @@ def test_a_conditional_discriminator_sees_the_frame_before_and_the_action(condit
     assert shown.shape[2] == (9 if conditional else 3)
     if conditional:
         torch.testing.assert_close(shown[:, :, 3:6], data["frames"][:, 1:3])  # the frame right before each
-        torch.testing.assert_close(shown[..., 6:, 0, 0].argmax(2), data["actions"][:, 1:])  # leads from it to the frame
+        torch.testing.assert_close(
+            shown[..., 6:, 0, 0].argmax(2), data["actions"][:, 1:]
+        )  # leads from it to the frame
         assert torch.equal(shown[..., 6:, 0, 0], shown[..., 6:, 5, 7])
-        torch.testing.assert_close(carry["fake_before"][:, 1], carry["fake"][:, 0])  # a fake frame goes on from a fake one
+        torch.testing.assert_close(
+            carry["fake_before"][:, 1], carry["fake"][:, 0]
+        )  # a fake frame goes on from a fake one
 
 
 @pytest.mark.parametrize(("soft", "noise"), [(0.0, 0.0), (0.2, 0.0), (0.0, 0.3), (0.1, 0.2)])
 def test_soft_and_noisy_labels(soft, noise):
-    """A discriminator that says 0 everywhere has a loss that tells the labels: half the mean of their squares, both sides."""
+    """A discriminator that says 0 everywhere has a loss that tells the labels: half the mean of their
+    squares, both sides.
+    """
     system = model(lambda_gan=1, soft_labels=soft, label_noise=noise)
     system.discriminator.forward = lambda x: (torch.zeros(len(x), 1, 2, 2), [])
     frames = torch.zeros(2000, 2, 3, 1, 1)
     carry = dict.fromkeys(["fake", "real", "fake_before", "real_before"], frames)
-    loss = system.discriminator_loss(carry | {"key": torch.arange(2000), "actions": torch.zeros(2000, 2)}).total
-    near, far = soft**2 / 3, (1 - soft) ** 2 + soft * (1 - soft) + soft**2 / 3  # mean squares of a label near 0, near 1
+    loss = system.discriminator_loss(
+        carry | {"key": torch.arange(2000), "actions": torch.zeros(2000, 2)}
+    ).total
+    near, far = (
+        soft**2 / 3,
+        (1 - soft) ** 2 + soft * (1 - soft) + soft**2 / 3,
+    )  # mean squares of a label near 0, near 1
     expected = 0.5 * ((1 - noise) * far + noise * near + (1 - noise) * near + noise * far)
     assert loss.item() == pytest.approx(expected, abs=0.02)
 
@@ -329,7 +375,9 @@ def test_soft_and_noisy_labels(soft, noise):
 
 
 def moving_bar(arcs=6, length=60, actions=3, seed=0):
-    """A bar that moves by exactly the action, action - 1 pixels around the picture; actions are random in each step."""
+    """A bar that moves by exactly the action, action - 1 pixels around the picture; actions are random in
+    each step.
+    """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(actions, (arcs * length,), generator=generator)
     place = torch.cat([torch.zeros(1).long(), (chosen - 1).cumsum(0)[:-1]]) % 16
@@ -342,11 +390,24 @@ def moving_bar(arcs=6, length=60, actions=3, seed=0):
 
 def learned(dataset, folder):
     """A system after a short run with teacher forcing and MSE."""
-    settings = PLAIN | {"lambda_l1": 0, "lambda_mse": 10, "embed_dim": 32, "lr": 5e-3, "lr_schedule": "cosine", "ema_decay": 0}
+    settings = PLAIN | {
+        "lambda_l1": 0,
+        "lambda_mse": 10,
+        "embed_dim": 32,
+        "lr": 5e-3,
+        "lr_schedule": "cosine",
+        "ema_decay": 0,
+    }
     settings |= {"tokenizer_filters": (16,), "decoder_filters": (16,), "norm": "none", "rollout_frames": 1}
-    cls, config, training = plan("tinydreams", "tiny", overrides=settings, run_dir=str(folder / "run"), steps=150)
+    cls, config, training = plan(
+        "tinydreams", "tiny", overrides=settings, run_dir=str(folder / "run"), steps=150
+    )
     system = build(cls, config, dataset)
-    fit(system, dataset, dataclasses.replace(training, batch_size=16, eval_every_steps=0, preview_every_steps=0))
+    fit(
+        system,
+        dataset,
+        dataclasses.replace(training, batch_size=16, eval_every_steps=0, preview_every_steps=0),
+    )
     return system.eval()
 
 
@@ -362,7 +423,9 @@ def bar_player(tmp_path_factory):
 
 
 def test_an_action_leads_from_its_frame_to_the_next_one(bar_player):
-    """Learned from a game where nothing else tells what comes. Off by one either way, nothing could be learned from it."""
+    """Learned from a game where nothing else tells what comes. Off by one either way, nothing could be
+    learned from it.
+    """
     assert min(skills(bar_player, moving_bar())) > 6
 
 
@@ -382,7 +445,9 @@ def test_continuous_controls(tmp_path):
     system = build(TinyDreams, plan("tinydreams", "tiny")[1], dataset)
     low, high = system.action_space
     assert (low[0], high[0]) == (-0.25, 0.25) and len(low) == len(high) == 2
-    torch.testing.assert_close(system.action.to_values(torch.tensor([low, high])), torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+    torch.testing.assert_close(
+        system.action.to_values(torch.tensor([low, high])), torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
+    )
 
 
 def test_a_dataset_with_other_actions_is_refused():
@@ -417,7 +482,10 @@ def test_a_dataset_with_other_actions_is_refused():
         ({"action_widths": ()}, "action_widths must list positive widths"),
         ({"skips": True, "tokenizer": "patch"}, "skips needs a conv tokenizer and a conv decoder"),
         ({"skips": True, "decoder_filters": ()}, "skips needs a conv tokenizer and a conv decoder"),
-        ({"lambda_gan": 1, "discriminator_channels": (8, 8, 8, 8)}, "need 24 pixels; use fewer, or lambda_gan=0"),
+        (
+            {"lambda_gan": 1, "discriminator_channels": (8, 8, 8, 8)},
+            "need 24 pixels; use fewer, or lambda_gan=0",
+        ),
         ({"context_frames": 0}, "context_frames must be positive, not 0"),
         ({"rollout_frames": 0}, "rollout_frames must be positive, not 0"),
         ({"patch_size": 0}, "patch_size must be positive"),
@@ -427,10 +495,16 @@ def test_a_dataset_with_other_actions_is_refused():
         ({"lambda_l1": 0}, "no loss.*lambda_l1 or lambda_mse"),
         ({"lambda_l1": 0, "lambda_still": 1}, "no loss.*lambda_l1 or lambda_mse"),
         ({"ffn_scale": 0.01}, "ffn_scale=0.01 of embed_dim=16 leaves the MLPs no width; use at least 0.0625"),
-        ({"lambda_gan": 1, "discriminator_channels": (8, 0)}, "discriminator_channels must list positive widths"),
+        (
+            {"lambda_gan": 1, "discriminator_channels": (8, 0)},
+            "discriminator_channels must list positive widths",
+        ),
         ({"decoder_blocks": 0}, "decoder_blocks must be positive, not 0"),
         ({"action_mode": "add"}, "action_mode must be one of"),
-        ({"patch_size": 16}, r"one patch \(patch_size=16\) leave nothing to norm='instance'; use .* norm='none'"),
+        (
+            {"patch_size": 16},
+            r"one patch \(patch_size=16\) leave nothing to norm='instance'; use .* norm='none'",
+        ),
         ({"patch_size": 16, "norm": "group", "tokenizer_filters": (1,)}, "leave nothing to norm='group'"),
     ],
 )
@@ -454,13 +528,25 @@ def test_the_original_preset_has_the_sources_values():
     _, config, training = plan("tinydreams", "original")
     assert {name: getattr(config, name) for name in SOURCE} == SOURCE
     assert (training.batch_size, training.epochs, training.steps) == (36, 10_000, 0)
-    assert (training.clip_norm, training.ema_decay, training.warmup_steps, training.lr_schedule) == (0, 0, 0, "constant")
+    assert (training.clip_norm, training.ema_decay, training.warmup_steps, training.lr_schedule) == (
+        0,
+        0,
+        0,
+        "constant",
+    )
     with pytest.raises(ConfigError, match=r"22 wide.*nearest is 24: embed_dim=336"):  # the one departure
         dataclasses.replace(config, embed_dim=308)
-    assert config.embed_dim == config.tokenizer_filters[-1] == 336 and config.tokenizer_filters[:-1] == (64, 128, 256, 256)
+    assert config.embed_dim == config.tokenizer_filters[-1] == 336 and config.tokenizer_filters[:-1] == (
+        64,
+        128,
+        256,
+        256,
+    )
 
 
-@pytest.mark.parametrize("overrides", [{"norm": "group"}, {"norm": "none"}, {"norm": "instance", "tokenizer": "patch"}])
+@pytest.mark.parametrize(
+    "overrides", [{"norm": "group"}, {"norm": "none"}, {"norm": "instance", "tokenizer": "patch"}]
+)
 def test_a_frame_of_one_patch_is_used_where_no_norm_erases_it(overrides):
     one_step(model(patch_size=16, **overrides), batch(size=1))
 
@@ -497,4 +583,6 @@ def test_a_run_at_64x64_is_small_enough_to_ship(preset):
 def test_more_training_brings_the_frame_closer():
     system, data = model(lr=3e-3, norm="none").train(), batch()
     first, last = one_step(system, data), one_step(system, data, steps=100)
-    assert last["l1"] < 0.8 * first["l1"] and F.l1_loss(data["frames"][:, 2], data["frames"][:, 1]) > last["l1"]
+    assert (
+        last["l1"] < 0.8 * first["l1"] and F.l1_loss(data["frames"][:, 2], data["frames"][:, 1]) > last["l1"]
+    )

@@ -40,8 +40,10 @@ def lines(run_dir):
 def test_the_report_has_every_name_that_others_rely_on(arcs, tmp_path):
     report = tiny(arcs, tmp_path / "run", seed=7)
     wanted = (
-        "schema system preset status reason step steps_per_second frames_per_second train_seconds paused_seconds wall_seconds "
-        "peak_memory_mb peak_gpu_memory_mb device precision parameters seed restitution dataset versions judged_at_step alarms "
+        "schema system preset status reason step steps_per_second frames_per_second train_seconds "
+        "paused_seconds wall_seconds "
+        "peak_memory_mb peak_gpu_memory_mb device precision parameters seed restitution dataset versions "
+        "judged_at_step alarms "
         "metrics"
     )
     assert set(wanted.split()) <= report.keys()
@@ -55,7 +57,14 @@ def test_the_report_has_every_name_that_others_rely_on(arcs, tmp_path):
     assert report["dataset"] == {"path": str(arcs.resolve()), "arcs": 6, "frames": 120, "size": [16, 16]}
     assert 0 < report["train_seconds"] < report["wall_seconds"]
     metrics = report["metrics"]
-    assert {"psnr", "ssim", "lpips", "baseline_copy_psnr", "skill_db", "reconstruction_psnr"} <= metrics.keys()
+    assert {
+        "psnr",
+        "ssim",
+        "lpips",
+        "baseline_copy_psnr",
+        "skill_db",
+        "reconstruction_psnr",
+    } <= metrics.keys()
     assert metrics["lpips"] is not None or metrics["lpips_reason"]
     assert len(metrics["psnr_by_horizon"]) == len(metrics["skill_db_by_horizon"]) == 3
     assert report == json.loads((tmp_path / "run" / "report.json").read_text())
@@ -70,7 +79,10 @@ def test_the_run_folder_is_laid_out_as_documented(arcs, tmp_path):
     assert (run / best["checkpoint"]).exists() and best["metric"] == "skill_db"
     kept = {path.name for path in list_checkpoints(run)}
     assert {"step_00000020", "step_00000015"} <= kept <= {"step_00000020", "step_00000015", "step_00000010"}
-    assert sorted(path.name for path in (run / "previews").iterdir()) == ["step_00000010.png", "step_00000020.png"]
+    assert sorted(path.name for path in (run / "previews").iterdir()) == [
+        "step_00000010.png",
+        "step_00000020.png",
+    ]
     assert [line["step"] for line in lines(run)] == [10, 20] and {"l1", "seconds"} <= lines(run)[0].keys()
 
 
@@ -116,7 +128,9 @@ def test_never_resuming_refuses_to_write_over_a_run_and_another_run_can_be_the_s
         tiny(arcs, tmp_path / "run", resume="never")
     report = tiny(arcs, tmp_path / "branch", resume=str(tmp_path / "run"), steps=25)
     assert report["step"] == 25 and report["status"] == "finished"
-    picked = tiny(arcs, tmp_path / "picked", resume=str(tmp_path / "run" / "checkpoints" / "step_00000020"), steps=21)
+    picked = tiny(
+        arcs, tmp_path / "picked", resume=str(tmp_path / "run" / "checkpoints" / "step_00000020"), steps=21
+    )
     assert picked["step"] == 21
 
 
@@ -149,7 +163,13 @@ sys.exit(main(["--config", sys.argv[1]]))
 def test_a_signal_saves_and_ends_cleanly(arcs, tmp_path, number):
     job = tmp_path / "job.json"
     run = tmp_path / "run"
-    settings = {"system": "mtld", "preset": "tiny", "dataset_root": str(arcs), "run_dir": str(run), "steps": 10**6}
+    settings = {
+        "system": "mtld",
+        "preset": "tiny",
+        "dataset_root": str(arcs),
+        "run_dir": str(run),
+        "steps": 10**6,
+    }
     job.write_text(json.dumps(settings | {"overrides": json.dumps({"log_every_steps": 1})}))
     process = subprocess.Popen(
         [sys.executable, "-m", "mtld_core.train", "--config", str(job)], stdout=subprocess.PIPE, text=True
@@ -249,7 +269,9 @@ def test_a_longer_eval_horizon_and_one_that_is_too_long(arcs, tmp_path):
 )
 def test_bad_settings_are_named_with_a_way_out(settings, message, arcs, tmp_path, capsys):
     job = tmp_path / "job.json"
-    job.write_text(json.dumps({"preset": "tiny", "dataset_root": str(arcs), "run_dir": str(tmp_path / "run")} | settings))
+    job.write_text(
+        json.dumps({"preset": "tiny", "dataset_root": str(arcs), "run_dir": str(tmp_path / "run")} | settings)
+    )
     assert main(["--config", str(job)]) == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and message in last
@@ -302,7 +324,9 @@ def test_settings_that_change_the_way_but_not_what_is_learned(arcs, tmp_path, mo
     compiled, sizes, laid_out = [], [], []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
     for name, settings in {"off": {"channels_last": False}, "on": {"accumulate": 2, "compile": True}}.items():
-        cls, config, training = plan("mtld", "tiny", settings, run_dir=str(tmp_path / name), steps=1, batch_size=4)
+        cls, config, training = plan(
+            "mtld", "tiny", settings, run_dir=str(tmp_path / name), steps=1, batch_size=4
+        )
         dataset = open_data(str(arcs), config)
         system = build(cls, config, dataset)
         run = Training(system, dataset, training, tmp_path / name, Controls(), threads.Threads(1), 0.0)
@@ -310,7 +334,9 @@ def test_settings_that_change_the_way_but_not_what_is_learned(arcs, tmp_path, mo
         weights = [p for p in system.parameters() if p.dim() == 4]
         laid_out.append(all(p.is_contiguous(memory_format=torch.channels_last) for p in weights))
         loss = system.generator_loss
-        monkeypatch.setattr(system, "generator_loss", lambda batch, loss=loss: sizes.append(len(batch["key"])) or loss(batch))
+        monkeypatch.setattr(
+            system, "generator_loss", lambda batch, loss=loss: sizes.append(len(batch["key"])) or loss(batch)
+        )
         run._train_step()
     assert sizes == [4, 2, 2] and laid_out == [False, True]
 
@@ -318,7 +344,9 @@ def test_settings_that_change_the_way_but_not_what_is_learned(arcs, tmp_path, mo
 def test_saving_by_the_clock(arcs, tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(
-        train_module.checkpoints, "save", lambda run_dir, step, *rest: saved.append(step) or f"checkpoints/step_{step:08d}"
+        train_module.checkpoints,
+        "save",
+        lambda run_dir, step, *rest: saved.append(step) or f"checkpoints/step_{step:08d}",
     )
     monkeypatch.setattr(train_module.checkpoints, "prune", lambda *rest: None)
     monkeypatch.setattr(train_module.checkpoints, "mark_best", lambda *rest: None)
@@ -361,11 +389,17 @@ def test_overrides_of_the_frame_size_resize_the_data(arcs, tmp_path):
 
 @pytest.fixture
 def in_thread(arcs, tmp_path):
-    """Start a tiny run of `system` without an end in a thread: yields (its controls, its reports, its folder)."""
+    """Start a tiny run of `system` without an end in a thread: yields (its controls, its reports, its
+    folder).
+    """
     controls, reports, run = Controls(), [], tmp_path / "run"
-    cls, config, training = plan("mtld", "tiny", {"save_every_minutes": 0, "log_every_steps": 1}, run_dir=str(run), steps=10**6)
+    cls, config, training = plan(
+        "mtld", "tiny", {"save_every_minutes": 0, "log_every_steps": 1}, run_dir=str(run), steps=10**6
+    )
     dataset = open_data(str(arcs), config)
-    job = threading.Thread(target=lambda: reports.append(fit(build(cls, config, dataset), dataset, training, controls)))
+    job = threading.Thread(
+        target=lambda: reports.append(fit(build(cls, config, dataset), dataset, training, controls))
+    )
     job.start()
     wait_until(lambda: (run / "metrics.jsonl").exists())
     yield controls, reports, run
@@ -449,7 +483,9 @@ def test_a_budget_that_is_over_before_the_first_step_ends_no_cycle(arcs, tmp_pat
     assert state["schedule"]["progress"] == 0
 
 
-@pytest.mark.parametrize(("setting", "before", "during"), [(1, 2, 1), (2, 1, 2), ("auto", 2, 1), ("auto", 1, 1)])
+@pytest.mark.parametrize(
+    ("setting", "before", "during"), [(1, 2, 1), (2, 1, 2), ("auto", 2, 1), ("auto", 1, 1)]
+)
 def test_steps_use_the_threads_that_are_asked_for_and_others_use_theirs_again(
     arcs, tmp_path, monkeypatch, setting, before, during
 ):
@@ -516,14 +552,20 @@ def test_a_run_keeps_what_decides_its_split_and_refuses_another_by_name(arcs, tm
     ]
     with pytest.raises(UserError, match=rf"{name}={began}, now it is {other}; .*start in another run_dir$"):
         tiny(arcs, run, {name: other}, steps=3)
-    with pytest.raises(UserError, match=rf"{name}={began}, now it is {other}; .*leave resume='{run}' out, and begin anew$"):
+    with pytest.raises(
+        UserError, match=rf"{name}={began}, now it is {other}; .*leave resume='{run}' out, and begin anew$"
+    ):
         tiny(arcs, tmp_path / "branch", {name: other}, steps=3, resume=str(run))
     assert tiny(arcs, tmp_path / "branch", {name: began}, steps=3, resume=str(run))["step"] == 3
 
 
 def test_another_preset_goes_on_with_the_split_and_the_seed_that_the_run_began_with(arcs, tmp_path):
     tiny(arcs, tmp_path / "run", {"restitution": True}, steps=1, seed=3)
-    same = {name: value for name, value in MTLD.PRESETS["tiny"].items() if name not in ("sequence_length", "steps")}
+    same = {
+        name: value
+        for name, value in MTLD.PRESETS["tiny"].items()
+        if name not in ("sequence_length", "steps")
+    }
     same |= {"latent": "vector", "gru_layers": MTLD.Config.gru_layers, "skip": MTLD.Config.skip}
     report = train("mtld", "small", str(arcs), same, run_dir=str(tmp_path / "run"), steps=2)
     assert open_run(tmp_path / "run", device="cpu").config.sequence_length == 4

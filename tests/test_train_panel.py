@@ -49,11 +49,18 @@ def end(panel):
 def test_pause_go_on_save_and_stop_act_within_a_second(panel):
     began = time.monotonic()
     panel.pause.click()
-    assert panel.controls.doing == "paused" and "<b>paused</b>" in panel.status.value and panel.pause.description == "Go on"
+    assert (
+        panel.controls.doing == "paused"
+        and "<b>paused</b>" in panel.status.value
+        and panel.pause.description == "Go on"
+    )
     assert time.monotonic() - began < 1
     held, began = panel.controls.step, time.monotonic()
     panel.save.click()
-    assert read_pointer(panel.run_dir / "latest.json")["step"] == held and f"saved at step {held}" in panel.status.value
+    assert (
+        read_pointer(panel.run_dir / "latest.json")["step"] == held
+        and f"saved at step {held}" in panel.status.value
+    )
     assert time.monotonic() - began < 1
     began = time.monotonic()
     panel.pause.click()
@@ -62,7 +69,9 @@ def test_pause_go_on_save_and_stop_act_within_a_second(panel):
     wait_until(lambda: panel.controls.doing != "training", 1)  # out of the loop: saving, then judging
     assert time.monotonic() - began < 2
     end(panel)
-    assert json.loads((panel.run_dir / "report.json").read_text())["status"] == "stopped" and panel.error == ""
+    assert (
+        json.loads((panel.run_dir / "report.json").read_text())["status"] == "stopped" and panel.error == ""
+    )
     assert "stopped: asked to stop" in panel.status.value and "psnr" in panel.figures.value
     assert (panel.pause.disabled, panel.stop.disabled, panel.save.disabled) == (False, True, True)
 
@@ -83,11 +92,16 @@ def test_a_run_to_its_end_shows_curves_preview_and_figures(arcs, tmp_path, capsy
     end(panel)
     assert panel.curves.value != empty and bytes(panel.curves.value[:4]) == b"\x89PNG"
     assert panel.preview.value == (panel.run_dir / "previews/step_00000006.png").read_bytes()
-    assert panel.judgement.value == (panel.run_dir / "judgement.png").read_bytes() and panel.judgement.layout.display == ""
+    assert (
+        panel.judgement.value == (panel.run_dir / "judgement.png").read_bytes()
+        and panel.judgement.layout.display == ""
+    )
     assert panel.steered.layout.display == "none"  # this system takes no actions
     assert "finished: all steps done" in panel.status.value and "skill_db" in panel.figures.value
     assert panel.pause.disabled and (panel.bar.value, panel.bar.bar_style) == (6, "success")
-    assert "finished at step 6" in panel.said.value and capsys.readouterr().out == ""  # the page is not flooded
+    assert (
+        "finished at step 6" in panel.said.value and capsys.readouterr().out == ""
+    )  # the page is not flooded
 
 
 def test_the_same_cell_again_shows_the_panel_that_trains(panel, arcs, tmp_path):
@@ -144,7 +158,11 @@ def test_an_error_is_one_line_in_the_panel(panel):
     other = train_panel.TrainPanel(panel.system, panel.dataset, panel.config)  # the folder is locked
     end(other)
     assert "is in use by another training process" in other.status.value and "#c00" in other.status.value
-    assert "UserError" not in other.status.value and "Traceback" in other.said.value and other.bar.bar_style == "danger"
+    assert (
+        "UserError" not in other.status.value
+        and "Traceback" in other.said.value
+        and other.bar.bar_style == "danger"
+    )
 
 
 def test_an_error_of_the_program_names_its_kind(arcs, tmp_path, monkeypatch):

@@ -69,7 +69,9 @@ def moved(frames, way):
 def clip(seed, length=LENGTH, low=0):
     """Flat columns, of which one brightens: nothing that a hard cut could be seen in."""
     rng = np.random.default_rng(seed)
-    frames = np.repeat(rng.integers(low, 200, (1, WIDTH // 4, 3)).repeat(4, 1), HEIGHT, 0)[None].repeat(length, 0)
+    frames = np.repeat(rng.integers(low, 200, (1, WIDTH // 4, 3)).repeat(4, 1), HEIGHT, 0)[None].repeat(
+        length, 0
+    )
     frames[:, :, :4, 0] = low + 2 * np.arange(length)[:, None, None]
     return frames.astype(np.uint8)
 
@@ -107,8 +109,12 @@ def test_figures_and_baselines_by_hand(tmp_path):
     source = [x[row] for start in (2, 27) for row in range(start, start + 4)]
     truth = [255 - np.roll(x[row], row % LENGTH, 1) for start in (2, 27) for row in range(start, start + 4)]
     figures = judge(Negative())
-    made = [255 - np.roll(x[start + t], t, 1) for start in (2, 27) for t in range(4)]  # a window begins unmoved
-    assert figures["psnr_x_to_y"] == pytest.approx(np.mean([db(*both) for both in zip(made, truth, strict=True)]))
+    made = [
+        255 - np.roll(x[start + t], t, 1) for start in (2, 27) for t in range(4)
+    ]  # a window begins unmoved
+    assert figures["psnr_x_to_y"] == pytest.approx(
+        np.mean([db(*both) for both in zip(made, truth, strict=True)])
+    )
     wanted = np.mean([db(*both) for both in zip(source, truth, strict=True)])
     assert figures["baseline_identity_psnr_x_to_y"] == pytest.approx(wanted)
     mean = np.round(samples[1].numpy().astype(float).mean(0))
@@ -117,11 +123,16 @@ def test_figures_and_baselines_by_hand(tmp_path):
     matrix, shift = (part.numpy() for part in colour_transfer(*samples))
     recoloured = [np.clip(np.round(one @ matrix.T + shift), 0, 255) for one in source]
     wanted = np.mean([db(*both) for both in zip(recoloured, truth, strict=True)])
-    assert figures["baseline_colour_transfer_psnr_x_to_y"] == pytest.approx(wanted, abs=0.05)  # a rounding on the edge
+    assert figures["baseline_colour_transfer_psnr_x_to_y"] == pytest.approx(
+        wanted, abs=0.05
+    )  # a rounding on the edge
     names = ("identity", "mean_image", "colour_transfer")
     for d in ("x_to_y", "y_to_x"):
         assert figures[f"baseline_psnr_{d}"] == max(figures[f"baseline_{name}_psnr_{d}"] for name in names)
-    there = [255 - np.roll(y[41 + t], -t, 1) for t in range(4)], [255 - np.roll(y[41 + t], -(1 + t), 1) for t in range(4)]
+    there = (
+        [255 - np.roll(y[41 + t], -t, 1) for t in range(4)],
+        [255 - np.roll(y[41 + t], -(1 + t), 1) for t in range(4)],
+    )
     assert figures["psnr_y_to_x"] == pytest.approx(np.mean([db(*both) for both in zip(*there, strict=True)]))
 
 
@@ -130,7 +141,11 @@ def test_flicker_by_hand(tmp_path):
     _, _, judge = judge_of(write_pair(tmp_path / "data"))
     figures = judge(Negative())
     assert figures["flicker_source_x_to_y"] == figures["flicker_source_y_to_x"] == 0
-    made = [255 - np.roll(clip(10 * arc + 6)[t + n], n, 1).astype(int) for arc, t in ((0, 2), (1, 7)) for n in range(4)]
+    made = [
+        255 - np.roll(clip(10 * arc + 6)[t + n], n, 1).astype(int)
+        for arc, t in ((0, 2), (1, 7))
+        for n in range(4)
+    ]
     second = [np.abs(made[i] - 2 * made[i + 1] + made[i + 2]).mean() for i in (0, 1, 4, 5)]
     assert figures["flicker_x_to_y"] == pytest.approx(np.mean(second))
 
@@ -138,14 +153,19 @@ def test_flicker_by_hand(tmp_path):
 def test_colour_transfer_gives_mean_and_covariance():
     rng = np.random.default_rng(0)
     source = torch.from_numpy(rng.integers(0, 256, (4, 16, 16, 3)).astype(np.uint8))
-    target = (source.double() @ torch.tensor([[0.5, 0.1, 0], [0, 0.3, 0.1], [0.2, 0, 0.4]]).T.double() + 20).to(torch.uint8)
+    target = (
+        source.double() @ torch.tensor([[0.5, 0.1, 0], [0, 0.3, 0.1], [0.2, 0, 0.4]]).T.double() + 20
+    ).to(torch.uint8)
     matrix, shift = colour_transfer(source, target)
     made, wanted = (source.double() @ matrix.T + shift).reshape(-1, 3), target.reshape(-1, 3).double()
     torch.testing.assert_close(made.mean(0), wanted.mean(0))
     torch.testing.assert_close(torch.cov(made.T), torch.cov(wanted.T))
     matrix, shift = colour_transfer(source, source)
     torch.testing.assert_close(matrix, torch.eye(3).double())
-    flat, grey = torch.full((2, 4, 4, 3), 9, dtype=torch.uint8), torch.full((2, 4, 4, 3), 99, dtype=torch.uint8)
+    flat, grey = (
+        torch.full((2, 4, 4, 3), 9, dtype=torch.uint8),
+        torch.full((2, 4, 4, 3), 99, dtype=torch.uint8),
+    )
     matrix, shift = colour_transfer(flat, grey)
     assert matrix.isfinite().all() and (flat[0, 0, 0].double() @ matrix.T + shift).tolist() == [99] * 3
 
@@ -162,7 +182,9 @@ def test_without_a_truth_its_figures_are_none(tmp_path):
 
 
 def test_the_preview_shows_source_translation_and_truth(tmp_path):
-    pair, _, judge = judge_of(write_pair(tmp_path / "data"), ([20], [0]))  # an arc's beginning: the translation is right
+    pair, _, judge = judge_of(
+        write_pair(tmp_path / "data"), ([20], [0])
+    )  # an arc's beginning: the translation is right
     rows, labels, _ = judge.preview(Negative())
     assert labels == ["x", "x in y", "truth", "y", "y in x", "truth"]
     assert rows[0].equal(pair.x.frames[20:24]) and rows[1].equal(rows[2]) and rows[4].equal(rows[5])
@@ -171,7 +193,9 @@ def test_the_preview_shows_source_translation_and_truth(tmp_path):
 def test_a_truth_with_a_hole_is_refused(tmp_path):
     root = write_pair(tmp_path / "data")
     (root / "truth/X_in_Y/arc_1/frame_0013.png").unlink()
-    with pytest.raises(UserError, match=r"truth/X_in_Y: arc 'arc_1' has no frame 13; its frames go from 5 to 24"):
+    with pytest.raises(
+        UserError, match=r"truth/X_in_Y: arc 'arc_1' has no frame 13; its frames go from 5 to 24"
+    ):
         judge_of(root)
     judge_of(root, ([2], [41]))  # of other windows nothing is missing
 
@@ -216,7 +240,11 @@ def test_a_clips_folder_beside_its_truth(opened, tmp_path, capsys, direction, do
     assert opened.pieces == [4] * 5  # a window at a time
     assert result["num_frames"] == 20 and result["direction"] == direction and result["source"] == str(source)
     assert Path(result["out_dir"]) == tmp_path / f"run/samples/arc_2_{direction}_7"
-    assert result["comparison"] == "source | translated | truth" and result["psnr"] == 100 and "actions" not in result
+    assert (
+        result["comparison"] == "source | translated | truth"
+        and result["psnr"] == 100
+        and "actions" not in result
+    )
     assert result["psnr_by_horizon"] == [100] * 20
     wanted = np.mean([db(*both) for both in zip(frames, moved(frames, way), strict=True)])
     assert result["baseline_identity_psnr"] == pytest.approx(wanted)
@@ -243,7 +271,9 @@ def test_from_a_frame_of_the_dataset_on(opened, tmp_path, direction):
     frames = clip(35 + way, low=50 * (way < 0))
     assert np.array_equal(written(result), moved(frames[6:], way)) and result["num_frames"] == 14
     truth = moved(frames, way)[6:]  # that of the whole clip, which has moved by then
-    assert result["psnr_by_horizon"] == pytest.approx([db(*both) for both in zip(written(result), truth, strict=True)])
+    assert result["psnr_by_horizon"] == pytest.approx(
+        [db(*both) for both in zip(written(result), truth, strict=True)]
+    )
     assert result["source"] == "dataset:arc_3/11"
 
 
@@ -261,7 +291,8 @@ def test_a_single_image_is_a_clip_of_one_frame(opened, tmp_path, capsys):
     assert result["num_frames"] == 1 and np.array_equal(written(result), np.full((1, HEIGHT, WIDTH, 3), 215))
     said = capsys.readouterr().out
     assert (
-        "its centre is cut out and scaled to 12x8" in said and "has 1 frame from its start on: num_frames=5 becomes 1" in said
+        "its centre is cut out and scaled to 12x8" in said
+        and "has 1 frame from its start on: num_frames=5 becomes 1" in said
     )
     assert result["comparison"] == "source | translated" and "psnr" not in result and result["flicker"] == 0
     assert pictures_of(Path(result["out_dir"], "comparison.mp4"))[0].shape == (HEIGHT, 2 * WIDTH + 2, 3)
@@ -273,7 +304,11 @@ def test_a_clip_of_no_known_truth(opened, tmp_path):
     save(tmp_path / "own", clip(3))
     for source in (tmp_path / "own", tmp_path / "data/Y/arc_2"):
         result = generation.generate("run", str(source))
-        assert "psnr" not in result and result["comparison"] == "source | translated" and result["num_frames"] == 20
+        assert (
+            "psnr" not in result
+            and result["comparison"] == "source | translated"
+            and result["num_frames"] == 20
+        )
     (tmp_path / "data/truth/X_in_Y/arc_2").rename(tmp_path / "gone")
     assert "psnr" not in generation.generate("run", str(tmp_path / "data/X/arc_2"))
 
@@ -284,14 +319,20 @@ def test_a_new_shot_is_begun_anew(opened, tmp_path):
     save(tmp_path / "cut", np.stack([still[0]] * 10 + [still[1]] * 7))
     result = generation.generate("run", str(tmp_path / "cut"), 17)
     wanted = np.concatenate([moved(np.stack([still[0]] * 10), 1), moved(np.stack([still[1]] * 7), 1)])
-    assert np.array_equal(written(result), wanted) and opened.pieces == [4, 4, 2, 4, 3] and result["flicker_source"] == 0
+    assert (
+        np.array_equal(written(result), wanted)
+        and opened.pieces == [4, 4, 2, 4, 3]
+        and result["flicker_source"] == 0
+    )
     short = generation.generate("run", str(tmp_path / "cut"), 6)
     assert np.array_equal(written(short), wanted[:6])
 
 
 def test_whole_or_in_pieces(opened):
     frames = torch.from_numpy(clip(1, 11))
-    assert torch.stack(list(stream_translation(opened, frames, "x_to_y"))).equal(torch.from_numpy(moved(frames.numpy(), 1)))
+    assert torch.stack(list(stream_translation(opened, frames, "x_to_y"))).equal(
+        torch.from_numpy(moved(frames.numpy(), 1))
+    )
 
 
 @pytest.mark.parametrize(
@@ -300,9 +341,15 @@ def test_whole_or_in_pieces(opened):
         ({"direction": "sideways"}, "direction must be 'x_to_y' or 'y_to_x', not 'sideways'"),
         ({"num_frames": 0}, "num_frames must be at least 1"),
         ({"actions": "[1]"}, "takes no actions"),
-        ({"source": "noise"}, "source='noise' is for systems that draw from noise; negative starts from an image"),
+        (
+            {"source": "noise"},
+            "source='noise' is for systems that draw from noise; negative starts from an image",
+        ),
         ({"source": "dataset:arc_9/5"}, "data/X has no arc 'arc_9'"),
-        ({"source": "dataset:arc_2/5", "direction": "y_to_x", "num_frames": 3.5}, "num_frames must be a whole number"),
+        (
+            {"source": "dataset:arc_2/5", "direction": "y_to_x", "num_frames": 3.5},
+            "num_frames must be a whole number",
+        ),
         ({"source": "data"}, "data holds 6 arcs; name one, such as .*data/X/arc_0"),
         ({"source": "data", "direction": "y_to_x"}, "data holds 6 arcs; name one, such as .*data/Y/arc_0"),
     ],
@@ -340,9 +387,13 @@ for length in (100, 1000):
 def test_ten_times_the_frames_take_no_more_memory(tmp_path):
     save(tmp_path / "long", np.broadcast_to(np.uint8([0, 128, 128]), (1000, 96, 128, 3)))
     root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path)], cwd=root, capture_output=True, text=True, check=True
+    )
     short, long = map(float, done.stdout.split())
-    assert long - short < 20, f"{short} MB, then {long} MB"  # the translation at once would be 37 MB, as floats 148
+    assert long - short < 20, (
+        f"{short} MB, then {long} MB"
+    )  # the translation at once would be 37 MB, as floats 148
 
 
 def test_notebook_03_shows_the_translation(opened, tmp_path, capsys):
@@ -355,7 +406,11 @@ def test_notebook_03_shows_the_translation(opened, tmp_path, capsys):
             given |= {"run_dir": "run", "source": clip, "direction": "y_to_x", "interactive": False}
     said = capsys.readouterr().out
     assert given["result"]["direction"] == "y_to_x" and given["result"]["psnr"] == 100
-    assert "source | translated | truth" in said and "baseline_identity_psnr" in said and "psnr_by_horizon" not in said
+    assert (
+        "source | translated | truth" in said
+        and "baseline_identity_psnr" in said
+        and "psnr_by_horizon" not in said
+    )
 
 
 # ---- the form
@@ -371,16 +426,26 @@ def form(opened, tmp_path):
 
 def test_the_form_offers_both_directions_and_whole_clips(form):
     assert form.direction.layout.display == "" and form.start.options == ("dataset", "picture")
-    assert form.arc.options == tuple(f"arc_{i}" for i in range(6)) and form.frame.options == tuple(range(5, 25))
+    assert form.arc.options == tuple(f"arc_{i}" for i in range(6)) and form.frame.options == tuple(
+        range(5, 25)
+    )
     form.button.click()
-    assert form.result["direction"] == "x_to_y" and form.result["num_frames"] == 20 and form.result["psnr"] == 100
+    assert (
+        form.result["direction"] == "x_to_y"
+        and form.result["num_frames"] == 20
+        and form.result["psnr"] == 100
+    )
     assert form.links.value.startswith("source | translated | truth · download")
     assert "num_frames=30 becomes 20" in form.message.value
     form.direction.value = "y_to_x"
     assert form.arc.options[-1] == "arc_of_y"
     form.arc.value = "arc_of_y"
     form.button.click()
-    assert form.result["direction"] == "y_to_x" and form.result["source"] == "dataset:arc_of_y/5" and not form.button.disabled
+    assert (
+        form.result["direction"] == "y_to_x"
+        and form.result["source"] == "dataset:arc_of_y/5"
+        and not form.button.disabled
+    )
     assert form.links.value.startswith("source | translated · download")
 
 
@@ -390,6 +455,8 @@ def test_the_form_of_a_run_without_its_dataset_still_takes_pictures(form, tmp_pa
     assert "name an image file or a clip" in again.message.value
     Image.fromarray(clip(1)[0]).save(tmp_path / "up.png")
     again.start.value = "picture"
-    again.upload = types.SimpleNamespace(value=({"name": "up.png", "content": (tmp_path / "up.png").read_bytes()},))
+    again.upload = types.SimpleNamespace(
+        value=({"name": "up.png", "content": (tmp_path / "up.png").read_bytes()},)
+    )
     again.button.click()
     assert again.result["num_frames"] == 1 and again.direction.layout.display == ""

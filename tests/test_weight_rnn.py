@@ -1,4 +1,6 @@
-"""Weight RNN: what an update does to the weights, whom the losses teach, each setting on and off, and what is refused."""
+"""Weight RNN: what an update does to the weights, whom the losses teach, each setting on and off, and what is
+refused.
+"""
 
 import copy
 import dataclasses
@@ -62,7 +64,9 @@ def written(system, vector, network=None):
     """A copy of the VAE with the update of one sample added to its weights, in place."""
     vae, sizes = copy.deepcopy(system.vae), [update.size for update in system.layer_updates]
     with torch.no_grad():
-        for name, update, part in zip(system.config.targets, system.layer_updates, vector.split(sizes), strict=True):
+        for name, update, part in zip(
+            system.config.targets, system.layer_updates, vector.split(sizes), strict=True
+        ):
             layer = vae.get_submodule(name)
             weight, bias = changes_by_hand(update, layer, part)
             layer.weight += weight
@@ -77,7 +81,11 @@ def changes_by_hand(update, layer, part):
     own = (weight.square().sum() + layer.bias.square().sum()).sqrt().item()
     change = torch.zeros(out, rest)
     if update.kind == "full":
-        change = torch.tensor([[next(numbers) for _ in range(rest)] for _ in range(out)]) * own / (out * rest) ** 0.5
+        change = (
+            torch.tensor([[next(numbers) for _ in range(rest)] for _ in range(out)])
+            * own
+            / (out * rest) ** 0.5
+        )
     if update.kind == "low_rank":
         columns = torch.tensor([[next(numbers) for _ in range(update.rank)] for _ in range(out)])
         rows = torch.tensor([[next(numbers) for _ in range(rest)] for _ in range(update.rank)])
@@ -97,7 +105,9 @@ def changes_by_hand(update, layer, part):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("targets", [(), ("stem", "decoder.0"), ("encoder.0", "mu", "logvar", "decoder.1")], ids=str)
+@pytest.mark.parametrize(
+    "targets", [(), ("stem", "decoder.0"), ("encoder.0", "mu", "logvar", "decoder.1")], ids=str
+)
 def test_an_update_does_what_the_same_update_written_into_the_weights_does(kind, targets):
     system = model(update=kind, target_layers=targets, update_bound=0.5)
     data, vectors = batch(), vectors_of(system)
@@ -111,19 +121,26 @@ def test_an_update_does_what_the_same_update_written_into_the_weights_does(kind,
     assert not torch.allclose(drawn, system.draw(code)[0], atol=1e-3)
 
 
-@pytest.mark.parametrize("layer", [torch.nn.Linear(5, 4), torch.nn.Conv2d(3, 4, 3), torch.nn.ConvTranspose2d(3, 4, 4, 2, 1)])
+@pytest.mark.parametrize(
+    "layer", [torch.nn.Linear(5, 4), torch.nn.Conv2d(3, 4, 3), torch.nn.ConvTranspose2d(3, 4, 4, 2, 1)]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_changed_layer_is_a_call_with_the_weights_of_each_sample(layer, kind):
     """The reference: torch.func.functional_call under vmap, with weights made sample by sample."""
     update = LayerUpdate(layer, kind, 2, 0.3)
-    vectors, x = torch.randn(6, update.size), torch.randn(6, *((5,) if isinstance(layer, torch.nn.Linear) else (3, 8, 8)))
+    vectors, x = (
+        torch.randn(6, update.size),
+        torch.randn(6, *((5,) if isinstance(layer, torch.nn.Linear) else (3, 8, 8))),
+    )
     changes = [changes_by_hand(update, layer, vector) for vector in vectors]
     own = {
         "weight": torch.stack([layer.weight + w for w, _ in changes]),
         "bias": torch.stack([layer.bias + b for _, b in changes]),
     }
     expected = vmap(lambda parameters, sample: functional_call(layer, parameters, (sample[None],))[0])(own, x)
-    torch.testing.assert_close(changed_layer(layer, x, update(layer, vectors)), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        changed_layer(layer, x, update(layer, vectors)), expected, rtol=1e-4, atol=1e-5
+    )
     assert changed_layer(layer, x).shape == expected.shape
 
 
@@ -138,7 +155,11 @@ def test_no_vector_changes_a_layer_beyond_the_bound(kind, size, bound):
         for name in system.config.targets:
             before, after = system.vae.get_submodule(name), vae.get_submodule(name)
             pairs = [(getattr(before, part), getattr(after, part)) for part in ("weight", "bias")]
-            share = (sum((b - a).square().sum() for b, a in pairs) / sum(b.square().sum() for b, _ in pairs)).sqrt().item()
+            share = (
+                (sum((b - a).square().sum() for b, a in pairs) / sum(b.square().sum() for b, _ in pairs))
+                .sqrt()
+                .item()
+            )
             assert share <= bound * 1.0001 and (share > 0.9 * bound or size < 1e3)
             assert all(torch.isfinite(part).all() for part in changes[name].values())
 
@@ -165,16 +186,25 @@ SOURCE = {
 def test_the_original_has_the_values_of_the_source():
     _, config, training = plan("weight_rnn", "original")
     assert {name: getattr(config, name) for name in SOURCE} == SOURCE
-    assert config.video_strength / 15 == pytest.approx(2 * 0.01)  # 0.01 t on pixels in [0, 1], a range half as wide
+    assert config.video_strength / 15 == pytest.approx(
+        2 * 0.01
+    )  # 0.01 t on pixels in [0, 1], a range half as wide
     assert (training.batch_size, training.epochs, training.steps) == (16, 10, 0)
-    assert (training.clip_norm, training.ema_decay, training.warmup_steps, training.lr_schedule) == (0, 0, 0, "constant")
+    assert (training.clip_norm, training.ema_decay, training.warmup_steps, training.lr_schedule) == (
+        0,
+        0,
+        0,
+        "constant",
+    )
 
 
 def test_the_original_trains_a_step():
     """On smaller images, and few of them."""
     _, config, _ = plan("weight_rnn", "original", overrides={"height": 32, "width": 32})
     logs = train(awake(WeightRNN(config)), batch(2, 32, 32))
-    assert set(logs) == {"mse", "kl", "adversarial", "critic", "penalty"} and all(torch.isfinite(v) for v in logs.values())
+    assert set(logs) == {"mse", "kl", "adversarial", "critic", "penalty"} and all(
+        torch.isfinite(v) for v in logs.values()
+    )
 
 
 def test_settings_of_a_run_from_before_a_field_was_there_open():
@@ -196,7 +226,11 @@ def test_the_original_has_the_numbers_of_the_source():
     with torch.device("meta"):
         predictor = WeightRNN(config).predictor
     assert predictor.gru.input_size == 49_152 == 3 * 128 * 128 and len(predictor.frames) == 0
-    assert (predictor.gru.hidden_size, predictor.gru.num_layers, predictor.head.out_features) == (128, 2, 1344)
+    assert (predictor.gru.hidden_size, predictor.gru.num_layers, predictor.head.out_features) == (
+        128,
+        2,
+        1344,
+    )
     assert (config.height, config.width, training.batch_size, config.lambda_gp) == (128, 128, 16, 10)
 
 
@@ -209,7 +243,9 @@ def test_at_first_an_update_changes_nothing_and_can_be_learned(kind):
     found = gradients(system, system.generator_loss(batch()).total)
     assert found["predictor.head.weight"].abs().sum() > 0 and not found["predictor.gru.weight_ih_l0"].any()
     found = gradients(awake(system), system.generator_loss(batch()).total)
-    assert all(found[name].abs().sum() > 0 for name, _ in system.named_parameters() if name.startswith("predictor"))
+    assert all(
+        found[name].abs().sum() > 0 for name, _ in system.named_parameters() if name.startswith("predictor")
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -221,7 +257,9 @@ def test_the_update_of_an_image_does_not_depend_on_the_others(kind):
     for i in range(4):
         alone = system._redraw(Code(code.z[i : i + 1]), keys[i : i + 1])[0]
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(together, system._redraw(code, keys + 1)[0], atol=1e-5)  # another video, another update
+    assert not torch.allclose(
+        together, system._redraw(code, keys + 1)[0], atol=1e-5
+    )  # another video, another update
 
 
 # ---- the synthetic video
@@ -234,7 +272,9 @@ def test_a_synthetic_video_begins_with_the_image_and_goes_on_in_growing_changes(
     torch.testing.assert_close(video[:, 0], images, rtol=0, atol=1e-5)
     moved = (video - images[:, None]).abs().mean((2, 3, 4))
     assert (moved.diff(dim=1) > 0).all() and moved.max() < 0.3
-    torch.testing.assert_close(synthetic_video(images, torch.arange(3), 5, 0.0), images[:, None].expand(-1, 5, -1, -1, -1))
+    torch.testing.assert_close(
+        synthetic_video(images, torch.arange(3), 5, 0.0), images[:, None].expand(-1, 5, -1, -1, -1)
+    )
     torch.testing.assert_close(synthetic_video(images[1:], torch.arange(3)[1:], 5, 0.1), video[1:])
     assert not torch.equal(synthetic_video(images, torch.arange(3) + 1, 5, 0.1), video)
 
@@ -245,7 +285,9 @@ def test_a_noisy_video_begins_with_the_image_and_goes_on_under_more_and_more_noi
     assert video.shape == (3, 5, 3, 16, 16) and torch.equal(video[:, 0], 0.1 * images)
     noise = video - 0.1 * images[:, None]
     torch.testing.assert_close(noise.std((0, 2, 3, 4)), 0.2 * torch.arange(5) / 4, rtol=0.05, atol=1e-6)
-    assert torch.corrcoef(noise[:, 1:].transpose(0, 1).flatten(1)).fill_diagonal_(0).abs().max() < 0.1  # anew in each frame
+    assert (
+        torch.corrcoef(noise[:, 1:].transpose(0, 1).flatten(1)).fill_diagonal_(0).abs().max() < 0.1
+    )  # anew in each frame
     assert torch.equal(noisy_video(0.1 * images[1:], torch.arange(3)[1:], 5, 0.2), video[1:])
     assert not torch.equal(noisy_video(0.1 * images, torch.arange(3) + 1, 5, 0.2)[:, 1:], video[:, 1:])
     assert noisy_video(images, torch.arange(3), 5, 3.0).abs().max() <= 1
@@ -267,18 +309,25 @@ def test_the_penalty_of_a_linear_critic_is_known():
 
 
 def test_the_divergence_in_closed_form():
-    mu, logvar = torch.tensor([[0.0, 0.0], [1.0, -2.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 0.0], [np.log(4.0), 0.0]])
+    mu, logvar = (
+        torch.tensor([[0.0, 0.0], [1.0, -2.0], [0.0, 0.0]]),
+        torch.tensor([[0.0, 0.0], [0.0, 0.0], [np.log(4.0), 0.0]]),
+    )
     expected = [0.0, 0.5 * (1 + 4), 0.5 * (4 - 1 - np.log(4))]
     assert gaussian_kl(mu, logvar).tolist() == pytest.approx(expected)
 
 
 def test_a_second_code_costs_its_nats_too():
-    """Or the first one, which the updates tell of, could be as rich as it likes, and the second one say nothing."""
+    """Or the first one, which the updates tell of, could be as rich as it likes, and the second one say
+    nothing.
+    """
     frames = batch()["frames"][:, 0]
     for target, codes in (("encoder.0", 2), ("decoder.0", 1)):
         system = model(target_layers=(target,))
         once = gaussian_kl(*system.vae.encode(frames)).mean()
-        torch.testing.assert_close(system.generator_loss(batch()).logs["kl"], codes * once)  # at first both are the same
+        torch.testing.assert_close(
+            system.generator_loss(batch()).logs["kl"], codes * once
+        )  # at first both are the same
 
 
 @pytest.mark.parametrize(("target", "second"), [("encoder.0", True), ("decoder.0", False)])
@@ -298,7 +347,11 @@ def test_each_phase_moves_its_own_networks(learning):
     def step(phase, loss, data):
         before = {name: value.clone() for name, value in system.named_parameters()}
         result = stepper(phase, loss, data)
-        names = {name.split(".")[0] for name, value in system.named_parameters() if not torch.equal(value, before[name])}
+        names = {
+            name.split(".")[0]
+            for name, value in system.named_parameters()
+            if not torch.equal(value, before[name])
+        }
         moved.append((phase, names))
         return result
 
@@ -315,7 +368,9 @@ def test_learning_apart_keeps_the_predicted_updates_for_the_generator():
     seen = []
     system.watch = lambda images, keys, watch=system.watch: seen.append(len(images)) or watch(images, keys)
     train(system, batch())
-    assert len(seen) == 2 * 2 + 2  # two rounds for both images in the predictor's phase, two for the second critic step's own
+    assert (
+        len(seen) == 2 * 2 + 2
+    )  # two rounds for both images in the predictor's phase, two for the second critic step's own
 
 
 def test_the_critic_alone_pays_the_penalty_and_each_of_its_steps_has_a_fresh_batch():
@@ -410,7 +465,9 @@ def test_every_setting_trains_every_weight(overrides):
 
 @functools.cache
 def traces(settings):
-    """What two steps with these settings leave behind: logs, weights and images. settings: (name, value) pairs."""
+    """What two steps with these settings leave behind: logs, weights and images. settings: (name, value)
+    pairs.
+    """
     system = model(**dict(settings))
     if system.predictor is not None:
         awake(system)
@@ -432,7 +489,9 @@ def test_every_setting_matters_beside_the_others(overrides):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_mixed_precision(dtype):
-    logs = train(awake(model(target_layers=("encoder.0", "stem", "decoder.1"))), batch(), steps=2, dtype=dtype)
+    logs = train(
+        awake(model(target_layers=("encoder.0", "stem", "decoder.1"))), batch(), steps=2, dtype=dtype
+    )
     assert all(torch.isfinite(value) for value in logs.values())
 
 
@@ -474,10 +533,14 @@ def test_a_rollout_is_the_sequence_of_updates_and_stays_bounded():
         frames = torch.cat(list(system.rollout(frame, 200)), 1)
         once, _ = system.draw(code, system.watch(images, torch.zeros(1, dtype=torch.int64)))
         torch.testing.assert_close(frames[:, 0], once)
-        torch.testing.assert_close(frames[:, 1], system.reconstruct(to_float(frame)[None])[:, 0])  # two rounds
+        torch.testing.assert_close(
+            frames[:, 1], system.reconstruct(to_float(frame)[None])[:, 0]
+        )  # two rounds
     assert frames.shape == (1, 200, 3, 16, 16) and torch.isfinite(frames).all() and frames.abs().max() <= 1
     away = (frames - images).abs().mean((2, 3, 4))[0]
-    assert away.min() > 0 and away[100:].max() < 2 * away[:100].max()  # always from the same weights, so never further
+    assert (
+        away.min() > 0 and away[100:].max() < 2 * away[:100].max()
+    )  # always from the same weights, so never further
 
 
 def test_evaluation_says_what_the_updates_add(tmp_path):
@@ -512,7 +575,10 @@ def test_evaluation_says_what_the_updates_add(tmp_path):
         ({"critic_widths": (8, 0)}, "critic_widths must list positive widths"),
         ({"update_rank": 0}, "update_rank must be positive"),
         ({"video_shrink": 0}, "video_shrink must be positive"),
-        ({"lambda_reconstruction": 0, "lambda_adv": 0}, "lambda_reconstruction or lambda_adv a positive weight"),
+        (
+            {"lambda_reconstruction": 0, "lambda_adv": 0},
+            "lambda_reconstruction or lambda_adv a positive weight",
+        ),
         ({"lambda_kl": -1.0}, "lambda_kl must not be negative"),
         ({"update": "whole"}, "update must be one of 'full', 'low_rank', 'per_channel'"),
     ],
@@ -532,7 +598,9 @@ def test_a_size_that_is_given_is_checked_once_the_image_is_known():
 def test_grey_images_are_read_as_rgb(tmp_path):
     (tmp_path / "digits" / "seven").mkdir(parents=True)
     for i in range(3):
-        Image.fromarray(np.full((16, 16), 80 * i, np.uint8), "L").save(tmp_path / "digits" / "seven" / f"{i}.png")
+        Image.fromarray(np.full((16, 16), 80 * i, np.uint8), "L").save(
+            tmp_path / "digits" / "seven" / f"{i}.png"
+        )
     frames = open_dataset(tmp_path / "digits").frames
     assert frames.shape == (3, 16, 16, 3) and frames[2].unique().tolist() == [160]
 
@@ -545,5 +613,7 @@ def test_the_benchs_sheet_shows_both_looks_and_the_rollout(monkeypatch):
     assert len(labels) == 6 and truth is images and all(len(row) == 3 for row in rows)
     assert last.equal(to_uint8(system.reconstruct(to_float(images)[:, None])[:, 0])) and not last.equal(first)
     drawn = system.sample(1, torch.Generator().manual_seed(0))
-    assert (noise_last[0].int() - to_uint8(drawn)[0].int()).abs().max() <= 1 and not noise_last.equal(noise_first)
+    assert (noise_last[0].int() - to_uint8(drawn)[0].int()).abs().max() <= 1 and not noise_last.equal(
+        noise_first
+    )
     assert not rolled[0].equal(rolled[1])

@@ -1,4 +1,6 @@
-"""What `pip install .` brings: the whole of the two packages and nothing else, and every system trains from it alone."""
+"""What `pip install .` brings: the whole of the two packages and nothing else, and every system trains from
+it alone.
+"""
 
 import os
 import shutil
@@ -75,7 +77,15 @@ def test_every_system_trains_from_the_wheel_alone(wheel, tmp_path):
     libraries = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), *libraries])}
     # without "site" (-S) no .pth file is read, so that an editable install of the checkout is out of reach
-    command = [sys.executable, "-S", "-c", TRAIN_EACH, tmp_path / "game.h5", tmp_path / "shapes", tmp_path / "runs"]
+    command = [
+        sys.executable,
+        "-S",
+        "-c",
+        TRAIN_EACH,
+        tmp_path / "game.h5",
+        tmp_path / "shapes",
+        tmp_path / "runs",
+    ]
     done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     trained = [line for line in done.stdout.splitlines() if line.startswith("trained")]

@@ -1,4 +1,6 @@
-"""Tokenizer, latent actions and dynamics: what each does, every setting on and off, and that stages fit together."""
+"""Tokenizer, latent actions and dynamics: what each does, every setting on and off, and that stages fit
+together.
+"""
 
 import dataclasses
 import json
@@ -25,13 +27,24 @@ from mtld_core.systems.world_model.latent_actions import LatentActions
 from mtld_core.systems.world_model.tokenizer import Tokenizer
 from mtld_core.train import fit
 
-SIZE = {"height": 16, "width": 16, "patch_size": 8, "embed_dim": 16, "heads": 2, "hidden_dim": 32, "blocks": 2}
+SIZE = {
+    "height": 16,
+    "width": 16,
+    "patch_size": 8,
+    "embed_dim": 16,
+    "heads": 2,
+    "hidden_dim": 32,
+    "blocks": 2,
+}
 
 
 def data(size=16, episodes=6, length=24):
     """Episodes in which a square goes back and forth; the actions alternate."""
     frames = torch.cat([torch.from_numpy(moving_square(length, size, size, seed=i)) for i in range(episodes)])
-    arcs = [Arc(f"episode_{i}", length * i, length * (i + 1), torch.arange(length).numpy()) for i in range(episodes)]
+    arcs = [
+        Arc(f"episode_{i}", length * i, length * (i + 1), torch.arange(length).numpy())
+        for i in range(episodes)
+    ]
     nothing = torch.zeros(0, dtype=torch.int64).numpy()
     return Dataset("memory", "arcs", frames, arcs, nothing, torch.arange(len(frames)) % 2)
 
@@ -44,7 +57,9 @@ def train(name, run_dir, dataset=None, **overrides):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Trained first stages: a tokenizer, one with codes, latent actions, and some as wide as the tokenizer's latents."""
+    """Trained first stages: a tokenizer, one with codes, latent actions, and some as wide as the tokenizer's
+    latents.
+    """
     folder = tmp_path_factory.mktemp("runs")
     train("tokenizer", folder / "tokenizer")
     train("tokenizer", folder / "codes", quantise="fsq", levels=3)
@@ -177,7 +192,9 @@ def test_too_many_codes_are_refused():
 
 
 def steered(episodes=8, length=40):
-    """A bar that moves right under action 1 and left under 0, at random: the past says nothing of what comes."""
+    """A bar that moves right under action 1 and left under 0, at random: the past says nothing of what
+    comes.
+    """
     chance = torch.Generator().manual_seed(0)
     actions = torch.randint(0, 2, (episodes * length,), generator=chance)
     frames = []
@@ -187,14 +204,28 @@ def steered(episodes=8, length=40):
         for _step in range(length):
             frames.append(picture)
             picture = picture.roll(4 if actions[len(frames) - 1] else -4, 1)
-    arcs = [Arc(f"episode_{i}", length * i, length * (i + 1), torch.arange(length).numpy()) for i in range(episodes)]
+    arcs = [
+        Arc(f"episode_{i}", length * i, length * (i + 1), torch.arange(length).numpy())
+        for i in range(episodes)
+    ]
     names = {"action_names": ["left", "right"]}
-    return Dataset("memory", "arcs", torch.stack(frames), arcs, torch.zeros(0, dtype=torch.int64).numpy(), actions, [], names)
+    return Dataset(
+        "memory",
+        "arcs",
+        torch.stack(frames),
+        arcs,
+        torch.zeros(0, dtype=torch.int64).numpy(),
+        actions,
+        [],
+        names,
+    )
 
 
 def test_latent_actions_find_what_moves_the_picture(tmp_path):
     dataset = steered()
-    report = train("latent_actions", tmp_path / "run", dataset, steps=250, lr=3e-3, action_dim=1, batch_size=8)
+    report = train(
+        "latent_actions", tmp_path / "run", dataset, steps=250, lr=3e-3, action_dim=1, batch_size=8
+    )
     assert report["metrics"]["codebook_use"] == 1 and report["metrics"]["skill_db"] > 3
     assert sorted(label.split()[0] for label in report["metrics"]["action_labels"]) == ["left", "right"]
     system = open_run(tmp_path / "run", device="cpu")
@@ -216,7 +247,9 @@ def test_a_latent_action_sees_the_frames_around_it_and_those_before():
 def test_few_codes_can_stand_for_wide_latent_actions():
     """action_channels: that many numbers are quantised, and widened to action_dim."""
     narrow = LatentActions(LatentActions.Config(**SIZE, action_dim=6, action_levels=2))
-    wide = shaken(LatentActions(LatentActions.Config(**SIZE, action_dim=6, action_channels=2, action_levels=3)))
+    wide = shaken(
+        LatentActions(LatentActions.Config(**SIZE, action_dim=6, action_channels=2, action_levels=3))
+    )
     assert narrow.action_space == 2**6 and wide.action_space == 3**2
     frames = torch.rand(2, 5, 3, 16, 16) * 2 - 1
     codes = wide.infer_actions(frames)
@@ -248,9 +281,9 @@ def test_every_kind_learns_and_opens_without_its_stages(objective, actions, runs
     learns = {"objective": objective, "actions": actions, "lr": 3e-3, "ema_decay": 0.9} | copies
     report = train("dynamics", tmp_path / "run", steps=120, **learns)
     one_step = train("dynamics", tmp_path / "one", steps=1, **learns)
-    assert report["metrics"]["psnr"] > one_step["metrics"]["psnr"] and ("action_labels" in report["metrics"]) == (
-        actions == "latent"
-    )
+    assert report["metrics"]["psnr"] > one_step["metrics"]["psnr"] and (
+        "action_labels" in report["metrics"]
+    ) == (actions == "latent")
     for path in copies.values():
         shutil.rmtree(path)
     system = open_run(tmp_path / "run", device="cpu")
@@ -261,7 +294,11 @@ def test_every_kind_learns_and_opens_without_its_stages(objective, actions, runs
 
 
 def test_the_frozen_stages_stay_as_they_were(runs, tmp_path):
-    overrides = {"tokenizer_run": str(runs / "tokenizer"), "latent_actions_run": str(runs / "actions"), "actions": "latent"}
+    overrides = {
+        "tokenizer_run": str(runs / "tokenizer"),
+        "latent_actions_run": str(runs / "actions"),
+        "actions": "latent",
+    }
     train("dynamics", tmp_path / "run", lambda_pixels=1.0, **overrides)
     system = open_run(tmp_path / "run", device="cpu")
     for part, name in ((system.tokenizer, "tokenizer"), (system.lam, "actions")):
@@ -275,7 +312,9 @@ def test_an_action_reaches_the_frame_that_it_leads_to_and_none_before(objective,
     system = shaken(dynamics(runs, objective=objective, context_frames=3, sequence_length=6))
     given = batch(frames=6)
     if objective == "mse":
-        latents = system._standard(system.tokenizer.encode(given["frames"]))[:, :-1]  # [:, t] is of the frame after t
+        latents = system._standard(system.tokenizer.encode(given["frames"]))[
+            :, :-1
+        ]  # [:, t] is of the frame after t
 
         def made(conditions):
             return system._predict(latents, conditions)[0]
@@ -283,7 +322,9 @@ def test_an_action_reaches_the_frame_that_it_leads_to_and_none_before(objective,
 
         def made(conditions):
             before = system.no_action.expand(4, 1, -1)
-            x = system._tokens(system.tokenizer.encode(given["frames"]), torch.zeros(4, 6, 4, dtype=torch.bool))
+            x = system._tokens(
+                system.tokenizer.encode(given["frames"]), torch.zeros(4, 6, 4, dtype=torch.bool)
+            )
             return system._transform(x, torch.cat([before, conditions], 1))[0][:, 1:]
 
     plain = system.encode_action(given["actions"])
@@ -296,7 +337,9 @@ def test_an_action_reaches_the_frame_that_it_leads_to_and_none_before(objective,
 
 @pytest.mark.parametrize("objective", ["mse", "masked"])
 def test_the_cache_agrees_with_a_pass_over_the_whole_history(objective, runs):
-    """The reference: banded causal attention over all frames so far, made from the frames that the rollout gave."""
+    """The reference: banded causal attention over all frames so far, made from the frames that the rollout
+    gave.
+    """
     system = shaken(dynamics(runs, objective=objective, context_frames=3, sequence_length=6))
     context = to_float(data().frames[None, :3])
     actions = [torch.tensor([t % 2]) for t in range(30)]
@@ -311,11 +354,15 @@ def test_the_cache_agrees_with_a_pass_over_the_whole_history(objective, runs):
         told = system.no_action.expand(1, 2, -1)
         conditions = torch.cat([told, system.encode_action(torch.stack(actions, 1))], 1)
         if objective == "mse":
-            whole = system._raw(system._predict(system._standard(history[:, :-1]), conditions)[0])[:, 2:].clamp(-1, 1)
+            whole = system._raw(system._predict(system._standard(history[:, :-1]), conditions)[0])[
+                :, 2:
+            ].clamp(-1, 1)
             torch.testing.assert_close(made, whole, rtol=0, atol=1e-4)
         else:
             conditions = torch.cat([system.no_action.expand(1, 1, -1), conditions], 1)
-            _, past = system._transform(system._tokens(history, torch.zeros(1, 33, 4, dtype=torch.bool)), conditions)
+            _, past = system._transform(
+                system._tokens(history, torch.zeros(1, 33, 4, dtype=torch.bool)), conditions
+            )
             for cached, reference in zip(state.past, past, strict=True):
                 for a, b in zip(cached, reference, strict=True):
                     torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
@@ -331,7 +378,9 @@ def test_what_is_kept_of_the_past_does_not_grow(runs):
         for _ in range(50):
             state, _ = system.step(state, torch.tensor([0]))
     assert {kept.shape[3] for block in state.past for kept in block} == {2}
-    assert {kept.shape[3] for block in state.drawn for kept in block} == {1}  # the tokenizer looks back less far
+    assert {kept.shape[3] for block in state.drawn for kept in block} == {
+        1
+    }  # the tokenizer looks back less far
 
 
 @pytest.mark.parametrize(
@@ -372,7 +421,9 @@ def test_noise_on_the_context_is_for_training_alone(runs):
 
 
 def test_a_latent_action_itself_is_added_to_the_latents_of_the_frame(runs):
-    system = shaken(dynamics(runs, actions="latent", action_input="latent", latent_actions_run=str(runs / "wide")))
+    system = shaken(
+        dynamics(runs, actions="latent", action_input="latent", latent_actions_run=str(runs / "wide"))
+    )
     assert not hasattr(system, "encode_action") and system.action_space == 4
     latents, codes = torch.rand(2, 3, 4, 4), torch.tensor([[0, 1, 3], [2, 2, 0]])
     actions = system.lam.latents(codes)
@@ -386,7 +437,9 @@ def test_the_first_actions_are_sometimes_not_told(runs):
     """As when a rollout starts, which knows its context's frames alone."""
     system = shaken(dynamics(runs, context_frames=3, sequence_length=6))
     given = batch(count=4, frames=6)
-    given = {name: value.repeat(16, *[1] * (value.dim() - 1)) for name, value in given.items()} | {"key": torch.arange(64)}
+    given = {name: value.repeat(16, *[1] * (value.dim() - 1)) for name, value in given.items()} | {
+        "key": torch.arange(64)
+    }
     told = (system._conditions(given) != system.no_action).any(-1)  # [64, 5]
     assert told[:, 2:].all() and 0 < told[:, 0].float().mean() < 0.7 and not (told[:, 0] & ~told[:, 1]).any()
 
@@ -433,10 +486,16 @@ def test_dynamics_follow_the_true_actions(tmp_path):
     [
         ({"tokenizer_run": ""}, "tokenizer_run is empty: name the run folder of a trained tokenizer"),
         ({"tokenizer_run": "nowhere"}, r"tokenizer_run='nowhere' is no run folder"),
-        ({"tokenizer_run": "{actions}"}, r"tokenizer_run=.* is a run of 'latent_actions', wanted is one of 'tokenizer'"),
+        (
+            {"tokenizer_run": "{actions}"},
+            r"tokenizer_run=.* is a run of 'latent_actions', wanted is one of 'tokenizer'",
+        ),
         ({"patch_size": 4}, r"has patch_size=8, this dynamics has patch_size=4"),
         ({"latent_dim": 7}, r"has latent_dim=4, this dynamics has latent_dim=7"),
-        ({"objective": "masked", "tokenizer_run": "{tokenizer}"}, r"objective='masked' fills in codes.*quantise='none'"),
+        (
+            {"objective": "masked", "tokenizer_run": "{tokenizer}"},
+            r"objective='masked' fills in codes.*quantise='none'",
+        ),
         (
             {"actions": "latent", "latent_actions_run": "{tokenizer}"},
             r"latent_actions_run=.* wanted is one of 'latent_actions'",
@@ -455,7 +514,9 @@ def test_stages_that_do_not_fit_are_refused(overrides, message, runs):
 
 
 def test_a_stage_of_other_data_is_refused(runs):
-    with pytest.raises(ConfigError, match=r"trained on data with size=\[16, 16\], this dataset has size=\[32, 32\]"):
+    with pytest.raises(
+        ConfigError, match=r"trained on data with size=\[16, 16\], this dataset has size=\[32, 32\]"
+    ):
         dynamics(runs, data(size=32))
     with pytest.raises(ConfigError, match=r"trained on data with frames=144, this dataset has frames=120"):
         dynamics(runs, data(episodes=5))
@@ -488,7 +549,10 @@ def test_dynamics_without_recorded_actions_say_what_to_do(runs):
         ({"weight_decay": -0.1}, r"weight_decay must not be negative, it is -0\.1"),
         ({"beta2": 1.0}, r"beta2 must be in \[0, 1\), not 1\.0"),
         ({"lambda_latent": 0}, "lambda_latent and lambda_pixels are 0, so nothing would be learned"),
-        ({"action_input": "latent"}, "actions='recorded' have no latent; use actions='latent', or action_input='add'"),
+        (
+            {"action_input": "latent"},
+            "actions='recorded' have no latent; use actions='latent', or action_input='add'",
+        ),
     ],
 )
 def test_wrong_settings_are_named(values, message):
@@ -516,9 +580,24 @@ def test_the_original_preset_has_the_sources_values():
         configs[cls] = config
     tokenizer, actions, dynamic = configs.values()
     assert tokenizer.latent_dim == actions.action_dim == dynamic.latent_dim == 16
-    assert (tokenizer.sequence_length, actions.sequence_length, dynamic.sequence_length) == (4, 5, 5)  # 4 and the next one
-    assert (tokenizer.quantise, tokenizer.latent_noise, actions.encoder, actions.channels) == ("none", 0, "space_time", 2)
-    chosen = {"actions": "latent", "action_input": "latent", "objective": "mse", "residual": False, "context_noise": 0}
+    assert (tokenizer.sequence_length, actions.sequence_length, dynamic.sequence_length) == (
+        4,
+        5,
+        5,
+    )  # 4 and the next one
+    assert (tokenizer.quantise, tokenizer.latent_noise, actions.encoder, actions.channels) == (
+        "none",
+        0,
+        "space_time",
+        2,
+    )
+    chosen = {
+        "actions": "latent",
+        "action_input": "latent",
+        "objective": "mse",
+        "residual": False,
+        "context_noise": 0,
+    }
     assert {name: getattr(dynamic, name) for name in chosen} == chosen
     assert (dynamic.lambda_latent, dynamic.lambda_pixels) == (1, 0)
 
@@ -528,7 +607,9 @@ def test_the_original_preset_trains_a_step_in_each_stage(tmp_path):
     dataset, below = data(64, episodes=5), {}
     for cls in (Tokenizer, LatentActions, Dynamics):
         run_dir = str(tmp_path / cls.name)
-        settings = {"eval_windows": 2, "eval_horizon": 2, "long_horizon": 0} | (below if cls is Dynamics else {})
+        settings = {"eval_windows": 2, "eval_horizon": 2, "long_horizon": 0} | (
+            below if cls is Dynamics else {}
+        )
         _, config, training = plan(cls.name, "original", settings, run_dir=run_dir, steps=1, batch_size=2)
         report = fit(build(cls, config, dataset, 0), dataset, training)
         assert report["step"] == 1 and report["metrics"]["psnr"] > 0
@@ -551,13 +632,19 @@ def test_every_code_can_be_reached_and_found_again():
 
 
 def test_a_single_vector_is_whitened_by_the_moving_average():
-    """Such a part has no covariance of its own: its one latent would always become 0, and its gradient, too."""
+    """Such a part has no covariance of its own: its one latent would always become 0, and its gradient,
+    too.
+    """
     whiten = Whitening(3).train()
     x = torch.tensor([[[1.0, -2.0, 3.0]]], requires_grad=True)
     y = whiten(x)
     torch.testing.assert_close(y, x, rtol=2e-3, atol=0)
     y.sum().backward()
-    assert x.grad.abs().min() > 0.9 and whiten.mean.equal(torch.zeros(3)) and whiten.covariance.equal(torch.eye(3))
+    assert (
+        x.grad.abs().min() > 0.9
+        and whiten.mean.equal(torch.zeros(3))
+        and whiten.covariance.equal(torch.eye(3))
+    )
 
 
 def test_whitening_takes_mean_and_correlation_away():
@@ -582,12 +669,16 @@ def test_patches_and_back():
     patches = to_patches(frames, 8)
     assert patches.shape == (2, 3, 6, 192)
     torch.testing.assert_close(to_frames(patches, 8, 16, 24), frames, rtol=0, atol=0)
-    torch.testing.assert_close(patches[0, 0, 4], frames[0, 0, :, 8:16, 8:16].permute(1, 2, 0).flatten(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        patches[0, 0, 4], frames[0, 0, :, 8:16, 8:16].permute(1, 2, 0).flatten(), rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("encoder", ["pair", "space_time"])
 def test_both_encoders_of_latent_actions_learn(encoder, tmp_path):
-    report = train("latent_actions", tmp_path / "run", steered(), steps=150, lr=3e-3, batch_size=8, encoder=encoder)
+    report = train(
+        "latent_actions", tmp_path / "run", steered(), steps=150, lr=3e-3, batch_size=8, encoder=encoder
+    )
     assert report["metrics"]["skill_db"] > 1 and report["metrics"]["action_shuffle_gap_db"] > 1
 
 
@@ -653,8 +744,18 @@ SHORT = {  # lengths of arcs that stages with windows of their own divided each 
 def arcs_of(lengths):
     frames = torch.cat([torch.from_numpy(moving_square(n, 16, 16, seed=i)) for i, n in enumerate(lengths)])
     ends = torch.tensor(lengths).cumsum(0).tolist()
-    arcs = [Arc(f"arc_{i}", e - n, e, torch.arange(n).numpy()) for i, (n, e) in enumerate(zip(lengths, ends, strict=True))]
-    return Dataset("memory", "arcs", frames, arcs, torch.zeros(0, dtype=torch.int64).numpy(), torch.arange(len(frames)) % 2)
+    arcs = [
+        Arc(f"arc_{i}", e - n, e, torch.arange(n).numpy())
+        for i, (n, e) in enumerate(zip(lengths, ends, strict=True))
+    ]
+    return Dataset(
+        "memory",
+        "arcs",
+        frames,
+        arcs,
+        torch.zeros(0, dtype=torch.int64).numpy(),
+        torch.arange(len(frames)) % 2,
+    )
 
 
 def rows(dataset, starts, length):
@@ -663,7 +764,9 @@ def rows(dataset, starts, length):
 
 def stage(name, folder, dataset, **overrides):
     """Train a stage for a step; returns (frames it learned from, frames it was judged on)."""
-    cls, config, training = plan(name, "tiny", {"steps": 1, "eval_windows": 2} | overrides, run_dir=str(folder / name))
+    cls, config, training = plan(
+        name, "tiny", {"steps": 1, "eval_windows": 2} | overrides, run_dir=str(folder / name)
+    )
     system = build(cls, config, dataset, 0)
     fit(system, dataset, training)
     needs, (learned, held) = system.needs(), split_of(system, dataset, vars(training))
@@ -705,7 +808,9 @@ def test_no_stage_learns_what_another_one_is_judged_on(tmp_path, lengths):
 @pytest.mark.parametrize("lengths", [[60], [30, 6, 7, 8, 9, 24, 10]])
 def test_with_split_as_each_stage_has_it_they_do(tmp_path, lengths):
     own, dataset = {"split": [0, 0]}, arcs_of(lengths)
-    with pytest.raises(ConfigError, match=r"tokenizer_run=.* learned frames that would be held out here, or the reverse"):
+    with pytest.raises(
+        ConfigError, match=r"tokenizer_run=.* learned frames that would be held out here, or the reverse"
+    ):
         stages(tmp_path, dataset, own, own, own)
 
 
@@ -716,9 +821,13 @@ def test_a_stage_takes_its_split_from_the_run_below(tmp_path):
     system = open_run(tmp_path / "dynamics", device="cpu")
     assert (system.run.training["holdout"], system.config.split) == (0.3, (6, 25))
     assert all_apart(parts) and min(parts[2][1]) >= 70
-    with pytest.raises(ConfigError, match=r"tokenizer_run=.* with holdout=0.3, now it is 0.2, .* leave holdout out"):
+    with pytest.raises(
+        ConfigError, match=r"tokenizer_run=.* with holdout=0.3, now it is 0.2, .* leave holdout out"
+    ):
         stages(tmp_path / "other", dataset, tokenizer, tokenizer, {"holdout": 0.2})
-    with pytest.raises(ConfigError, match=r"latent_actions_run=.* was trained with holdout=0.1, now it is 0.3"):
+    with pytest.raises(
+        ConfigError, match=r"latent_actions_run=.* was trained with holdout=0.1, now it is 0.3"
+    ):
         stages(tmp_path / "another", dataset, tokenizer, {"split": [6, 25]})
 
 
@@ -748,7 +857,9 @@ def test_a_run_of_before_goes_on_with_its_own_split_and_one_can_be_built_on_it(t
     assert system.config.split == (0, 0)
     assert rows(dataset, windows_of(system, dataset)[1], 4) == before[1]
     below = {"tokenizer_run": str(tmp_path / "tokenizer")}
-    with pytest.raises(UserError, match=r"no part that is held out has a window of 14 frames .* smaller eval_horizon"):
+    with pytest.raises(
+        UserError, match=r"no part that is held out has a window of 14 frames .* smaller eval_horizon"
+    ):
         stage("dynamics", tmp_path, dataset, **below, eval_horizon=12)
     assert all_apart([before, stage("dynamics", tmp_path, dataset, **below, eval_horizon=3)])
     forget_split(tmp_path / "dynamics")
@@ -764,5 +875,7 @@ def test_a_split_of_another_kind_is_refused(split):
 
 
 def test_data_too_short_for_the_windows_says_what_to_do(tmp_path):
-    with pytest.raises(UserError, match=r"held out has a window of 21 frames .*split=\[8, 20\]\); .*split=\[8, 21\]"):
+    with pytest.raises(
+        UserError, match=r"held out has a window of 21 frames .*split=\[8, 20\]\); .*split=\[8, 21\]"
+    ):
         stages(tmp_path, arcs_of([100]), actions={"eval_horizon": 20})

@@ -1,5 +1,5 @@
-"""Systems that exist to stress the contract: a critic with fresh batches and extra state, two stages with actions, one that
-rebuilds, one that draws from noise and one that translates.
+"""Systems that exist to stress the contract: a critic with fresh batches and extra state, two stages with
+actions, one that rebuilds, one that draws from noise and one that translates.
 """
 
 import dataclasses
@@ -26,7 +26,9 @@ def flat(frames):
 
 
 class ToyGAN(System):
-    """A generator of next frames and a critic that wants `critic_steps` batches of its own; it counts what it has seen."""
+    """A generator of next frames and a critic that wants `critic_steps` batches of its own; it counts what it
+    has seen.
+    """
 
     name, Config = "toy_gan", ToyConfig
     PRESETS = {"tiny": {"steps": 20, "batch_size": 4}}  # noqa: RUF012
@@ -34,7 +36,9 @@ class ToyGAN(System):
     def __init__(self, config):
         super().__init__(config)
         pixels = 3 * config.height * config.width
-        self.generator = nn.Sequential(nn.Linear(pixels, config.hidden), nn.Tanh(), nn.Linear(config.hidden, pixels))
+        self.generator = nn.Sequential(
+            nn.Linear(pixels, config.hidden), nn.Tanh(), nn.Linear(config.hidden, pixels)
+        )
         self.critic = nn.Linear(pixels, 1)
         self.seen, self.replay = 0, []
 
@@ -42,7 +46,10 @@ class ToyGAN(System):
         return Needs(window=self.config.sequence_length, batches=1 + self.config.critic_steps)
 
     def optimizers(self):
-        return {"generator": adam(self.generator.parameters(), 1e-3), "critic": adam(self.critic.parameters(), 1e-3)}
+        return {
+            "generator": adam(self.generator.parameters(), 1e-3),
+            "critic": adam(self.critic.parameters(), 1e-3),
+        }
 
     def training_step(self, batches, step):
         for batch in batches[1:]:
@@ -62,7 +69,9 @@ class ToyGAN(System):
     def generator_loss(self, batch):
         past = flat(batch["frames"][:, 0])
         fake = self.generator(past)
-        loss = (fake - flat(batch["frames"][:, -1])).square().mean() - 0.01 * in_fp32(self.critic(fake)).mean()
+        loss = (fake - flat(batch["frames"][:, -1])).square().mean() - 0.01 * in_fp32(
+            self.critic(fake)
+        ).mean()
         return Loss(loss, {"generator": loss}, {"fake": fake})
 
     def extra_state(self):
@@ -109,7 +118,9 @@ class ToyStage(System):
 
 
 class ToyPlayer(System):
-    """Second stage: dynamics under two discrete actions in the latent space of a frozen first stage that it holds."""
+    """Second stage: dynamics under two discrete actions in the latent space of a frozen first stage that it
+    holds.
+    """
 
     name, Config, action_space = "toy_player", ToyConfig, 2
     PRESETS = {"tiny": {"steps": 20, "batch_size": 4}}  # noqa: RUF012
@@ -126,7 +137,9 @@ class ToyPlayer(System):
         return {"model": adam(self.dynamics.parameters(), 1e-2)}
 
     def advance(self, z, action):
-        return z + self.dynamics(torch.cat([z, nn.functional.one_hot(action.long(), self.action_space).float()], -1))
+        return z + self.dynamics(
+            torch.cat([z, nn.functional.one_hot(action.long(), self.action_space).float()], -1)
+        )
 
     def loss(self, batch):
         z = self.stage.encode(flat(batch["frames"]))  # [B, T, hidden]
@@ -182,7 +195,9 @@ class ToyTranslator(ToyAutoencoder):
     def loss(self, batch):
         x, y = flat(batch["frames"]), flat(batch["frames_y"])
         there = self.decode(self.encode(x))
-        loss = (self.decode(self.encode(there)) - x).square().mean() + 0.1 * (there.mean(1) - y.mean(1)).square().mean()
+        loss = (self.decode(self.encode(there)) - x).square().mean() + 0.1 * (
+            there.mean(1) - y.mean(1)
+        ).square().mean()
         return Loss(loss, {"loss": loss})
 
     def translate(self, frames, direction="x_to_y", state=None):

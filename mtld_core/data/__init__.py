@@ -1,7 +1,8 @@
-"""The one way to data: `open_dataset` reads arcs, images, recordings or HDF5 into uint8 frames, whence windows, splits and
-batches.
+"""The one way to data: `open_dataset` reads arcs, images, recordings or HDF5 into uint8 frames, whence
+windows, splits and batches.
 
-Letters: N frames in all, B batch, T frames of a window, H W pixels. Frames are stored `[N, H, W, 3]` (RGB, 0..255).
+Letters: N frames in all, B batch, T frames of a window, H W pixels. Frames are stored `[N, H, W, 3]` (RGB,
+0..255).
 """
 
 from mtld_core.data.cuts import find_cuts, thumbnail

@@ -1,8 +1,8 @@
 """Decoded frames kept on disk: `<cache>/datasets/<key>/frames.npy` (can be memory-mapped) and `meta.json`.
 
-<cache> is $MTLD_CACHE, else ~/.cache/mtld. A key comes from the content of the source's files, so an entry is never
-stale, only damaged (then it is made anew) or long unused (then it gives way). Only folders named like a key are ever
-touched.
+<cache> is $MTLD_CACHE, else ~/.cache/mtld. A key comes from the content of the source's files, so an entry is
+never stale, only damaged (then it is made anew) or long unused (then it gives way). Only folders named like a
+key are ever touched.
 """
 
 import contextlib
@@ -34,7 +34,9 @@ def entry_key(content, fit):
 
 
 def find_entry(key):
-    """The meta.json of an entry as a dict, or None where it is missing or damaged. Counts as a use of the entry."""
+    """The meta.json of an entry as a dict, or None where it is missing or damaged. Counts as a use of the
+    entry.
+    """
     folder = cache_root() / key
     try:
         meta = json.loads((folder / "meta.json").read_text())
@@ -56,7 +58,9 @@ def load_frames(key, meta, in_ram):
 
 @contextlib.contextmanager
 def new_entry(key, needed):
-    """Yield a temporary folder that becomes the entry `key` if all goes well. Raises OSError where `needed` bytes miss."""
+    """Yield a temporary folder that becomes the entry `key` if all goes well. Raises OSError where `needed`
+    bytes miss.
+    """
     root = cache_root()
     root.mkdir(parents=True, exist_ok=True)
     _make_room(root, needed)
@@ -83,7 +87,9 @@ def _sample(frames):
 
 
 def _make_room(root, needed):
-    """Delete entries, the longest unused first, while the cache would exceed half of itself and the free disk together."""
+    """Delete entries, the longest unused first, while the cache would exceed half of itself and the free disk
+    together.
+    """
     for left in root.glob(".*.tmp"):  # of a process that was killed
         if time.time() - left.stat().st_mtime > DAY:
             shutil.rmtree(left, ignore_errors=True)

@@ -20,13 +20,15 @@ def thumbnail(frame):
 
 
 def find_cuts(thumbs):
-    """Rows that begin a new shot, as ints. thumbs: uint8 `[N, h, w, 3]` or N arrays, the small pictures of one arc in order.
+    """Rows that begin a new shot, as ints. thumbs: uint8 `[N, h, w, 3]` or N arrays, the small pictures of
+    one arc in order.
 
-    A row's jump is the least difference between any of the FLASH rows before it and any of the FLASH rows from it on;
-    so a flash, before and after which all is alike, makes none. A cut is a jump that is large and stands out from the
-    jumps around it. Pans, fast motion and fades have many jumps alike, so none stands out; animation "on twos" or "on
-    threes" is judged by its largest jumps around, not by the repeats. The largest but two count as the motion around,
-    so that a cut nearby hides nothing (fewer are passed over near the ends of an arc).
+    A row's jump is the least difference between any of the FLASH rows before it and any of the FLASH rows
+    from it on; so a flash, before and after which all is alike, makes none. A cut is a jump that is large and
+    stands out from the jumps around it. Pans, fast motion and fades have many jumps alike, so none stands
+    out; animation "on twos" or "on threes" is judged by its largest jumps around, not by the repeats. The
+    largest but two count as the motion around, so that a cut nearby hides nothing (fewer are passed over near
+    the ends of an arc).
     """
     jumps = [_jump(thumbs, row) for row in range(1, len(thumbs))]  # jumps[row - 1] leads to row
     found = []
@@ -38,10 +40,11 @@ def find_cuts(thumbs):
 
 
 def cuts_of_arcs(frames, borders, workers=0):
-    """`find_cuts` over a whole store: uint8 `[N, H, W, 3]`, `borders` = (start, stop) of each arc -> int64 rows.
+    """`find_cuts` over a whole store: uint8 `[N, H, W, 3]`, `borders` = (start, stop) of each arc -> int64
+    rows.
 
-    frames: an array or `LazyFrames`. Arcs are read in pieces that overlap by as much as `find_cuts` looks around, so the
-    small pictures never add up.
+    frames: an array or `LazyFrames`. Arcs are read in pieces that overlap by as much as `find_cuts` looks
+    around, so the small pictures never add up.
     """
     margin = AROUND + FLASH
     pieces = [(a, b, s, min(s + PIECE, b)) for a, b in borders for s in range(a, b, PIECE)]
@@ -69,7 +72,9 @@ def _jump(thumbs, row):
 
 
 def _difference(a, b):
-    """Root mean square difference (0..255) of the middle of `a` to where it fits best in `b`: a pan is no change."""
+    """Root mean square difference (0..255) of the middle of `a` to where it fits best in `b`: a pan is no
+    change.
+    """
     down, right = a.shape[0] // SHIFT, a.shape[1] // SHIFT
     inside = slice(down, a.shape[0] - down), slice(right, a.shape[1] - right)
     middle = a[inside]

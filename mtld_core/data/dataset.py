@@ -1,4 +1,6 @@
-"""What every source becomes: frames in one store, arcs as ranges of its rows, and the windows to be cut from them."""
+"""What every source becomes: frames in one store, arcs as ranges of its rows, and the windows to be cut from
+them.
+"""
 
 import dataclasses
 import itertools
@@ -16,7 +18,8 @@ DEVICE_SHARE = 0.4  # of a device's free memory that frames may take
 class Arc:
     """Frames that follow each other: rows `start`..`stop` - 1 of the store.
 
-    numbers: int64, of each frame the first number in its file name that is not the same in all names of the arc.
+    numbers: int64, of each frame the first number in its file name that is not the same in all names of the
+    arc.
     """
 
     name: str
@@ -32,11 +35,12 @@ class Arc:
 class Dataset:
     """Frames of one folder or file.
 
-    path: absolute. kind: "arcs", "images" (no number orders them), "recording" or "hdf5". frames: uint8 tensor
-    `[N, H, W, 3]`, in RAM, on a device, or mapped from a file; or `LazyFrames`, which are read from an HDF5 file as they
-    are indexed. cuts: sorted int64 rows that begin a new shot inside an arc. actions: int64 `[N]` or float32 `[N, A]`
-    tensor or None; actions[i] leads from frame i to frame i + 1. warnings: one line a file or gap. about: what a recording
-    says of itself ("action_names", "env", "fps", "episode_seeds", ...), {} otherwise.
+    path: absolute. kind: "arcs", "images" (no number orders them), "recording" or "hdf5". frames: uint8
+    tensor `[N, H, W, 3]`, in RAM, on a device, or mapped from a file; or `LazyFrames`, which are read from an
+    HDF5 file as they are indexed. cuts: sorted int64 rows that begin a new shot inside an arc. actions: int64
+    `[N]` or float32 `[N, A]` tensor or None; actions[i] leads from frame i to frame i + 1. warnings: one line
+    a file or gap. about: what a recording says of itself ("action_names", "env", "fps", "episode_seeds",
+    ...), {} otherwise.
     """
 
     path: str
@@ -54,14 +58,17 @@ class Dataset:
         return tuple(self.frames.shape[1:3])
 
     def arc_windows(self, arc, length, cross_cuts=False):
-        """int64 tensor: the start rows of all windows of `length` frames in `arc`; none crosses a cut unless asked to."""
+        """int64 tensor: the start rows of all windows of `length` frames in `arc`; none crosses a cut unless
+        asked to.
+        """
         inside = [] if cross_cuts else self.cuts[(self.cuts > arc.start) & (self.cuts < arc.stop)].tolist()
         borders = [arc.start, *inside, arc.stop]
         shots = itertools.pairwise(borders)
         return torch.cat([torch.arange(start, max(start, stop - length + 1)) for start, stop in shots])
 
     def windows(self, length, cross_cuts=False):
-        """int64 tensor: the start rows of all windows of `length` frames, none of which crosses the border of an arc.
+        """int64 tensor: the start rows of all windows of `length` frames, none of which crosses the border of
+        an arc.
 
         None crosses a cut either, unless `cross_cuts`. Raises UserError where no arc holds such a window.
         """
@@ -75,7 +82,8 @@ class Dataset:
                 f"{len(longest)}; use a shorter window or longer arcs"
             )
         raise UserError(
-            f"{self.path}: every window of {length} frames crosses a hard cut (the longest arc, {longest.name!r}, has "
+            f"{self.path}: every window of {length} frames crosses a hard cut (the longest arc, "
+            f"{longest.name!r}, has "
             f"{len(longest)} frames); use a shorter window, or cross_cuts=true"
         )
 
@@ -94,15 +102,24 @@ class Dataset:
         rows = np.flatnonzero(found.numbers == number)
         if not len(rows):
             low, high = found.numbers.min(), found.numbers.max()
-            raise UserError(f"{self.path}: arc {arc!r} has no frame {number}; its frames go from {low} to {high}")
+            raise UserError(
+                f"{self.path}: arc {arc!r} has no frame {number}; its frames go from {low} to {high}"
+            )
         return found.start + int(rows[0])
 
     def describe(self):
         """{"path", "arcs": how many, "frames": how many, "size": [H, W]}"""
-        return {"path": self.path, "arcs": len(self.arcs), "frames": len(self.frames), "size": list(self.size)}
+        return {
+            "path": self.path,
+            "arcs": len(self.arcs),
+            "frames": len(self.frames),
+            "size": list(self.size),
+        }
 
     def to(self, device):
-        """This dataset with its frames on `device` where they take at most 40 % of its free memory, else itself."""
+        """This dataset with its frames on `device` where they take at most 40 % of its free memory, else
+        itself.
+        """
         device = torch.device(device)
         if device.type == self.frames.device.type or self.frames.nbytes > DEVICE_SHARE * free_memory(device):
             return self
@@ -125,11 +142,15 @@ class DomainPair:
 
     @property
     def warnings(self):
-        return [f"{name}: {line}" for name, domain in (("X", self.x), ("Y", self.y)) for line in domain.warnings]
+        return [
+            f"{name}: {line}" for name, domain in (("X", self.x), ("Y", self.y)) for line in domain.warnings
+        ]
 
     def describe(self):
         """Like `Dataset.describe`, with arcs and frames of both domains together."""
-        arcs, frames = (sum(len(getattr(domain, part)) for domain in (self.x, self.y)) for part in ("arcs", "frames"))
+        arcs, frames = (
+            sum(len(getattr(domain, part)) for domain in (self.x, self.y)) for part in ("arcs", "frames")
+        )
         return {"path": self.path, "arcs": arcs, "frames": frames, "size": list(self.size)}
 
     def to(self, device):

@@ -1,7 +1,9 @@
-"""A folder of frames as a source: which files make which arc and in which order, and decoding them into a store.
+"""A folder of frames as a source: which files make which arc and in which order, and decoding them into a
+store.
 
-A source (this, recording.py or hdf5.py) has `path`, `kind`, `warnings`, `actions`, `about`, `bad`, and the methods
-`measure`, `fill` and `arcs`; store.py decides where the frames go. Where it is `cached` it has `digest`, else `lazy`.
+A source (this, recording.py or hdf5.py) has `path`, `kind`, `warnings`, `actions`, `about`, `bad`, and the
+methods `measure`, `fill` and `arcs`; store.py decides where the frames go. Where it is `cached` it has
+`digest`, else `lazy`.
 """
 
 import collections
@@ -17,8 +19,32 @@ from mtld_core.data.dataset import Arc
 from mtld_core.data.pictures import PictureFiles
 from mtld_core.runtime import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")  # what torchvision reads
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".ogv", ".wmv", ".gif")
+SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".bmp",
+    ".ppm",
+    ".pgm",
+    ".tif",
+    ".tiff",
+)  # what torchvision reads
+VIDEO_SUFFIXES = (
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".mpg",
+    ".mpeg",
+    ".ts",
+    ".flv",
+    ".ogv",
+    ".wmv",
+    ".gif",
+)
 LAYOUT = "<folder>/<arc>/frame_0000.png"
 CONTACT_SHEET = "contact_sheet.png"  # data_prep puts it beside the arcs
 FEW = 5  # numbers with several files that are named, each with a line of its own
@@ -27,9 +53,9 @@ FEW = 5  # numbers with several files that are named, each with a line of its ow
 class Folder(PictureFiles):
     """Image files `<root>/<arc>/<name>`, or right inside `root`, which then is the only arc.
 
-    Where no image in them has a number that orders it, this is torchvision's ImageFolder layout: an arc (a class) then has
-    the images of all folders below it, too. names: "arc/file" in the order of the store. Raises UserError where there is
-    no image, or what there is has to be extracted first.
+    Where no image in them has a number that orders it, this is torchvision's ImageFolder layout: an arc (a
+    class) then has the images of all folders below it, too. names: "arc/file" in the order of the store.
+    Raises UserError where there is no image, or what there is has to be extracted first.
     """
 
     def __init__(self, root, height=0, width=0, fit="crop"):
@@ -45,13 +71,19 @@ class Folder(PictureFiles):
             if not any(orders.values()):
                 arcs, orders = _deeper(root, inner)
             if arcs:
-                self.notes += [f"{name}: lies beside the arcs, left out" for name in found.images + found.others]
+                self.notes += [
+                    f"{name}: lies beside the arcs, left out" for name in found.images + found.others
+                ]
                 used = {name.split("/")[0] for name in arcs}
-                self.notes += [f"{name}: a folder without images, left out" for name in inner if name not in used]
+                self.notes += [
+                    f"{name}: a folder without images, left out" for name in inner if name not in used
+                ]
         if not arcs:
             files = found.others + [name for listing in inner.values() for name in listing.others]
             if any(name.lower().endswith(VIDEO_SUFFIXES) for name in files):
-                raise UserError(f"{root} holds videos, not frames: run notebooks/01_extract_frames on it first")
+                raise UserError(
+                    f"{root} holds videos, not frames: run notebooks/01_extract_frames on it first"
+                )
             raise UserError(f"{root} holds no images ({', '.join(SUFFIXES)}); wanted is {LAYOUT}")
         for name, listing in arcs.items():
             self._add(name, listing, orders[name])
@@ -70,13 +102,16 @@ class Folder(PictureFiles):
     def _add(self, arc, listing, order):
         """Append an arc's files, as `order` (see `_order`) has them."""
         self.notes += [f"{arc}/{name}: a folder inside an arc, left out" for name in sorted(listing.folders)]
-        self.notes += [f"{arc}/{name}: not an image ({', '.join(SUFFIXES)}), left out" for name in listing.others]
+        self.notes += [
+            f"{arc}/{name}: not an image ({', '.join(SUFFIXES)}), left out" for name in listing.others
+        ]
         numbered = sorted((numbers, name) for name, numbers in order.items())
         plain = sorted((name for name in listing.images if name not in order), key=natural)
         numbers = [first for (first, *_), _ in numbered]
         if plain:
             self.notes.append(
-                f"{arc}: {len(plain)} files have no number in the name that orders them ({plain[0]}, ...), sorted by name"
+                f"{arc}: {len(plain)} files have no number in the name that orders them ({plain[0]}, ...), "
+                "sorted by name"
             )
         self.notes += _irregular(arc, numbered)
         after = numbers[-1] + 1 if numbers else 0
@@ -98,7 +133,9 @@ def _listing(folder):
     try:
         entries = list(os.scandir(folder))
     except OSError as error:
-        raise UserError(f"{folder} cannot be read ({error.strerror}); make it readable, or move it elsewhere") from None
+        raise UserError(
+            f"{folder} cannot be read ({error.strerror}); make it readable, or move it elsewhere"
+        ) from None
     for entry in entries:
         if not entry.name.startswith(".") and entry.name != CONTACT_SHEET:
             kind = folders if entry.is_dir() else images if entry.name.lower().endswith(SUFFIXES) else others
@@ -109,14 +146,16 @@ def _listing(folder):
 def _deeper(root, inner):
     """(arcs, their orders) where numbers order no image that lies in one of the folders `inner` itself.
 
-    Each of them is a class of images, with all that lies below it; or, where none holds an image itself, and numbers order
-    what lies below, the first folders with images on each way down are the arcs.
+    Each of them is a class of images, with all that lies below it; or, where none holds an image itself, and
+    numbers order what lies below, the first folders with images on each way down are the arcs.
     """
     below = {name: _below(root / name, (root.resolve(),)) for name in inner}
     arcs = {}
     for name, found in below.items():
         for place, listing in found:
-            if listing.images and not any(str(above) in arcs for above in PurePosixPath(name + place).parents):
+            if listing.images and not any(
+                str(above) in arcs for above in PurePosixPath(name + place).parents
+            ):
                 arcs[name + place] = listing
     orders = {name: _order(listing.images) for name, listing in arcs.items()}
     if any(listing.images for listing in inner.values()) or not any(orders.values()):
@@ -126,7 +165,9 @@ def _deeper(root, inner):
 
 
 def _below(folder, above):
-    """[(where, its `Listing`)] of a folder ("") and all below it ("/a", "/a/b", ...); links to `above` are not followed."""
+    """[(where, its `Listing`)] of a folder ("") and all below it ("/a", "/a/b", ...); links to `above` are
+    not followed.
+    """
     listing, above = _listing(folder), (*above, folder.resolve())
     found = [("", listing)]
     for name in sorted(listing.folders, key=natural):
@@ -154,11 +195,13 @@ def natural(name):
 
 
 def _order(names):
-    """{name: the numbers that order it}: those in the name (without its suffix) from the first that not all names share on.
+    """{name: the numbers that order it}: those in the name (without its suffix) from the first that not all
+    names share on.
 
-    That first one is the frame's number. Where most names have the same letters between their numbers, those tell which number
-    it is: a stray file ("mask_1" beside "v2_frame_1", "v2_frame_2", ...) that would have another one count has no say. A name
-    is missing here where it is such a stray, or has no number that orders it, or none that int64 holds.
+    That first one is the frame's number. Where most names have the same letters between their numbers, those
+    tell which number it is: a stray file ("mask_1" beside "v2_frame_1", "v2_frame_2", ...) that would have
+    another one count has no say. A name is missing here where it is such a stray, or has no number that
+    orders it, or none that int64 holds.
     """
     stems = {name: name.rsplit(".", 1)[0] for name in names}
     found = {name: [int(part) for part in re.findall(r"\d+", stem)] for name, stem in stems.items()}
@@ -175,11 +218,17 @@ def _order(names):
             found, place = alike, theirs
     if place is None:
         return {}
-    return {name: numbers[place:] for name, numbers in found.items() if len(numbers) > place and numbers[place] < 2**62}
+    return {
+        name: numbers[place:]
+        for name, numbers in found.items()
+        if len(numbers) > place and numbers[place] < 2**62
+    }
 
 
 def _first_that_changes(found):
-    """The place of the first number that not all in `found` (name -> numbers) share, 0 of a single one; None where all do."""
+    """The place of the first number that not all in `found` (name -> numbers) share, 0 of a single one; None
+    where all do.
+    """
     if len(found) < 2:
         return 0
     columns = itertools.zip_longest(*found.values())
@@ -187,7 +236,9 @@ def _first_that_changes(found):
 
 
 def _irregular(arc, numbered):
-    """Warnings about equal numbers and about gaps: steps other than the arc's commonest. numbered: [(numbers, name)]."""
+    """Warnings about equal numbers and about gaps: steps other than the arc's commonest. numbered: [(numbers,
+    name)].
+    """
     lines, last, again = [], [], 0  # last: (number, its last file's name) of each number, in order
     for number, group in itertools.groupby(numbered, key=lambda one: one[0][0]):
         files = list(group)

@@ -1,7 +1,9 @@
-"""HDF5 files as a source: `frames` `[N, H, W, 3]` uint8, perhaps `actions` `[N]` or `[N, A]` and `episode` `[N]`.
+"""HDF5 files as a source: `frames` `[N, H, W, 3]` uint8, perhaps `actions` `[N]` or `[N, A]` and `episode`
+`[N]`.
 
-An attribute `recording` of the file, JSON text, is what record_game.py says about it; {"unordered": true} means that these are
-single pictures, among which no shots are to be looked for, and {"cuts": false} that each episode is one shot.
+An attribute `recording` of the file, JSON text, is what record_game.py says about it; {"unordered": true}
+means that these are single pictures, among which no shots are to be looked for, and {"cuts": false} that each
+episode is one shot.
 """
 
 from pathlib import Path
@@ -30,10 +32,10 @@ FLAGS = (
 class Hdf5:
     """The frames of HDF5 files; each episode is an arc whose frames count from 0.
 
-    path: a file, or the folder of `files`. Arcs are "episode_<n>"; of several files "<file>", or "<file>/episode_<n>" where
-    a file has several. Rows of one episode may lie apart in a file (several games recorded at once): they are put in order
-    by episode. actions: int64 `[N]` for whole numbers, else float32 `[N, A]`. Raises UserError naming the file, the
-    dataset, its dtype and shape.
+    path: a file, or the folder of `files`. Arcs are "episode_<n>"; of several files "<file>", or
+    "<file>/episode_<n>" where a file has several. Rows of one episode may lie apart in a file (several games
+    recorded at once): they are put in order by episode. actions: int64 `[N]` for whole numbers, else float32
+    `[N, A]`. Raises UserError naming the file, the dataset, its dtype and shape.
     """
 
     cached = False  # reading is as fast as reading a copy of it would be
@@ -44,8 +46,13 @@ class Hdf5:
         first = self._parts[0]
         for part in self._parts:
             if self._size(part) != self._size(first):
-                sizes = [f"{one.path.name} has frames of {one.shape[2]}x{one.shape[1]} pixels" for one in (first, part)]
-                raise UserError(f"{path}: {' and '.join(sizes)}; set height and width to fit both, or name one file")
+                sizes = [
+                    f"{one.path.name} has frames of {one.shape[2]}x{one.shape[1]} pixels"
+                    for one in (first, part)
+                ]
+                raise UserError(
+                    f"{path}: {' and '.join(sizes)}; set height and width to fit both, or name one file"
+                )
         starts = np.cumsum([0, *(part.shape[0] for part in self._parts)])
         orders = [np.argsort(part.episode, kind="stable") for part in self._parts]
         # row of the store -> row of the files, which count on from one to the next
@@ -104,19 +111,26 @@ class Hdf5:
         except UserError as error:
             if len(files) < 2:
                 raise
-            how = f"the {len(files)} HDF5 files in {self.path} are read together: name the one that you want, or move it away"
+            how = (
+                f"the {len(files)} HDF5 files in {self.path} are read together: name the one that you want, "
+                "or move it away"
+            )
             raise UserError(f"{error}; {how}") from None
         except OSError as error:
             raise UserError(f"{path} is a damaged HDF5 file ({error}); record or download it again") from None
 
     def _joined_actions(self):
-        """int64 `[N]` where all are whole numbers from 0 on, else float32 `[N, A]`; None where no file has any."""
+        """int64 `[N]` where all are whole numbers from 0 on, else float32 `[N, A]`; None where no file has
+        any.
+        """
         first, *others = self._parts
         for part in others:
             shapes = [None if p.actions is None else list(p.actions.shape[1:]) for p in (first, part)]
             if shapes[0] != shapes[1]:
                 have = [f"{p.path.name} {_shape_of(p.actions)}" for p in (first, part)]
-                raise UserError(f"{self.path}: {' and '.join(have)}; give both the same actions, or name one file")
+                raise UserError(
+                    f"{self.path}: {' and '.join(have)}; give both the same actions, or name one file"
+                )
         if first.actions is None:
             return None
         actions = [_checked_actions(part.actions, part.path) for part in self._parts]
@@ -153,7 +167,9 @@ def _checked_actions(actions, path):
         return actions.astype(np.float32).reshape(len(actions), -1)
     if (actions < 0).any():
         row = int(np.argmax(actions < 0))
-        raise UserError(f"{path}: dataset 'actions' has {actions[row]} in row {row}; discrete actions count from 0")
+        raise UserError(
+            f"{path}: dataset 'actions' has {actions[row]} in row {row}; discrete actions count from 0"
+        )
     return actions.astype(np.int64)
 
 
@@ -166,7 +182,9 @@ def _checked_frames(file):
     if found.ndim == 4 and found.shape[1] == 3 != found.shape[3]:
         raise UserError(f"{what}: move the channels last, frames.transpose(0, 2, 3, 1)")
     if found.ndim == 3 or (found.ndim == 4 and 1 in (found.shape[1], found.shape[3]) and found.shape[3] != 3):
-        raise UserError(f"{what}: these are grey, np.repeat(frames.reshape(N, H, W, 1), 3, axis=3) makes them RGB")
+        raise UserError(
+            f"{what}: these are grey, np.repeat(frames.reshape(N, H, W, 1), 3, axis=3) makes them RGB"
+        )
     if found.ndim != 4 or found.shape[3] != 3 or 0 in found.shape:
         raise UserError(what)
     if found.dtype != np.uint8:
@@ -182,7 +200,8 @@ def _column(file, name, count, dims):
     shapes = " or ".join(["[N]", "[N, A]"][dim - 1] for dim in dims)
     if found.ndim not in dims or len(found) != count or found.dtype.kind not in "iubf":
         raise UserError(
-            f"{file.filename}: dataset {name!r} is {found.dtype} {list(found.shape)}; wanted are numbers {shapes}, one "
+            f"{file.filename}: dataset {name!r} is {found.dtype} {list(found.shape)}; wanted are numbers "
+            f"{shapes}, one "
             f"row a frame, and 'frames' has N = {count}"
         )
     return _finite(file, name, found[()])
@@ -190,7 +209,9 @@ def _column(file, name, count, dims):
 
 def _finite(file, name, values):
     if not np.isfinite(values).all():
-        raise UserError(f"{file.filename}: dataset {name!r} holds values that are not finite (NaN or infinity)")
+        raise UserError(
+            f"{file.filename}: dataset {name!r} holds values that are not finite (NaN or infinity)"
+        )
     return values
 
 
@@ -198,7 +219,9 @@ def _finite(file, name, values):
 
 
 def _counted(file, count):
-    """int64 `[N]`, the episode of each row, counted from 0: after a row that ends one, in any of `FLAGS`, the next begins."""
+    """int64 `[N]`, the episode of each row, counted from 0: after a row that ends one, in any of `FLAGS`, the
+    next begins.
+    """
     last = np.zeros(count, bool)
     for name in FLAGS:
         if (found := find_dataset(file, name)) is not None:
@@ -207,9 +230,11 @@ def _counted(file, count):
 
 
 def _last_rows(file, name, found, count):
-    """bool `[N]`: the rows that end an episode, from a flag a row (that of the last row may be missing), or from their ends.
+    """bool `[N]`: the rows that end an episode, from a flag a row (that of the last row may be missing), or
+    from their ends.
 
-    Ends, as `episode_ends` has them, are the numbers of rows up to the end of each episode, so the last one is N.
+    Ends, as `episode_ends` has them, are the numbers of rows up to the end of each episode, so the last one
+    is N.
     """
     what = f"{file.filename}: dataset {name!r} is {found.dtype} {list(found.shape)}"
     flat = found.ndim == 1 or (found.ndim == 2 and found.shape[1] == 1)
@@ -222,7 +247,9 @@ def _last_rows(file, name, found, count):
         ends = values.astype(np.int64)
         rising = len(ends) and (ends == values).all() and (np.diff(ends, prepend=0) > 0).all()
         if not rising or ends[-1] != count:
-            raise UserError(f"{what}; wanted are rising numbers of rows of which the last is N = {count}, or a flag a row")
+            raise UserError(
+                f"{what}; wanted are rising numbers of rows of which the last is N = {count}, or a flag a row"
+            )
         last[ends - 1] = True
     else:
         raise UserError(f"{what}; wanted is 0 or 1 for each row, and 'frames' has N = {count}")

@@ -1,4 +1,6 @@
-"""Opening an HDF5 file and what lies in it. HDF5 gives zeros for parts that are gone: here each is named, with the way out."""
+"""Opening an HDF5 file and what lies in it. HDF5 gives zeros for parts that are gone: here each is named,
+with the way out.
+"""
 
 import contextlib
 import errno
@@ -25,7 +27,9 @@ UNLIMITED = 2**64 - 1  # as HDF5 says it: an external file as far as it is neede
 
 
 def open_file(path):
-    """The `h5py.File` at `path`, to be read. Raises UserError, with the reason and the way out, where it cannot be opened."""
+    """The `h5py.File` at `path`, to be read. Raises UserError, with the reason and the way out, where it
+    cannot be opened.
+    """
     try:
         return h5py.File(path)
     except OSError as error:
@@ -38,10 +42,12 @@ def _why_not(path, error):
         return f"{path} is open for writing in another program: close it there, or wait until that is done"
     if "unable to lock file" in text:
         way = "set the environment variable HDF5_USE_FILE_LOCKING=FALSE"
-        return f"{path} lies where files cannot be locked ({os.strerror(error.errno)}): {way}, or copy it to another disk"
+        reason = os.strerror(error.errno)
+        return f"{path} lies where files cannot be locked ({reason}): {way}, or copy it to another disk"
     if "already open for" in text:
         return (
-            f"{path} is open for writing: close it in the program (or the notebook's cell) that has it open; if none has any "
+            f"{path} is open for writing: close it in the program (or the notebook's cell) that has it open; "
+            "if none has any "
             f"more, `h5clear -s {path}` takes the mark away that it left"
         )
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -52,7 +58,8 @@ def _why_not(path, error):
 def find_dataset(file, name):
     """The dataset `name` of an open file, known to be whole; None where there is no such thing.
 
-    Raises UserError where `name` is a group, a link that leads nowhere, or a dataset that lacks a part or a filter.
+    Raises UserError where `name` is a group, a link that leads nowhere, or a dataset that lacks a part or a
+    filter.
     """
     link = file.get(name, getlink=True)
     if link is None:
@@ -62,10 +69,16 @@ def find_dataset(file, name):
         found = file[name]
     if isinstance(found, h5py.Group):
         inside = [one for one in found if isinstance(found.get(one), h5py.Dataset)]
-        likely = max(inside, key=lambda one: found[one].ndim, default="...")  # pictures have the most dimensions
-        way = f"with h5py.File({file.filename!r}, 'a') as f: f.move({name!r}, 'all'); f[{name!r}] = f['all/{likely}']"
+        likely = max(
+            inside, key=lambda one: found[one].ndim, default="..."
+        )  # pictures have the most dimensions
+        way = (
+            f"with h5py.File({file.filename!r}, 'a') as f: f.move({name!r}, 'all'); "
+            f"f[{name!r}] = f['all/{likely}']"
+        )
         raise UserError(
-            f"{file.filename}: {name!r} is a group ({', '.join(found) or 'an empty one'}), where a dataset is wanted; give one "
+            f"{file.filename}: {name!r} is a group ({', '.join(found) or 'an empty one'}), where a dataset "
+            "is wanted; give one "
             f"of its datasets the name: {way}"
         )
     if found is None:
@@ -77,7 +90,8 @@ def find_dataset(file, name):
 
 def missing_dataset(file, name):
     """What to say where there is no dataset `name`."""
-    return f"{file.filename} has no dataset {name!r}{nearest(name, list(file)) if len(file) else '; the file is empty'}"
+    there = nearest(name, list(file)) if len(file) else "; the file is empty"
+    return f"{file.filename} has no dataset {name!r}{there}"
 
 
 def _dead(file, name, link):
@@ -123,13 +137,16 @@ def _check_filters(dataset, what):
     except OSError:
         names = ", ".join(f"{code} ({FILTERS[code]})" if code in FILTERS else str(code) for code in missing)
         raise UserError(
-            f"{what} is compressed with filter {names}, which is not installed here: `pip install hdf5plugin`, or write the "
+            f"{what} is compressed with filter {names}, which is not installed here: `pip install "
+            "hdf5plugin`, or write the "
             f"file anew with compression='gzip' where it can be read"
         ) from None
 
 
 def _check_external(dataset, what):
-    """The raw bytes lie in other files, each (name, offset, size); what lies behind the end of one is read as zeros."""
+    """The raw bytes lie in other files, each (name, offset, size); what lies behind the end of one is read as
+    zeros.
+    """
     left = dataset.nbytes
     for name, offset, size in dataset.external:
         used = min(left, size)
@@ -137,11 +154,17 @@ def _check_external(dataset, what):
         places = _places(dataset.file.filename, name, "HDF5_EXTFILE_PREFIX", beside=False)
         found = next(filter(os.path.isfile, places), None)
         if found is None:
-            way = "bring it back, start in the folder that it is relative to, or set HDF5_EXTFILE_PREFIX='${ORIGIN}'"
-            raise UserError(f"{what} keeps its values in the file {name}, which is not at {places[-1]}: {way}")
+            way = (
+                "bring it back, start in the folder that it is relative to, "
+                "or set HDF5_EXTFILE_PREFIX='${ORIGIN}'"
+            )
+            raise UserError(
+                f"{what} keeps its values in the file {name}, which is not at {places[-1]}: {way}"
+            )
         if os.path.getsize(found) < offset + used:
             raise UserError(
-                f"{what} keeps its values in the file {found}, which was cut short ({os.path.getsize(found)} bytes, "
+                f"{what} keeps its values in the file {found}, which was cut short ({os.path.getsize(found)} "
+                "bytes, "
                 f"{offset + used} are needed): bring it back whole"
             )
 
@@ -151,26 +174,34 @@ def _check_virtual(dataset, what, seen):
     sources = dataset.virtual_sources()
     for source in sources:
         name = source.file_name
-        if "%" in name.replace("%%", ""):  # a series that ends at the first file that is missing, which is no fault
+        if "%" in name.replace(
+            "%%", ""
+        ):  # a series that ends at the first file that is missing, which is no fault
             return
         places = _places(dataset.file.filename, name, "HDF5_VDS_PREFIX")
         path = dataset.file.filename if name == "." else next(filter(os.path.isfile, places), None)
         if path is None:
-            raise UserError(f"{what} has a part in {name}, which is missing: bring that file back to {places[-1]}")
+            raise UserError(
+                f"{what} has a part in {name}, which is missing: bring that file back to {places[-1]}"
+            )
         with open_file(path) as file:
             part = find_dataset(file, source.dset_name)
             if part is None:
                 raise UserError(f"{what} has a part in {path}: {missing_dataset(file, source.dset_name)}")
             if not _is_covered(source, part.shape):
                 raise UserError(
-                    f"{what} has a part in {path}, whose dataset {source.dset_name!r} is {list(part.shape)} now, not what it "
+                    f"{what} has a part in {path}, whose dataset {source.dset_name!r} is {list(part.shape)} "
+                    "now, not what it "
                     f"was when that part was taken: bring the earlier file back, or join the parts anew"
                 )
             _check_whole(part, f"{path}: dataset {source.dset_name!r}", seen)
     points = [source.vspace.get_select_npoints() for source in sources]
     if sum(points) < dataset.size:
         share = f"{dataset.size - sum(points)} of its {dataset.size} values"
-        raise UserError(f"{what} is made of parts of other files, and {share} lie in none: make it anew with all its parts")
+        raise UserError(
+            f"{what} is made of parts of other files, and {share} lie in none: make it anew with all its "
+            "parts"
+        )
 
 
 def _is_covered(source, shape):
@@ -185,10 +216,20 @@ def _is_covered(source, shape):
 
 
 def _places(path, name, variable, beside=True):
-    """Where HDF5 looks for the file `name` that the file at `path` names, the place where it should be last."""
+    """Where HDF5 looks for the file `name` that the file at `path` names, the place where it should be
+    last.
+    """
     folder = str(Path(path).absolute().parent)
     base = os.path.basename(name) if os.path.isabs(name) and beside else name
-    prefixes = [one.replace("${ORIGIN}", folder) for one in os.environ.get(variable, "").split(os.pathsep) if one]
+    prefixes = [
+        one.replace("${ORIGIN}", folder) for one in os.environ.get(variable, "").split(os.pathsep) if one
+    ]
     places = [os.path.join(prefix, base) for prefix in prefixes]
-    places += [os.path.abspath(base), os.path.join(folder, base)] if beside else [] if prefixes else [os.path.abspath(base)]
+    places += (
+        [os.path.abspath(base), os.path.join(folder, base)]
+        if beside
+        else []
+        if prefixes
+        else [os.path.abspath(base)]
+    )
     return [name, *places] if os.path.isabs(name) else places

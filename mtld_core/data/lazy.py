@@ -12,11 +12,12 @@ OPEN = 32  # files that are kept open at once
 
 
 class LazyFrames:
-    """Stands in for the uint8 tensor `[N, H, W, 3]`: frames[i], frames[a:b] and frames[rows] (int64 tensor, any shape).
+    """Stands in for the uint8 tensor `[N, H, W, 3]`: frames[i], frames[a:b] and frames[rows] (int64 tensor,
+    any shape).
 
     parts: (path, how many frames) of each file; their rows count on from file to file.
-    order: int64 `[N]`, the row in the files for each row here. shape: (N, H, W, 3) after `fit`. What is indexed is read
-    anew each time, each frame of it once. Raises UserError where a file cannot be read.
+    order: int64 `[N]`, the row in the files for each row here. shape: (N, H, W, 3) after `fit`. What is
+    indexed is read anew each time, each frame of it once. Raises UserError where a file cannot be read.
     """
 
     device, dtype = torch.device("cpu"), torch.uint8
@@ -65,7 +66,9 @@ class LazyFrames:
             return self._dataset(part)[first : first + len(run)]
         except (OSError, KeyError) as error:
             path = self.parts[part][0]
-            raise UserError(f"{path}: its frames cannot be read ({error}); record or download it again") from None
+            raise UserError(
+                f"{path}: its frames cannot be read ({error}); record or download it again"
+            ) from None
 
     def _dataset(self, part):
         path, _ = self.parts[part]

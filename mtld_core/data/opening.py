@@ -15,23 +15,35 @@ from mtld_core.runtime import UserError
 
 
 def open_dataset(
-    path, height=0, width=0, fit="crop", workers=0, cache=True, memory="auto", progress=True, controls_lead_to="next"
+    path,
+    height=0,
+    width=0,
+    fit="crop",
+    workers=0,
+    cache=True,
+    memory="auto",
+    progress=True,
+    controls_lead_to="next",
 ):
     """A `Dataset`, or a `DomainPair` where `path` holds the folders X and Y.
 
-    path: arcs `<path>/<arc>/frame_0000.png`, one arc's folder, torchvision's ImageFolder layout, an HDF5 file (or the
-        folder that holds it, or holds several and no images), a recording (the folder with its log, or the log itself,
-        .jsonl), or two domains `<path>/X/<arc>/`, `<path>/Y/<arc>/`.
-    height, width: size of the frames in pixels, 0 keeps a side (or lets it follow the other); fit: "crop", "pad" or
+    path: arcs `<path>/<arc>/frame_0000.png`, one arc's folder, torchvision's ImageFolder layout, an HDF5 file
+    (or the
+        folder that holds it, or holds several and no images), a recording (the folder with its log, or the
+        log itself, .jsonl), or two domains `<path>/X/<arc>/`, `<path>/Y/<arc>/`.
+    height, width: size of the frames in pixels, 0 keeps a side (or lets it follow the other); fit: "crop",
+    "pad" or
         "stretch", see `fit_frame`.
     workers: threads that decode, 0 for one a core. progress: show a bar.
     cache: keep decoded frames under $MTLD_CACHE or ~/.cache/mtld, so that the next start decodes nothing.
-    memory: "ram", "disk" (mapped from the cache, or read from the HDF5 file as they are needed), or "auto": RAM where the
+    memory: "ram", "disk" (mapped from the cache, or read from the HDF5 file as they are needed), or "auto":
+    RAM where the
         frames take at most 80 % of what is free.
-    controls_lead_to: the frame that the controls in a line of a recording's log lead to: the "next" one, or "this" one.
+    controls_lead_to: the frame that the controls in a line of a recording's log lead to: the "next" one, or
+    "this" one.
 
-    Raises UserError, which names the path and the way out, for whatever cannot be opened. What was left out or looks
-    odd is told in the result's `warnings`.
+    Raises UserError, which names the path and the way out, for whatever cannot be opened. What was left out
+    or looks odd is told in the result's `warnings`.
     """
     path = Path(os.path.expanduser(path)).absolute()
     if fit not in ("crop", "pad", "stretch"):
@@ -41,17 +53,23 @@ def open_dataset(
     if controls_lead_to not in ("next", "this"):
         raise UserError(f"controls_lead_to must be 'next' or 'this', not {controls_lead_to!r}")
     if not os.path.exists(path):
-        raise UserError(f"{path} does not exist; wanted is {LAYOUT}, an HDF5 file, a recording, or <folder>/X and <folder>/Y")
+        raise UserError(
+            f"{path} does not exist; wanted is {LAYOUT}, an HDF5 file, a recording, or <folder>/X and "
+            "<folder>/Y"
+        )
     if (path / "X").is_dir() and (path / "Y").is_dir():
         options = height, width, fit, workers, cache, memory, progress, controls_lead_to
         pair = DomainPair(open_dataset(path / "X", *options), open_dataset(path / "Y", *options), str(path))
         if pair.x.size != pair.y.size:
             raise UserError(
-                f"{path}: X has frames of {_text(pair.x.size)} and Y of {_text(pair.y.size)}; set height and width to fit both"
+                f"{path}: X has frames of {_text(pair.x.size)} and Y of {_text(pair.y.size)}; set height and "
+                "width to fit both"
             )
         return pair
     source = _source(path, controls_lead_to, height, width, fit)
-    frames, cuts, warnings = load(source, memory, cache, workers, f"reading {path.name}" if progress else None)
+    frames, cuts, warnings = load(
+        source, memory, cache, workers, f"reading {path.name}" if progress else None
+    )
     frames = torch.from_numpy(frames) if isinstance(frames, np.ndarray) else frames
     about = source.about | ({"controls_lead_to": controls_lead_to} if source.kind == "recording" else {})
     return Dataset(source.path, source.kind, frames, source.arcs(), cuts, source.actions, warnings, about)
@@ -61,7 +79,11 @@ def _source(path, controls_lead_to, *fit):
     if log := find_log(path):
         return Recording(path, log, controls_lead_to, *fit)
     if path.is_dir():
-        files = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
+        files = [
+            file
+            for file in path.iterdir()
+            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+        ]
         if len(files) == 1:
             return Hdf5(files[0], *fit)
         if files and not has_images(path):

@@ -1,4 +1,6 @@
-"""Image files -> RGB pixels, whatever their mode; many of them into a store, the damaged ones left out and named."""
+"""Image files -> RGB pixels, whatever their mode; many of them into a store, the damaged ones left out and
+named.
+"""
 
 import collections
 import io
@@ -18,16 +20,22 @@ from mtld_core.media import upright, upright_size
 from mtld_core.runtime import UserError
 
 PNG_HEAD = b"\x89PNG\r\n\x1a\n"
-EXIF_IN_TEXT = (b"Raw profile type", b"XML:com.adobe.xmp")  # of a PNG file's texts, those in which Pillow looks for EXIF
-BAD_SHARE = 0.05  # of the files may be unreadable or of another size; with more, something is wrong with the data
+EXIF_IN_TEXT = (
+    b"Raw profile type",
+    b"XML:com.adobe.xmp",
+)  # of a PNG file's texts, those in which Pillow looks for EXIF
+BAD_SHARE = (
+    0.05  # of the files may be unreadable or of another size; with more, something is wrong with the data
+)
 
 
 def read_picture(path):
     """uint8 `[H, W, 3]`, as `media.upright` gives it: turned as EXIF says, colours as in `media.to_rgb`.
 
-    Raises what Pillow raises where the file is damaged, cut short or too large to be meant. Plain PNG goes through OpenCV,
-    which gives up Python's lock for the whole of a file, so that threads share the work well, and which refuses damaged
-    PNG. Pillow has the last word on what it refuses, and reads the rest: of a cut JPEG OpenCV makes a partly grey picture.
+    Raises what Pillow raises where the file is damaged, cut short or too large to be meant. Plain PNG goes
+    through OpenCV, which gives up Python's lock for the whole of a file, so that threads share the work well,
+    and which refuses damaged PNG. Pillow has the last word on what it refuses, and reads the rest: of a cut
+    JPEG OpenCV makes a partly grey picture.
     """
     content = _content(path)
     if _is_plain_png(content) and math.prod(_png_size(content)) <= (Image.MAX_IMAGE_PIXELS or math.inf):
@@ -49,11 +57,15 @@ def _is_plain_png(content):
 
 
 def _has_exif(png):
-    """True where one of a PNG file's chunks, before or behind the pixels, may say how the picture is to be turned."""
+    """True where one of a PNG file's chunks, before or behind the pixels, may say how the picture is to be
+    turned.
+    """
     place = len(PNG_HEAD)
     while place + 8 <= len(png):
         length, kind = struct.unpack_from(">I4s", png, place)
-        if kind == b"eXIf" or (kind in (b"tEXt", b"zTXt", b"iTXt") and png.startswith(EXIF_IN_TEXT, place + 8)):
+        if kind == b"eXIf" or (
+            kind in (b"tEXt", b"zTXt", b"iTXt") and png.startswith(EXIF_IN_TEXT, place + 8)
+        ):
             return True
         place += 12 + length  # with the chunk's length, kind and checksum
     return False
@@ -62,8 +74,8 @@ def _has_exif(png):
 class PictureFiles:
     """The part of a source that decodes image files: folder.py and recording.py say which, in which order.
 
-    base: the folder that `names` are relative to, in the order of the store. bad: {index in names: why that file is left
-    out}, known after `fill` or taken over from the cache. notes: what else is odd.
+    base: the folder that `names` are relative to, in the order of the store. bad: {index in names: why that
+    file is left out}, known after `fill` or taken over from the cache. notes: what else is odd.
     """
 
     actions = None
@@ -85,23 +97,30 @@ class PictureFiles:
             content, why = _attempt(_content, self._file(i))
             digest = blake2b(why.encode() if why else content, digest_size=16)
             if not why and content.startswith(PNG_HEAD) and _has_exif(content):
-                digest.update(b"upright")  # entries of before PNG files were turned are of no use for these, only
+                digest.update(
+                    b"upright"
+                )  # entries of before PNG files were turned are of no use for these, only
             parts[i] = digest.digest()
 
         for_each(read, len(parts), workers)
         return blake2b("\n".join(self.names).encode() + b"".join(parts), digest_size=16).hexdigest()
 
     def measure(self, workers=0):
-        """(N, H, W, 3) of the frames to come; H, W are the commonest among some files, `fill` finds those that differ."""
+        """(N, H, W, 3) of the frames to come; H, W are the commonest among some files, `fill` finds those
+        that differ.
+        """
         height, width, _ = self.fit
         if not (height and width):
             some = np.unique(np.linspace(0, len(self.names) - 1, 64).astype(int))
-            sizes = collections.Counter(size for i in some if (size := _attempt(self._fitted, self._file(i))[0]))
+            sizes = collections.Counter(
+                size for i in some if (size := _attempt(self._fitted, self._file(i))[0])
+            )
             height, width = max(sizes, key=sizes.get, default=(1, 1))
         return len(self.names), height, width, 3
 
     def fill(self, store, workers=0, label=None):
-        """Decode every file into `store` (uint8, as measured), bad ones left out. Returns how many rows hold frames.
+        """Decode every file into `store` (uint8, as measured), bad ones left out. Returns how many rows hold
+        frames.
 
         Raises UserError, which lists them, where more than 5 % of the files are bad.
         """
@@ -116,7 +135,9 @@ class PictureFiles:
             else:
                 store[i] = fitted
 
-        with warnings.catch_warnings():  # an image too large to be meant; below twice its limit Pillow would only warn
+        with (
+            warnings.catch_warnings()
+        ):  # an image too large to be meant; below twice its limit Pillow would only warn
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             for_each(read, len(self.names), workers, label)
         bad = [f"{self.names[i]} ({why})" for i, why in sorted(self.bad.items())]
@@ -158,7 +179,8 @@ def _text(frame):
 def _attempt(function, path):
     """(result, None), or (None, why) where the file cannot be read, is damaged, or is too large to be meant.
 
-    Any exception counts: what comes in are bytes from anywhere, and Pillow's readers fail on them in many ways.
+    Any exception counts: what comes in are bytes from anywhere, and Pillow's readers fail on them in many
+    ways.
     """
     try:
         return function(path), None

@@ -1,8 +1,11 @@
-"""A recording as a source: frames in a folder, and beside them a log, JSONL, with the controls and the time of each.
+"""A recording as a source: frames in a folder, and beside them a log, JSONL, with the controls and the time
+of each.
 
-    {"frame_filename": "frames/000000.png", "controls": [0.0, 1.0], "timestamp": 0.0667, "episode": 0, "action": 1}
+    {"frame_filename": "frames/000000.png", "controls": [0.0, 1.0], "timestamp": 0.0667, "episode": 0,
+    "action": 1}
 
-Where a line or a frame is missing, controls no longer lead from one frame to the next: there an arc ends and another begins.
+Where a line or a frame is missing, controls no longer lead from one frame to the next: there an arc ends and
+another begins.
 """
 
 import functools
@@ -42,13 +45,15 @@ class Entry(NamedTuple):
 
 
 class Recording(PictureFiles):
-    """The frames of one log, by episode and time; each episode is an arc "episode_<n>" whose frames count from 0.
+    """The frames of one log, by episode and time; each episode is an arc "episode_<n>" whose frames count
+    from 0.
 
-    Where the clock of an episode starts again or is set back, a new episode begins, with the number after the highest there
-    is. An episode with a gap (a malformed line, a frame that cannot be used, a long time between two frames) becomes the
-    arcs "episode_<n>", "episode_<n>b", ... actions: int64 `[N]` where every entry has an integer `action`, else the
-    controls, float32 `[N, A]`. controls_lead_to: "next" where an entry's controls lead from its frame to the next one,
-    "this" where they led to its own. Raises UserError naming the line.
+    Where the clock of an episode starts again or is set back, a new episode begins, with the number after the
+    highest there is. An episode with a gap (a malformed line, a frame that cannot be used, a long time
+    between two frames) becomes the arcs "episode_<n>", "episode_<n>b", ... actions: int64 `[N]` where every
+    entry has an integer `action`, else the controls, float32 `[N, A]`. controls_lead_to: "next" where an
+    entry's controls lead from its frame to the next one, "this" where they led to its own. Raises UserError
+    naming the line.
     """
 
     kind = "recording"
@@ -56,7 +61,10 @@ class Recording(PictureFiles):
     def __init__(self, path, log, controls_lead_to, height=0, width=0, fit="crop"):
         super().__init__(path, height, width, fit)
         self.base, self.log, self._lead_to = log.parent, log, controls_lead_to
-        self._clock, self._count = None, None  # as in the first entry: the field with the time, (controls, line)
+        self._clock, self._count = (
+            None,
+            None,
+        )  # as in the first entry: the field with the time, (controls, line)
         self._real = functools.cache(os.path.realpath)
         entries = self._read()
         entries = [entries[i] for i in np.lexsort(([e.time for e in entries], [e.episode for e in entries]))]
@@ -64,7 +72,9 @@ class Recording(PictureFiles):
         self._episode = np.array([entry.episode for entry in entries])
         self._part = np.cumsum(self._breaks(entries))  # the same for entries between which nothing is missing
         whole = all(entry.action is not None for entry in entries)
-        self._controls = np.array([e.action if whole else e.controls for e in entries], np.int64 if whole else np.float32)
+        self._controls = np.array(
+            [e.action if whole else e.controls for e in entries], np.int64 if whole else np.float32
+        )
         if (about := self.base / ABOUT).is_file():
             self.about = read_about(about.read_bytes(), about, self.notes)
 
@@ -124,11 +134,17 @@ class Recording(PictureFiles):
         return entries
 
     def _started_again(self, entries):
-        """The entries, with a new episode wherever the clock of one starts again or is set back, each of which is noted."""
+        """The entries, with a new episode wherever the clock of one starts again or is set back, each of
+        which is noted.
+        """
         lines = {}  # episode -> the places of its entries
         for i, entry in enumerate(entries):
             lines.setdefault(entry.episode, []).append(i)
-        begins = {places[i] for places in lines.values() for i in _set_back([entries[place].time for place in places])}
+        begins = {
+            places[i]
+            for places in lines.values()
+            for i in _set_back([entries[place].time for place in places])
+        }
         last, now, renamed = max(lines), {}, []
         before = {}  # episode -> the time of its last line
         for i, entry in enumerate(entries):
@@ -136,7 +152,8 @@ class Recording(PictureFiles):
                 last += 1
                 now[entry.episode] = last
                 self.notes.append(
-                    f"{self.log.name}: line {entry.line}: the clock goes from {before[entry.episode]:.12g} s back to "
+                    f"{self.log.name}: line {entry.line}: the clock goes from {before[entry.episode]:.12g} s "
+                    "back to "
                     f"{entry.time:.12g} s, it started again or was set: a new episode begins, episode_{last}"
                 )
             before[entry.episode] = entry.time
@@ -144,7 +161,9 @@ class Recording(PictureFiles):
         return renamed
 
     def _entry(self, number, line, lost):
-        """The `Entry` of a line. Raises ValueError where it may be left out, UserError where the data would be wrong."""
+        """The `Entry` of a line. Raises ValueError where it may be left out, UserError where the data would
+        be wrong.
+        """
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
@@ -177,22 +196,29 @@ class Recording(PictureFiles):
             if Path(self._real(file) if os.path.islink(file) else file).is_relative_to(self._real(self.base)):
                 return path.as_posix()
         raise UserError(
-            f"{self.log}: line {number}: frame_filename {name!r} leads out of the recording's folder; move the frames into "
+            f"{self.log}: line {number}: frame_filename {name!r} leads out of the recording's folder; move "
+            "the frames into "
             f"it and name them relative to it"
         )
 
     def _checked(self, number, controls):
-        """`controls` if there are as many of them as in the first entry, all finite. Raises UserError else."""
+        """`controls` if there are as many of them as in the first entry, all finite. Raises UserError
+        else.
+        """
         count, first = self._count or (len(controls), number)
         where = f"{self.log}: line {number}: controls"
         if len(controls) != count:
-            raise UserError(f"{where} has {len(controls)} numbers and line {first} has {count}; give every line the same")
+            raise UserError(
+                f"{where} has {len(controls)} numbers and line {first} has {count}; give every line the same"
+            )
         if not all(abs(value) <= LARGEST for value in controls):
             raise UserError(f"{where} {controls} are not finite numbers; mend or remove the line")
         return controls
 
     def _note_order(self, entries, malformed):
-        """Note names that come again and time stamps out of order. Raises UserError where the order cannot be mended."""
+        """Note names that come again and time stamps out of order. Raises UserError where the order cannot be
+        mended.
+        """
         log, times, names = self.log.name, {}, {}
         again, disorder, equal = [], [], []
         for entry in entries:
@@ -207,7 +233,8 @@ class Recording(PictureFiles):
                 equal.append(b.line)
         if disorder and malformed:
             raise UserError(
-                f"{self.log}: {_lines(disorder)} out of the order of time, so where {malformed[0]} belongs is not known; "
+                f"{self.log}: {_lines(disorder)} out of the order of time, so where {malformed[0]} belongs "
+                "is not known; "
                 f"mend that line, or sort the log"
             )
         for found, what in [
@@ -218,7 +245,9 @@ class Recording(PictureFiles):
             self.notes += [f"{log}: {_lines(found)}: {what}"] if found else []
 
     def _breaks(self, entries):
-        """bool `[n]`: the entries (in the order of the store) before which something is missing. Notes gaps in time."""
+        """bool `[n]`: the entries (in the order of the store) before which something is missing. Notes gaps
+        in time.
+        """
         time, lost = np.array([entry.time for entry in entries]), np.array([entry.lost for entry in entries])
         new = np.diff(self._episode, prepend=self._episode[0] - 1) != 0
         steps = np.diff(time, prepend=time[0])
@@ -229,7 +258,8 @@ class Recording(PictureFiles):
             usual = np.median(inner) if len(inner) else 0
             for i in start + 1 + np.flatnonzero(inner > GAP * usual) if usual else []:
                 self.notes.append(
-                    f"{self.log.name}: line {entries[i].line}: {steps[i]:.3g} s after the frame before, not {usual:.3g} s as "
+                    f"{self.log.name}: line {entries[i].line}: {steps[i]:.3g} s after the frame before, not "
+                    f"{usual:.3g} s as "
                     f"elsewhere in episode {entries[i].episode}: a new arc begins"
                 )
                 breaks[i] = True
@@ -239,8 +269,8 @@ class Recording(PictureFiles):
 def _set_back(times):
     """Places in `times` (of one episode, in the file's order) where the clock starts again or is set back.
 
-    A line that was only written late is none: see `_is_late`. Nor are they where lines step back all the time, and no time
-    comes twice: such a file is in no order of time, or in the reverse one.
+    A line that was only written late is none: see `_is_late`. Nor are they where lines step back all the
+    time, and no time comes twice: such a file is in no order of time, or in the reverse one.
     """
     steps = np.diff(times)
     back = int((steps < 0).sum())
@@ -263,10 +293,12 @@ def _set_back(times):
 
 
 def _is_late(before, late, usual):
-    """Whether lines at the times `late` only come late after those at the times `before`, whose clock takes `usual` steps.
+    """Whether lines at the times `late` only come late after those at the times `before`, whose clock takes
+    `usual` steps.
 
-    So it is where they are less than a step behind, or where the lines before left room for them, so that each is more than
-    half a step from every other. A clock that runs again through times that it has been through finds no room there.
+    So it is where they are less than a step behind, or where the lines before left room for them, so that
+    each is more than half a step from every other. A clock that runs again through times that it has been
+    through finds no room there.
     """
     if max(before) - min(late) < 0.9 * usual:
         return True
@@ -277,7 +309,9 @@ def _is_late(before, late, usual):
 
 
 def find_log(path):
-    """The log of the recording at `path`: the file itself, the folder's recording_log.jsonl or only .jsonl; else None."""
+    """The log of the recording at `path`: the file itself, the folder's recording_log.jsonl or only .jsonl;
+    else None.
+    """
     if path.suffix.lower() == ".jsonl":
         return path
     logs = list(path.glob("*.jsonl")) if path.is_dir() else []
@@ -303,7 +337,9 @@ def _field(entry, name):
 
 
 def _controls(value):
-    """A list of floats from a list, or from {"leftStick": {x, y} or [x, y], "rightStick": ...}: left x, y, right x, y."""
+    """A list of floats from a list, or from {"leftStick": {x, y} or [x, y], "rightStick": ...}: left x, y,
+    right x, y.
+    """
     if isinstance(value, dict):
         sticks = [_field(value, "leftStick"), _field(value, "rightStick")]
         pairs = [[_field(one, "x"), _field(one, "y")] if isinstance(one, dict) else one for one in sticks]

@@ -1,8 +1,11 @@
-"""A replay for reinforcement learning: the last transitions in RAM, and each of them written once into the run's folder.
+"""A replay for reinforcement learning: the last transitions in RAM, and each of them written once into the
+run's folder.
 
-<run_dir>/replay/000000000000.bin   a header, then transitions 0 to 999; 000000001000.bin goes on, and so forth
+<run_dir>/replay/000000000000.bin   a header, then transitions 0 to 999; 000000001000.bin goes on, and so
+forth
 
-So a checkpoint holds two numbers (`state`) and the names of the files that they rest on (`files`), however large the replay is.
+So a checkpoint holds two numbers (`state`) and the names of the files that they rest on (`files`), however
+large the replay is.
 """
 
 import os
@@ -25,10 +28,12 @@ WAY_OUT = "copy the run's folder once more with all that is in it, or start in a
 
 
 class Replay:
-    """The last `capacity` transitions, with room for as many taken from the start (memory that is not used yet costs nothing).
+    """The last `capacity` transitions, with room for as many taken from the start (memory that is not used
+    yet costs nothing).
 
-    A transition is frames uint8 `frame_shape` = `(p + 1, H, W, 3)` (a state of p frames and the frame that was the action: the
-    next state is these without the oldest), a reward, a position in the clip, a domain (0 or 1) and whether it was the last.
+    A transition is frames uint8 `frame_shape` = `(p + 1, H, W, 3)` (a state of p frames and the frame that
+    was the action: the next state is these without the oldest), a reward, a position in the clip, a domain (0
+    or 1) and whether it was the last.
 
     folder: the run's. Nothing is written into it before the first `add`.
     """
@@ -37,8 +42,15 @@ class Replay:
         self.folder, self.capacity, self.frame_shape = Path(folder) / FOLDER, capacity, tuple(frame_shape)
         self.count = 0  # transitions ever added; each has its number, from 0 on
         self._first = 0  # number of the oldest that is still here
-        record = [("frames", "u1", self.frame_shape), ("rewards", "<f4"), ("positions", "<i8"), ("domains", "u1")]
-        self._ring = np.empty(capacity, [*record, ("done", "?"), ("crc", "<u4")])  # number n lies in row n % capacity
+        record = [
+            ("frames", "u1", self.frame_shape),
+            ("rewards", "<f4"),
+            ("positions", "<i8"),
+            ("domains", "u1"),
+        ]
+        self._ring = np.empty(
+            capacity, [*record, ("done", "?"), ("crc", "<u4")]
+        )  # number n lies in row n % capacity
         self._unflushed = set()
 
     def __len__(self):
@@ -50,9 +62,18 @@ class Replay:
         Raises OSError where the disk refuses them, and ValueError for frames of another kind.
         """
         if frames.dtype != torch.uint8 or tuple(frames.shape[1:]) != self.frame_shape:
-            raise ValueError(f"frames are {frames.dtype} {list(frames.shape)}, wanted is uint8 [n, *{list(self.frame_shape)}]")
+            raise ValueError(
+                f"frames are {frames.dtype} {list(frames.shape)}, wanted is uint8 [n, "
+                f"*{list(self.frame_shape)}]"
+            )
         rewards = rewards.detach().float()  # numpy knows no bfloat16
-        given = {"frames": frames, "rewards": rewards, "positions": positions, "domains": domains, "done": done}
+        given = {
+            "frames": frames,
+            "rewards": rewards,
+            "positions": positions,
+            "domains": domains,
+            "done": done,
+        }
         columns = {name: values.cpu().numpy() for name, values in given.items()}
         for begin, rows in self._pieces(self.count, self.count + len(frames)):
             part = slice(begin - self.count, begin - self.count + len(rows))
@@ -64,9 +85,11 @@ class Replay:
         self._first = max(self._first, self.count - self.capacity)
 
     def sample(self, uniform):
-        """Transitions by chance: `[n]` numbers in [0, 1) -> dict of `[n, ...]` tensors on the CPU, drawn with repetition.
+        """Transitions by chance: `[n]` numbers in [0, 1) -> dict of `[n, ...]` tensors on the CPU, drawn with
+        repetition.
 
-        frames uint8, rewards float32, positions and domains int64, done bool. 0 stands for the oldest, almost 1 for the newest.
+        frames uint8, rewards float32, positions and domains int64, done bool. 0 stands for the oldest, almost
+        1 for the newest.
         """
         if not len(self):
             raise IndexError("the replay is empty: nothing to sample")
@@ -81,7 +104,9 @@ class Replay:
         return {"count": self.count, "first": self._first}
 
     def files(self):
-        """{path relative to the run's folder: bytes of it} that the present state rests on; they are on disk on return."""
+        """{path relative to the run's folder: bytes of it} that the present state rests on; they are on disk
+        on return.
+        """
         for path in self._unflushed:
             with open(path, "r+b") as file:
                 os.fsync(file.fileno())
@@ -92,8 +117,8 @@ class Replay:
     def load(self, state, folder):
         """Take back what the replay was when `state` was taken. folder: of the run that it was taken in.
 
-        Another run's files are copied. What this run wrote after `state` is deleted. Raises UserError, naming the file, where
-        one is missing, cut short, damaged, or made for frames of another size.
+        Another run's files are copied. What this run wrote after `state` is deleted. Raises UserError, naming
+        the file, where one is missing, cut short, damaged, or made for frames of another size.
         """
         self.count, self._first = state["count"], max(state["first"], state["count"] - self.capacity)
         source, needed = Path(folder) / FOLDER, list(self._segments(self._first, self.count))
@@ -115,7 +140,9 @@ class Replay:
     # ---- files
 
     def _pieces(self, begin, end):
-        """(number, rows of the ring) for the transitions from `begin` to before `end`, cut where a file or the ring ends."""
+        """(number, rows of the ring) for the transitions from `begin` to before `end`, cut where a file or
+        the ring ends.
+        """
         while begin < end:
             row = begin % self.capacity
             size = min(end - begin, self.capacity - row, SEGMENT - begin % SEGMENT)
@@ -150,7 +177,9 @@ class Replay:
             file.readinto(rows.view(np.uint8))
         wrong = np.flatnonzero(rows["crc"] != _checksums(rows))
         if len(wrong):
-            raise UserError(f"{path} is damaged: transition {begin + wrong[0]} does not match its checksum; {WAY_OUT}")
+            raise UserError(
+                f"{path} is damaged: transition {begin + wrong[0]} does not match its checksum; {WAY_OUT}"
+            )
 
     def _check(self, path, size):
         """That a file has this run's layout and its first `size` bytes."""
@@ -159,14 +188,18 @@ class Replay:
                 header = file.read(HEADER.size)
                 found = os.fstat(file.fileno()).st_size
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}), and the checkpoint rests on it; {WAY_OUT}") from None
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}), and the checkpoint rests on it; {WAY_OUT}"
+            ) from None
         if header != self._header():
             if len(header) < HEADER.size or not header.startswith(MAGIC):
                 raise UserError(f"{path} is damaged, or no file of a replay; {WAY_OUT}")
             _, version, *shape = HEADER.unpack(header)
             raise UserError(
-                f"{path} holds transitions of frames {shape} (version {version}), this run has {list(self.frame_shape)} "
-                f"(version {VERSION}); keep the frames' size and number as they were, or start in another run_dir"
+                f"{path} holds transitions of frames {shape} (version {version}), this run has "
+                f"{list(self.frame_shape)} "
+                f"(version {VERSION}); keep the frames' size and number as they were, or start in another "
+                "run_dir"
             )
         if found < size:
             raise UserError(f"{path} has {found} bytes of the {size} that the checkpoint rests on; {WAY_OUT}")

@@ -15,32 +15,44 @@ CACHE_BYTES = 2**21  # floats converted at once: still in the processor's cache 
 
 
 def split_windows(dataset, length, holdout=0.1, cross_cuts=False, restitution=False, judged=0):
-    """(training, held-out) start rows of windows of `length` frames, int64 tensors; never dependent on a seed.
+    """(training, held-out) start rows of windows of `length` frames, int64 tensors; never dependent on a
+    seed.
 
-    Five arcs or more: about `holdout` of them, evenly spaced, are held out whole. Fewer: the tail of each arc, about
-    `holdout` of its frames, with `length` frames or more unused between the last training frame and the first held-out
-    one; an arc too short for that trains only. Images in no order (`kind` "images"): about `holdout` of each arc, which is a
-    class, evenly spaced; of one arc in an HDF5 file, where they are mixed, the tail. restitution: all windows train and
-    judge. judged: frames of a held-out window, where they are more than `length`. For a DomainPair both are pairs (x, y).
-    Raises UserError where no window fits or none can be held out.
+    Five arcs or more: about `holdout` of them, evenly spaced, are held out whole. Fewer: the tail of each
+    arc, about `holdout` of its frames, with `length` frames or more unused between the last training frame
+    and the first held-out one; an arc too short for that trains only. Images in no order (`kind` "images"):
+    about `holdout` of each arc, which is a class, evenly spaced; of one arc in an HDF5 file, where they are
+    mixed, the tail. restitution: all windows train and judge. judged: frames of a held-out window, where they
+    are more than `length`. For a DomainPair both are pairs (x, y). Raises UserError where no window fits or
+    none can be held out.
     """
     if isinstance(dataset, DomainPair):
-        x, y = (split_windows(domain, length, holdout, cross_cuts, restitution, judged) for domain in (dataset.x, dataset.y))
+        x, y = (
+            split_windows(domain, length, holdout, cross_cuts, restitution, judged)
+            for domain in (dataset.x, dataset.y)
+        )
         return (x[0], y[0]), (x[1], y[1])
     judged = max(length, judged)
     starts = dataset.windows(length, cross_cuts)
     if restitution:
         return starts, dataset.windows(judged, cross_cuts)
-    arcs = [(arc, *(dataset.arc_windows(arc, frames, cross_cuts) for frames in (length, judged))) for arc in dataset.arcs]
+    arcs = [
+        (arc, *(dataset.arc_windows(arc, frames, cross_cuts) for frames in (length, judged)))
+        for arc in dataset.arcs
+    ]
     arcs = [(arc, train, judge) for arc, train, judge in arcs if len(train)]
     long = [arc for arc, _, judge in arcs if len(judge)]
-    mixed = dataset.about.get("unordered") and len(dataset.arcs) == 1  # its tail is as good, and what old runs began with
+    mixed = (
+        dataset.about.get("unordered") and len(dataset.arcs) == 1
+    )  # its tail is as good, and what old runs began with
     if dataset.kind == "images" and not mixed:
         parts = [_split_evenly(*part, length, judged, holdout) for part in arcs]
     elif len(arcs) >= 5 and long:
         count = min(len(long), len(arcs) - 1, max(1, round(holdout * len(arcs))))
         held = {long[int((i + 0.5) * len(long) / count)].start for i in range(count)}
-        parts = [(train[:0], judge) if arc.start in held else (train, judge[:0]) for arc, train, judge in arcs]
+        parts = [
+            (train[:0], judge) if arc.start in held else (train, judge[:0]) for arc, train, judge in arcs
+        ]
     else:
         parts = [_split_tail(*part, length, judged, holdout) for part in arcs]
     train, judge = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -56,20 +68,26 @@ def _too_little(dataset, length, judged):
         need = f"the largest class has {longest} images, and {length + judged} are needed"
     else:
         need = (
-            f"the longest arc has {longest} frames, and {2 * length + judged} in one shot are needed ({length} to train, "
+            f"the longest arc has {longest} frames, and {2 * length + judged} in one shot are needed "
+            f"({length} to train, "
             f"{length} for a gap, {judged} to judge), or five arcs"
         )
     return (
-        f"{need}; add frames, use a shorter window or eval_horizon, or set restitution=true, which trains and judges on all "
+        f"{need}; add frames, use a shorter window or eval_horizon, or set restitution=true, which trains "
+        "and judges on all "
         f"windows"
     )
 
 
 def _split_evenly(arc, train, judge, length, judged, holdout):
-    """(training, held-out) windows of one class of images: evenly spaced ones are held out, and none in training meets them."""
+    """(training, held-out) windows of one class of images: evenly spaced ones are held out, and none in
+    training meets them.
+    """
     count = max(1, round(holdout * (arc.stop - arc.start) / judged))
     held = judge[((torch.arange(count) + 0.5) * len(judge) / count).long()] if len(judge) else judge
-    taken = torch.zeros(arc.stop - arc.start + 1, dtype=torch.long)  # [i + 1]: how many of the images up to i are held out
+    taken = torch.zeros(
+        arc.stop - arc.start + 1, dtype=torch.long
+    )  # [i + 1]: how many of the images up to i are held out
     taken[1 + (held[:, None] - arc.start + torch.arange(judged)).unique()] = 1
     taken = taken.cumsum(0)
     first = train - arc.start
@@ -78,7 +96,9 @@ def _split_evenly(arc, train, judge, length, judged, holdout):
 
 
 def _split_tail(arc, train, judge, length, judged, holdout):
-    """(training, held-out) windows of one arc; a cut inside the tail moves its start back to a whole window."""
+    """(training, held-out) windows of one arc; a cut inside the tail moves its start back to a whole
+    window.
+    """
     if not len(judge):
         return train, judge
     tail = min(arc.stop - max(judged, round(holdout * (arc.stop - arc.start))), int(judge[-1]))
@@ -87,10 +107,12 @@ def _split_tail(arc, train, judge, length, judged, holdout):
 
 
 def split_alike(dataset, like, length, judged, holdout=0.1, cross_cuts=False):
-    """`split_windows` into windows of `length` frames to learn and of `judged` to judge, where others divide the frames, too.
+    """`split_windows` into windows of `length` frames to learn and of `judged` to judge, where others divide
+    the frames, too.
 
-    like: (frames of a training window, of a judged one) by which the frames are divided, so that systems with windows of
-    different lengths hold out the same ones. Raises UserError where no window lies wholly inside a part.
+    like: (frames of a training window, of a judged one) by which the frames are divided, so that systems with
+    windows of different lengths hold out the same ones. Raises UserError where no window lies wholly inside a
+    part.
     """
     train, judge = split_windows(dataset, like[0], holdout, cross_cuts, judged=like[1])
     learned, held = covered(dataset, train, like[0]), covered(dataset, judge, max(like))
@@ -100,12 +122,16 @@ def split_alike(dataset, like, length, judged, holdout=0.1, cross_cuts=False):
     parts = []
     for mask, frames, what in ((learned, length, "learned"), (held, judged, "held out")):
         starts = dataset.windows(frames, cross_cuts)
-        before = torch.cat([torch.zeros(1, dtype=torch.int64), mask.cumsum(0)])  # frames of that part before each row
+        before = torch.cat(
+            [torch.zeros(1, dtype=torch.int64), mask.cumsum(0)]
+        )  # frames of that part before each row
         parts.append(starts[before[starts + frames] - before[starts] == frames])
         if not len(parts[-1]):
             raise UserError(
-                f"{dataset.path}: no part that is {what} has a window of {frames} frames (all stages divide these frames "
-                f"alike, by split={list(like)}); use shorter windows or a smaller eval_horizon, or train each stage anew "
+                f"{dataset.path}: no part that is {what} has a window of {frames} frames (all stages divide "
+                "these frames "
+                f"alike, by split={list(like)}); use shorter windows or a smaller eval_horizon, or train "
+                "each stage anew "
                 f"with split={[max(like[0], length), max(like[1], judged)]} or more frames"
             )
     return tuple(parts)
@@ -119,13 +145,14 @@ def covered(dataset, starts, length):
 
 
 class Batches:
-    """An endless stream of batches of windows; every window comes once an epoch, and batches run over epoch borders.
+    """An endless stream of batches of windows; every window comes once an epoch, and batches run over epoch
+    borders.
 
     `next()` gives `count` fresh batches, each a dict:
         "frames": float32 `[B, T, 3, H, W]` in [-1, 1] on `device` (None: where the dataset lives),
         "key": int64 `[B]`, one number a sample that depends on (seed, purpose, position in the stream) alone,
-        "actions": `[B, T - 1]` or `[B, T - 1, A]` where the dataset has them; actions[:, t] leads from frame t to t +
-        1.
+        "actions": `[B, T - 1]` or `[B, T - 1, A]` where the dataset has them; actions[:, t] leads from frame
+        t to t + 1.
     On a CPU the frames lie in buffers that the next call fills again: a batch is valid until then.
     """
 
@@ -152,10 +179,13 @@ class Batches:
         return {"epoch": self.epoch, "index": self.index}
 
     def load_state(self, state):
-        """Go on exactly where `state()` was taken. Raises UserError where the data has fewer windows than that."""
+        """Go on exactly where `state()` was taken. Raises UserError where the data has fewer windows than
+        that.
+        """
         if not 0 <= state["index"] < len(self.starts):
             raise UserError(
-                f"{self.dataset.path}: the saved position is window {state['index']} of an epoch and there are "
+                f"{self.dataset.path}: the saved position is window {state['index']} of an epoch and there "
+                "are "
                 f"{len(self.starts)} windows; resume with the dataset the run began with"
             )
         self.epoch, self.index = state["epoch"], state["index"]
@@ -168,7 +198,9 @@ class Batches:
         batch = {"frames": self._frames(chosen, slot), "key": keys.to(self.device, non_blocking=True)}
         if self.dataset.actions is not None:
             rows = chosen[:, None] + torch.arange(self.length - 1)
-            batch["actions"] = self.dataset.actions[rows.to(self.dataset.actions.device)].to(self.device, non_blocking=True)
+            batch["actions"] = self.dataset.actions[rows.to(self.dataset.actions.device)].to(
+                self.device, non_blocking=True
+            )
         return batch
 
     def _draw(self):
@@ -198,7 +230,9 @@ class Batches:
         shape = (self.batch_size, self.length, *store.shape[1:])
         windows = [store[start : start + self.length] for start in chosen.tolist()]
         if self.device.type == "cpu":
-            if self._slots[slot] is None:  # warm from the second call on: fresh memory costs more than the copy
+            if (
+                self._slots[slot] is None
+            ):  # warm from the second call on: fresh memory costs more than the copy
                 self._slots[slot] = torch.empty(shape)
             return _convert(windows, self._slots[slot])
         if self._slots[slot] is None:
@@ -212,7 +246,9 @@ class Batches:
 
 
 def _convert(windows, out):
-    """uint8 windows `[T, H, W, 3]` -> `out` (float32 `[B, T, H, W, 3]`) as `[B, T, 3, H, W]` in [-1, 1]; few at a time."""
+    """uint8 windows `[T, H, W, 3]` -> `out` (float32 `[B, T, H, W, 3]`) as `[B, T, 3, H, W]` in [-1, 1]; few
+    at a time.
+    """
     few = max(1, CACHE_BYTES // out[0].nbytes)
     for i in range(0, len(windows), few):
         torch._foreach_copy_(list(out[i : i + few].unbind(0)), windows[i : i + few])
@@ -221,7 +257,8 @@ def _convert(windows, out):
 
 
 class DomainBatches:
-    """`Batches` of a DomainPair, unpaired: "frames" are windows of X and "frames_y" of Y, from independent streams.
+    """`Batches` of a DomainPair, unpaired: "frames" are windows of X and "frames_y" of Y, from independent
+    streams.
 
     starts: (of X, of Y), as `split_windows` gives them.
     """

@@ -1,6 +1,8 @@
-"""Where the frames of a source go: RAM where they fit, else a file that is mapped; from the cache where it has them.
+"""Where the frames of a source go: RAM where they fit, else a file that is mapped; from the cache where it
+has them.
 
-An HDF5 file is no slower than a copy of it would be: where its frames do not fit, they are read from it as needed.
+An HDF5 file is no slower than a copy of it would be: where its frames do not fit, they are read from it as
+needed.
 """
 
 import os
@@ -15,10 +17,11 @@ RAM_SHARE = 0.8  # of the free memory that frames may take
 
 
 def load(source, memory="auto", cache=True, workers=0, label=None):
-    """(frames uint8 `[N, H, W, 3]` array or `LazyFrames`, cuts int64 array, warnings) of a source (see folder.py).
+    """(frames uint8 `[N, H, W, 3]` array or `LazyFrames`, cuts int64 array, warnings) of a source (see
+    folder.py).
 
-    The frames are decoded straight into place, so the peak is hardly above what they take. memory: "auto", "ram" or
-    "disk". Raises UserError where the frames fit neither, with the figures.
+    The frames are decoded straight into place, so the peak is hardly above what they take. memory: "auto",
+    "ram" or "disk". Raises UserError where the frames fit neither, with the figures.
     """
     if memory not in ("auto", "ram", "disk"):
         raise UserError(f"memory must be 'auto', 'ram' or 'disk', not {memory!r}")
@@ -53,7 +56,10 @@ def _in_ram(source, shape, key, workers, label):
                 np.save(folder / "frames.npy", frames)
                 write_meta(folder, frames, **_meta(source, frames, cuts))
         except OSError as error:
-            warnings = [*warnings, f"the cache {cache_root()} cannot be written ({error}); the next start decodes again"]
+            warnings = [
+                *warnings,
+                f"the cache {cache_root()} cannot be written ({error}); the next start decodes again",
+            ]
     return frames, cuts, warnings
 
 
@@ -62,7 +68,9 @@ def _on_disk(source, shape, key, workers, label):
     try:
         with new_entry(key, needed) as folder:
             frames = np.lib.format.open_memmap(folder / "frames.npy", "w+", np.uint8, shape)
-            if hasattr(os, "posix_fallocate"):  # a disk that fills up under a mapped file would kill the process
+            if hasattr(
+                os, "posix_fallocate"
+            ):  # a disk that fills up under a mapped file would kill the process
                 with open(folder / "frames.npy", "r+b") as file:
                     os.posix_fallocate(file.fileno(), 0, os.path.getsize(file.name))
             kept = frames[: source.fill(frames, workers, label)]
@@ -72,7 +80,8 @@ def _on_disk(source, shape, key, workers, label):
             write_meta(folder, kept, **meta)
     except OSError as error:
         raise UserError(
-            f"{source.path}: its frames ({needed / 1e9:.2f} GB) have to go into the cache {cache_root()}, which cannot "
+            f"{source.path}: its frames ({needed / 1e9:.2f} GB) have to go into the cache {cache_root()}, "
+            "which cannot "
             f"be written ({error}); point the environment variable MTLD_CACHE at a disk with room"
         ) from None
     return load_frames(key, {"rows": len(kept)}, in_ram=False), cuts, source.warnings
@@ -83,7 +92,9 @@ def _meta(source, frames, cuts):
 
 
 def _cuts(source, frames, workers):
-    """Pictures in no order have no shots; in a recording a sudden change is part of the game; and a file may say: none."""
+    """Pictures in no order have no shots; in a recording a sudden change is part of the game; and a file may
+    say: none.
+    """
     if source.kind == "images" or source.actions is not None or not source.about.get("cuts", True):
         return np.array([], np.int64)
     return cuts_of_arcs(frames, [(arc.start, arc.stop) for arc in source.arcs()], workers)
@@ -94,7 +105,9 @@ def _fits(path, needed, memory, can_stay):
     usable = RAM_SHARE * free_memory()
     if memory != "disk" and needed > usable and (memory == "ram" or not can_stay):
         raise UserError(
-            f"{path}: its frames take {needed / 1e9:.2f} GB of RAM and {usable / 1e9:.2f} GB can be used (80 % of what "
-            f"is free); use a smaller height and width, or memory='auto' with cache=true, which maps them from disk"
+            f"{path}: its frames take {needed / 1e9:.2f} GB of RAM and {usable / 1e9:.2f} GB can be used (80 "
+            "% of what "
+            "is free); use a smaller height and width, or memory='auto' with cache=true, which maps them "
+            "from disk"
         )
     return memory != "disk" and needed <= usable

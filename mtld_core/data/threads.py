@@ -1,7 +1,7 @@
 """Work on many frames in several threads, with a progress bar.
 
-Threads, not processes: Pillow, OpenCV and hashlib let go of Python's lock while they work, and threads need no
-`if __name__ == "__main__"`, no copy of a CUDA context and no second store.
+Threads, not processes: Pillow, OpenCV and hashlib let go of Python's lock while they work, and threads need
+no `if __name__ == "__main__"`, no copy of a CUDA context and no second store.
 """
 
 import os
@@ -16,12 +16,16 @@ def core_count():
 
 
 def for_each(function, count, workers=0, label=None):
-    """Call `function(i)` for every i in range(count), in `workers` threads (0: one a core); the first error is raised.
+    """Call `function(i)` for every i in range(count), in `workers` threads (0: one a core); the first error
+    is raised.
 
-    label: what the progress bar says; None shows none. Where nobody watches (a batch log) it writes every 30 s at most.
+    label: what the progress bar says; None shows none. Where nobody watches (a batch log) it writes every 30
+    s at most.
     """
     workers = workers or core_count()
-    chunk = max(1, min(64, count // (8 * workers)))  # calls a thread takes at once: the queue stays small beside the frames
+    chunk = max(
+        1, min(64, count // (8 * workers))
+    )  # calls a thread takes at once: the queue stays small beside the frames
 
     def work(start):
         stop = min(start + chunk, count)

@@ -1,1 +1,3 @@
-"""Building blocks that two systems or more share. Shapes in the docstrings: N pictures, C channels, h w grid, H W pixels."""
+"""Building blocks that two systems or more share. Shapes in the docstrings: N pictures, C channels, h w grid,
+H W pixels.
+"""

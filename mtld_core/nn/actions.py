@@ -10,7 +10,8 @@ from torch import nn
 class ActionEncoder(nn.Module):
     """Actions int64 `[...]` or float `[..., A]` -> `[..., dim]`; an MLP with GELU over the hidden `widths`.
 
-    space: as `System.action_space`. Whole numbers enter as one-hot vectors, floats scaled from their range to [-1, 1].
+    space: as `System.action_space`. Whole numbers enter as one-hot vectors, floats scaled from their range to
+    [-1, 1].
     """
 
     def __init__(self, space, widths, dim):

@@ -1,4 +1,6 @@
-"""Convolutional encoders and decoders between pictures and latents (vectors or maps), and a convolutional GRU."""
+"""Convolutional encoders and decoders between pictures and latents (vectors or maps), and a convolutional
+GRU.
+"""
 
 import itertools
 import math
@@ -9,15 +11,23 @@ from torch import nn
 
 
 def norm2d(kind, channels):
-    """The normalisation layer named `kind`: "instance", "group" (8 channels a group, or a few more) or "none"."""
+    """The normalisation layer named `kind`: "instance", "group" (8 channels a group, or a few more) or
+    "none".
+    """
     if kind == "instance":
         return nn.InstanceNorm2d(channels)
     return nn.GroupNorm(_groups(channels), channels) if kind == "group" else nn.Identity()
 
 
 def erases(kind, channels, height, width):
-    """Whether `norm2d` of this kind would take each value by itself, and so leave nothing of maps `[N, C, height, width]`."""
-    together = {"instance": height * width, "group": height * width * channels // _groups(channels), "none": 0}
+    """Whether `norm2d` of this kind would take each value by itself, and so leave nothing of maps `[N, C,
+    height, width]`.
+    """
+    together = {
+        "instance": height * width,
+        "group": height * width * channels // _groups(channels),
+        "none": 0,
+    }
     return together[kind] == 1
 
 
@@ -31,8 +41,8 @@ class ConvEncoder(nn.Module):
 
     4x4 convolutions of stride 2, then one linear layer (a 1x1 convolution for a map).
 
-    H and W must be divisible by 2 ** len(channels). No norm after the first convolution (Radford et al. 2016) nor on a 1x1 map,
-    which instance norm would erase.
+    H and W must be divisible by 2 ** len(channels). No norm after the first convolution (Radford et al. 2016)
+    nor on a 1x1 map, which instance norm would erase.
     """
 
     def __init__(self, height, width, channels, latent_dim, norm="instance", as_map=False, in_channels=3):
@@ -53,7 +63,9 @@ class ConvEncoder(nn.Module):
 
 
 class ConvGRUCell(nn.Module):
-    """`nn.GRUCell` on maps: (input `[N, C, h, w]`, hidden `[N, hidden, h, w]`) -> new hidden (Ballas et al. 2016)."""
+    """`nn.GRUCell` on maps: (input `[N, C, h, w]`, hidden `[N, hidden, h, w]`) -> new hidden (Ballas et al.
+    2016).
+    """
 
     def __init__(self, channels, hidden):
         super().__init__()
@@ -68,7 +80,9 @@ class ConvGRUCell(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """`[N, C, h, w]` -> the same: two 3x3 convolutions whose sum with the input starts as the input (zero-initialised)."""
+    """`[N, C, h, w]` -> the same: two 3x3 convolutions whose sum with the input starts as the input
+    (zero-initialised).
+    """
 
     def __init__(self, channels, norm="none"):
         super().__init__()
@@ -83,15 +97,17 @@ class ResBlock(nn.Module):
 
 
 def stem(latent_dim, grid, as_map):
-    """Latent -> the numbers of a decoder's first map, `grid`: a 3x3 convolution of a map, a linear layer of a vector."""
+    """Latent -> the numbers of a decoder's first map, `grid`: a 3x3 convolution of a map, a linear layer of a
+    vector.
+    """
     return nn.Conv2d(latent_dim, grid[0], 3, 1, 1) if as_map else nn.Linear(latent_dim, math.prod(grid))
 
 
 class UpDecoder(nn.Module):
     """Latent -> picture `[N, 3, H, W]` in (-1, 1): len(channels) doublings of a linear map's grid.
 
-    kind "transposed": 4x4 transposed convolutions; "resize": nearest-neighbour doubling and a 3x3 convolution, which leaves no
-    checkerboard (Odena et al. 2016).
+    kind "transposed": 4x4 transposed convolutions; "resize": nearest-neighbour doubling and a 3x3
+    convolution, which leaves no checkerboard (Odena et al. 2016).
     """
 
     def __init__(self, height, width, channels, latent_dim, norm="instance", kind="transposed", as_map=False):
@@ -114,15 +130,19 @@ class UpDecoder(nn.Module):
 
 
 class ShuffleDecoder(nn.Module):
-    """Latent -> picture `[N, 3, H, W]`: all work on the coarse grid, a pixel shuffle, plus a picture to start from.
+    """Latent -> picture `[N, 3, H, W]`: all work on the coarse grid, a pixel shuffle, plus a picture to start
+    from.
 
-    The last convolution gives 3 r^2 channels a cell, which the shuffle lays out as r x r pixels (Shi et al. 2016). Its output
-    is a change: to `mean` (a buffer that the data sets), or, with a `skip`, to the priming frame, whose pixels then also enter
-    the coarse grid. skip "warp" first moves that frame's pixels by a flow that comes out of the same convolution. So learning
-    starts at the average frame, or at the copied one. Values are not squashed; the border to uint8 clips them.
+    The last convolution gives 3 r^2 channels a cell, which the shuffle lays out as r x r pixels (Shi et al.
+    2016). Its output is a change: to `mean` (a buffer that the data sets), or, with a `skip`, to the priming
+    frame, whose pixels then also enter the coarse grid. skip "warp" first moves that frame's pixels by a flow
+    that comes out of the same convolution. So learning starts at the average frame, or at the copied one.
+    Values are not squashed; the border to uint8 clips them.
     """
 
-    def __init__(self, height, width, channels, latent_dim, factor, blocks, norm="none", as_map=False, skip="none"):
+    def __init__(
+        self, height, width, channels, latent_dim, factor, blocks, norm="none", as_map=False, skip="none"
+    ):
         super().__init__()
         self.skip = skip
         self.grid = (channels, height // factor, width // factor)
@@ -149,13 +169,16 @@ class ShuffleDecoder(nn.Module):
 
 
 def warp(pictures, flow):
-    """Each pixel of `[N, C, H, W]` taken from where `flow` `[N, 2, H, W]` (x and y, in half sides of the picture) points to.
+    """Each pixel of `[N, C, H, W]` taken from where `flow` `[N, 2, H, W]` (x and y, in half sides of the
+    picture) points to.
 
     In fp32: places in bf16 would be off by half a pixel.
     """
     with torch.autocast(flow.device.type, enabled=False):
         identity = torch.eye(2, 3, device=flow.device, dtype=pictures.dtype).expand(len(flow), -1, -1)
-        grid = F.affine_grid(identity, list(pictures.shape), align_corners=False) + flow.to(pictures.dtype).movedim(1, -1)
+        grid = F.affine_grid(identity, list(pictures.shape), align_corners=False) + flow.to(
+            pictures.dtype
+        ).movedim(1, -1)
         return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
 
 
@@ -163,13 +186,17 @@ ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
 
 
 class ResNetBlock(nn.Module):
-    """`[N, C, h, w]` -> `[N, out, h / stride, w / stride]`: two normed 3x3 convolutions and a shortcut (He et al. 2016)."""
+    """`[N, C, h, w]` -> `[N, out, h / stride, w / stride]`: two normed 3x3 convolutions and a shortcut (He et
+    al. 2016).
+    """
 
     def __init__(self, channels, out, stride=1, norm="instance", activation="gelu"):
         super().__init__()
         self.conv1, self.norm1 = nn.Conv2d(channels, out, 3, stride, 1), norm2d(norm, out)
         self.conv2, self.norm2 = nn.Conv2d(out, out, 3, 1, 1), norm2d(norm, out)
-        self.shortcut = nn.Identity() if (channels, stride) == (out, 1) else nn.Conv2d(channels, out, 1, stride)
+        self.shortcut = (
+            nn.Identity() if (channels, stride) == (out, 1) else nn.Conv2d(channels, out, 1, stride)
+        )
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, x):
@@ -178,9 +205,11 @@ class ResNetBlock(nn.Module):
 
 
 class ConvTokenizer(nn.Module):
-    """Pictures `[N, C, H, W]` -> (map of tokens `[N, dim, H / patch, W / patch]`, the maps on the way, coarsest first).
+    """Pictures `[N, C, H, W]` -> (map of tokens `[N, dim, H / patch, W / patch]`, the maps on the way,
+    coarsest first).
 
-    Squares of pixels are folded into channels as far as `filters`, each of which halves the grid, do not reach `patch`.
+    Squares of pixels are folded into channels as far as `filters`, each of which halves the grid, do not
+    reach `patch`.
     """
 
     def __init__(self, channels, filters, blocks, dim, patch, norm="instance", activation="gelu"):
@@ -204,7 +233,9 @@ class ConvTokenizer(nn.Module):
 
 
 class PatchTokenizer(nn.Conv2d):
-    """Pictures `[N, C, H, W]` -> (map of tokens `[N, dim, H / patch, W / patch]`, no maps): each patch by one linear map."""
+    """Pictures `[N, C, H, W]` -> (map of tokens `[N, dim, H / patch, W / patch]`, no maps): each patch by one
+    linear map.
+    """
 
     def __init__(self, channels, dim, patch):
         super().__init__(channels, dim, patch, patch)
@@ -214,10 +245,11 @@ class PatchTokenizer(nn.Conv2d):
 
 
 class ConvDecoder(nn.Module):
-    """Map of tokens `[N, dim, h, w]` -> `[N, 3, h patch, w patch]`: nearest-neighbour doublings, ResNet blocks after each.
+    """Map of tokens `[N, dim, h, w]` -> `[N, 3, h patch, w patch]`: nearest-neighbour doublings, ResNet
+    blocks after each.
 
-    The doublings that `filters` lack up to `patch` are made by one pixel shuffle (Shi et al. 2016) at the end. skips: widths of
-    the maps that `forward` is given for each level, coarsest first, and adds.
+    The doublings that `filters` lack up to `patch` are made by one pixel shuffle (Shi et al. 2016) at the
+    end. skips: widths of the maps that `forward` is given for each level, coarsest first, and adds.
     """
 
     def __init__(self, dim, filters, blocks, patch, norm="instance", activation="gelu", skips=()):

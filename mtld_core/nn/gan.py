@@ -1,7 +1,7 @@
 """Discriminators and adversarial losses.
 
-A discriminator's loss takes logits of real and of fake, a generator's those of fake alone; `GAN_LOSSES` has both by name.
-Verdicts may come in half precision, losses are in fp32.
+A discriminator's loss takes logits of real and of fake, a generator's those of fake alone; `GAN_LOSSES` has
+both by name. Verdicts may come in half precision, losses are in fp32.
 """
 
 import torch
@@ -16,10 +16,12 @@ STARTING_ITERATIONS = 15  # torch's own number
 
 
 class SpectralNorm(nn.Module):
-    """A weight `[out, ...]` divided by its largest singular value (Miyato et al. 2018), as a parametrisation, in fp32.
+    """A weight `[out, ...]` divided by its largest singular value (Miyato et al. 2018), as a parametrisation,
+    in fp32.
 
-    `iterate` moves the singular vectors a step on; unlike in torch's own, using the weight does not. So the weight stays the
-    same in all parts and passes of a training step. Buffers are named as torch's are, for runs that were trained with those.
+    `iterate` moves the singular vectors a step on; unlike in torch's own, using the weight does not. So the
+    weight stays the same in all parts and passes of a training step. Buffers are named as torch's are, for
+    runs that were trained with those.
     """
 
     def __init__(self, weight):
@@ -38,7 +40,9 @@ class SpectralNorm(nn.Module):
         self._v.copy_(F.normalize(torch.mv(matrix.T, self._u), dim=0))
 
     def forward(self, weight):
-        rows = (weight.flatten(1) * self._v).sum(1)  # not as a matrix product, which autocast would run in half precision
+        rows = (weight.flatten(1) * self._v).sum(
+            1
+        )  # not as a matrix product, which autocast would run in half precision
         return weight / (rows * self._u).sum()
 
 
@@ -48,10 +52,12 @@ def spectral_norm(layer):
 
 
 class PatchDiscriminator(nn.Module):
-    """Pictures `[N, C, H, W]` -> (logits `[N, 1, h, w]`, list of feature maps): one verdict a patch, not a picture.
+    """Pictures `[N, C, H, W]` -> (logits `[N, 1, h, w]`, list of feature maps): one verdict a patch, not a
+    picture.
 
-    PatchGAN (Isola et al. 2017) with spectral norm. Each of `channels` but the last halves the grid; logits and features come
-    from the same pass. `iterate` belongs to the beginning of each training step, before any phase.
+    PatchGAN (Isola et al. 2017) with spectral norm. Each of `channels` but the last halves the grid; logits
+    and features come from the same pass. `iterate` belongs to the beginning of each training step, before any
+    phase.
     """
 
     def __init__(self, channels, norm="instance", in_channels=3):
@@ -78,8 +84,12 @@ class PatchDiscriminator(nn.Module):
 
 
 def lsgan_discriminator_loss(real_logits, fake_logits, real=1.0, fake=0.0):
-    """Least-squares GAN (Mao et al. 2017): real towards 1, fake towards 0, or each towards labels of its own."""
-    return 0.5 * ((in_fp32(real_logits) - real).square().mean() + (in_fp32(fake_logits) - fake).square().mean())
+    """Least-squares GAN (Mao et al. 2017): real towards 1, fake towards 0, or each towards labels of its
+    own.
+    """
+    return 0.5 * (
+        (in_fp32(real_logits) - real).square().mean() + (in_fp32(fake_logits) - fake).square().mean()
+    )
 
 
 def lsgan_generator_loss(fake_logits):
@@ -113,18 +123,25 @@ def wasserstein_generator_loss(fake_scores):
 
 
 def gradient_penalty(critic, real, fake, alpha):
-    """Mean of (|gradient| - 1)^2 of the critic's scores at `fake + alpha (real - fake)` (Gulrajani et al. 2017), in fp32.
+    """Mean of (|gradient| - 1)^2 of the critic's scores at `fake + alpha (real - fake)` (Gulrajani et al.
+    2017), in fp32.
 
-    critic: `[B, ...]` -> scores `[B]` or `[B, 1]`, each of its own sample alone (no batch norm). alpha: `[B]` in [0, 1].
+    critic: `[B, ...]` -> scores `[B]` or `[B, 1]`, each of its own sample alone (no batch norm). alpha: `[B]`
+    in [0, 1].
     """
     with torch.autocast(real.device.type, enabled=False):
-        real, fake = in_fp32(real.detach()), in_fp32(fake.detach())  # in half precision the norm's square would overflow
+        real, fake = (
+            in_fp32(real.detach()),
+            in_fp32(fake.detach()),
+        )  # in half precision the norm's square would overflow
         between = torch.lerp(fake, real, alpha.to(real).view(-1, *[1] * (real.dim() - 1))).requires_grad_()
         (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
         return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 
 def feature_matching_loss(fake_features, real_features):
-    """Sum over layers of the mean absolute difference (Wang et al. 2018); the real side carries no gradient."""
+    """Sum over layers of the mean absolute difference (Wang et al. 2018); the real side carries no
+    gradient.
+    """
     pairs = zip(fake_features, real_features, strict=True)
     return sum(F.l1_loss(in_fp32(fake), in_fp32(real.detach())) for fake, real in pairs)

@@ -1,4 +1,5 @@
-"""Losses between pictures `[N, 3, H, W]` in [-1, 1], beside L1, MSE and LPIPS. All run in the pictures' own type.
+"""Losses between pictures `[N, 3, H, W]` in [-1, 1], beside L1, MSE and LPIPS. All run in the pictures' own
+type.
 
 And `in_fp32`, for whatever is averaged: a loss and its mean are never in half precision.
 """
@@ -29,11 +30,15 @@ def spectrum_loss(fake, real):
 
 
 def ssim_loss(fake, real):
-    """1 - structural similarity (Wang et al. 2004), in [0, 2]; a picture smaller than the window is continued up to it."""
+    """1 - structural similarity (Wang et al. 2004), in [0, 2]; a picture smaller than the window is continued
+    up to it.
+    """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     height, width = fake.shape[-2:]
     pad = (0, max(0, SSIM_WINDOW - width), 0, max(0, SSIM_WINDOW - height))
-    fake, real = (F.pad((x + 1) / 2, pad, mode="replicate") for x in (fake, real))  # it measures brightness from black
+    fake, real = (
+        F.pad((x + 1) / 2, pad, mode="replicate") for x in (fake, real)
+    )  # it measures brightness from black
     with torch.autocast(fake.device.type, enabled=False):
         return 1 - structural_similarity_index_measure(fake, real, data_range=1.0)

@@ -1,4 +1,6 @@
-"""Pictures as sequences of square patches, and back. p: pixels along a patch's side; h w: the grid of patches; P = h w."""
+"""Pictures as sequences of square patches, and back. p: pixels along a patch's side; h w: the grid of
+patches; P = h w.
+"""
 
 import torch
 from torch import nn

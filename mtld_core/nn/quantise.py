@@ -5,9 +5,11 @@ from torch import nn
 
 
 class FSQ(nn.Module):
-    """`[..., L]` -> the same on a grid of `levels` values from -1 to 1 in each of L channels (Mentzer et al. 2024).
+    """`[..., L]` -> the same on a grid of `levels` values from -1 to 1 in each of L channels (Mentzer et al.
+    2024).
 
-    The gradient passes straight through the rounding. A code is the number of a grid point, from 0 to `size` - 1.
+    The gradient passes straight through the rounding. A code is the number of a grid point, from 0 to `size`
+    - 1.
     """
 
     def __init__(self, dims, levels):
@@ -36,11 +38,13 @@ class FSQ(nn.Module):
 
 
 class Whitening(nn.Module):
-    """`[..., L]` -> the same without mean and correlation, each channel of variance one: batch norm that also turns.
+    """`[..., L]` -> the same without mean and correlation, each channel of variance one: batch norm that also
+    turns.
 
-    Before a quantiser it keeps the codes in use: half of the values lie on each side of zero, in each channel by itself. In
-    training the statistics are the batch's own and carry gradient; in eval mode they are a moving average, as they are of a
-    single vector, which has no covariance. Of a batch that is computed in parts they are each part's own.
+    Before a quantiser it keeps the codes in use: half of the values lie on each side of zero, in each channel
+    by itself. In training the statistics are the batch's own and carry gradient; in eval mode they are a
+    moving average, as they are of a single vector, which has no covariance. Of a batch that is computed in
+    parts they are each part's own.
     """
 
     def __init__(self, dims, momentum=0.05):
@@ -61,5 +65,7 @@ class Whitening(nn.Module):
             self.mean.lerp_(mean.detach(), self.momentum)
             self.covariance.lerp_(covariance.detach(), self.momentum)
         little = 1e-3 * covariance.diagonal().mean() + 1e-12
-        root = torch.linalg.cholesky_ex(covariance + little * torch.eye(len(mean), device=flat.device, dtype=mean.dtype))[0]
+        root = torch.linalg.cholesky_ex(
+            covariance + little * torch.eye(len(mean), device=flat.device, dtype=mean.dtype)
+        )[0]
         return torch.linalg.solve_triangular(root, (flat - mean).T, upper=False).T.contiguous()

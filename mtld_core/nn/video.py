@@ -8,8 +8,8 @@ from torch import nn
 class ConvLSTM(nn.Module):
     """`nn.LSTM` on maps (Shi et al. 2015): clips `[B, T, C, h, w]` -> (hidden `[B, T, hidden, h, w]`, state).
 
-    state: (hidden, cell), each `[B, hidden, h, w]`, to go on with; None stands for zeros. The gates lie in the order input,
-    forget, new, output.
+    state: (hidden, cell), each `[B, hidden, h, w]`, to go on with; None stands for zeros. The gates lie in
+    the order input, forget, new, output.
     """
 
     def __init__(self, channels, hidden):
@@ -21,9 +21,14 @@ class ConvLSTM(nn.Module):
             self.from_input.bias[hidden : 2 * hidden] = 1  # remember at first (Jozefowicz et al. 2015)
 
     def forward(self, x, state=None):
-        out, gates = [], self.from_input(x.flatten(0, 1)).unflatten(0, x.shape[:2])  # those of all frames at once
+        out, gates = (
+            [],
+            self.from_input(x.flatten(0, 1)).unflatten(0, x.shape[:2]),
+        )  # those of all frames at once
         for given in gates.unbind(1):
-            enter, keep, new, show = (given if state is None else given + self.from_hidden(state[0])).chunk(4, 1)
+            enter, keep, new, show = (given if state is None else given + self.from_hidden(state[0])).chunk(
+                4, 1
+            )
             cell = enter.sigmoid() * new.tanh()
             if state is not None:
                 cell = cell + keep.sigmoid() * state[1]

@@ -29,20 +29,25 @@ def system_class(name):
 
 
 def open_run(path, checkpoint="", device="auto"):
-    """The trained system of a run's folder (or a shared one), in eval mode, with the averaged weights where the run keeps them.
+    """The trained system of a run's folder (or a shared one), in eval mode, with the averaged weights where
+    the run keeps them.
 
-    checkpoint: "" = the newest good one, "best", a name such as "step_00001000", or a file of weights (.pth, .safetensors) for
-    this run's model, here or in the run's folder. The system has `config`, and `run` with dir, checkpoint, step, preset,
-    dataset_path and training (the training config as a dict).
+    checkpoint: "" = the newest good one, "best", a name such as "step_00001000", or a file of weights (.pth,
+    .safetensors) for this run's model, here or in the run's folder. The system has `config`, and `run` with
+    dir, checkpoint, step, preset, dataset_path and training (the training config as a dict).
     Raises UserError where there is no run, no good checkpoint, or weights that do not fit.
     """
     path = Path(path)
     try:
         about = json.loads((path / "config.json").read_text())
         cls, config = system_class(about["system"]), about["config"]
-        facts = {name: about[name] for name in ("preset", "training")} | {"dataset_path": str(path / about["dataset"]["path"])}
+        facts = {name: about[name] for name in ("preset", "training")} | {
+            "dataset_path": str(path / about["dataset"]["path"])
+        }
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path} is not a run folder: it has no config.json; train one with notebooks/02_train") from None
+        raise UserError(
+            f"{path} is not a run folder: it has no config.json; train one with notebooks/02_train"
+        ) from None
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{path / 'config.json'} is damaged ({type(error).__name__}: {error}); training writes it anew"
@@ -65,7 +70,9 @@ def open_run(path, checkpoint="", device="auto"):
 
 
 def _weights_file(run_dir, checkpoint):
-    """The file of weights that `checkpoint` names, None where it names a checkpoint of the run. Raises UserError."""
+    """The file of weights that `checkpoint` names, None where it names a checkpoint of the run. Raises
+    UserError.
+    """
     if checkpoint.suffix not in (".pth", ".safetensors"):
         return None
     places = checkpoint, run_dir / checkpoint

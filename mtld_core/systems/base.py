@@ -1,22 +1,25 @@
 """The contract between a system (what is studied) and everything that trains, judges, plays and saves it.
 
-A system is a `System` subclass with a frozen `Config` dataclass and named `PRESETS`. It overrides what it needs:
+A system is a `System` subclass with a frozen `Config` dataclass and named `PRESETS`. It overrides what it
+needs:
 
     needs()                        what a batch must hold; the loop builds the sampler from it
     prepare(frames)                once, before the first step: statistics of the data
-    setup_training(folder)         in every session: frozen networks that only the loss needs, files in the run's folder
-    optimizers()                   one for each phase, by the phase's name
-    training_step(batches, step)   one update of everything: a call `step(phase, loss_fn, batch)` for each phase
-    loss(batch)                    all that a system with a single loss has to give
+    setup_training(folder)         in every session: frozen networks that only the loss needs, files in the
+    run's folder optimizers()                   one for each phase, by the phase's name
+    training_step(batches, step)   one update of everything: a call `step(phase, loss_fn, batch)` for each
+    phase loss(batch)                    all that a system with a single loss has to give
     start / step / rollout         generation: the context gives a state, the state gives frame after frame
     translate(frames, direction)   what a system with `translates = True` makes of clips of the other domain
     evaluate(dataset, starts)      its own figures beside the general ones
     reconstruct(frames)            what a system with `reconstructs = True` is judged by, instead of rollouts
     infer_actions(frames)          the actions in a clip, for systems that invent their own
     alarms(figures)                what a look at its figures should warn of: a collapse
-    extra_state(), extra_files()   what is neither module nor optimizer: target networks, counters, a replay's files
+    extra_state(), extra_files()   what is neither module nor optimizer: target networks, counters, a replay's
+    files
 
-Axis letters: B batch, T frames, k context frames, H W pixels, A action. Frames inside are float `[B, T, 3, H, W]` in [-1, 1].
+Axis letters: B batch, T frames, k context frames, H W pixels, A action. Frames inside are float `[B, T, 3, H,
+W]` in [-1, 1].
 """
 
 import dataclasses
@@ -41,11 +44,13 @@ class Needs(typing.NamedTuple):
 
 
 class Loss(typing.NamedTuple):
-    """What a loss function returns: the scalar to minimise, 0-dim tensors to log, and `[B, ...]` tensors for a later phase.
+    """What a loss function returns: the scalar to minimise, 0-dim tensors to log, and `[B, ...]` tensors for
+    a later phase.
 
-    The scalar and the logs are fp32 (or fp64), whatever the networks ran in. They are means over the samples that the function
-    was given, so that those of a batch's parts make up the whole batch's. weight: a 0-dim tensor where they are means over
-    something that differs from part to part: how much of that there was, a sample.
+    The scalar and the logs are fp32 (or fp64), whatever the networks ran in. They are means over the samples
+    that the function was given, so that those of a batch's parts make up the whole batch's. weight: a 0-dim
+    tensor where they are means over something that differs from part to part: how much of that there was, a
+    sample.
     """
 
     total: torch.Tensor
@@ -55,7 +60,9 @@ class Loss(typing.NamedTuple):
 
 
 class Place(typing.NamedTuple):
-    """Where the samples that a loss function is given lie in the whole batch, for what is chosen by number."""
+    """Where the samples that a loss function is given lie in the whole batch, for what is chosen by
+    number.
+    """
 
     first: int  # row of the first one
     size: int  # samples of the whole batch
@@ -64,13 +71,19 @@ class Place(typing.NamedTuple):
 class System(nn.Module):
     name: typing.ClassVar[str]
     Config: typing.ClassVar[type]
-    PRESETS: typing.ClassVar[dict]  # preset -> fields of Config and of the training config that differ from the defaults
+    PRESETS: typing.ClassVar[
+        dict
+    ]  # preset -> fields of Config and of the training config that differ from the defaults
     action_space = None  # None, an int (n discrete actions) or (low, high) lists of floats
-    inherited: typing.ClassVar[tuple] = ()  # config fields that a run keeps as it began, whatever is named when it goes on
-    # config fields that decide which frames are held out, so that a run keeps them, too; with what they are in a run of before
-    # there were such
+    inherited: typing.ClassVar[
+        tuple
+    ] = ()  # config fields that a run keeps as it began, whatever is named when it goes on
+    # config fields that decide which frames are held out, so that a run keeps them, too; with what they are
+    # in a run of before there were such
     split_fields: typing.ClassVar[dict] = {"sequence_length": 0, "context_frames": 0}
-    built_on: typing.ClassVar[dict] = {}  # config fields that name a run of a stage below -> the attribute that holds it
+    built_on: typing.ClassVar[
+        dict
+    ] = {}  # config fields that name a run of a stage below -> the attribute that holds it
     reconstructs = False  # True: judged by `reconstruct`, not by rollouts (a tokenizer, a translator)
     translates = False  # True: between two domains, see `translate`
     samples = False  # True: draws from noise, by `start` without a context or by `sample`
@@ -90,7 +103,9 @@ class System(nn.Module):
 
     @property
     def split_lengths(self):
-        """(frames of a training window, of a judged one) that divide the data in place of its own; () or zeros: its own do."""
+        """(frames of a training window, of a judged one) that divide the data in place of its own; () or
+        zeros: its own do.
+        """
         return getattr(self.config, "split", ())
 
     # ---- training
@@ -105,24 +120,31 @@ class System(nn.Module):
         raise NotImplementedError
 
     def prepare(self, frames, frames_y=None):
-        """Set buffers that describe the data, from `frames`: uint8 `[n, H, W, 3]`, a sample of the training part.
+        """Set buffers that describe the data, from `frames`: uint8 `[n, H, W, 3]`, a sample of the training
+        part.
 
-        frames_y: the same of the second domain, where there is one. Called once in the life of a run, not on resume.
+        frames_y: the same of the second domain, where there is one. Called once in the life of a run, not on
+        resume.
         """
 
     def setup_training(self, folder):
         """Make what only training needs and no model file holds (frozen loss networks, slow copies).
 
-        Called in every session, with the networks on their device, before `load_extra_state`. folder: the run's own, where
-        a system may keep files that are too large for checkpoints; it names them in `extra_files`.
+        Called in every session, with the networks on their device, before `load_extra_state`. folder: the
+        run's own, where a system may keep files that are too large for checkpoints; it names them in
+        `extra_files`.
         """
 
     def optimizers(self):
-        """dict phase name -> optimizer (see `adam`). A phase moves the parameters of its own optimizer only."""
+        """dict phase name -> optimizer (see `adam`). A phase moves the parameters of its own optimizer
+        only.
+        """
         raise NotImplementedError
 
     def training_step(self, batches, step):
-        """One update of everything. `batches`: list of `needs().batches` dicts. Returns 0-dim tensors to log."""
+        """One update of everything. `batches`: list of `needs().batches` dicts. Returns 0-dim tensors to
+        log.
+        """
         return step("model", self.loss, batches[0]).logs
 
     def loss(self, batch):
@@ -138,25 +160,32 @@ class System(nn.Module):
         return {}
 
     def extra_files(self):
-        """{path relative to the run's folder: bytes of it, from its beginning} of files that the present state rests on.
+        """{path relative to the run's folder: bytes of it, from its beginning} of files that the present
+        state rests on.
 
         They are on disk when this returns. A file that no kept checkpoint names any more is deleted.
         """
         return {}
 
     def load_extra_state(self, state, folder):
-        """Take back what `extra_state` gave. folder: of the run that it was saved in, where the `extra_files` lie."""
+        """Take back what `extra_state` gave. folder: of the run that it was saved in, where the `extra_files`
+        lie.
+        """
 
     def evaluate(self, dataset, starts):
         """Figures of this system's own, dict of floats. `starts`: first rows of the held-out windows."""
         return {}
 
     def alarms(self, figures):
-        """Lines that warn of a collapse, from a log line's values or an evaluation's figures (dict of floats)."""
+        """Lines that warn of a collapse, from a log line's values or an evaluation's figures (dict of
+        floats).
+        """
         return []
 
     def reconstruct(self, frames):
-        """What the system makes of frames that it is shown, both float `[B, T, 3, H, W]`, where `reconstructs` is True."""
+        """What the system makes of frames that it is shown, both float `[B, T, 3, H, W]`, where
+        `reconstructs` is True.
+        """
         raise NotImplementedError
 
     def sample(self, count, generator=None):
@@ -166,26 +195,32 @@ class System(nn.Module):
     def translate(self, frames, direction="x_to_y", state=None):
         """Clips float `[B, T, 3, H, W]` -> (their translations, state), where `translates` is True.
 
-        direction: "x_to_y" or "y_to_x". state: what the clips' earlier part returned, to go on with the next part.
+        direction: "x_to_y" or "y_to_x". state: what the clips' earlier part returned, to go on with the next
+        part.
         """
         raise NotImplementedError
 
     # ---- generation
 
     def infer_actions(self, frames):
-        """Actions `[B, T-1]` of clips float `[B, T, 3, H, W]`, for systems with an action space whose `needs` asks for none."""
+        """Actions `[B, T-1]` of clips float `[B, T, 3, H, W]`, for systems with an action space whose `needs`
+        asks for none.
+        """
         raise NotImplementedError
 
     def start(self, context, generator=None):
-        """Context frames -> state. uint8 `[H,W,3]`, `[k,H,W,3]` or `[B,k,H,W,3]`, or float `[B,k,3,H,W]` in [-1, 1].
+        """Context frames -> state. uint8 `[H,W,3]`, `[k,H,W,3]` or `[B,k,H,W,3]`, or float `[B,k,3,H,W]` in
+        [-1, 1].
 
-        context: None for a draw from noise, where `samples` is True. generator: a `torch.Generator` for systems that draw.
-        Raises ConfigError where size or number do not fit.
+        context: None for a draw from noise, where `samples` is True. generator: a `torch.Generator` for
+        systems that draw. Raises ConfigError where size or number do not fit.
         """
         if context is None and self.samples:
             return self._start(None, generator)
         if context is None:
-            raise ConfigError(f"{self.name} cannot start from noise: give it {self.needs().context} context frames")
+            raise ConfigError(
+                f"{self.name} cannot start from noise: give it {self.needs().context} context frames"
+            )
         context = torch.as_tensor(context)
         if context.dtype == torch.uint8:
             context = context.reshape(-1, *context.shape[-4:]) if context.dim() >= 4 else context[None, None]
@@ -193,7 +228,8 @@ class System(nn.Module):
         wanted, (height, width) = self.needs().context, context.shape[-2:]
         if (height, width) != (self.config.height, self.config.width):
             raise ConfigError(
-                f"the context is {height}x{width} but this run was trained on {self.config.height}x{self.config.width}; "
+                f"the context is {height}x{width} but this run was trained on "
+                f"{self.config.height}x{self.config.width}; "
                 "resize it (mtld_core.frames.fit_frame does)"
             )
         if context.shape[1] < wanted:
@@ -208,9 +244,11 @@ class System(nn.Module):
         raise NotImplementedError
 
     def rollout(self, context, num_frames, actions=None, generator=None):
-        """Yield the predicted frames in order, in pieces of float `[B, t, 3, H, W]`; overridden where pieces are faster.
+        """Yield the predicted frames in order, in pieces of float `[B, t, 3, H, W]`; overridden where pieces
+        are faster.
 
-        actions: sequence of `num_frames` actions, each a `[B]` or `[B, A]` tensor, for systems with an action space.
+        actions: sequence of `num_frames` actions, each a `[B]` or `[B, A]` tensor, for systems with an action
+        space.
         """
         state = self.start(context, generator)
         for t in range(num_frames):
@@ -219,11 +257,14 @@ class System(nn.Module):
 
 
 def action_fields(dataset):
-    """What the config of a system with actions keeps of the dataset's: "action_count", or "control_low" and "control_high"."""
+    """What the config of a system with actions keeps of the dataset's: "action_count", or "control_low" and
+    "control_high".
+    """
     actions = dataset.actions
     if actions is None:
         raise ConfigError(
-            f"{dataset.path} has no actions, which this system needs: use a recording (data_prep/record_game.py makes one)"
+            f"{dataset.path} has no actions, which this system needs: use a recording "
+            "(data_prep/record_game.py makes one)"
         )
     if actions.dtype == torch.int64:
         return {"action_count": max(int(actions.max()) + 1, len(dataset.about.get("action_names", [])))}
@@ -236,12 +277,16 @@ def action_space(config):
 
 
 def adam(parameters, lr, betas=(0.9, 0.999), weight_decay=0.0):
-    """AdamW in its fused form, which can also skip a non-finite step without asking the device (`found_inf`)."""
+    """AdamW in its fused form, which can also skip a non-finite step without asking the device
+    (`found_inf`).
+    """
     return torch.optim.AdamW(list(parameters), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
 
 def to_channels_last(system):
-    """Lay out the weights of all 2-d convolutions as the fast kernels like them; everything else stays as it is."""
+    """Lay out the weights of all 2-d convolutions as the fast kernels like them; everything else stays as it
+    is.
+    """
     for parameter in system.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

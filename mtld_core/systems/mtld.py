@@ -1,8 +1,10 @@
-"""MTLD: one image in, a sequence out. An encoder, a GRU that walks through latent space, a decoder, a patch discriminator.
+"""MTLD: one image in, a sequence out. An encoder, a GRU that walks through latent space, a decoder, a patch
+discriminator.
 
-Source: sources text 1 (MTLD, "modele a trajectoire latente deterministe"). The priming frame gives z_k and the GRU's initial
-state; the GRU feeds its own output back and emits z_k+1 .. z_T, each of which the decoder turns into a frame.
-L latent size (Z stands for `L`, or `L, h, w` of a latent map), n decoded frames a window; other letters as in base.py.
+Source: sources text 1 (MTLD, "modele a trajectoire latente deterministe"). The priming frame gives z_k and
+the GRU's initial state; the GRU feeds its own output back and emits z_k+1 .. z_T, each of which the decoder
+turns into a frame. L latent size (Z stands for `L`, or `L, h, w` of a latent map), n decoded frames a window;
+other letters as in base.py.
 """
 
 import dataclasses
@@ -34,7 +36,9 @@ class MTLDConfig:
     width: int = 0
     sequence_length: int = 16  # T: the priming frames and those to predict
     context_frames: int = 1  # k: priming frames; one shows no movement
-    latent: typing.Literal["vector", "map"] = "vector"  # map: one vector a cell of the encoder's last grid, and a ConvGRU
+    latent: typing.Literal["vector", "map"] = (
+        "vector"  # map: one vector a cell of the encoder's last grid, and a ConvGRU
+    )
     latent_dim: int = 256
     gru_hidden: int = 512
     gru_layers: int = 2
@@ -45,7 +49,9 @@ class MTLDConfig:
     decoder_blocks: int = 2  # shuffle: residual blocks on the coarse grid
     decoder_norm: typing.Literal["instance", "group", "none"] = "none"
     shuffle_factor: int = 8  # shuffle: pixels a cell, along each side
-    skip: typing.Literal["none", "features", "warp"] = "none"  # shuffle: draw a change to the (moved) priming frame
+    skip: typing.Literal["none", "features", "warp"] = (
+        "none"  # shuffle: draw a change to the (moved) priming frame
+    )
     discriminator_channels: tuple[int, ...] = (32, 64, 128, 256)
     decode_frames: int = 4  # n: random frames of each window that are decoded and compared each step; 0: all
     rebuild_frames: float = 0.25  # share of those that are also decoded from their own encoding, in (0, 1]
@@ -72,12 +78,17 @@ class MTLDConfig:
         for side in ("height", "width"):
             size, factor = getattr(self, side), math.lcm(down, up)
             check(size >= 0, f"{side} must be 0 (as the dataset) or positive, not {size}")
-            check(size % factor == 0, f"{side}={size} is not divisible by {factor}; use {max(1, size // factor) * factor}, "
-                  "extract the frames at such a size, or use fewer encoder_channels")  # fmt: skip
+            check(
+                size % factor == 0,
+                f"{side}={size} is not divisible by {factor}; use {max(1, size // factor) * factor}, "
+                "extract the frames at such a size, or use fewer encoder_channels",
+            )
             least = 3 << (len(self.discriminator_channels) - 1)  # the last two convolutions take a pixel each
-            check(not (self.adversarial or self.lambda_temporal > 0) or size == 0 or size >= least,
-                  f"{side}={size} is too small for so many discriminator_channels, which need {least} pixels; "
-                  "use fewer, or lambda_adv=0, lambda_fm=0 and lambda_temporal=0")  # fmt: skip
+            check(
+                not (self.adversarial or self.lambda_temporal > 0) or size == 0 or size >= least,
+                f"{side}={size} is too small for so many discriminator_channels, which need {least} pixels; "
+                "use fewer, or lambda_adv=0, lambda_fm=0 and lambda_temporal=0",
+            )
         check(self.sequence_length >= 2, f"sequence_length must be at least 2, not {self.sequence_length}")
         check(
             1 <= self.context_frames < self.sequence_length,
@@ -87,32 +98,50 @@ class MTLDConfig:
             check(0 < getattr(self, name) <= 1, f"{name} must be in (0, 1], not {getattr(self, name)}")
         check(
             0 <= self.decode_frames <= self.future,
-            f"decode_frames must be from 0 (all) to {self.future} (the frames to predict), not {self.decode_frames}",
+            f"decode_frames must be from 0 (all) to {self.future} (the frames to predict), not "
+            f"{self.decode_frames}",
         )
         check(
             self.lambda_temporal == 0 or (self.decode_frames or self.future) > 1,
             "lambda_temporal needs decode_frames of at least 2: its discriminator sees two frames in a row",
         )
-        check(self.latent == "vector" or up == down,
-              f"latent='map' needs a decoder that enlarges ({up} times) as much as the encoder shrinks ({down} times); change "
-              f"{'shuffle_factor' if self.decoder == 'shuffle' else 'decoder_channels'} or encoder_channels")  # fmt: skip
+        check(
+            self.latent == "vector" or up == down,
+            f"latent='map' needs a decoder that enlarges ({up} times) as much as the encoder shrinks ({down} "
+            "times); change "
+            f"{'shuffle_factor' if self.decoder == 'shuffle' else 'decoder_channels'} or encoder_channels",
+        )
         check(self.skip == "none" or self.decoder == "shuffle", f"skip={self.skip!r} needs decoder='shuffle'")
-        check(self.decoder != "shuffle" or len(self.decoder_channels) == 1,
-              f"decoder='shuffle' takes one width in decoder_channels, not {list(self.decoder_channels)}")  # fmt: skip
+        check(
+            self.decoder != "shuffle" or len(self.decoder_channels) == 1,
+            f"decoder='shuffle' takes one width in decoder_channels, not {list(self.decoder_channels)}",
+        )
         for name in ("encoder_channels", "decoder_channels", "discriminator_channels"):
             check(min(getattr(self, name), default=0) > 0, f"{name} must list positive widths")
         for name in ("beta1", "beta2"):
             check(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), not {getattr(self, name)}")
         for name in (field.name for field in dataclasses.fields(self) if field.name.startswith("lambda_")):
             check(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
-        weights = self.lambda_l1, self.lambda_reconstruction, self.lambda_latent, self.lambda_adv, self.lambda_fm
-        check(any(weights) or self.lambda_temporal or (self.lambda_lpips and self.perceptual != "none"), "all weights of the "
-              "loss are 0, so nothing would be learned: give lambda_l1, or another lambda_..., a positive weight")  # fmt: skip
+        weights = (
+            self.lambda_l1,
+            self.lambda_reconstruction,
+            self.lambda_latent,
+            self.lambda_adv,
+            self.lambda_fm,
+        )
+        check(
+            any(weights) or self.lambda_temporal or (self.lambda_lpips and self.perceptual != "none"),
+            "all weights of the "
+            "loss are 0, so nothing would be learned: give lambda_l1, or another lambda_..., a positive "
+            "weight",
+        )
         if self.decoder == "shuffle" and self.decoder_blocks:
             cells = self.height // self.shuffle_factor, self.width // self.shuffle_factor
-            check(not erases(self.decoder_norm, *self.decoder_channels, *cells),
-                  f"frames of one cell (shuffle_factor={self.shuffle_factor}) leave nothing to decoder_norm="
-                  f"{self.decoder_norm!r}; use a smaller shuffle_factor, or decoder_norm='none'")  # fmt: skip
+            check(
+                not erases(self.decoder_norm, *self.decoder_channels, *cells),
+                f"frames of one cell (shuffle_factor={self.shuffle_factor}) leave nothing to decoder_norm="
+                f"{self.decoder_norm!r}; use a smaller shuffle_factor, or decoder_norm='none'",
+            )
 
     @property
     def upscale(self):
@@ -128,7 +157,9 @@ class MTLDConfig:
 
 
 class Trajectory(nn.Module):
-    """z_k `[B, Z]` -> z_k+1, ... by a GRU that reads its own output. The state is a list of `[B, hidden, ...]`, one a layer."""
+    """z_k `[B, Z]` -> z_k+1, ... by a GRU that reads its own output. The state is a list of `[B, hidden,
+    ...]`, one a layer.
+    """
 
     def __init__(self, latent_dim, hidden, layers, context=1, as_map=False):
         super().__init__()
@@ -163,44 +194,94 @@ class MTLD(System):
     PRESETS: typing.ClassVar = {
         # what predicts unseen video best (docs/systems/mtld.md has the table)
         "small": {
-            "latent": "map", "latent_dim": 32, "gru_hidden": 128, "gru_layers": 1, "encoder_channels": (32, 64, 128),
-            "skip": "features", "steps": 20_000, "lr_schedule": "cosine",
+            "latent": "map",
+            "latent_dim": 32,
+            "gru_hidden": 128,
+            "gru_layers": 1,
+            "encoder_channels": (32, 64, 128),
+            "skip": "features",
+            "steps": 20_000,
+            "lr_schedule": "cosine",
         },
         # learns the bundled clip by heart in a few minutes on two CPU cores, at 64x64
         "demo": {
-            "encoder_channels": (16, 32, 64, 128), "gru_hidden": 256, "gru_layers": 1,
-            "decoder_channels": (64,), "decoder_blocks": 1,
-            "lambda_latent": 10.0, "lambda_adv": 0.0, "lambda_fm": 0.0, "perceptual": "none",
-            "lr_g": 2e-3, "beta1": 0.9, "lr_schedule": "cosine", "clip_norm": 100.0, "ema_decay": 0.99,
-            "restitution": True, "steps": 3000, "log_every_steps": 25, "eval_every_steps": 0, "preview_every_steps": 250,
+            "encoder_channels": (16, 32, 64, 128),
+            "gru_hidden": 256,
+            "gru_layers": 1,
+            "decoder_channels": (64,),
+            "decoder_blocks": 1,
+            "lambda_latent": 10.0,
+            "lambda_adv": 0.0,
+            "lambda_fm": 0.0,
+            "perceptual": "none",
+            "lr_g": 2e-3,
+            "beta1": 0.9,
+            "lr_schedule": "cosine",
+            "clip_norm": 100.0,
+            "ema_decay": 0.99,
+            "restitution": True,
+            "steps": 3000,
+            "log_every_steps": 25,
+            "eval_every_steps": 0,
+            "preview_every_steps": 250,
         },
         # the source's own values
         "original": {
-            "height": 256, "width": 256, "encoder_channels": (64, 128, 256, 512, 1024, 1024),
-            "decoder": "transposed", "decoder_channels": (1024, 1024, 512, 256, 128, 64), "decoder_norm": "instance",
-            "discriminator_channels": (64, 128, 256, 512), "decode_frames": 0, "lpips_frames": 1.0,
-            "batch_size": 2, "epochs": 100, "clip_norm": 0.0, "ema_decay": 0.0, "warmup_steps": 0,
+            "height": 256,
+            "width": 256,
+            "encoder_channels": (64, 128, 256, 512, 1024, 1024),
+            "decoder": "transposed",
+            "decoder_channels": (1024, 1024, 512, 256, 128, 64),
+            "decoder_norm": "instance",
+            "discriminator_channels": (64, 128, 256, 512),
+            "decode_frames": 0,
+            "lpips_frames": 1.0,
+            "batch_size": 2,
+            "epochs": 100,
+            "clip_norm": 0.0,
+            "ema_decay": 0.0,
+            "warmup_steps": 0,
         },
         # seconds, to see that everything runs
         "tiny": {
-            "sequence_length": 4, "latent_dim": 8, "gru_hidden": 16, "encoder_channels": (8, 8, 8),
-            "decoder_channels": (8,), "shuffle_factor": 4, "discriminator_channels": (8, 16), "decode_frames": 2,
-            "perceptual": "none", "steps": 20, "batch_size": 2,
+            "sequence_length": 4,
+            "latent_dim": 8,
+            "gru_hidden": 16,
+            "encoder_channels": (8, 8, 8),
+            "decoder_channels": (8,),
+            "shuffle_factor": 4,
+            "discriminator_channels": (8, 16),
+            "decode_frames": 2,
+            "perceptual": "none",
+            "steps": 20,
+            "batch_size": 2,
         },
-    }  # fmt: skip
+    }
 
     def __init__(self, config):
         super().__init__(config)
         c, size, as_map = config, (config.height, config.width), config.latent == "map"
         self.encoder = ConvEncoder(*size, c.encoder_channels, c.latent_dim, c.encoder_norm, as_map)
         if c.decoder == "shuffle":
-            self.decoder = ShuffleDecoder(*size, c.decoder_channels[0], c.latent_dim, c.shuffle_factor, c.decoder_blocks,
-                                          c.decoder_norm, as_map, c.skip)  # fmt: skip
+            self.decoder = ShuffleDecoder(
+                *size,
+                c.decoder_channels[0],
+                c.latent_dim,
+                c.shuffle_factor,
+                c.decoder_blocks,
+                c.decoder_norm,
+                as_map,
+                c.skip,
+            )
         else:
-            self.decoder = UpDecoder(*size, c.decoder_channels, c.latent_dim, c.decoder_norm, c.decoder, as_map)
+            self.decoder = UpDecoder(
+                *size, c.decoder_channels, c.latent_dim, c.decoder_norm, c.decoder, as_map
+            )
         self.trajectory = Trajectory(c.latent_dim, c.gru_hidden, c.gru_layers, c.context_frames, as_map)
         self.discriminator = PatchDiscriminator(c.discriminator_channels) if c.adversarial else None
-        self.temporal = PatchDiscriminator(c.discriminator_channels, in_channels=6) if c.lambda_temporal > 0 else None
+        self.temporal = (
+            PatchDiscriminator(c.discriminator_channels, in_channels=6) if c.lambda_temporal > 0 else None
+        )
         self.frozen = {}  # networks of the loss: a dict, so that no checkpoint and no optimizer sees them
 
     # ---- training
@@ -243,8 +324,8 @@ class MTLD(System):
     def _pick(self, keys):
         """Which predicted frames are decoded and compared: `[B, n]` of 0 .. future-1.
 
-        In random order; where two neighbours are judged together, in a row. The trajectory runs through the whole window in
-        any case.
+        In random order; where two neighbours are judged together, in a row. The trajectory runs through the
+        whole window in any case.
         """
         future = self.config.future
         n = self.config.decode_frames or future
@@ -273,7 +354,11 @@ class MTLD(System):
             "reconstruction": F.l1_loss(rebuilt, real[:, :m]),
             "latent": F.mse_loss(z_fake, z_real),
         }
-        total = c.lambda_l1 * logs["l1"] + c.lambda_reconstruction * logs["reconstruction"] + c.lambda_latent * logs["latent"]
+        total = (
+            c.lambda_l1 * logs["l1"]
+            + c.lambda_reconstruction * logs["reconstruction"]
+            + c.lambda_latent * logs["latent"]
+        )
         if "lpips" in self.frozen:
             logs["lpips"] = self._lpips(fake, real, batch.get("place", Place(0, size)))
             total = total + c.lambda_lpips * logs["lpips"]
@@ -290,12 +375,15 @@ class MTLD(System):
         return Loss(total, logs, {"fake": fake, "real": real})
 
     def _lpips(self, fake, real, place):
-        """The mean over a share of all decoded frames of the batch, of which `[B, n, 3, H, W]` are those from `place` on.
+        """The mean over a share of all decoded frames of the batch, of which `[B, n, 3, H, W]` are those from
+        `place` on.
 
         They lie evenly over the batch, so that each window has as many, give or take one.
         """
         (size, n), everything = fake.shape[:2], fake.shape[1] * place.size
-        shown = max(1, round(self.config.lpips_frames * everything))  # frame i of them is number i * everything // shown
+        shown = max(
+            1, round(self.config.lpips_frames * everything)
+        )  # frame i of them is number i * everything // shown
         first, last = (-(-row * n * shown // everything) for row in (place.first, place.first + size))
         if first == last:
             return fake.new_zeros((), dtype=torch.promote_types(fake.dtype, torch.float32))
@@ -314,11 +402,15 @@ class MTLD(System):
         return Loss(loss, {"temporal": loss})
 
     def evaluate(self, dataset, starts):
-        """reconstruction_psnr: dB of decode(encode(x)) on held-out frames, the ceiling that the trajectory works under."""
+        """reconstruction_psnr: dB of decode(encode(x)) on held-out frames, the ceiling that the trajectory
+        works under.
+        """
         found = []
         for part in starts.split(32):
-            given, real = (dataset.frames[part + row].to(self.device)
-                           for row in (self.config.context_frames - 1, self.config.sequence_length - 1))  # fmt: skip
+            given, real = (
+                dataset.frames[part + row].to(self.device)
+                for row in (self.config.context_frames - 1, self.config.sequence_length - 1)
+            )
             rebuilt = to_uint8(self.decoder(self.encoder(to_float(real)), to_float(given)))
             found.append(metrics.psnr(metrics.mse(rebuilt, real)))
         return {"reconstruction_psnr": torch.cat(found).mean().item()}

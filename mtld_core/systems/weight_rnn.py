@@ -1,8 +1,9 @@
-"""Weight RNN: a VAE whose weights are changed, image by image, by a GRU that watches a video of what the VAE just made.
+"""Weight RNN: a VAE whose weights are changed, image by image, by a GRU that watches a video of what the VAE
+just made.
 
-Source: sources text 2 (Weight RNN, "RNN weight prediction, generated video input"). The VAE draws an image; slight changes that
-grow make a short video of it; the GRU reads the video and predicts changes of the VAE's weights, with which the image is drawn
-again. A critic judges images by WGAN-GP.
+Source: sources text 2 (Weight RNN, "RNN weight prediction, generated video input"). The VAE draws an image;
+slight changes that grow make a short video of it; the GRU reads the video and predicts changes of the VAE's
+weights, with which the image is drawn again. A critic judges images by WGAN-GP.
 L latent numbers, U numbers in an update vector, V frames of a synthetic video; other letters as in base.py.
 """
 
@@ -25,11 +26,21 @@ from mtld_core.runtime import keyed_normal, keyed_uniform
 from mtld_core.systems.base import Loss, Needs, System, adam
 
 SMALL = {
-    "latent_dim": 32, "encoder_channels": (16, 32, 64, 64), "decoder_channels": (64, 64, 32, 16), "lambda_kl": 0.02,
-    "target_layers": ("stem", "decoder.0", "decoder.1"), "update_bound": 1.0,
-    "video_frames": 2, "frame_channels": (16, 32, 32), "lr": 4e-3, "lr_predictor": 2e-3,
-    "batch_size": 16, "ema_decay": 0.99, "lr_schedule": "cosine", "eval_every_steps": 0,
-}  # fmt: skip
+    "latent_dim": 32,
+    "encoder_channels": (16, 32, 64, 64),
+    "decoder_channels": (64, 64, 32, 16),
+    "lambda_kl": 0.02,
+    "target_layers": ("stem", "decoder.0", "decoder.1"),
+    "update_bound": 1.0,
+    "video_frames": 2,
+    "frame_channels": (16, 32, 32),
+    "lr": 4e-3,
+    "lr_predictor": 2e-3,
+    "batch_size": 16,
+    "ema_decay": 0.99,
+    "lr_schedule": "cosine",
+    "eval_every_steps": 0,
+}
 LEAST_KL = 0.05  # nats, below which a posterior is the prior
 
 
@@ -40,25 +51,41 @@ class WeightRNNConfig:
     latent_dim: int = 64  # L
     encoder_channels: tuple[int, ...] = (32, 64, 128)  # each halves the image; the critic has the same
     decoder_channels: tuple[int, ...] = (128, 64, 32)  # each doubles it
-    downsample: typing.Literal["stride", "pool"] = "stride"  # 4x4 convolutions of stride 2; 3x3 ones and max-pooling
+    downsample: typing.Literal["stride", "pool"] = (
+        "stride"  # 4x4 convolutions of stride 2; 3x3 ones and max-pooling
+    )
     activation: typing.Literal["leaky_relu", "relu"] = "leaky_relu"  # of the encoder and of the critic
     critic_widths: tuple[int, ...] = ()  # of linear layers between the critic's convolutions and its score
     updates: bool = True  # false: no GRU, a plain VAE with a critic
-    target_layers: tuple[str, ...] = ()  # layers that are changed, as "encoder.0", "mu", "stem", "decoder.1"; (): the decoder's
+    target_layers: tuple[
+        str, ...
+    ] = ()  # layers that are changed, as "encoder.0", "mu", "stem", "decoder.1"; (): the decoder's
     update: typing.Literal["full", "low_rank", "per_channel"] = "per_channel"
     update_rank: int = 4  # low_rank
     update_size: int = 0  # U: 0, or the number that the target layers need
     update_bound: float = 0.05  # the largest change of a layer, as a share of the norm of its parameters
     update_rounds: int = 1  # times that the GRU watches and the image is drawn again
-    learning: typing.Literal["together", "apart"] = "together"  # apart: predictor, critic, then the VAE, in passes of their own
+    learning: typing.Literal["together", "apart"] = (
+        "together"  # apart: predictor, critic, then the VAE, in passes of their own
+    )
     video_frames: int = 4  # V
-    video_changes: typing.Literal["drift", "noise"] = "drift"  # the image moves and changes colour; noise, anew in each frame
+    video_changes: typing.Literal["drift", "noise"] = (
+        "drift"  # the image moves and changes colour; noise, anew in each frame
+    )
     video_shrink: int = 2  # pixels of the image, along each side, to one of the video
-    video_strength: float = 0.1  # of the last frame's changes: of colour in [-1, 1], and of place in half sides
-    frame_channels: tuple[int, ...] = (16, 32, 64)  # of the net that reads each frame, each halves it; (): the bare pixels
+    video_strength: float = (
+        0.1  # of the last frame's changes: of colour in [-1, 1], and of place in half sides
+    )
+    frame_channels: tuple[int, ...] = (
+        16,
+        32,
+        64,
+    )  # of the net that reads each frame, each halves it; (): the bare pixels
     gru_hidden: int = 128
     gru_layers: int = 2
-    adversarial_on: typing.Literal["samples", "reconstructions"] = "samples"  # which images the critic tells from real ones
+    adversarial_on: typing.Literal["samples", "reconstructions"] = (
+        "samples"  # which images the critic tells from real ones
+    )
     critic_steps: int = 1  # updates of the critic a step, each on a fresh batch
     lr: float = 1e-3
     lr_predictor: float = 1e-3
@@ -71,26 +98,52 @@ class WeightRNNConfig:
     lambda_gp: float = 10.0
 
     def __post_init__(self):
-        for name in ("latent_dim", "update_rank", "update_rounds", "video_shrink", "gru_hidden", "gru_layers", "critic_steps",
-                     "lr", "lr_predictor", "lr_critic"):  # fmt: skip
+        for name in (
+            "latent_dim",
+            "update_rank",
+            "update_rounds",
+            "video_shrink",
+            "gru_hidden",
+            "gru_layers",
+            "critic_steps",
+            "lr",
+            "lr_predictor",
+            "lr_critic",
+        ):
             check(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
-        check(self.video_frames >= 2, f"video_frames must be at least 2, not {self.video_frames}: one frame is no video")
+        check(
+            self.video_frames >= 2,
+            f"video_frames must be at least 2, not {self.video_frames}: one frame is no video",
+        )
         check(0 < self.update_bound <= 1, f"update_bound must be in (0, 1], not {self.update_bound}")
         for name in ("beta1", "beta2"):
             check(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), not {getattr(self, name)}")
-        for name in ("height", "width", "update_size", "video_strength", "lambda_reconstruction", "lambda_kl", "lambda_adv",
-                     "lambda_gp"):  # fmt: skip
+        for name in (
+            "height",
+            "width",
+            "update_size",
+            "video_strength",
+            "lambda_reconstruction",
+            "lambda_kl",
+            "lambda_adv",
+            "lambda_gp",
+        ):
             check(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
-        check(self.lambda_reconstruction or self.lambda_adv, "nothing is asked of the images: give lambda_reconstruction or "
-              "lambda_adv a positive weight")  # fmt: skip
+        check(
+            self.lambda_reconstruction or self.lambda_adv,
+            "nothing is asked of the images: give lambda_reconstruction or lambda_adv a positive weight",
+        )
         check(min(self.critic_widths, default=1) > 0, "critic_widths must list positive widths")
         for name in ("encoder_channels", "decoder_channels", "frame_channels"):
             widths, of_video = getattr(self, name), name == "frame_channels"
             check(min(widths, default=of_video) > 0, f"{name} must list positive widths")
             for side in ("height", "width"):
                 size, factor = getattr(self, side), 2 ** len(widths) * (self.video_shrink if of_video else 1)
-                check(size % factor == 0, f"{side}={size} is not divisible by {factor}; use "
-                      f"{max(1, size // factor) * factor}, fewer {name}{' or a lower video_shrink' * of_video}")  # fmt: skip
+                check(
+                    size % factor == 0,
+                    f"{side}={size} is not divisible by {factor}; use "
+                    f"{max(1, size // factor) * factor}, fewer {name}{' or a lower video_shrink' * of_video}",
+                )
         vae = self.build_vae("meta")
         known = [name for name, layer in vae.named_modules() if hasattr(layer, "weight")]
         for i, name in enumerate(self.target_layers):
@@ -98,19 +151,31 @@ class WeightRNNConfig:
             check(name not in self.target_layers[:i], f"target_layers names {name!r} twice")
         if self.update_size and self.height and self.width:  # without a size, linear layers are not known
             needed = sum(update.size for update in self.layer_updates(vae))
-            check(self.update_size == needed, f"update_size={self.update_size}, but update={self.update!r} of "
-                  f"{', '.join(self.targets)} takes {needed} numbers; give that, or 0, which computes it")  # fmt: skip
+            check(
+                self.update_size == needed,
+                f"update_size={self.update_size}, but update={self.update!r} of "
+                f"{', '.join(self.targets)} takes {needed} numbers; give that, or 0, which computes it",
+            )
 
     @property
     def targets(self):
         return self.target_layers or tuple(f"decoder.{i}" for i in range(len(self.decoder_channels)))
 
     def build_vae(self, device=None):
-        """The VAE; on the device "meta" it takes no memory. Where the dataset has not said its size yet, in the smallest."""
+        """The VAE; on the device "meta" it takes no memory. Where the dataset has not said its size yet, in
+        the smallest.
+        """
         least = 2 ** max(len(self.encoder_channels), len(self.decoder_channels))
         with torch.device(device or torch.get_default_device()):
-            return VAE(self.height or least, self.width or least, self.latent_dim, self.encoder_channels,
-                       self.decoder_channels, self.downsample == "pool", self.activation)  # fmt: skip
+            return VAE(
+                self.height or least,
+                self.width or least,
+                self.latent_dim,
+                self.encoder_channels,
+                self.decoder_channels,
+                self.downsample == "pool",
+                self.activation,
+            )
 
     def layer_updates(self, vae):
         layers = map(vae.get_submodule, self.targets)
@@ -118,7 +183,9 @@ class WeightRNNConfig:
 
 
 class Critic(nn.Module):
-    """Images `[N, 3, H, W]` -> scores `[N]`, unbounded: the encoder's layers, linear layers of `widths` and one number."""
+    """Images `[N, 3, H, W]` -> scores `[N]`, unbounded: the encoder's layers, linear layers of `widths` and
+    one number.
+    """
 
     def __init__(self, height, width, channels, pool, activation, widths):
         super().__init__()
@@ -137,7 +204,8 @@ class Critic(nn.Module):
 class WeightPredictor(nn.Module):
     """Video `[B, V, 3, H, W]` -> update vectors `[B, U]`, at first `initial` `[U]` for every video.
 
-    A small convolutional net reads each frame (without `channels` the GRU takes the bare pixels), a GRU the frames in order.
+    A small convolutional net reads each frame (without `channels` the GRU takes the bare pixels), a GRU the
+    frames in order.
     """
 
     def __init__(self, height, width, channels, hidden, layers, initial):
@@ -157,10 +225,14 @@ class WeightPredictor(nn.Module):
 
 
 class Code(typing.NamedTuple):
-    """What images are drawn from: a first code, and what the second one comes from, where updates change the encoder."""
+    """What images are drawn from: a first code, and what the second one comes from, where updates change the
+    encoder.
+    """
 
     z: torch.Tensor  # [B, L]
-    noise: torch.Tensor | float = 0.0  # [B, L]: the second code, or its deviations from the middle of its posterior
+    noise: torch.Tensor | float = (
+        0.0  # [B, L]: the second code, or its deviations from the middle of its posterior
+    )
     given: torch.Tensor | None = None  # [B, 3, H, W]: the images that are encoded; None: the code is noise
     kl: torch.Tensor | float = 0.0  # [B]: nats between posterior and prior
 
@@ -168,26 +240,55 @@ class Code(typing.NamedTuple):
 class WeightRNN(System):
     name, Config, reconstructs, samples = "weight_rnn", WeightRNNConfig, True, True
     PRESETS: typing.ClassVar = {
-        # images of 32 or 64 pixels in some minutes of one core; docs/systems/weight_rnn.md says what the updates bring
+        # images of 32 or 64 pixels in some minutes of one core; docs/systems/weight_rnn.md says what the
+        # updates bring
         "small": SMALL | {"steps": 4000},
         "demo": SMALL | {"steps": 800},
-        # the source's own values, and the public code's where the text names none (docs/systems/weight_rnn.md)
+        # the source's own values, and the public code's where the text names none
+        # (docs/systems/weight_rnn.md)
         "original": {
-            "height": 128, "width": 128, "encoder_channels": (48, 48, 48), "decoder_channels": (48, 48, 48),
-            "downsample": "pool", "activation": "relu", "critic_widths": (64, 64), "target_layers": ("encoder.0",),
-            "update": "full", "update_size": 1344, "video_frames": 16, "video_changes": "noise",
+            "height": 128,
+            "width": 128,
+            "encoder_channels": (48, 48, 48),
+            "decoder_channels": (48, 48, 48),
+            "downsample": "pool",
+            "activation": "relu",
+            "critic_widths": (64, 64),
+            "target_layers": ("encoder.0",),
+            "update": "full",
+            "update_size": 1344,
+            "video_frames": 16,
+            "video_changes": "noise",
             "video_strength": 0.3,  # 2 * 0.01 * 15: noise of 0.01 t on pixels in [0, 1]
-            "video_shrink": 1, "frame_channels": (), "learning": "apart", "adversarial_on": "reconstructions",
-            "lambda_adv": 1.0, "beta1": 0.9, "beta2": 0.999, "batch_size": 16, "epochs": 10,
-            "clip_norm": 0.0, "ema_decay": 0.0, "warmup_steps": 0,
+            "video_shrink": 1,
+            "frame_channels": (),
+            "learning": "apart",
+            "adversarial_on": "reconstructions",
+            "lambda_adv": 1.0,
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "batch_size": 16,
+            "epochs": 10,
+            "clip_norm": 0.0,
+            "ema_decay": 0.0,
+            "warmup_steps": 0,
         },
         # seconds, to see that everything runs
         "tiny": {
-            "latent_dim": 4, "encoder_channels": (8, 8), "decoder_channels": (8, 8), "update": "full", "update_rounds": 2,
-            "video_frames": 2, "video_shrink": 1, "frame_channels": (4, 4), "gru_hidden": 8, "critic_steps": 2,
-            "steps": 20, "batch_size": 4,
+            "latent_dim": 4,
+            "encoder_channels": (8, 8),
+            "decoder_channels": (8, 8),
+            "update": "full",
+            "update_rounds": 2,
+            "video_frames": 2,
+            "video_shrink": 1,
+            "frame_channels": (4, 4),
+            "gru_hidden": 8,
+            "critic_steps": 2,
+            "steps": 20,
+            "batch_size": 4,
         },
-    }  # fmt: skip
+    }
 
     def __init__(self, config):
         super().__init__(config)
@@ -208,7 +309,9 @@ class WeightRNN(System):
     # ---- training
 
     def to_compile(self):
-        return [self.predictor] if self.predictor else []  # the gradient penalty differentiates the critic twice
+        return (
+            [self.predictor] if self.predictor else []
+        )  # the gradient penalty differentiates the critic twice
 
     def needs(self):
         return Needs(window=1, batches=self.config.critic_steps if self.critic else 1)
@@ -216,7 +319,9 @@ class WeightRNN(System):
     def optimizers(self):
         c, betas = self.config, (self.config.beta1, self.config.beta2)
         vae, phases = {"params": list(self.vae.parameters()), "lr": c.lr}, {}
-        predictor = [{"params": list(p.parameters()), "lr": c.lr_predictor} for p in (self.predictor,) if p is not None]
+        predictor = [
+            {"params": list(p.parameters()), "lr": c.lr_predictor} for p in (self.predictor,) if p is not None
+        ]
         if c.learning == "apart" and predictor:
             phases["predictor"] = adam(predictor, c.lr, betas)
             predictor = []
@@ -237,12 +342,16 @@ class WeightRNN(System):
         return logs
 
     def generator_loss(self, batch):
-        """What images lack that are drawn under the updates: those that the batch carries, else those the predictor gives."""
+        """What images lack that are drawn under the updates: those that the batch carries, else those the
+        predictor gives.
+        """
         c, frames, keys = self.config, batch["frames"][:, 0], batch["key"]
         code = self._posterior(frames, keys)
         rebuilt, again, vectors = self._redraw(code, keys, batch.get("rebuilding"))
         carry = {} if vectors is None else {"rebuilding": vectors}
-        kl = code.kl if again is code else code.kl + again.kl  # the first code tells of the image, too, through the updates
+        kl = (
+            code.kl if again is code else code.kl + again.kl
+        )  # the first code tells of the image, too, through the updates
         logs = {"mse": F.mse_loss(rebuilt, frames), "kl": kl.mean()}
         total = c.lambda_reconstruction * logs["mse"] + c.lambda_kl * logs["kl"]
         if self.critic is not None:
@@ -265,7 +374,9 @@ class WeightRNN(System):
         return Loss(loss + c.lambda_gp * penalty, {"critic": loss, "penalty": penalty})
 
     def _prior(self, keys):
-        return Code(*keyed_normal(keys, "prior", 2 * self.config.latent_dim).to(self.vae.stem.weight).chunk(2, 1))
+        return Code(
+            *keyed_normal(keys, "prior", 2 * self.config.latent_dim).to(self.vae.stem.weight).chunk(2, 1)
+        )
 
     def _posterior(self, frames, keys):
         noise = keyed_normal(keys, "posterior", 2 * self.config.latent_dim).to(frames)
@@ -285,23 +396,33 @@ class WeightRNN(System):
         return Code(mu + noise * (0.5 * logvar).exp(), next_noise, given, gaussian_kl(mu, logvar))
 
     def draw(self, code, vectors=None):
-        """(images `[B, 3, H, W]` in (-1, 1), the code that they come from) under the updates that vectors `[B, U]` stand for.
+        """(images `[B, 3, H, W]` in (-1, 1), the code that they come from) under the updates that vectors
+        `[B, U]` stand for.
 
-        Updates of the encoder make a second code, to which the first one can leave what it does not tell through the updates.
+        Updates of the encoder make a second code, to which the first one can leave what it does not tell
+        through the updates.
         """
         changes = {} if vectors is None else self.changes(vectors)
         if changes and self.reencodes:
-            code = code._replace(z=code.noise) if code.given is None else self.encode(code.given, code.noise, changes=changes)
+            code = (
+                code._replace(z=code.noise)
+                if code.given is None
+                else self.encode(code.given, code.noise, changes=changes)
+            )
         return self.vae.decode(code.z, changes), code
 
     def watch(self, images, keys):
-        """Update vectors `[B, U]` from images `[B, 3, H, W]`: a video of each, with changes keyed by `keys` `[B]`, is read."""
+        """Update vectors `[B, U]` from images `[B, 3, H, W]`: a video of each, with changes keyed by `keys`
+        `[B]`, is read.
+        """
         c, images = self.config, F.avg_pool2d(images, self.config.video_shrink)
         make = synthetic_video if c.video_changes == "drift" else noisy_video
         return self.predictor(make(images, keys, c.video_frames, c.video_strength))
 
     def _redraw(self, code, keys, vectors=None):
-        """(images under the updates, their code, vectors): those given, else predicted; None without a predictor."""
+        """(images under the updates, their code, vectors): those given, else predicted; None without a
+        predictor.
+        """
         if self.predictor is not None and vectors is None:
             for _ in range(self.config.update_rounds):
                 with torch.no_grad():
@@ -314,7 +435,8 @@ class WeightRNN(System):
         return self._redraw(self.encode(given), still(given))[0].unflatten(0, frames.shape[:2])
 
     def evaluate(self, dataset, starts):
-        """first_psnr: dB of held-out images as drawn first; update_gain_db: how much better the last drawing is.
+        """first_psnr: dB of held-out images as drawn first; update_gain_db: how much better the last drawing
+        is.
 
         That is not what a run without updates would lack, for nothing asks the first drawing to be good.
         """
@@ -344,7 +466,9 @@ class WeightRNN(System):
 
     def _start(self, context, generator, count=1):
         if context is None:
-            code = Code(*torch.randn(2, count, self.config.latent_dim, generator=generator, device=self.device))
+            code = Code(
+                *torch.randn(2, count, self.config.latent_dim, generator=generator, device=self.device)
+            )
         else:
             code = self.encode(context[:, -1])
         return code, self.draw(code)[0]
@@ -352,7 +476,8 @@ class WeightRNN(System):
     def step(self, state, action=None):
         """The image under the first updates, then under those that come from watching that image, and so on.
 
-        Every update is a change of the weights as they were learned, not of changed ones, so that no rollout can drift away.
+        Every update is a change of the weights as they were learned, not of changed ones, so that no rollout
+        can drift away.
         """
         code, images = state
         if self.predictor is not None:
@@ -366,31 +491,42 @@ def still(images):
 
 
 def gaussian_kl(mu, logvar):
-    """KL of N(mu, exp(logvar)) from N(0, 1), both `[B, L]` -> nats `[B]` in fp32 (Kingma and Welling 2014)."""
+    """KL of N(mu, exp(logvar)) from N(0, 1), both `[B, L]` -> nats `[B]` in fp32 (Kingma and Welling
+    2014).
+    """
     mu, logvar = in_fp32(mu), in_fp32(logvar)
     return 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1)
 
 
 def synthetic_video(images, keys, length, strength):
-    """Images `[B, 3, H, W]` -> `[B, length, 3, H, W]` in [-1, 1]: each image, then more and more of one change.
+    """Images `[B, 3, H, W]` -> `[B, length, 3, H, W]` in [-1, 1]: each image, then more and more of one
+    change.
 
-    The change is an affine map of the places and a colour that is added, drawn for each key and the same for all frames of a
-    video. strength: standard deviation of its numbers in the last frame (half sides of the picture, half the range of colours).
+    The change is an affine map of the places and a colour that is added, drawn for each key and the same for
+    all frames of a video. strength: standard deviation of its numbers in the last frame (half sides of the
+    picture, half the range of colours).
     """
-    drift = keyed_normal(keys, "video", 9)[:, None] * torch.linspace(0, strength, length, device=images.device)[:, None]
+    drift = (
+        keyed_normal(keys, "video", 9)[:, None]
+        * torch.linspace(0, strength, length, device=images.device)[:, None]
+    )
     with torch.autocast(images.device.type, enabled=False):  # places in bf16 would be off by half a pixel
         place, colour = drift.to(images).flatten(0, 1).split([6, 3], 1)
         place = torch.eye(2, 3, dtype=place.dtype, device=place.device) + place.view(-1, 2, 3)
         frames = images.repeat_interleave(length, 0)
         grid = F.affine_grid(place, list(frames.shape), align_corners=False)
-        frames = F.grid_sample(frames, grid, padding_mode="border", align_corners=False) + colour[..., None, None]
+        frames = (
+            F.grid_sample(frames, grid, padding_mode="border", align_corners=False) + colour[..., None, None]
+        )
     return frames.clamp(-1, 1).unflatten(0, (-1, length))
 
 
 def noisy_video(images, keys, length, strength):
-    """Images `[B, 3, H, W]` -> `[B, length, 3, H, W]` in [-1, 1]: each image, then the same under more and more noise.
+    """Images `[B, 3, H, W]` -> `[B, length, 3, H, W]` in [-1, 1]: each image, then the same under more and
+    more noise.
 
-    strength: standard deviation of the last frame's noise, where pixels are in [-1, 1]; frame t has t / (length - 1) of it.
+    strength: standard deviation of the last frame's noise, where pixels are in [-1, 1]; frame t has t /
+    (length - 1) of it.
     """
     frames = [images]
     for t in range(1, length):

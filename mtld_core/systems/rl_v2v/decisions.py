@@ -1,7 +1,8 @@
 """The decisions of RL-V2V-GAN as a Markov process: pure functions, so that each can be checked by hand.
 
-State: the last p frames of a clip. Action: the frame that comes next, one of two candidates. Next state: the oldest frame goes,
-the action comes. n transitions; the domain that one belongs to selects which networks judge it.
+State: the last p frames of a clip. Action: the frame that comes next, one of two candidates. Next state: the
+oldest frame goes, the action comes. n transitions; the domain that one belongs to selects which networks
+judge it.
 """
 
 import torch
@@ -13,7 +14,9 @@ def next_state(states, actions):
 
 
 def reward(adversarial, recurrent, recycle, lambda_rr, lambda_rc):
-    """Of a step inside the clip, from its losses `[n]`, all >= 0: -(L_g + lambda_rr L_rr + lambda_rc L_rc)."""
+    """Of a step inside the clip, from its losses `[n]`, all >= 0: -(L_g + lambda_rr L_rr + lambda_rc
+    L_rc).
+    """
     return -(adversarial + lambda_rr * recurrent + lambda_rc * recycle)
 
 
@@ -23,7 +26,8 @@ def last_reward(adversarial, lambda_v):
 
 
 def choose(values, explore, coin, sigma2):
-    """Which candidate is taken, 0 or 1: int64 `[n]`. values: Q of both, `[n, 2]`. explore, coin: uniform in [0, 1), `[n]`.
+    """Which candidate is taken, 0 or 1: int64 `[n]`. values: Q of both, `[n, 2]`. explore, coin: uniform in
+    [0, 1), `[n]`.
 
     With probability sigma2 a fair coin decides, otherwise the larger Q.
     """
@@ -31,7 +35,9 @@ def choose(values, explore, coin, sigma2):
 
 
 def q_target(rewards, done, next_values, gamma):
-    """What Q(s, a) should be, `[n]`: r + gamma Q'(s', mu'(s')), and r alone where the clip has ended. done: bool `[n]`."""
+    """What Q(s, a) should be, `[n]`: r + gamma Q'(s', mu'(s')), and r alone where the clip has ended. done:
+    bool `[n]`.
+    """
     return rewards + gamma * torch.where(done, 0.0, next_values)
 
 

@@ -1,4 +1,6 @@
-"""The networks of RL-V2V-GAN. Letters: B batch, T frames, C channels of a map, h w its grid, p frames of a state."""
+"""The networks of RL-V2V-GAN. Letters: B batch, T frames, C channels of a map, h w its grid, p frames of a
+state.
+"""
 
 import itertools
 
@@ -11,12 +13,13 @@ from mtld_core.nn.video import ConvLSTM, ResBlock3d
 
 
 class Translator(nn.Module):
-    """Clips `[B, T, 3, H, W]` -> (clips of the same size, state): an encoder-decoder with a ConvLSTM and skips.
+    """Clips `[B, T, 3, H, W]` -> (clips of the same size, state): an encoder-decoder with a ConvLSTM and
+    skips.
 
-    As a translator G its frames are those of the other domain; as a predictor P its last one is the frame that comes next.
-    Squares of `fold` x `fold` pixels are folded into channels; each of `channels` after the first halves the grid. residual:
-    the output is a linear map of each pixel's colour plus a change, not squashed; otherwise a tanh. state: of the ConvLSTM,
-    None at the start of a clip.
+    As a translator G its frames are those of the other domain; as a predictor P its last one is the frame
+    that comes next. Squares of `fold` x `fold` pixels are folded into channels; each of `channels` after the
+    first halves the grid. residual: the output is a linear map of each pixel's colour plus a change, not
+    squashed; otherwise a tanh. state: of the ConvLSTM, None at the start of a clip.
     """
 
     def __init__(self, channels, fold, blocks, memory, norm="group", residual=True):
@@ -29,7 +32,9 @@ class Translator(nn.Module):
         self.memory = ConvLSTM(channels[-1], memory)
         self.recall = nn.Conv2d(memory, channels[-1], 1)
         self.ups = nn.ModuleList([nn.Conv2d(b, a, 3, 1, 1) for a, b in pairs[::-1]])
-        self.head = nn.Sequential(norm2d(norm, channels[0]), nn.SiLU(), nn.Conv2d(channels[0], 3 * fold**2, 3, 1, 1))
+        self.head = nn.Sequential(
+            norm2d(norm, channels[0]), nn.SiLU(), nn.Conv2d(channels[0], 3 * fold**2, 3, 1, 1)
+        )
         if residual:
             self.colour = nn.Conv2d(3, 3, 1)
             nn.init.zeros_(self.head[-1].weight)
@@ -81,11 +86,15 @@ class Trunk(nn.Module):
         self.blocks = nn.Sequential(*[DownBlock(a, b) for a, b in itertools.pairwise(channels)])
 
     def forward(self, clips):
-        return self.blocks(self.stem(F.pixel_unshuffle(clips.flatten(0, 1), self.fold))).unflatten(0, clips.shape[:2])
+        return self.blocks(self.stem(F.pixel_unshuffle(clips.flatten(0, 1), self.fold))).unflatten(
+            0, clips.shape[:2]
+        )
 
 
 class ClipHead(nn.Module):
-    """Maps `[B, T, C, h, w]` -> `[B, n]`: a residual block in space and time, a linear layer. pooled: n = 1, else T h w."""
+    """Maps `[B, T, C, h, w]` -> `[B, n]`: a residual block in space and time, a linear layer. pooled: n = 1,
+    else T h w.
+    """
 
     def __init__(self, channels, pooled):
         super().__init__()
@@ -99,8 +108,8 @@ class ClipHead(nn.Module):
 class Discriminator(nn.Module):
     """Clips `[B, T, 3, H, W]` -> (logits of the frames `[B, T, n]`, logits of the clip `[B, m]`).
 
-    grid: (h, w) of the last maps for one verdict on each frame, by a fully connected layer, and one on the clip; None for a
-    verdict on each place (Isola et al. 2017).
+    grid: (h, w) of the last maps for one verdict on each frame, by a fully connected layer, and one on the
+    clip; None for a verdict on each place (Isola et al. 2017).
     """
 
     def __init__(self, channels, fold, grid=None):
@@ -115,7 +124,9 @@ class Discriminator(nn.Module):
 
 
 class Value(nn.Module):
-    """Q: (states `[B, p, 3, H, W]`, actions `[B, 3, H, W]`) -> `[B]`, any real number, for rewards are negative."""
+    """Q: (states `[B, p, 3, H, W]`, actions `[B, 3, H, W]`) -> `[B]`, any real number, for rewards are
+    negative.
+    """
 
     def __init__(self, channels, fold):
         super().__init__()

@@ -1,10 +1,12 @@
-"""RL-V2V-GAN: clips of one domain become clips of another, learned from unpaired data by a GAN and by reinforcement learning.
+"""RL-V2V-GAN: clips of one domain become clips of another, learned from unpaired data by a GAN and by
+reinforcement learning.
 
-Source: sources text 3 and its paper, arXiv 2410.20657. For each domain d of x and y, and o the other one: a translator g[d]
-from o to d, a predictor p[d] (past frames -> next frame), a discriminator d[d] and a value network q[d]. The GAN half learns
-from the losses at a random moment of each clip; the RL half takes the same losses as rewards of a decision process
-(decisions.py) whose actions are frames, learns their value, and moves translators and predictors towards more of it.
-B batch, T frames of a window, p frames of a state, n transitions; other letters as in base.py.
+Source: sources text 3 and its paper, arXiv 2410.20657. For each domain d of x and y, and o the other one: a
+translator g[d] from o to d, a predictor p[d] (past frames -> next frame), a discriminator d[d] and a value
+network q[d]. The GAN half learns from the losses at a random moment of each clip; the RL half takes the same
+losses as rewards of a decision process (decisions.py) whose actions are frames, learns their value, and moves
+translators and predictors towards more of it. B batch, T frames of a window, p frames of a state, n
+transitions; other letters as in base.py.
 """
 
 import copy
@@ -29,7 +31,15 @@ from mtld_core.systems.rl_v2v.nets import Discriminator, Translator, Value
 FRAMES = {"x": "frames", "y": "frames_y"}  # names in a batch
 OTHER = {"x": "y", "y": "x"}
 TARGET = {"x_to_y": "y", "y_to_x": "x"}
-SMALL = {"lr": 5e-4, "lr_d": 5e-4, "lambda_rr": 10.0, "lambda_rc": 10.0, "lambda_steady": 40.0, "rl_every": 4, "batch_size": 4}
+SMALL = {
+    "lr": 5e-4,
+    "lr_d": 5e-4,
+    "lambda_rr": 10.0,
+    "lambda_rc": 10.0,
+    "lambda_steady": 40.0,
+    "rl_every": 4,
+    "batch_size": 4,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +56,9 @@ class RLV2VConfig:
     output: typing.Literal["residual", "tanh"] = "residual"  # residual: a linear map of colours and a change
     judge_channels: tuple[int, ...] = (32, 64, 64)  # of discriminators and value networks
     judge_fold: int = 2
-    dense_head: bool = False  # the discriminators' verdict on a frame: one by a fully connected layer, or one a place
+    dense_head: bool = (
+        False  # the discriminators' verdict on a frame: one by a fully connected layer, or one a place
+    )
     gan: typing.Literal["lsgan", "bce"] = "lsgan"
     lr: float = 1e-4
     lr_d: float = 1e-4
@@ -56,7 +68,9 @@ class RLV2VConfig:
     lambda_v: float = 1.0  # adversarial, on whole clips, at the last step
     lambda_rr: float = 0.1  # recurrent: |p(s_t) - f_t+1|
     lambda_rc: float = 0.1  # recycle: |g(p(g(s_t))) - f_t+1|
-    lambda_steady: float = 0.0  # |p(g(s_t)) - g(f_t+1)|: a translation that is as predictable as its domain does not flicker
+    lambda_steady: float = (
+        0.0  # |p(g(s_t)) - g(f_t+1)|: a translation that is as predictable as its domain does not flicker
+    )
     rl_every: int = 1  # steps; 0: no RL half
     gamma: float = 0.99
     tau: float = 0.001  # of slow copies
@@ -67,7 +81,16 @@ class RLV2VConfig:
     def __post_init__(self):
         for name in ("channels", "judge_channels"):
             check(min(getattr(self, name), default=0) > 0, f"{name} must list positive widths")
-        for name in ("context_frames", "fold", "judge_fold", "memory", "lr", "lr_d", "lr_policy", "replay_size"):
+        for name in (
+            "context_frames",
+            "fold",
+            "judge_fold",
+            "memory",
+            "lr",
+            "lr_d",
+            "lr_policy",
+            "replay_size",
+        ):
             check(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         for name in ("blocks", "rl_every", "lambda_v", "lambda_rr", "lambda_rc", "lambda_steady"):
             check(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
@@ -75,21 +98,33 @@ class RLV2VConfig:
             check(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], not {getattr(self, name)}")
         for name in ("beta1", "beta2"):
             check(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), not {getattr(self, name)}")
-        check(self.sequence_length > self.context_frames, f"sequence_length={self.sequence_length} leaves no frame to predict "
-              f"after context_frames={self.context_frames}; it must be larger")  # fmt: skip
+        check(
+            self.sequence_length > self.context_frames,
+            f"sequence_length={self.sequence_length} leaves no frame to predict "
+            f"after context_frames={self.context_frames}; it must be larger",
+        )
         for side in ("height", "width"):
             size = getattr(self, side)
             check(size >= 0, f"{side} must be 0 (as the dataset) or positive, not {size}")
-            for fold, widths, grid in (("fold", "channels", self.grid), ("judge_fold", "judge_channels", self.judge_grid)):
-                check(size % grid == 0, f"{side}={size} is not divisible by {grid}, as {fold} and {widths} ask for; make the "
-                      f"frames {max(1, size // grid) * grid} pixels, or use a smaller {fold} or fewer {widths}")  # fmt: skip
+            for fold, widths, grid in (
+                ("fold", "channels", self.grid),
+                ("judge_fold", "judge_channels", self.judge_grid),
+            ):
+                check(
+                    size % grid == 0,
+                    f"{side}={size} is not divisible by {grid}, as {fold} and {widths} ask for; make the "
+                    f"frames {max(1, size // grid) * grid} pixels, or use a smaller {fold} or fewer {widths}",
+                )
         normed = [(self.fold, self.channels[0])]  # pixels along a cell and width of the maps that have a norm
         if self.blocks:
             normed.append((self.grid, self.channels[-1]))
         for cell, width in normed:
-            check(not erases(self.norm, width, self.height // cell, self.width // cell),
-                  f"frames of one cell ({cell} pixels, as fold and channels ask for) leave nothing to norm={self.norm!r}; "
-                  "use a smaller fold, fewer channels, or norm='none'")  # fmt: skip
+            check(
+                not erases(self.norm, width, self.height // cell, self.width // cell),
+                f"frames of one cell ({cell} pixels, as fold and channels ask for) leave nothing to "
+                f"norm={self.norm!r}; "
+                "use a smaller fold, fewer channels, or norm='none'",
+            )
 
     @property
     def grid(self):
@@ -111,22 +146,58 @@ class RLV2V(System):
         "demo": SMALL | {"steps": 300},
         # the source's own values; widths are not known
         "original": {
-            "height": 64, "width": 64, "channels": (32, 64, 128), "fold": 1, "blocks": 4, "memory": 128, "norm": "instance",
-            "output": "tanh", "judge_channels": (32, 64, 128), "judge_fold": 1, "dense_head": True, "gan": "bce",
-            "batch_size": 4, "epochs": 10, "steps_per_epoch": 100, "eval_batches": 5, "eval_every_steps": 100,
-            "save_every_steps": 100, "clip_norm": 0.0, "ema_decay": 0.0, "warmup_steps": 0,
+            "height": 64,
+            "width": 64,
+            "channels": (32, 64, 128),
+            "fold": 1,
+            "blocks": 4,
+            "memory": 128,
+            "norm": "instance",
+            "output": "tanh",
+            "judge_channels": (32, 64, 128),
+            "judge_fold": 1,
+            "dense_head": True,
+            "gan": "bce",
+            "batch_size": 4,
+            "epochs": 10,
+            "steps_per_epoch": 100,
+            "eval_batches": 5,
+            "eval_every_steps": 100,
+            "save_every_steps": 100,
+            "clip_norm": 0.0,
+            "ema_decay": 0.0,
+            "warmup_steps": 0,
         },
         # the source's quick check
         "sanity": {
-            "height": 32, "width": 32, "sequence_length": 4, "context_frames": 2, "channels": (8, 16), "fold": 1, "blocks": 1,
-            "memory": 8, "judge_channels": (8, 16), "batch_size": 2, "epochs": 2, "steps_per_epoch": 5, "eval_batches": 5,
-            "log_every_steps": 5, "eval_every_steps": 5, "save_every_steps": 5,
+            "height": 32,
+            "width": 32,
+            "sequence_length": 4,
+            "context_frames": 2,
+            "channels": (8, 16),
+            "fold": 1,
+            "blocks": 1,
+            "memory": 8,
+            "judge_channels": (8, 16),
+            "batch_size": 2,
+            "epochs": 2,
+            "steps_per_epoch": 5,
+            "eval_batches": 5,
+            "log_every_steps": 5,
+            "eval_every_steps": 5,
+            "save_every_steps": 5,
         },
         "tiny": {
-            "sequence_length": 5, "context_frames": 2, "channels": (8,), "memory": 4, "blocks": 1, "judge_channels": (8, 8),
-            "steps": 20, "batch_size": 2,
+            "sequence_length": 5,
+            "context_frames": 2,
+            "channels": (8,),
+            "memory": 4,
+            "blocks": 1,
+            "judge_channels": (8, 8),
+            "steps": 20,
+            "batch_size": 2,
         },
-    }  # fmt: skip
+    }
 
     def __init__(self, config):
         super().__init__(config)
@@ -144,9 +215,13 @@ class RLV2V(System):
     @classmethod
     def fit_config(cls, config, dataset):
         past = config.context_frames
-        check(config.sequence_length > past + 1,  # such runs were made once, and they open still
-              f"sequence_length={config.sequence_length} with context_frames={past} leaves only the last step of a clip, at "
-              f"which predictors learn nothing; use sequence_length={past + 2} or more, or fewer context_frames")  # fmt: skip
+        check(
+            config.sequence_length > past + 1,  # such runs were made once, and they open still
+            f"sequence_length={config.sequence_length} with context_frames={past} leaves only the last step "
+            "of a clip, at "
+            f"which predictors learn nothing; use sequence_length={past + 2} or more, or fewer "
+            "context_frames",
+        )
         return super().fit_config(config, dataset)
 
     def needs(self):
@@ -159,13 +234,21 @@ class RLV2V(System):
         c = self.config
         makers = [*self.g.parameters(), *self.p.parameters()]
         betas = c.beta1, c.beta2
-        phases = {"generator": adam(makers, c.lr, betas), "discriminator": adam(self.d.parameters(), c.lr_d, betas)}
+        phases = {
+            "generator": adam(makers, c.lr, betas),
+            "discriminator": adam(self.d.parameters(), c.lr_d, betas),
+        }
         if c.rl_every:
-            phases |= {"q": adam(self.q.parameters(), c.lr_policy), "policy": adam(makers, c.lr_policy, betas)}
+            phases |= {
+                "q": adam(self.q.parameters(), c.lr_policy),
+                "policy": adam(makers, c.lr_policy, betas),
+            }
         return phases
 
     def prepare(self, frames, frames_y=None):
-        """Let residual translators begin as the colour transfer between the domains, so that they start with likely colours."""
+        """Let residual translators begin as the colour transfer between the domains, so that they start with
+        likely colours.
+        """
         if self.config.output == "residual":
             for d, (source, target) in {"y": (frames, frames_y), "x": (frames_y, frames)}.items():
                 matrix, shift = colour_transfer(source.cpu(), target.cpu())  # of levels from 0 to 255
@@ -179,9 +262,14 @@ class RLV2V(System):
 
     def training_step(self, batches, step):
         c, batch = self.config, batches[0]
-        t = int(torch.randint(c.context_frames, c.sequence_length, ()))  # frames seen: the next one is frame t
+        t = int(
+            torch.randint(c.context_frames, c.sequence_length, ())
+        )  # frames seen: the next one is frame t
         made = step("generator", functools.partial(self.generator_loss, t=t), batch)
-        logs = made.logs | step("discriminator", functools.partial(self.discriminator_loss, t=t), batch | made.carry).logs
+        logs = (
+            made.logs
+            | step("discriminator", functools.partial(self.discriminator_loss, t=t), batch | made.carry).logs
+        )
         self.steps += 1
         if c.rl_every and self.steps % c.rl_every == 0:
             self._remember(batch, t)
@@ -192,13 +280,17 @@ class RLV2V(System):
         return logs
 
     def generator_loss(self, batch, t):
-        """At frame t of each clip: L_g + lambda_rr L_rr + lambda_rc L_rc, or lambda_v L_v where it is the last one."""
+        """At frame t of each clip: L_g + lambda_rr L_rr + lambda_rc L_rc, or lambda_v L_v where it is the
+        last one.
+        """
         c, judge = self.config, torch.vmap(GAN_LOSSES[self.config.gan][1])
         total, logs, carry = 0, {}, {}
         for d, o in OTHER.items():
             clip = batch[FRAMES[d]]
             state, after = clip[:, t - c.context_frames : t], clip[:, t]
-            with torch.no_grad():  # what came before the state, so that the memory is as full as it is in a long clip
+            with (
+                torch.no_grad()
+            ):  # what came before the state, so that the memory is as full as it is in a long clip
                 memory = self.g[o](clip[:, : t - c.context_frames])[1] if t > c.context_frames else None
             there, memory = self.g[o](state, memory)
             onward = self.p[o](there)[0][:, -1:]
@@ -213,7 +305,9 @@ class RLV2V(System):
             if last:
                 loss = c.lambda_v * parts["adversarial"]
             else:
-                loss = parts["adversarial"] + c.lambda_rr * parts["recurrent"] + c.lambda_rc * parts["recycle"]
+                loss = (
+                    parts["adversarial"] + c.lambda_rr * parts["recurrent"] + c.lambda_rc * parts["recycle"]
+                )
                 if c.lambda_steady:
                     loss = loss + c.lambda_steady * parts["steady"]
             total = total + loss.mean()
@@ -273,10 +367,14 @@ class RLV2V(System):
                 rewards = reward(adversarial, recurrent, recycle, c.lambda_rr, c.lambda_rc)
             full = torch.full((len(state),), t)
             done = torch.full_like(full, last, dtype=torch.bool)
-            self.replay.add(to_uint8(torch.cat([state, action], 1)), rewards, full, torch.full_like(full, number), done)
+            self.replay.add(
+                to_uint8(torch.cat([state, action], 1)), rewards, full, torch.full_like(full, number), done
+            )
 
     def _draw(self, count):
-        """`count` transitions: each from all that are kept with probability sigma1, else one of the newest `count`."""
+        """`count` transitions: each from all that are kept with probability sigma1, else one of the newest
+        `count`.
+        """
         u, old = torch.rand(count), torch.rand(count) < self.config.sigma1
         kept = len(self.replay)
         newest = 1 - (torch.arange(count).flip(0) + 0.5) / kept
@@ -308,12 +406,16 @@ class RLV2V(System):
         values = []
         for rows, d in _by_domain(batch["domains"]):
             state = batch["state"][rows]
-            values.append(torch.stack([self.q[d](state, a) for a in self._candidates(state, d, self.g, self.p)]).amax(0))
+            values.append(
+                torch.stack([self.q[d](state, a) for a in self._candidates(state, d, self.g, self.p)]).amax(0)
+            )
         loss = -in_fp32(torch.cat(values)).mean()
         return Loss(loss, {"policy": loss})
 
     def _candidates(self, states, d, g, p):
-        """The two next frames `[n, 3, H, W]` to choose from: the predictor's, and the one through the other domain."""
+        """The two next frames `[n, 3, H, W]` to choose from: the predictor's, and the one through the other
+        domain.
+        """
         o = OTHER[d]
         onward = p[o](g[o](states)[0])[0][:, -1:]
         return p[d](states)[0][:, -1], g[d](onward)[0][:, 0]
@@ -327,12 +429,16 @@ class RLV2V(System):
         return self.translate(context)[1]
 
     def step(self, state, action=None):
-        """From X to Y, a frame at a time. action: X's next frame, float `[B, 3, H, W]`; what comes out is that frame in Y."""
+        """From X to Y, a frame at a time. action: X's next frame, float `[B, 3, H, W]`; what comes out is
+        that frame in Y.
+        """
         frames, state = self.translate(action[:, None], "x_to_y", state)
         return state, frames[:, 0]
 
     def reconstruct(self, frames):
-        """Recycled: X to Y, there the next frame from the last p or fewer, and back to X; the first frame there and back."""
+        """Recycled: X to Y, there the next frame from the last p or fewer, and back to X; the first frame
+        there and back.
+        """
         there = self.g["y"](frames)[0]
         pasts = [there[:, max(0, t - self.config.context_frames) : t] for t in range(1, there.shape[1])]
         onward = [self.p["y"](past)[0][:, -1] for past in pasts]

@@ -1,8 +1,8 @@
 """Dynamics: the next frame's latents from those so far and the actions, in the space of a frozen tokenizer.
 
-objective "mse" draws the next latents at once; "masked" fills in the next frame's codes, the surest first (MaskGIT, Chang et
-al. 2022). Letters: B batch, T frames, P patches a frame, L latent channels, E width; actions[:, t] leads from frame t to frame
-t + 1.
+objective "mse" draws the next latents at once; "masked" fills in the next frame's codes, the surest first
+(MaskGIT, Chang et al. 2022). Letters: B batch, T frames, P patches a frame, L latent channels, E width;
+actions[:, t] leads from frame t to frame t + 1.
 """
 
 import dataclasses
@@ -39,10 +39,13 @@ from mtld_core.systems.world_model.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class DynamicsConfig(StageConfig):
-    tokenizer_run: str = ""  # the run folder of the trained tokenizer, which this one then carries inside itself
+    tokenizer_run: str = (
+        ""  # the run folder of the trained tokenizer, which this one then carries inside itself
+    )
     latent_actions_run: str = ""  # the same of the latent actions, where they are used
     actions: typing.Literal["recorded", "latent"] = "recorded"
-    # added to every patch's token; modulate: and moving the norms; latent: the latent action, added to every patch's latent
+    # added to every patch's token; modulate: and moving the norms; latent: the latent action, added to every
+    # patch's latent
     action_input: typing.Literal["modulate", "add", "latent"] = "modulate"
     action_widths: tuple[int, ...] = (64,)
     latent_dim: int = 16  # L, as the tokenizer's
@@ -50,13 +53,17 @@ class DynamicsConfig(StageConfig):
     residual: bool = True  # mse: draw the change to the present latents
     lambda_latent: float = 1.0  # mse: (latents - truth)^2, in units of each channel's spread
     lambda_pixels: float = 0.0  # mse: (decoded - truth)^2
-    context_noise: float = 0.2  # up to this much on what the model sees in training; masked: share of codes that are replaced
+    context_noise: float = (
+        0.2  # up to this much on what the model sees in training; masked: share of codes that are replaced
+    )
     decode_steps: int = 10  # masked: passes in which a frame is filled in
     temperature: float = 0.0  # masked: 0 takes the likeliest code
     action_count: int = 0  # what the dataset's actions are; 0 and empty: as they come
     control_low: tuple[float, ...] = ()
     control_high: tuple[float, ...] = ()
-    tokenizer: dict = dataclasses.field(default_factory=dict)  # the configs of the frozen stages, filled in from their runs
+    tokenizer: dict = dataclasses.field(
+        default_factory=dict
+    )  # the configs of the frozen stages, filled in from their runs
     latent_actions: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -66,10 +73,15 @@ class DynamicsConfig(StageConfig):
         for name in ("decode_steps", "latent_dim"):
             check(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         check(min(self.action_widths, default=1) > 0, "action_widths must list positive widths")
-        check(self.objective == "masked" or self.lambda_latent or self.lambda_pixels,
-              "lambda_latent and lambda_pixels are 0, so nothing would be learned: give one a positive weight")  # fmt: skip
-        check(self.action_input != "latent" or self.actions == "latent", "action_input='latent' adds what the latent actions "
-              "are made of, and actions='recorded' have no latent; use actions='latent', or action_input='add'")  # fmt: skip
+        check(
+            self.objective == "masked" or self.lambda_latent or self.lambda_pixels,
+            "lambda_latent and lambda_pixels are 0, so nothing would be learned: give one a positive weight",
+        )
+        check(
+            self.action_input != "latent" or self.actions == "latent",
+            "action_input='latent' adds what the latent actions "
+            "are made of, and actions='recorded' have no latent; use actions='latent', or action_input='add'",
+        )
         self.check_length()
 
 
@@ -87,20 +99,42 @@ class Dynamics(System):
     PRESETS: typing.ClassVar = {
         # a game at 64x64 in ten minutes on two cores
         "small": {
-            "steps": 4500, "batch_size": 4, "lr_schedule": "cosine", "ema_decay": 0.995, "eval_horizon": 16, "long_horizon": 64,
+            "steps": 4500,
+            "batch_size": 4,
+            "lr_schedule": "cosine",
+            "ema_decay": 0.995,
+            "eval_horizon": 16,
+            "long_horizon": 64,
         },
-        "demo": {"steps": 1000, "batch_size": 4, "lr_schedule": "cosine", "ema_decay": 0.99, "eval_horizon": 16},
+        "demo": {
+            "steps": 1000,
+            "batch_size": 4,
+            "lr_schedule": "cosine",
+            "ema_decay": 0.99,
+            "eval_horizon": 16,
+        },
         # on a tokenizer with codes
         "codes": {
-            "objective": "masked", "latent_dim": 5, "steps": 4500, "batch_size": 4, "lr_schedule": "cosine",
-            "ema_decay": 0.995, "eval_horizon": 16, "long_horizon": 64,
+            "objective": "masked",
+            "latent_dim": 5,
+            "steps": 4500,
+            "batch_size": 4,
+            "lr_schedule": "cosine",
+            "ema_decay": 0.995,
+            "eval_horizon": 16,
+            "long_horizon": 64,
         },
-        "original": ORIGINAL | {
-            "action_input": "latent", "actions": "latent", "residual": False, "context_noise": 0.0, "eval_horizon": 16,
+        "original": ORIGINAL
+        | {
+            "action_input": "latent",
+            "actions": "latent",
+            "residual": False,
+            "context_noise": 0.0,
+            "eval_horizon": 16,
             "long_horizon": 64,
         },
         "tiny": TINY | {"latent_dim": 4, "decode_steps": 3},
-    }  # fmt: skip
+    }
 
     def __init__(self, config):
         super().__init__(config)
@@ -110,11 +144,15 @@ class Dynamics(System):
         self.action_space = self.lam.action_space if self.lam else action_space(c)
         if c.action_input != "latent":
             self.encode_action = ActionEncoder(self.action_space, c.action_widths, c.embed_dim)
-        self.no_action = nn.Parameter(torch.randn(c.embed_dim) * 0.02)  # where it is not known: before the context's last frame
+        self.no_action = nn.Parameter(
+            torch.randn(c.embed_dim) * 0.02
+        )  # where it is not known: before the context's last frame
         self.embed = PatchEmbedding(c.patches, c.latent_dim, c.embed_dim)
         modulates = c.action_input == "modulate"
         self.transformer = SpaceTimeTransformer(*c.transformer, condition_dim=c.embed_dim if modulates else 0)
-        self.head = nn.Linear(c.embed_dim, self.tokenizer.fsq.size if c.objective == "masked" else c.latent_dim)
+        self.head = nn.Linear(
+            c.embed_dim, self.tokenizer.fsq.size if c.objective == "masked" else c.latent_dim
+        )
         if c.objective == "masked":
             self.unknown = nn.Parameter(torch.randn(c.embed_dim) * 0.02)
         elif c.residual:
@@ -128,12 +166,17 @@ class Dynamics(System):
         config = super().fit_config(config, dataset)
         tokenizer = config.tokenizer or read_stage(config.tokenizer_run, "tokenizer_run", Tokenizer, dataset)
         for name in ("patch_size", "latent_dim"):
-            check(tokenizer[name] == getattr(config, name),
-                  f"tokenizer_run={config.tokenizer_run!r} has {name}={tokenizer[name]}, this dynamics has "
-                  f"{name}={getattr(config, name)}; give both the same")  # fmt: skip
-        check(config.objective == "mse" or tokenizer["quantise"] == "fsq",
-              f"objective='masked' fills in codes, and the tokenizer of {config.tokenizer_run!r} has none (quantise="
-              f"{tokenizer['quantise']!r}); train one with quantise='fsq', or use objective='mse'")  # fmt: skip
+            check(
+                tokenizer[name] == getattr(config, name),
+                f"tokenizer_run={config.tokenizer_run!r} has {name}={tokenizer[name]}, this dynamics has "
+                f"{name}={getattr(config, name)}; give both the same",
+            )
+        check(
+            config.objective == "mse" or tokenizer["quantise"] == "fsq",
+            f"objective='masked' fills in codes, and the tokenizer of {config.tokenizer_run!r} has none "
+            "(quantise="
+            f"{tokenizer['quantise']!r}); train one with quantise='fsq', or use objective='mse'",
+        )
         below = tokenizer.get("split", [0, 0])
         split = config.split or (tuple(below) if any(below) else 2 * (tokenizer["sequence_length"],))
         config = dataclasses.replace(config, split=split)
@@ -142,13 +185,20 @@ class Dynamics(System):
         latent_actions = config.latent_actions or read_stage(
             config.latent_actions_run, "latent_actions_run", LatentActions, dataset
         )
-        check(latent_actions["patch_size"] == tokenizer["patch_size"],
-              f"latent_actions_run={config.latent_actions_run!r} has patch_size={latent_actions['patch_size']}, tokenizer_run="
-              f"{config.tokenizer_run!r} has {tokenizer['patch_size']}; train both with the same")  # fmt: skip
-        check(config.action_input != "latent" or latent_actions["action_dim"] == config.latent_dim,
-              f"latent_actions_run={config.latent_actions_run!r} has action_dim={latent_actions['action_dim']}, and "
-              f"action_input='latent' adds it to latents of latent_dim={config.latent_dim}; train it with that action_dim, or "
-              "use action_input='add'")  # fmt: skip
+        check(
+            latent_actions["patch_size"] == tokenizer["patch_size"],
+            f"latent_actions_run={config.latent_actions_run!r} has "
+            f"patch_size={latent_actions['patch_size']}, tokenizer_run="
+            f"{config.tokenizer_run!r} has {tokenizer['patch_size']}; train both with the same",
+        )
+        check(
+            config.action_input != "latent" or latent_actions["action_dim"] == config.latent_dim,
+            f"latent_actions_run={config.latent_actions_run!r} has "
+            f"action_dim={latent_actions['action_dim']}, and "
+            f"action_input='latent' adds it to latents of latent_dim={config.latent_dim}; train it with that "
+            "action_dim, or "
+            "use action_input='add'",
+        )
         return dataclasses.replace(config, tokenizer=tokenizer, latent_actions=latent_actions)
 
     def train(self, mode=True):
@@ -168,7 +218,9 @@ class Dynamics(System):
         if self.lam is not None:
             load_stage(self.lam, self.config.latent_actions_run)
         with torch.no_grad():
-            latents = torch.cat([self.tokenizer.encode(to_float(part.to(self.device))[:, None]) for part in frames.split(32)])
+            latents = torch.cat(
+                [self.tokenizer.encode(to_float(part.to(self.device))[:, None]) for part in frames.split(32)]
+            )
         self.mean.copy_(latents.mean((0, 1, 2)))
         self.std.copy_(latents.std((0, 1, 2)).clamp(min=1e-3))
 
@@ -183,14 +235,20 @@ class Dynamics(System):
 
     def _action(self, actions):
         """Actions -> what is added to the tokens, `[..., E]`."""
-        if self.config.action_input == "latent":  # a latent that is added to another one comes out of the embedding like this
+        if (
+            self.config.action_input == "latent"
+        ):  # a latent that is added to another one comes out of the embedding like this
             return F.linear(self.lam.latents(actions), self.embed.project.weight)
         return self.encode_action(actions)
 
     def _conditions(self, batch):
-        """`[B, T-1, E]`: what leads from each frame to the next; of a random number of first ones nothing is said."""
+        """`[B, T-1, E]`: what leads from each frame to the next; of a random number of first ones nothing is
+        said.
+        """
         actions = batch["actions"] if self.lam is None else self.lam.infer_actions(batch["frames"])
-        hidden = (keyed_uniform(batch["key"], "no_action", 1) * self.config.context_frames).long()  # [B, 1]: 0 .. k-1
+        hidden = (
+            keyed_uniform(batch["key"], "no_action", 1) * self.config.context_frames
+        ).long()  # [B, 1]: 0 .. k-1
         told = torch.arange(actions.shape[1], device=hidden.device) >= hidden
         return torch.where(told[..., None], self._action(actions), self.no_action)
 
@@ -212,7 +270,9 @@ class Dynamics(System):
         seen = target[:, :-1]
         if c.context_noise and self.training:
             noise = keyed_normal(batch["key"], "context_noise", seen[0].numel()).view_as(seen)
-            seen = seen + noise * c.context_noise * keyed_uniform(batch["key"], "noise_level", 1)[:, None, None]
+            seen = (
+                seen + noise * c.context_noise * keyed_uniform(batch["key"], "noise_level", 1)[:, None, None]
+            )
         drawn = self._predict(seen, conditions)[0]
         logs = {"latent": F.mse_loss(drawn, target[:, 1:])}
         total = c.lambda_latent * logs["latent"]
@@ -236,7 +296,9 @@ class Dynamics(System):
         def chance(purpose, n=patches):
             return keyed_uniform(key, purpose, frames * n).view(size, frames, n)
 
-        share = torch.cos(math.pi / 2 * chance("share", 1)) * (chance("context", 1) < 0.7)  # of a frame's codes that are hidden
+        share = torch.cos(math.pi / 2 * chance("share", 1)) * (
+            chance("context", 1) < 0.7
+        )  # of a frame's codes that are hidden
         share[:, 0] = 0
         hidden = chance("hidden") < share
         if c.context_noise and self.training:
@@ -251,7 +313,9 @@ class Dynamics(System):
         count = hidden.sum().clamp(min=1)
         loss = (losses * hidden).sum() / count
         right = ((logits.argmax(-1) == codes) * hidden).sum() / count
-        logs = {"cross_entropy": loss, "right": right} | spread("latent", latents) | statistics("output", logits)
+        logs = (
+            {"cross_entropy": loss, "right": right} | spread("latent", latents) | statistics("output", logits)
+        )
         return Loss(loss, logs, weight=hidden.to(loss.dtype).sum() / size)  # a mean over the hidden codes
 
     def evaluate(self, dataset, starts):
@@ -259,7 +323,8 @@ class Dynamics(System):
         figures = self.tokenizer.evaluate(dataset, starts)
         if self.lam is not None:
             figures |= {
-                f"action_{name.removeprefix('action_')}": value for name, value in self.lam.evaluate(dataset, starts).items()
+                f"action_{name.removeprefix('action_')}": value
+                for name, value in self.lam.evaluate(dataset, starts).items()
             }
         return figures
 
@@ -300,7 +365,9 @@ class Dynamics(System):
         return State(latents, past, drawn, state.generator), frame[:, 0].clamp(-1, 1)
 
     def _fill_in(self, state, condition):
-        """(latents `[B, 1, P, L]` of the next frame, past with it): in each pass the surest of its codes are kept."""
+        """(latents `[B, 1, P, L]` of the next frame, past with it): in each pass the surest of its codes are
+        kept.
+        """
         c, fsq = self.config, self.tokenizer.fsq
         latents = torch.zeros_like(state.latents)
         hidden = torch.ones(latents.shape[:3], dtype=torch.bool, device=latents.device)
@@ -309,10 +376,16 @@ class Dynamics(System):
             logits = self.head(x)
             if c.temperature:
                 chance = torch.rand(logits.shape, generator=state.generator, device=logits.device)
-                codes = (logits / c.temperature - torch.log(-torch.log(chance + 1e-20) + 1e-20)).argmax(-1)  # Gumbel's trick
+                codes = (logits / c.temperature - torch.log(-torch.log(chance + 1e-20) + 1e-20)).argmax(
+                    -1
+                )  # Gumbel's trick
             else:
                 codes = logits.argmax(-1)
-            sure = torch.log_softmax(logits, -1).gather(-1, codes[..., None])[..., 0].masked_fill(~hidden, float("inf"))
+            sure = (
+                torch.log_softmax(logits, -1)
+                .gather(-1, codes[..., None])[..., 0]
+                .masked_fill(~hidden, float("inf"))
+            )
             count = hidden.shape[-1] - int(hidden.shape[-1] * math.cos(math.pi / 2 * i / c.decode_steps))
             kept = torch.zeros_like(hidden).scatter(-1, sure.topk(count, -1).indices, True)
             latents = torch.where((kept & hidden)[..., None], fsq.latents(codes), latents)

@@ -1,9 +1,10 @@
 """Latent actions: what happened between two frames, as one of a few codes that nobody named.
 
-The encoder looks at both frames; the decoder must draw the next frame from the past and the code alone, so the code comes to
-hold what the past does not tell. With a long past that is the surprise ("it turns round"), with the present frame alone
-(context_frames=1) it is the movement itself ("up"), which is what a player wants.
-Letters: B batch, T frames, P patches a frame, L numbers of a latent action; actions[:, t] leads from frame t to frame t + 1.
+The encoder looks at both frames; the decoder must draw the next frame from the past and the code alone, so
+the code comes to hold what the past does not tell. With a long past that is the surprise ("it turns round"),
+with the present frame alone (context_frames=1) it is the movement itself ("up"), which is what a player
+wants. Letters: B batch, T frames, P patches a frame, L numbers of a latent action; actions[:, t] leads from
+frame t to frame t + 1.
 """
 
 import dataclasses
@@ -38,21 +39,34 @@ from mtld_core.systems.world_model.stages import (
 @dataclasses.dataclass(frozen=True)
 class LatentActionsConfig(StageConfig):
     action_dim: int = 3  # L: numbers of a latent action
-    action_channels: int = 0  # those that are quantised, which one linear map then widens to action_dim; 0: all of action_dim
+    action_channels: int = (
+        0  # those that are quantised, which one linear map then widens to action_dim; 0: all of action_dim
+    )
     action_levels: int = 2  # values a quantised channel; action_levels ** channels codes in all
-    encoder: typing.Literal["pair", "space_time"] = "pair"  # pair: convolutions over two frames, blind to where things are
+    encoder: typing.Literal["pair", "space_time"] = (
+        "pair"  # pair: convolutions over two frames, blind to where things are
+    )
 
     def __post_init__(self):
         super().__post_init__()
         check(self.action_dim > 0, f"action_dim must be positive, not {self.action_dim}")
-        check(0 <= self.action_channels <= self.action_dim,
-              f"action_channels must be from 0 (all) to action_dim={self.action_dim}, not {self.action_channels}")  # fmt: skip
+        check(
+            0 <= self.action_channels <= self.action_dim,
+            f"action_channels must be from 0 (all) to action_dim={self.action_dim}, not "
+            f"{self.action_channels}",
+        )
         check(self.action_levels >= 2, f"action_levels must be at least 2, not {self.action_levels}")
         codes = self.action_levels**self.channels
-        check(codes <= MOST_CODES, f"action_levels={self.action_levels} in {self.channels} channels make {codes} codes; "
-              f"{MOST_CODES} are the most; use fewer levels, or action_channels below action_dim")  # fmt: skip
-        check(self.encoder == "space_time" or self.patch_size % 4 == 0,
-              f"encoder='pair' needs a patch_size that 4 divides, not {self.patch_size}; use encoder='space_time'")  # fmt: skip
+        check(
+            codes <= MOST_CODES,
+            f"action_levels={self.action_levels} in {self.channels} channels make {codes} codes; "
+            f"{MOST_CODES} are the most; use fewer levels, or action_channels below action_dim",
+        )
+        check(
+            self.encoder == "space_time" or self.patch_size % 4 == 0,
+            f"encoder='pair' needs a patch_size that 4 divides, not {self.patch_size}; use "
+            "encoder='space_time'",
+        )
         self.check_length()
 
     @property
@@ -66,18 +80,33 @@ class LatentActions(System):
     split_fields = SPLIT_FIELDS
     PRESETS: typing.ClassVar = {
         "small": {
-            "context_frames": 1, "sequence_length": 2, "steps": 3000, "batch_size": 32, "lr_schedule": "cosine",
-            "ema_decay": 0.995, "eval_horizon": 16,
+            "context_frames": 1,
+            "sequence_length": 2,
+            "steps": 3000,
+            "batch_size": 32,
+            "lr_schedule": "cosine",
+            "ema_decay": 0.995,
+            "eval_horizon": 16,
         },
         "demo": {
-            "context_frames": 1, "sequence_length": 2, "steps": 1000, "batch_size": 16, "lr_schedule": "cosine",
-            "ema_decay": 0.99, "eval_horizon": 16,
+            "context_frames": 1,
+            "sequence_length": 2,
+            "steps": 1000,
+            "batch_size": 16,
+            "lr_schedule": "cosine",
+            "ema_decay": 0.99,
+            "eval_horizon": 16,
         },
-        "original": ORIGINAL | {
-            "encoder": "space_time", "action_dim": 16, "action_channels": 2, "eval_horizon": 16, "long_horizon": 64,
+        "original": ORIGINAL
+        | {
+            "encoder": "space_time",
+            "action_dim": 16,
+            "action_channels": 2,
+            "eval_horizon": 16,
+            "long_horizon": 64,
         },
         "tiny": TINY,
-    }  # fmt: skip
+    }
 
     def __init__(self, config):
         super().__init__(config)
@@ -112,7 +141,11 @@ class LatentActions(System):
         self.mean.copy_(to_patches(to_float(frames).median(0).values, self.config.patch_size))
 
     def optimizers(self):
-        return {"model": adam(self.parameters(), self.config.lr, (0.9, self.config.beta2), self.config.weight_decay)}
+        return {
+            "model": adam(
+                self.parameters(), self.config.lr, (0.9, self.config.beta2), self.config.weight_decay
+            )
+        }
 
     # ---- frames <-> actions
 
@@ -120,7 +153,9 @@ class LatentActions(System):
         """Frames float `[B, T, 3, H, W]` -> quantised values `[B, T-1, channels]` in [-1, 1]."""
         if self.config.encoder == "pair":
             x, _ = self.encoder((frames[:, 1:] - frames[:, :-1]).flatten(0, 1))  # [B*(T-1), E, h, w]
-            x = x.flatten(2).amax(2).unflatten(0, (len(frames), -1))  # [B, T-1, E]; the largest: what acts is in few places
+            x = (
+                x.flatten(2).amax(2).unflatten(0, (len(frames), -1))
+            )  # [B, T-1, E]; the largest: what acts is in few places
         else:
             patches = to_patches(frames, self.config.patch_size) - self.mean
             pairs = torch.cat([patches[:, 1:], patches[:, 1:] - patches[:, :-1]], -1)
@@ -135,7 +170,9 @@ class LatentActions(System):
         return self.widen(self.fsq.latents(codes))
 
     def _next(self, patches, actions, past=None):
-        """Patches minus their mean `[B, T, P, 3pp]`, latent actions `[B, T, L]` -> (those of the next frames, past)."""
+        """Patches minus their mean `[B, T, P, 3pp]`, latent actions `[B, T, L]` -> (those of the next frames,
+        past).
+        """
         action = self.act(actions)
         x, past = self.decoder(self.embed(patches) + action[:, :, None], action, past)
         return patches + self.head(x), past
@@ -146,13 +183,17 @@ class LatentActions(System):
         patches = to_patches(batch["frames"], self.config.patch_size) - self.mean
         actions = self.encode(batch["frames"])
         drawn, _ = self._next(patches[:, :-1], self.widen(actions))
-        first = min(1, self.config.context_frames - 1)  # with a past, from two frames on: one shows no movement
+        first = min(
+            1, self.config.context_frames - 1
+        )  # with a past, from two frames on: one shows no movement
         loss = F.mse_loss(drawn[:, first:], patches[:, first + 1 :])
         logs = {"mse": loss} | spread("action", actions) | statistics("output", drawn)
         return Loss(loss, logs)
 
     def evaluate(self, dataset, starts):
-        """codebook_use, codebook_perplexity; action_labels: what each code is called, where recorded actions tell."""
+        """codebook_use, codebook_perplexity; action_labels: what each code is called, where recorded actions
+        tell.
+        """
         codes, true = [], []
         for rows, frames in held_out(self, dataset, starts, 256):
             codes.append(self.infer_actions(frames).cpu())
@@ -165,9 +206,13 @@ class LatentActions(System):
         return figures
 
     def _labels(self, codes, actions, names):
-        """For each code the recorded action that it goes along with most, as if all actions were equally frequent."""
+        """For each code the recorded action that it goes along with most, as if all actions were equally
+        frequent.
+        """
         count = int(actions.max()) + 1
-        table = torch.bincount((codes * count + actions).flatten(), minlength=self.action_space * count).view(-1, count)
+        table = torch.bincount((codes * count + actions).flatten(), minlength=self.action_space * count).view(
+            -1, count
+        )
         share = table / table.sum(0).clamp(min=1)
         share = share / share.sum(1, keepdim=True).clamp(min=1e-9)
         best = share.max(1)
@@ -178,7 +223,11 @@ class LatentActions(System):
 
     def alarms(self, figures):
         dead = round((1 - figures.get("codebook_use", 1)) * self.action_space)
-        lines = [f"{dead} of {self.action_space} action codes are never used: use fewer, or train longer"] if dead else []
+        lines = (
+            [f"{dead} of {self.action_space} action codes are never used: use fewer, or train longer"]
+            if dead
+            else []
+        )
         return lines + spread_alarms(figures, "action")
 
     # ---- generation
