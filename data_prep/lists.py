@@ -7,8 +7,8 @@ import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
+from mtld_core.config import UserError, seconds
 from mtld_core.data.folder import VIDEO_SUFFIXES
-from mtld_core.runtime import UserError
 
 LONGEST = 200  # bytes of a name; file systems take 255, and we put something before it and behind
 FORM = 'a line is "url name [start] [duration]", with quotes around what has spaces in it'
@@ -21,17 +21,6 @@ class Line(NamedTuple):
     name: str
     start: float | None
     duration: float | None
-
-
-def seconds(value):
-    """Seconds as a float >= 0 from a number, "90.5", "1:30.5" or "1:01:30". Raises UserError for anything
-    else.
-    """
-    match = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?)", str(value).strip())
-    if not match:
-        raise UserError(f"{value!r} is not a time: write seconds, m:ss or h:mm:ss")
-    hours, minutes, rest = match.groups(default="0")
-    return int(hours) * 3600 + int(minutes) * 60 + float(rest)
 
 
 def read_list(path):

@@ -22,8 +22,10 @@ import numpy as np
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_prep.extract_frames import extract
+from mtld_core.chance import seed_of
+from mtld_core.config import UserError
 from mtld_core.data import DomainPair, open_dataset
-from mtld_core.runtime import UserError, command, seed_of
+from mtld_core.runtime import command
 
 # domain -> part -> (colour, colour of its pattern), RGB in 0..1; the ground runs from the one to the other
 STYLES = {

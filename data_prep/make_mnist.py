@@ -27,8 +27,10 @@ import numpy as np
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from mtld_core.config import UserError
+from mtld_core.files import atomic_path
 from mtld_core.frames import fit_frame
-from mtld_core.runtime import UserError, atomic_path, command
+from mtld_core.runtime import command
 
 NAMES = tuple(
     f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")

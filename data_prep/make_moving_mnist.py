@@ -28,7 +28,10 @@ import numpy as np
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_prep.make_mnist import read_mnist
-from mtld_core.runtime import UserError, atomic_path, command, progress_bar, seed_of
+from mtld_core.chance import seed_of
+from mtld_core.config import UserError
+from mtld_core.files import atomic_path
+from mtld_core.runtime import command, progress_bar
 
 DIGIT = 28  # pixels of a side
 STEP = 0.1  # of the room, a frame

@@ -24,7 +24,10 @@ import numpy as np
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_prep.games import action_facts, frame_of, game_options, make_env
-from mtld_core.runtime import UserError, atomic_path, command, progress_bar, seed_of, write_json
+from mtld_core.chance import seed_of
+from mtld_core.config import UserError
+from mtld_core.files import atomic_path, write_json
+from mtld_core.runtime import command, progress_bar
 
 HOLD = 8  # steps that a sticky action lasts at most
 CHUNK = 2**19  # bytes of frames that HDF5 packs together: several fit into its cache of 1 MB

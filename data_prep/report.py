@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mtld_core.runtime import UserError, atomic_path
+from mtld_core.config import UserError
+from mtld_core.files import atomic_path
 
 FRAMES, ARCS = 8, 40  # shown at most: frames of an arc, arcs of a dataset
 SIDE, GAP, LINE = 128, 4, 20  # pixels: a picture's width, the space between, the height of a label

@@ -7,8 +7,9 @@ from pathlib import Path
 from data_prep.download_videos import download
 from data_prep.lists import distinct, read_list, safe_name, text_of
 from data_prep.video import is_animated_webp
+from mtld_core.chance import seed_of
+from mtld_core.config import UserError
 from mtld_core.data.folder import VIDEO_SUFFIXES
-from mtld_core.runtime import UserError, seed_of
 
 SAMPLE = Path(__file__).parent / "sample" / "bigbuckbunny.mp4"
 MOST_TEXT = 1 << 22  # bytes of a list

@@ -22,7 +22,7 @@ from av.stream import Disposition
 from PIL import Image, ImageSequence
 
 from data_prep.picture import UNSPECIFIED, Converter, filter_graph
-from mtld_core.runtime import UserError
+from mtld_core.config import UserError
 
 REPEAT_MEAN, REPEAT_SPOT = (
     0.15,

@@ -18,9 +18,9 @@ from pathlib import Path
 from kernel_metadata import FILE, PLACEHOLDER, check_metadata, read_metadata
 from mtld_kaggle import MARKER, PACKAGES
 
-from mtld_core.config import nearest
+from mtld_core.config import UserError, nearest
+from mtld_core.files import atomic_path, write_json
 from mtld_core.notebook import parameter
-from mtld_core.runtime import UserError, atomic_path, write_json
 from mtld_core.settings import plan
 from mtld_core.systems import system_class
 

@@ -6,8 +6,7 @@ import dataclasses
 import re
 import typing
 
-from mtld_core.config import ConfigError, check, from_dict, nearest, parse_object
-from mtld_core.runtime import UserError
+from mtld_core.config import ConfigError, UserError, check, from_dict, nearest, parse_object
 
 FILE = "kernel-metadata.json"
 PLACEHOLDER = "INSERT_USERNAME"

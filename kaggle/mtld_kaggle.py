@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mtld_core.runtime import UserError
+from mtld_core.config import UserError
 
 ROOT = Path(os.environ.get("MTLD_KAGGLE_ROOT", "/kaggle"))
 PACKAGES = {  # what Kaggle's image lacks, or may lack: its module by the package's name

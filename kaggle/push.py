@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from kernel_build import INPUTS, build_inputs, make_kernel
 from kernel_metadata import PLACEHOLDER
 
-from mtld_core.runtime import RunGivenUp, UserError, command
+from mtld_core.config import RunGivenUp, UserError
+from mtld_core.runtime import command
 
 PATIENCE = 10  # looks in a row that may fail, after which the watch ends
 

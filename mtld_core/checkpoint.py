@@ -22,8 +22,9 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from mtld_core.config import UserError
+from mtld_core.files import atomic_path, flush, sha256, write_json
 from mtld_core.lock import Held, Lock
-from mtld_core.runtime import UserError, atomic_path, sha256, write_json
 
 SCHEMA = 1
 
@@ -316,13 +317,3 @@ def _torch_save(value, path):
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
-
-
-def flush(path):
-    """Have a file or folder on disk, as far as the file system can promise that."""
-    with contextlib.suppress(OSError):  # Windows opens no folder, some network drives flush none
-        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

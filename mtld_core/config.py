@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import types
 import typing
 
@@ -108,3 +109,26 @@ def _convert(name, hint, value):
     check(right, f"{name} must be of type {hint.__name__}, not {value!r}")
     check(hint is not float or math.isfinite(value), f"{name} must be finite, not {value!r}")
     return value
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one plain line that names the file or field and the way
+    out.
+    """
+
+
+class RunGivenUp(UserError):
+    """A run that went wrong by itself, so that going on would waste time: too much heat, no finite update any
+    more.
+    """
+
+
+def seconds(value):
+    """Seconds as a float >= 0 from a number, "90.5", "1:30.5" or "1:01:30". Raises UserError for anything
+    else.
+    """
+    match = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?)", str(value).strip())
+    if not match:
+        raise UserError(f"{value!r} is not a time: write seconds, m:ss or h:mm:ss")
+    hours, minutes, rest = match.groups(default="0")
+    return int(hours) * 3600 + int(minutes) * 60 + float(rest)

@@ -14,7 +14,7 @@ import torch
 
 from mtld_core import metrics
 from mtld_core.data import split_alike, split_windows
-from mtld_core.frames import to_float, to_uint8
+from mtld_core.frames import evenly, to_float, to_uint8
 
 # SSIM and LPIPS are averages over this many frames: on a CPU, VGG on all of them would outlast the training
 PICTURE_PAIRS = 64
@@ -232,13 +232,6 @@ class Judge:
     def _frames(self, starts, first, length):
         """uint8 `[B, length, H, W, 3]`: frames first .. first + length - 1 of each window."""
         return self.dataset.frames[starts[:, None] + torch.arange(first, first + length)]
-
-
-def evenly(rows, most):
-    """At most `most` elements of a tensor, evenly spaced from the first to the last."""
-    if len(rows) <= most:
-        return rows
-    return rows[torch.linspace(0, len(rows) - 1, most).round().long()]
 
 
 def judged_horizon(system, eval_horizon):

@@ -89,3 +89,12 @@ def fit_frame(frame, height, width, fit="crop"):
     top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
     canvas[top : top + inner[0], left : left + inner[1]] = small
     return canvas
+
+
+def evenly(rows, most):
+    """At most `most` elements of a tensor, evenly spaced from the first to the last."""
+    import torch
+
+    if len(rows) <= most:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, most).round().long()]

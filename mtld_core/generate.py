@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mtld_core.config import UserError
+from mtld_core.files import write_json
 from mtld_core.frames import to_float, to_uint8
 from mtld_core.output import Continuation, Timed, Translation, write
-from mtld_core.runtime import UserError, write_json
 from mtld_core.source import read_source
 from mtld_core.systems import open_run
 from mtld_core.translation import DIRECTIONS, stream_translation

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from mtld_core.config import field_names, from_dict
-from mtld_core.runtime import command, write_json
+from mtld_core.files import write_json
+from mtld_core.runtime import command
 from mtld_core.settings import TrainConfig
 from mtld_core.source import own_dataset
 from mtld_core.systems import open_run

@@ -19,7 +19,8 @@ import numpy as np
 import psutil
 from PIL import ExifTags, Image, ImageDraw, ImageFont, JpegImagePlugin
 
-from mtld_core.runtime import UserError, atomic_path
+from mtld_core.config import UserError
+from mtld_core.files import atomic_path
 
 MOST_PIXELS = 64_000_000  # that are decoded at once: 8000 x 8000
 LARGE = 2048  # a JPEG whose shorter side is a multiple of this is decoded at 1/2, 1/4 or 1/8

@@ -14,9 +14,7 @@ import numpy as np
 from IPython import get_ipython
 from IPython.display import HTML, Image, display
 
-from data_prep.lists import seconds
-from mtld_core.config import ConfigError, nearest
-from mtld_core.runtime import UserError
+from mtld_core.config import ConfigError, UserError, nearest, seconds
 
 # the kinds of parameters; all others are texts
 WHOLE = ("height", "width", "workers", "steps", "batch_size", "seed", "devices", "num_frames")

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from mtld_core import media, metrics
-from mtld_core.evaluate import evenly
+from mtld_core.frames import evenly
 
 STRIP_COLUMNS = 8
 

@@ -14,12 +14,11 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from mtld_core.checkpoint import list_checkpoints
-from mtld_core.config import ConfigError
+from mtld_core.config import ConfigError, UserError
 from mtld_core.frames import fit_frame
 from mtld_core.generate import generate
 from mtld_core.media import read_image
 from mtld_core.notebook import download_link, png_bytes, video_tag
-from mtld_core.runtime import UserError
 from mtld_core.source import NOISE, context_of, domain_of, own_dataset
 from mtld_core.systems import open_run
 from mtld_core.translation import DIRECTIONS

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from mtld_core import media
+from mtld_core.config import UserError
 from mtld_core.frames import fit_frame, to_uint8
 from mtld_core.generate import check_actions
-from mtld_core.runtime import UserError
 from mtld_core.source import from_dataset, own_dataset
 
 GAME_FACTS = {"env", "env_options", "size"}  # what a recording must say of itself to be played again

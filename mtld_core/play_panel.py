@@ -12,11 +12,10 @@ from pathlib import Path
 
 import ipywidgets as widgets
 
-from mtld_core.config import ConfigError, from_dict
+from mtld_core.config import ConfigError, UserError, from_dict
 from mtld_core.notebook import download_link, png_bytes, video_tag
 from mtld_core.panel import error_line, in_colour, offer
 from mtld_core.play import Play
-from mtld_core.runtime import UserError
 from mtld_core.systems import open_run, system_class
 
 SHOWN, BESIDE = 256, 544  # pixels: a picture's height at least, the room for two

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from mtld_core import checkpoint as checkpoints
-from mtld_core.runtime import UserError, atomic_path
+from mtld_core.config import UserError
+from mtld_core.files import atomic_path
 
 # training settings that a run keeps: chance, pairs of frames and controls, and which frames are held out
 KEPT = ("seed", "controls_lead_to", "holdout", "cross_cuts", "restitution", "eval_horizon")

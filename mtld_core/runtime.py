@@ -7,8 +7,6 @@ torch is imported only where it is needed, so that `import mtld_core` stays inst
 import contextlib
 import ctypes
 import functools
-import hashlib
-import json
 import os
 import platform
 import re
@@ -16,22 +14,10 @@ import signal
 import sys
 import threading
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mtld_core.config import ConfigError
-
-
-class UserError(Exception):
-    """Something the user can mend. The message is one plain line that names the file or field and the way
-    out.
-    """
-
-
-class RunGivenUp(UserError):
-    """A run that went wrong by itself, so that going on would waste time: too much heat, no finite update any
-    more.
-    """
-
+from mtld_core.config import ConfigError, RunGivenUp, UserError
 
 # ---- commands
 
@@ -91,36 +77,6 @@ def _interrupted_by_sigterm():
 
 
 # ---- files
-
-
-@contextlib.contextmanager
-def atomic_path(path):
-    """Yield a temporary path beside `path`; on success it is flushed to disk and takes the name, on failure
-    it is removed.
-
-    A reader sees the old file or the new one, never half of one, whenever the process dies.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        yield temporary
-        with open(temporary, "r+b") as file:  # Windows flushes only what is open for writing
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path, value):
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
-
-
-def sha256(path):
-    """Hex digest of a file, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---- device, precision and memory
@@ -350,38 +306,30 @@ def stop_on_signal(stop):
 # ---- chance that depends on names, not on history
 
 
-def seed_of(*parts):
-    """A 63-bit seed from any printable parts: the same parts give the same seed in every process."""
-    text = "/".join(map(str, parts)).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+def core_count():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def keyed_uniform(keys, purpose, size):
-    """Uniform floats in [0, 1): `[B]` int64 keys (one a sample) -> float32 `[B, size]`, on the keys' device.
+def for_each(function, count, workers=0, label=None):
+    """Call `function(i)` for every i in range(count), in `workers` threads (0: one a core); the first error
+    is raised.
 
-    A value depends on (key, purpose, position) alone. So a batch gives the same numbers whole, split for
-    accumulation or spread over processes, and a resumed run needs no generator's state. The hash is
-    splitmix64 (Steele et al. 2014).
+    label: what the progress bar says; None shows none. Where nobody watches (a batch log) it writes every 30
+    s at most.
     """
-    import torch
+    workers = workers or core_count()
+    chunk = max(
+        1, min(64, count // (8 * workers))
+    )  # calls a thread takes at once: the queue stays small beside the frames
 
-    def signed(value):
-        return value - (1 << 64) if value >= 1 << 63 else value
+    def work(start):
+        stop = min(start + chunk, count)
+        for i in range(start, stop):
+            function(i)
+        return stop - start
 
-    def shift_right(x, bits):  # int64's own >> copies the sign bit
-        return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-    counter = torch.arange(1, size + 1, device=keys.device) * signed(0x9E3779B97F4A7C15)
-    x = (keys ^ seed_of(purpose))[:, None] + counter
-    x = (x ^ shift_right(x, 30)) * signed(0xBF58476D1CE4E5B9)
-    x = (x ^ shift_right(x, 27)) * signed(0x94D049BB133111EB)
-    return shift_right(x, 40).to(torch.float32) * 2.0**-24
-
-
-def keyed_normal(keys, purpose, size):
-    """Standard normal floats `[B, size]`, keyed like `keyed_uniform` (Box-Muller)."""
-    import torch
-
-    u = keyed_uniform(keys, purpose, 2 * size)
-    radius = torch.sqrt(-2 * torch.log1p(-u[:, :size]))
-    return radius * torch.cos(2 * torch.pi * u[:, size:])
+    bar = progress_bar(total=count, desc=label, disable=label is None)
+    with bar, ThreadPoolExecutor(workers) as pool:
+        for done in pool.map(work, range(0, count, chunk)):
+            bar.update(done)

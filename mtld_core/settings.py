@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from mtld_core.config import check, field_names, from_dict, nearest, parse_object
+from mtld_core.chance import seed_of
+from mtld_core.config import UserError, check, field_names, from_dict, nearest, parse_object
 from mtld_core.data import open_dataset
 from mtld_core.run_folder import KEPT, checkpoint_to_resume
-from mtld_core.runtime import UserError, seed_of
 from mtld_core.systems import system_class
 from mtld_core.task import STAGES_SHARE
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from mtld_core.config import UserError
 from mtld_core.data import Dataset, open_dataset
 from mtld_core.evaluate import split_of
 from mtld_core.frames import fit_frame
 from mtld_core.media import read_image
-from mtld_core.runtime import UserError
 from mtld_core.translation import open_truth, true_frames
 
 DATASET_SUFFIXES = (

@@ -9,7 +9,7 @@ import itertools
 
 import torch
 
-from mtld_core.runtime import UserError
+from mtld_core.config import UserError
 from mtld_core.systems.base import Loss, Place
 
 INITIAL_SCALE = (

@@ -10,8 +10,8 @@ import torch
 
 from mtld_core.config import ConfigError, check
 from mtld_core.data import Batches, DomainBatches, DomainPair, covered
-from mtld_core.evaluate import Judge, evenly, judged_horizon, reachable, split_of
-from mtld_core.frames import to_uint8
+from mtld_core.evaluate import Judge, judged_horizon, reachable, split_of
+from mtld_core.frames import evenly, to_uint8
 from mtld_core.frechet import Likeness
 from mtld_core.translation import TranslationJudge
 

@@ -15,26 +15,23 @@ import torch
 from mtld_core import checkpoint as checkpoints
 from mtld_core import media, thermal
 from mtld_core.alarms import Alarms
-from mtld_core.config import check, parse_object
+from mtld_core.chance import seed_of
+from mtld_core.config import RunGivenUp, UserError, check, parse_object
 from mtld_core.controls import Controls
 from mtld_core.curves import draw_judgement
+from mtld_core.files import atomic_path, write_json
 from mtld_core.progress import Progress
 from mtld_core.report import about, report, summary
 from mtld_core.run_folder import append_log, check_origin, checkpoint_to_resume, folder_of, rewind
 from mtld_core.runtime import (
     ASKED_TO_STOP,
     ENDED,
-    RunGivenUp,
-    UserError,
-    atomic_path,
     command,
     peak_memory_mb,
     pick_device,
     pick_precision,
-    seed_of,
     stop_on_signal,
     warm_memory,
-    write_json,
 )
 from mtld_core.schedule import Schedule
 from mtld_core.settings import TrainConfig, build, open_data, plan

@@ -14,11 +14,10 @@ from pathlib import Path
 import torch
 
 from mtld_core import metrics
-from mtld_core.colours import colour_transfer
 from mtld_core.data import open_dataset
-from mtld_core.evaluate import evenly
-from mtld_core.frames import to_float, to_uint8
+from mtld_core.frames import evenly, to_float, to_uint8
 from mtld_core.frechet import Likeness
+from mtld_core.metrics import colour_transfer
 
 TRUTHS = {"x_to_y": "X_in_Y", "y_to_x": "Y_in_X"}  # direction -> the folder of its truth
 DIRECTIONS = tuple(TRUTHS)

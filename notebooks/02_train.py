@@ -61,7 +61,8 @@ from mtld_core.runtime import is_interactive
 from mtld_core.settings import build, open_data, plan
 from mtld_core.train import fit
 
-names = "system preset dataset_root run_dir steps time_budget_minutes batch_size seed resume devices interactive overrides"
+names = "system preset dataset_root run_dir steps time_budget_minutes batch_size"
+names += " seed resume devices interactive overrides"
 settings = notebook.parameters(globals(), names, inputs="dataset_root resume")
 root = settings.pop("dataset_root")
 cls, config, training = plan(**settings)
@@ -79,7 +80,7 @@ notebook.show_table(dataset.describe())
 
 # %%
 from mtld_core.data import DomainPair
-from mtld_core.evaluate import evenly
+from mtld_core.frames import evenly
 from mtld_core.media import strip
 
 domains = [dataset.x, dataset.y] if isinstance(dataset, DomainPair) else [dataset]

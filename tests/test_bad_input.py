@@ -21,10 +21,10 @@ from test_extract import write_video
 from data_prep.extract_frames import extract
 from mtld_core import systems
 from mtld_core.checkpoint import list_checkpoints, problem, read_pointer
-from mtld_core.config import ConfigError
+from mtld_core.config import ConfigError, UserError
+from mtld_core.files import write_json
 from mtld_core.generate import generate
 from mtld_core.media import read_image
-from mtld_core.runtime import UserError, write_json
 from mtld_core.train import Training, main, train
 
 ROOT = Path(__file__).parents[1]

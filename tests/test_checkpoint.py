@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from mtld_core import checkpoint as checkpoints
-from mtld_core.runtime import UserError, sha256
+from mtld_core.config import UserError
+from mtld_core.files import sha256
 
 ROOT = Path(__file__).parents[1]
 CONFIG = {"system": "toy", "widths": [1, 2]}

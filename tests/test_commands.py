@@ -14,7 +14,7 @@ import pytest
 from conftest import write_arcs
 
 from mtld_core import train as training
-from mtld_core.runtime import RunGivenUp, UserError
+from mtld_core.config import RunGivenUp, UserError
 from mtld_core.thermal import Heat
 
 ROOT = Path(__file__).parents[1]

@@ -18,11 +18,10 @@ from toys import TOYS, ToyGAN, ToyPlayer, ToyStage
 
 from mtld_core import systems
 from mtld_core.checkpoint import list_checkpoints, load_train_state, load_weights
-from mtld_core.config import ConfigError, field_names, from_dict, from_json, to_json
+from mtld_core.config import ConfigError, UserError, field_names, from_dict, from_json, to_json
 from mtld_core.controls import Controls
 from mtld_core.data import Arc, Dataset, DomainPair
 from mtld_core.frames import to_float
-from mtld_core.runtime import UserError
 from mtld_core.settings import TrainConfig, build, plan
 from mtld_core.stepper import Stepper
 from mtld_core.threads import Threads

@@ -16,7 +16,7 @@ import torch
 
 from data_prep import convert_lpips
 from data_prep.convert_lpips import convert
-from mtld_core.runtime import UserError
+from mtld_core.config import UserError
 
 CHANNELS = [
     (3, 64, 11),

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from mtld_core.config import UserError
 from mtld_core.data import DomainPair, folder, open_dataset
 from mtld_core.data.pictures import read_picture
 from mtld_core.media import read_image
-from mtld_core.runtime import UserError
 
 
 @pytest.fixture(autouse=True)

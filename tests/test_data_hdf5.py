@@ -11,10 +11,10 @@ import torch
 from conftest import moving_square
 from PIL import Image
 
+from mtld_core.config import UserError
 from mtld_core.data import Batches, lazy, open_dataset, store
 from mtld_core.data.lazy import LazyFrames
 from mtld_core.generate import generate
-from mtld_core.runtime import UserError
 from mtld_core.train import train
 
 

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtld_core.chance import seed_of
+from mtld_core.config import UserError
 from mtld_core.data import Arc, Batches, Dataset, DomainBatches, DomainPair, split_windows
 from mtld_core.frames import to_float
-from mtld_core.runtime import UserError, seed_of
 
 
 def make(lengths, cuts=(), actions=None, height=4, width=4):

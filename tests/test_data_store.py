@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
+from mtld_core.config import UserError
 from mtld_core.data import cache, folder, open_dataset, pictures, store
-from mtld_core.runtime import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ import pytest
 from data_prep import download_videos
 from data_prep.download_videos import download
 from data_prep.extract_frames import extract
-from data_prep.lists import Line, distinct, read_list, safe_name, seconds
-from mtld_core.runtime import UserError
+from data_prep.lists import Line, distinct, read_list, safe_name
+from mtld_core.config import UserError, seconds
 
 
 @pytest.fixture(scope="module")

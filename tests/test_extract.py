@@ -21,7 +21,7 @@ from PIL import Image
 from data_prep import extract_frames, sources, video
 from data_prep.extract_frames import extract
 from data_prep.lists import LONGEST, safe_name
-from mtld_core.runtime import UserError
+from mtld_core.config import UserError
 
 SCRIPT = Path(extract_frames.__file__)
 

@@ -22,6 +22,8 @@ FLOORS = {
     "config": 0,
     "frames": 0,
     "runtime": 0,
+    "files": 0,
+    "chance": 0,
     "media": 1,
     "metrics": 1,
     "colours": 1,

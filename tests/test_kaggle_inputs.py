@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mtld_core import checkpoint as checkpoints
-from mtld_core.runtime import UserError
+from mtld_core.config import UserError
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from kernel_build import INPUTS, LIMIT, MARKER, PACKAGES, build_inputs, make_ker
 from torchvision.models.vgg import cfgs, make_layers
 
 from mtld_core import checkpoint as checkpoints
+from mtld_core.config import UserError
 from mtld_core.nn.perceptual import TRUNK_FILE
-from mtld_core.runtime import UserError
 from mtld_core.train import train
 
 LAYOUTS = ("mtld-2-train", "notebooks/me/mtld-2-train", "datasets/me/mtld-2-train")

@@ -14,7 +14,7 @@ from kaggle_run import ROOT
 from kernel_metadata import FILE, read_metadata
 from mtld_kaggle import MARKER, PACKAGES
 
-from mtld_core.runtime import UserError
+from mtld_core.config import UserError
 
 GOOD = json.loads((ROOT / "kaggle" / "02_train" / FILE).read_text())
 

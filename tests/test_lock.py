@@ -13,7 +13,7 @@ import pytest
 
 from mtld_core import lock as locking
 from mtld_core.checkpoint import run_lock
-from mtld_core.runtime import UserError
+from mtld_core.config import UserError
 
 ROOT = Path(__file__).parents[1]
 WITHOUT = [

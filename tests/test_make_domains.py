@@ -10,8 +10,8 @@ import torch
 from conftest import write_arcs
 
 from data_prep import make_domains
+from mtld_core.config import UserError
 from mtld_core.data import open_dataset
-from mtld_core.runtime import UserError
 
 ROOT = Path(__file__).parents[1]
 

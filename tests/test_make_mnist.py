@@ -20,9 +20,9 @@ import pytest
 from torchvision.datasets import MNIST
 
 from data_prep.make_mnist import NAMES, make
+from mtld_core.config import UserError
 from mtld_core.data import open_dataset, split_windows
 from mtld_core.frames import fit_frame
-from mtld_core.runtime import UserError
 
 ROOT = Path(__file__).parents[1]
 COUNTS = {"train": 240, "t10k": 60}

@@ -9,7 +9,7 @@ from conftest import shown
 from PIL import Image
 
 from mtld_core import media
-from mtld_core.runtime import UserError
+from mtld_core.config import UserError
 
 
 def clip(count, height, width):

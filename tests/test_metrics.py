@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mtld_core import metrics
-from mtld_core.runtime import UserError
+from mtld_core.config import UserError
 
 
 def frames(*shape, seed=0):

@@ -8,12 +8,12 @@ import torch
 from conftest import assert_each_matters, write_arcs
 from torch.nn import functional as F
 
+from mtld_core.chance import keyed_uniform
 from mtld_core.checkpoint import export_pth, list_checkpoints
 from mtld_core.config import ConfigError
 from mtld_core.generate import generate, rollout
 from mtld_core.nn.blocks import erases, norm2d, warp
 from mtld_core.nn.perceptual import LPIPS
-from mtld_core.runtime import keyed_uniform
 from mtld_core.settings import plan
 from mtld_core.stepper import Stepper
 from mtld_core.systems import open_run

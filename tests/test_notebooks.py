@@ -13,8 +13,8 @@ from conftest import write_arcs
 
 from data_prep.extract_frames import extract
 from mtld_core import notebook
+from mtld_core.config import UserError
 from mtld_core.data import open_dataset
-from mtld_core.runtime import UserError
 from mtld_core.share import share_weights
 
 ROOT = Path(__file__).parent.parent

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from mtld_core.config import UserError
 from mtld_core.nn import perceptual
 from mtld_core.nn.perceptual import CONVERTED_FILE, LPIPS, TRUNK_FILE, MapDistance, find_trunk, load_trunk
-from mtld_core.runtime import UserError
 
 CHANNELS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # of the convolutions in torchvision's `features`

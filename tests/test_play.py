@@ -15,10 +15,10 @@ from steered import ABOUT, Steered, steered_run, write_recording
 
 from data_prep.record_game import record
 from mtld_core import open_run
+from mtld_core.config import UserError
 from mtld_core.data import open_dataset
 from mtld_core.generate import rollout
 from mtld_core.play import Play
-from mtld_core.runtime import UserError
 
 MOVES = np.array([1, 0, 2, 1, 1, 2, 0, 1] * 3)
 CONTROLS = np.stack([MOVES - 1, MOVES / 2], 1).astype(np.float32)  # from -1 to 1, and from 0 to 1

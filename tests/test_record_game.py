@@ -20,8 +20,8 @@ from gymnasium import spaces
 from data_prep import record_game
 from data_prep.games import frame_of, make_env
 from data_prep.record_game import record
+from mtld_core.config import UserError
 from mtld_core.data import open_dataset
-from mtld_core.runtime import UserError
 
 ROOT = Path(__file__).parents[1]
 PONG = "ALE/Pong-v5"

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from mtld_core.config import UserError
 from mtld_core.data import open_dataset
-from mtld_core.runtime import UserError
 from mtld_core.source import read_source
 
 

@@ -13,11 +13,12 @@ import torch
 from toys import ToyConfig, ToyStage
 
 from mtld_core import checkpoint as checkpoints
+from mtld_core.chance import keyed_uniform
+from mtld_core.config import UserError
 from mtld_core.data import open_dataset
 from mtld_core.data import replay as module
 from mtld_core.data.replay import Replay
 from mtld_core.frames import to_float, to_uint8
-from mtld_core.runtime import UserError, keyed_uniform
 from mtld_core.settings import TrainConfig, build
 from mtld_core.train import fit
 

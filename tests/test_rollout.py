@@ -6,7 +6,7 @@ import torch
 from rolling import Toy, ToyConfig, picture
 
 from mtld_core import generate as generation
-from mtld_core.runtime import UserError
+from mtld_core.config import UserError
 
 
 def test_rollout_is_the_predictions_only():

@@ -17,19 +17,10 @@ import pytest
 import torch
 
 from mtld_core import runtime
-from mtld_core.runtime import (
-    UserError,
-    atomic_path,
-    free_memory,
-    is_interactive,
-    keyed_normal,
-    keyed_uniform,
-    pick_device,
-    pick_precision,
-    seed_of,
-    sha256,
-    write_json,
-)
+from mtld_core.chance import keyed_normal, keyed_uniform, seed_of
+from mtld_core.config import UserError
+from mtld_core.files import atomic_path, sha256, write_json
+from mtld_core.runtime import free_memory, is_interactive, pick_device, pick_precision
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mtld_core.config import UserError
 from mtld_core.nn.losses import in_fp32
-from mtld_core.runtime import UserError
 from mtld_core.stepper import INITIAL_SCALE, Stepper, _parts
 from mtld_core.systems.base import Loss, Place, adam
 

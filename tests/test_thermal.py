@@ -20,10 +20,9 @@ import torch
 from mtld_core import thermal
 from mtld_core import train as train_module
 from mtld_core.checkpoint import read_pointer
-from mtld_core.config import ConfigError
+from mtld_core.config import ConfigError, UserError
 from mtld_core.controls import Controls
 from mtld_core.evaluate import Judge
-from mtld_core.runtime import UserError
 from mtld_core.settings import TrainConfig, build, open_data, plan
 from mtld_core.thermal import Heat, Reading
 from mtld_core.threads import Threads

@@ -15,11 +15,10 @@ from conftest import write_arcs
 from mtld_core import threads
 from mtld_core import train as train_module
 from mtld_core.checkpoint import list_checkpoints, load_train_state, read_pointer
-from mtld_core.config import ConfigError
+from mtld_core.config import ConfigError, UserError
 from mtld_core.controls import Controls
 from mtld_core.data import open_dataset
 from mtld_core.evaluate import Judge
-from mtld_core.runtime import UserError
 from mtld_core.settings import build, open_data, plan
 from mtld_core.source import windows_of
 from mtld_core.systems import open_run

@@ -19,9 +19,9 @@ from torch import nn
 
 from mtld_core import generate as generation
 from mtld_core import media, panel
-from mtld_core.colours import colour_transfer
+from mtld_core.config import UserError
 from mtld_core.data import open_dataset
-from mtld_core.runtime import UserError
+from mtld_core.metrics import colour_transfer
 from mtld_core.systems.base import Needs, System
 from mtld_core.translation import TranslationJudge, stream_translation
 

@@ -11,13 +11,12 @@ import torch
 from conftest import moving_square
 
 from mtld_core import checkpoint as checkpoints
-from mtld_core.config import ConfigError
+from mtld_core.config import ConfigError, UserError
 from mtld_core.data import Arc, Dataset
 from mtld_core.evaluate import judged_horizon, split_of
 from mtld_core.frames import to_float
 from mtld_core.nn.patches import to_frames, to_patches
 from mtld_core.nn.quantise import FSQ, Whitening
-from mtld_core.runtime import UserError
 from mtld_core.settings import build, plan
 from mtld_core.source import windows_of
 from mtld_core.stepper import Stepper

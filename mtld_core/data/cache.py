@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtld_core.runtime import write_json
+from mtld_core.files import write_json
 
 VERSION = 1  # part of every key: raise it when the same files would give other frames or another meta.json
 DAY = 24 * 3600

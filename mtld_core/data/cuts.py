@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from mtld_core.data.threads import for_each
+from mtld_core.runtime import for_each
 
 FLOOR = 12.0  # a cut changes the small picture by this much on average (0..255) ...
 RATIO = 2.0  # ... and by this many times the motion around it

@@ -8,8 +8,8 @@ import itertools
 import numpy as np
 import torch
 
-from mtld_core.config import nearest
-from mtld_core.runtime import UserError, free_memory
+from mtld_core.config import UserError, nearest
+from mtld_core.runtime import free_memory
 
 DEVICE_SHARE = 0.4  # of a device's free memory that frames may take
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mtld_core.config import UserError
 from mtld_core.data.dataset import Arc
 from mtld_core.data.pictures import PictureFiles
-from mtld_core.runtime import UserError
 
 SUFFIXES = (
     ".png",

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from mtld_core.config import UserError
 from mtld_core.data.dataset import Arc
 from mtld_core.data.hdf5_file import find_dataset, missing_dataset, open_file
 from mtld_core.data.lazy import LazyFrames
 from mtld_core.data.recording import read_about
-from mtld_core.data.threads import for_each
 from mtld_core.frames import fit_frame
-from mtld_core.runtime import UserError
+from mtld_core.runtime import for_each
 
 SUFFIXES = (".h5", ".hdf5")
 WANTED = "wanted is uint8 [N, H, W, 3]"

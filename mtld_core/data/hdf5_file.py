@@ -10,8 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mtld_core.config import nearest
-from mtld_core.runtime import UserError
+from mtld_core.config import UserError, nearest
 
 FILTERS = {
     4: "szip",

@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
+from mtld_core.config import UserError
 from mtld_core.data.hdf5_file import open_file
 from mtld_core.frames import fit_frame
-from mtld_core.runtime import UserError
 
 PIECE = 2**22  # bytes that are read at once, so that reading adds next to nothing to what the frames take
 OPEN = 32  # files that are kept open at once

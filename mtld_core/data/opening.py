@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mtld_core.config import UserError
 from mtld_core.data.dataset import Dataset, DomainPair
 from mtld_core.data.folder import LAYOUT, VIDEO_SUFFIXES, Folder, has_images, natural
 from mtld_core.data.hdf5 import SUFFIXES, Hdf5
 from mtld_core.data.recording import Recording, find_log
 from mtld_core.data.store import load
-from mtld_core.runtime import UserError
 
 
 def open_dataset(

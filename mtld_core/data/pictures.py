@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mtld_core.data.threads import for_each
+from mtld_core.config import UserError
 from mtld_core.frames import fit_frame
 from mtld_core.media import upright, upright_size
-from mtld_core.runtime import UserError
+from mtld_core.runtime import for_each
 
 PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 EXIF_IN_TEXT = (

@@ -20,10 +20,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mtld_core.config import nearest
+from mtld_core.config import UserError, nearest
 from mtld_core.data.dataset import Arc
 from mtld_core.data.pictures import PictureFiles, refuse_many
-from mtld_core.runtime import UserError
 
 LOG = "recording_log.jsonl"
 ABOUT = "recording.json"

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mtld_core.checkpoint import flush
-from mtld_core.runtime import UserError
+from mtld_core.config import UserError
+from mtld_core.files import flush
 
 FOLDER = "replay"
 SEGMENT = 1000  # transitions in a file

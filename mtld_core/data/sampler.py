@@ -7,9 +7,10 @@ import math
 
 import torch
 
+from mtld_core.chance import seed_of
+from mtld_core.config import UserError
 from mtld_core.data.dataset import DomainPair
 from mtld_core.frames import scale_in_place, to_float
-from mtld_core.runtime import UserError, seed_of
 
 CACHE_BYTES = 2**21  # floats converted at once: still in the processor's cache when they are scaled
 

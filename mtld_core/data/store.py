@@ -9,9 +9,10 @@ import os
 
 import numpy as np
 
+from mtld_core.config import UserError
 from mtld_core.data.cache import cache_root, entry_key, find_entry, load_frames, new_entry, write_meta
 from mtld_core.data.cuts import cuts_of_arcs
-from mtld_core.runtime import UserError, free_memory
+from mtld_core.runtime import free_memory
 
 RAM_SHARE = 0.8  # of the free memory that frames may take
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mtld_core.runtime import UserError
+from mtld_core.config import UserError
 
 TRUNK_FILE = "vgg16-397923af.pth"  # torchvision's own file
 CONVERTED_FILE = (

@@ -6,8 +6,8 @@ import types
 from pathlib import Path
 
 from mtld_core import checkpoint as checkpoints
-from mtld_core.config import field_names, from_dict, nearest
-from mtld_core.runtime import UserError, pick_device
+from mtld_core.config import UserError, field_names, from_dict, nearest
+from mtld_core.runtime import pick_device
 
 SYSTEMS = {  # name -> "module:class", imported when asked for
     "mtld": "mtld_core.systems.mtld:MTLD",

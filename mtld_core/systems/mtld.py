@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mtld_core import metrics
+from mtld_core.chance import keyed_uniform
 from mtld_core.config import check
 from mtld_core.frames import to_float, to_uint8
 from mtld_core.nn.blocks import ConvEncoder, ConvGRUCell, ShuffleDecoder, UpDecoder, erases
@@ -26,7 +27,6 @@ from mtld_core.nn.gan import (
     lsgan_generator_loss,
 )
 from mtld_core.nn.perceptual import LPIPS, load_trunk
-from mtld_core.runtime import keyed_uniform
 from mtld_core.systems.base import Loss, Needs, Place, System, adam
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from mtld_core.chance import keyed_normal, keyed_uniform
 from mtld_core.config import check
 from mtld_core.nn.actions import ActionEncoder
 from mtld_core.nn.blocks import ConvDecoder, ConvTokenizer, PatchTokenizer, erases
@@ -23,7 +24,6 @@ from mtld_core.nn.gan import PatchDiscriminator, lsgan_discriminator_loss, lsgan
 from mtld_core.nn.losses import sobel_loss, spectrum_loss, ssim_loss
 from mtld_core.nn.perceptual import LPIPS, load_trunk
 from mtld_core.nn.transformer import Block, CrossBlock
-from mtld_core.runtime import keyed_normal, keyed_uniform
 from mtld_core.systems.base import Loss, Needs, System, action_fields, action_space, adam
 
 UNET = {

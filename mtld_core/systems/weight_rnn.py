@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from mtld_core import metrics
+from mtld_core.chance import keyed_normal, keyed_uniform
 from mtld_core.config import check, nearest
 from mtld_core.frames import to_float, to_uint8
 from mtld_core.nn.gan import gradient_penalty, wasserstein_critic_loss, wasserstein_generator_loss
 from mtld_core.nn.hyper import VAE, LayerUpdate, Trunk
 from mtld_core.nn.losses import in_fp32
-from mtld_core.runtime import keyed_normal, keyed_uniform
 from mtld_core.systems.base import Loss, Needs, System, adam
 
 SMALL = {

@@ -17,10 +17,10 @@ import typing
 import torch
 from torch import nn
 
-from mtld_core.colours import colour_transfer
 from mtld_core.config import check
 from mtld_core.data.replay import Replay
 from mtld_core.frames import to_float, to_uint8
+from mtld_core.metrics import colour_transfer
 from mtld_core.nn.blocks import erases
 from mtld_core.nn.gan import GAN_LOSSES
 from mtld_core.nn.losses import in_fp32

@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 
 from mtld_core import checkpoint as checkpoints
-from mtld_core.config import ConfigError, check, from_dict
+from mtld_core.config import ConfigError, UserError, check, from_dict
 from mtld_core.data import Dataset
 from mtld_core.frames import to_float
-from mtld_core.runtime import UserError
 
 WINDOW, JUDGED = (
     8,
