@@ -27,7 +27,7 @@ from mtld_core.evaluate import Judge
 from mtld_core.nn.perceptual import load_trunk
 from mtld_core.runtime import warm_memory
 from mtld_core.systems.base import Needs
-from mtld_core.systems.mtld import MTLDConfig
+from mtld_core.systems.mtld.system import MTLDConfig
 
 FIGURES = ("psnr", "ssim", "lpips", "baseline_copy_psnr")
 SIZE = 128  # the smallest square that the script can do: at 64 its instance norm meets a 1x1 map and refuses

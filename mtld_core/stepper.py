@@ -147,7 +147,7 @@ def _check(phase, loss):
             raise TypeError(
                 f"phase {phase!r}: {name!r} of its Loss is {value.dtype}, wanted is float32: take what is "
                 "averaged out of half "
-                "precision before the mean (mtld_core.nn.losses.in_fp32 does)"
+                "precision before the mean (mtld_core.nn.precision.in_fp32 does)"
             )
 
 

@@ -405,7 +405,7 @@ def test_a_branch_of_a_run_goes_on_when_started_again(trained, run, tmp_path, mo
 LIMITED = """
 import resource, signal, sys
 from mtld_core.generate import generate
-from mtld_core.runtime import UserError
+from mtld_core.config import UserError
 from mtld_core.train import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # no file larger than that can be written

@@ -162,7 +162,7 @@ def test_heat_that_ends_a_run_exits_with_3(job, monkeypatch, capsys):
 
 
 def test_a_run_without_finite_updates_exits_with_3(job, monkeypatch, capsys):
-    from mtld_core.systems.mtld import MTLD
+    from mtld_core.systems.mtld.system import MTLD
 
     honest = MTLD.generator_loss
 

@@ -46,7 +46,7 @@ def floor(module):
 
 
 def system_of(module):
-    """ "mtld" for mtld_core.systems.mtld and for all modules in a package of that name; "" for what is shared
+    """ "mtld" for mtld_core.systems.mtld.system and for all modules in a package of that name; "" for what is shared
     or elsewhere.
     """
     name = module.removeprefix(f"{SYSTEMS}.").split(".")[0] if module.startswith(f"{SYSTEMS}.") else ""
@@ -158,7 +158,7 @@ GOOD = {
     "mtld_core/__init__.py": "def __getattr__(name):\n    from mtld_core.systems import open_run\n    return open_run\n",
     "mtld_core/config.py": "import json\n",
     "mtld_core/runtime.py": "import os\n",
-    "mtld_core/media.py": "from mtld_core.runtime import UserError\n",
+    "mtld_core/media.py": "from mtld_core.config import UserError\n",
     "mtld_core/data/__init__.py": "from .store import load\nfrom .cuts import find_cuts\n",
     "mtld_core/data/store.py": "from ..runtime import UserError\nfrom . import cuts\n",
     "mtld_core/data/cuts.py": "import mtld_core.config\n",

@@ -6,15 +6,12 @@ import torch
 
 from mtld_core import metrics
 from mtld_core.frames import to_uint8
-from mtld_core.nn.gan import (
-    GAN_LOSSES,
-    PatchDiscriminator,
-    feature_matching_loss,
-    lsgan_discriminator_loss,
-    wasserstein_critic_loss,
-    wasserstein_generator_loss,
-)
-from mtld_core.nn.losses import in_fp32, sobel_loss, spectrum_loss, ssim_loss
+from mtld_core.nn.gan import PatchDiscriminator, lsgan_discriminator_loss
+from mtld_core.nn.precision import in_fp32
+from mtld_core.systems.mtld.nets import feature_matching_loss
+from mtld_core.systems.rl_v2v.losses import GAN_LOSSES
+from mtld_core.systems.tinydreams.losses import sobel_loss, spectrum_loss, ssim_loss
+from mtld_core.systems.weight_rnn.losses import wasserstein_critic_loss, wasserstein_generator_loss
 
 
 def pictures(seed=0, size=24):

@@ -12,12 +12,13 @@ from mtld_core.chance import keyed_uniform
 from mtld_core.checkpoint import export_pth, list_checkpoints
 from mtld_core.config import ConfigError
 from mtld_core.generate import generate, rollout
-from mtld_core.nn.blocks import erases, norm2d, warp
+from mtld_core.nn.conv import erases, norm2d
 from mtld_core.nn.perceptual import LPIPS
 from mtld_core.settings import plan
 from mtld_core.stepper import Stepper
 from mtld_core.systems import open_run
-from mtld_core.systems.mtld import MTLD
+from mtld_core.systems.mtld.nets import warp
+from mtld_core.systems.mtld.system import MTLD
 from mtld_core.train import train
 
 
@@ -199,7 +200,9 @@ def test_lpips_can_be_left_out_and_is_in_no_checkpoint(monkeypatch, tmp_path):
     layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"])
     trunk = {f"features.{name}": value for name, value in layers.state_dict().items()}
     asked = []
-    monkeypatch.setattr("mtld_core.systems.mtld.load_trunk", lambda given: asked.append(given) or trunk)
+    monkeypatch.setattr(
+        "mtld_core.systems.mtld.system.load_trunk", lambda given: asked.append(given) or trunk
+    )
     on = model(perceptual="vgg", lpips_weights="given.pth")
     off = model()
     for system in (off, model(perceptual="vgg", lambda_lpips=0), on):

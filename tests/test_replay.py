@@ -16,10 +16,10 @@ from mtld_core import checkpoint as checkpoints
 from mtld_core.chance import keyed_uniform
 from mtld_core.config import UserError
 from mtld_core.data import open_dataset
-from mtld_core.data import replay as module
-from mtld_core.data.replay import Replay
 from mtld_core.frames import to_float, to_uint8
 from mtld_core.settings import TrainConfig, build
+from mtld_core.systems.rl_v2v import replay as module
+from mtld_core.systems.rl_v2v.replay import Replay
 from mtld_core.train import fit
 
 ROOT = Path(__file__).parents[1]
@@ -356,7 +356,7 @@ def test_a_run_without_its_replay_says_so(tmp_path, arcs, capsys):
 
 SIZE = r"""
     import re, sys, torch
-    from mtld_core.data.replay import Replay
+    from mtld_core.systems.rl_v2v.replay import Replay
 
     def peak():  # not ru_maxrss, which a child has from its parent
         return 1024 * int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1])

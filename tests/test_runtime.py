@@ -72,7 +72,7 @@ def test_a_kill_in_the_middle_leaves_the_old_file_whole(tmp_path):
     write_json(path, {"state": "old"})
     code = f"""
         import sys, time
-        from mtld_core.runtime import atomic_path
+        from mtld_core.files import atomic_path
         with atomic_path({str(path)!r}) as temporary, open(temporary, "w") as file:
             file.write('{{"state": ')
             file.flush()

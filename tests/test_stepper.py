@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtld_core.config import UserError
-from mtld_core.nn.losses import in_fp32
+from mtld_core.nn.precision import in_fp32
 from mtld_core.stepper import INITIAL_SCALE, Stepper, _parts
 from mtld_core.systems.base import Loss, Place, adam
 

@@ -15,7 +15,7 @@ from mtld_core.data import Arc, Dataset, split_windows
 from mtld_core.evaluate import Judge
 from mtld_core.settings import build, plan
 from mtld_core.stepper import Stepper
-from mtld_core.systems.tinydreams import TinyDreams
+from mtld_core.systems.tinydreams.system import TinyDreams
 from mtld_core.train import fit
 
 PLAIN = {"lambda_gan": 0, "context_noise": 0}
@@ -139,7 +139,7 @@ def test_every_setting_matters_beside_the_others(overrides):
 
 
 def test_gradient_checkpointing_computes_the_layers_again(monkeypatch):
-    from mtld_core.systems import tinydreams
+    from mtld_core.systems.tinydreams.system import system as tinydreams
 
     calls, again = [], tinydreams.checkpoint
 
@@ -205,8 +205,8 @@ def test_every_weight_scales_its_term_and_zero_leaves_it_out(name):
 
 def test_lpips_is_set_up_where_it_is_asked_for(monkeypatch):
     asked = []
-    monkeypatch.setattr("mtld_core.systems.tinydreams.load_trunk", asked.append)
-    monkeypatch.setattr("mtld_core.systems.tinydreams.LPIPS", lambda trunk: torch.nn.Linear(1, 1))
+    monkeypatch.setattr("mtld_core.systems.tinydreams.system.load_trunk", asked.append)
+    monkeypatch.setattr("mtld_core.systems.tinydreams.system.LPIPS", lambda trunk: torch.nn.Linear(1, 1))
     for weight in (0, 1):
         system = model(lambda_lpips=weight, lpips_weights="given.pth")
         system.setup_training(None)

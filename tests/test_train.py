@@ -23,7 +23,7 @@ from mtld_core.settings import build, open_data, plan
 from mtld_core.source import windows_of
 from mtld_core.systems import open_run
 from mtld_core.systems.base import Loss
-from mtld_core.systems.mtld import MTLD
+from mtld_core.systems.mtld.system import MTLD
 from mtld_core.train import Training, fit, main, train
 
 
@@ -198,7 +198,7 @@ def test_the_second_ctrl_c_interrupts_at_once(arcs, tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_never_finite_stops_with_the_way_out(arcs, tmp_path, monkeypatch):
-    from mtld_core.systems.mtld import MTLD
+    from mtld_core.systems.mtld.system import MTLD
 
     honest = MTLD.generator_loss
 
@@ -215,7 +215,7 @@ def test_a_loss_that_is_never_finite_stops_with_the_way_out(arcs, tmp_path, monk
 
 @pytest.mark.parametrize(("calls", "every", "ended"), [(5, 1, 10), (1, 1, 20), (1, 4, 80)])
 def test_patience_counts_a_phases_updates_not_steps(arcs, tmp_path, monkeypatch, calls, every, ended):
-    from mtld_core.systems.mtld import MTLD
+    from mtld_core.systems.mtld.system import MTLD
 
     def lost(self, batch):
         return Loss(self.discriminator(batch["frames"][:, 0])[0].mean() * float("nan"))

@@ -15,14 +15,14 @@ from mtld_core.config import ConfigError, UserError
 from mtld_core.data import Arc, Dataset
 from mtld_core.evaluate import judged_horizon, split_of
 from mtld_core.frames import to_float
-from mtld_core.nn.patches import to_frames, to_patches
-from mtld_core.nn.quantise import FSQ, Whitening
 from mtld_core.settings import build, plan
 from mtld_core.source import windows_of
 from mtld_core.stepper import Stepper
 from mtld_core.systems import open_run
 from mtld_core.systems.world_model.dynamics import Dynamics
 from mtld_core.systems.world_model.latent_actions import LatentActions
+from mtld_core.systems.world_model.patches import to_frames, to_patches
+from mtld_core.systems.world_model.quantise import FSQ, Whitening
 from mtld_core.systems.world_model.tokenizer import Tokenizer
 from mtld_core.train import fit
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mtld_core.chance import keyed_normal
-from mtld_core.nn.losses import in_fp32
+from mtld_core.nn.precision import in_fp32
 from mtld_core.systems.base import Loss, Needs, System, adam
 
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from mtld_core.nn.blocks import norm2d
-from mtld_core.nn.losses import in_fp32
+from mtld_core.nn.conv import norm2d
+from mtld_core.nn.precision import in_fp32
 
 STARTING_ITERATIONS = 15  # torch's own number
 
@@ -95,53 +95,3 @@ def lsgan_discriminator_loss(real_logits, fake_logits, real=1.0, fake=0.0):
 def lsgan_generator_loss(fake_logits):
     """The generator's side of the least-squares GAN: fake towards 1."""
     return (in_fp32(fake_logits) - 1).square().mean()
-
-
-def bce_discriminator_loss(real_logits, fake_logits):
-    """The first GAN (Goodfellow et al. 2014), on logits: the sigmoid is inside the loss, not before it."""
-    return 0.5 * (F.softplus(-in_fp32(real_logits)).mean() + F.softplus(in_fp32(fake_logits)).mean())
-
-
-def bce_generator_loss(fake_logits):
-    """Its generator's side in the form that does not saturate: -log of the probability of being real."""
-    return F.softplus(-in_fp32(fake_logits)).mean()
-
-
-GAN_LOSSES = {
-    "lsgan": (lsgan_discriminator_loss, lsgan_generator_loss),
-    "bce": (bce_discriminator_loss, bce_generator_loss),
-}
-
-
-def wasserstein_critic_loss(real_scores, fake_scores):
-    """Fake down, real up (Arjovsky et al. 2017); `wasserstein_generator_loss` is the generator's side."""
-    return in_fp32(fake_scores).mean() - in_fp32(real_scores).mean()
-
-
-def wasserstein_generator_loss(fake_scores):
-    return -in_fp32(fake_scores).mean()
-
-
-def gradient_penalty(critic, real, fake, alpha):
-    """Mean of (|gradient| - 1)^2 of the critic's scores at `fake + alpha (real - fake)` (Gulrajani et al.
-    2017), in fp32.
-
-    critic: `[B, ...]` -> scores `[B]` or `[B, 1]`, each of its own sample alone (no batch norm). alpha: `[B]`
-    in [0, 1].
-    """
-    with torch.autocast(real.device.type, enabled=False):
-        real, fake = (
-            in_fp32(real.detach()),
-            in_fp32(fake.detach()),
-        )  # in half precision the norm's square would overflow
-        between = torch.lerp(fake, real, alpha.to(real).view(-1, *[1] * (real.dim() - 1))).requires_grad_()
-        (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
-        return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
-
-
-def feature_matching_loss(fake_features, real_features):
-    """Sum over layers of the mean absolute difference (Wang et al. 2018); the real side carries no
-    gradient.
-    """
-    pairs = zip(fake_features, real_features, strict=True)
-    return sum(F.l1_loss(in_fp32(fake), in_fp32(real.detach())) for fake, real in pairs)

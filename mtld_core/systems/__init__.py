@@ -10,12 +10,12 @@ from mtld_core.config import UserError, field_names, from_dict, nearest
 from mtld_core.runtime import pick_device
 
 SYSTEMS = {  # name -> "module:class", imported when asked for
-    "mtld": "mtld_core.systems.mtld:MTLD",
-    "tinydreams": "mtld_core.systems.tinydreams:TinyDreams",
+    "mtld": "mtld_core.systems.mtld.system:MTLD",
+    "tinydreams": "mtld_core.systems.tinydreams.system:TinyDreams",
     "tokenizer": "mtld_core.systems.world_model.tokenizer:Tokenizer",
     "latent_actions": "mtld_core.systems.world_model.latent_actions:LatentActions",
     "dynamics": "mtld_core.systems.world_model.dynamics:Dynamics",
-    "weight_rnn": "mtld_core.systems.weight_rnn:WeightRNN",
+    "weight_rnn": "mtld_core.systems.weight_rnn.system:WeightRNN",
     "rl_v2v": "mtld_core.systems.rl_v2v.system:RLV2V",
 }
 

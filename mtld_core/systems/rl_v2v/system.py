@@ -18,15 +18,15 @@ import torch
 from torch import nn
 
 from mtld_core.config import check
-from mtld_core.data.replay import Replay
 from mtld_core.frames import to_float, to_uint8
 from mtld_core.metrics import colour_transfer
-from mtld_core.nn.blocks import erases
-from mtld_core.nn.gan import GAN_LOSSES
-from mtld_core.nn.losses import in_fp32
+from mtld_core.nn.conv import erases
+from mtld_core.nn.precision import in_fp32
 from mtld_core.systems.base import Loss, Needs, System, adam
 from mtld_core.systems.rl_v2v.decisions import choose, last_reward, next_state, q_target, reward, soft_update
+from mtld_core.systems.rl_v2v.losses import GAN_LOSSES
 from mtld_core.systems.rl_v2v.nets import Discriminator, Translator, Value
+from mtld_core.systems.rl_v2v.replay import Replay
 
 FRAMES = {"x": "frames", "y": "frames_y"}  # names in a batch
 OTHER = {"x": "y", "y": "x"}

@@ -17,11 +17,11 @@ from mtld_core.chance import keyed_normal, keyed_uniform
 from mtld_core.config import check
 from mtld_core.frames import to_float
 from mtld_core.nn.actions import ActionEncoder
-from mtld_core.nn.losses import in_fp32
-from mtld_core.nn.patches import PatchEmbedding, to_patches
-from mtld_core.nn.transformer import SpaceTimeTransformer
+from mtld_core.nn.precision import in_fp32
 from mtld_core.systems.base import Loss, Needs, System, action_fields, action_space, adam
 from mtld_core.systems.world_model.latent_actions import LatentActions
+from mtld_core.systems.world_model.patches import PatchEmbedding, to_patches
+from mtld_core.systems.world_model.space_time import SpaceTimeTransformer
 from mtld_core.systems.world_model.stages import (
     ORIGINAL,
     SPLIT_FIELDS,

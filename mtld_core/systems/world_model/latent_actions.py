@@ -16,11 +16,11 @@ from torch import nn
 
 from mtld_core.config import check
 from mtld_core.frames import to_float
-from mtld_core.nn.blocks import ConvTokenizer
-from mtld_core.nn.patches import PatchEmbedding, to_frames, to_patches
-from mtld_core.nn.quantise import FSQ, Whitening
-from mtld_core.nn.transformer import SpaceTimeTransformer
+from mtld_core.nn.conv import ConvTokenizer
 from mtld_core.systems.base import Loss, Needs, System, adam
+from mtld_core.systems.world_model.patches import PatchEmbedding, to_frames, to_patches
+from mtld_core.systems.world_model.quantise import FSQ, Whitening
+from mtld_core.systems.world_model.space_time import SpaceTimeTransformer
 from mtld_core.systems.world_model.stages import (
     MOST_CODES,
     ORIGINAL,

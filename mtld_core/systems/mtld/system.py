@@ -13,21 +13,22 @@ import typing
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from mtld_core import metrics
 from mtld_core.chance import keyed_uniform
 from mtld_core.config import check
 from mtld_core.frames import to_float, to_uint8
-from mtld_core.nn.blocks import ConvEncoder, ConvGRUCell, ShuffleDecoder, UpDecoder, erases
-from mtld_core.nn.gan import (
-    PatchDiscriminator,
-    feature_matching_loss,
-    lsgan_discriminator_loss,
-    lsgan_generator_loss,
-)
+from mtld_core.nn.conv import erases
+from mtld_core.nn.gan import PatchDiscriminator, lsgan_discriminator_loss, lsgan_generator_loss
 from mtld_core.nn.perceptual import LPIPS, load_trunk
 from mtld_core.systems.base import Loss, Needs, Place, System, adam
+from mtld_core.systems.mtld.nets import (
+    ConvEncoder,
+    ShuffleDecoder,
+    Trajectory,
+    UpDecoder,
+    feature_matching_loss,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,38 +155,6 @@ class MTLDConfig:
     @property
     def adversarial(self):
         return self.lambda_adv > 0 or self.lambda_fm > 0
-
-
-class Trajectory(nn.Module):
-    """z_k `[B, Z]` -> z_k+1, ... by a GRU that reads its own output. The state is a list of `[B, hidden,
-    ...]`, one a layer.
-    """
-
-    def __init__(self, latent_dim, hidden, layers, context=1, as_map=False):
-        super().__init__()
-        dense, cell = (Conv3x3, ConvGRUCell) if as_map else (nn.Linear, nn.GRUCell)
-        self.init = nn.Sequential(dense(context * latent_dim, hidden), nn.ReLU(), dense(hidden, hidden))
-        self.cells = nn.ModuleList([cell(hidden if i else latent_dim, hidden) for i in range(layers)])
-        self.head = dense(hidden, latent_dim)
-
-    def start(self, z):
-        """Latents of the priming frames `[B, k, Z]` -> the initial state."""
-        return [self.init(z.flatten(1, 2))] * len(self.cells)
-
-    def step(self, z, hidden):
-        new, x = [], z
-        for cell, h in zip(self.cells, hidden, strict=True):
-            x = cell(x, h)
-            new.append(x)
-        return self.head(x), new
-
-    def forward(self, z, length):
-        """`[B, k, Z]` -> `[B, length, Z]`."""
-        hidden, z, out = self.start(z), z[:, -1], []
-        for _ in range(length):
-            z, hidden = self.step(z, hidden)
-            out.append(z)
-        return torch.stack(out, 1)
 
 
 class MTLD(System):
@@ -439,8 +408,3 @@ class MTLD(System):
 def _pairs(clips):
     """`[B, n, 3, H, W]` -> every two neighbours as one picture of six channels, `[B*(n-1), 6, H, W]`."""
     return torch.cat([clips[:, :-1], clips[:, 1:]], 2).flatten(0, 1)
-
-
-class Conv3x3(nn.Conv2d):
-    def __init__(self, channels, out):
-        super().__init__(channels, out, 3, 1, 1)

@@ -1,39 +1,50 @@
-"""Convolutional encoders and decoders between pictures and latents (vectors or maps), and a convolutional
-GRU.
-"""
+"""The networks of MTLD. Letters: N pictures, C channels, h w grid, L latent size, Z for `L` or `L, h, w`."""
 
-import itertools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mtld_core.nn.conv import ResBlock, norm2d
+from mtld_core.nn.precision import in_fp32
 
-def norm2d(kind, channels):
-    """The normalisation layer named `kind`: "instance", "group" (8 channels a group, or a few more) or
-    "none".
+
+class Trajectory(nn.Module):
+    """z_k `[B, Z]` -> z_k+1, ... by a GRU that reads its own output. The state is a list of `[B, hidden,
+    ...]`, one a layer.
     """
-    if kind == "instance":
-        return nn.InstanceNorm2d(channels)
-    return nn.GroupNorm(_groups(channels), channels) if kind == "group" else nn.Identity()
+
+    def __init__(self, latent_dim, hidden, layers, context=1, as_map=False):
+        super().__init__()
+        dense, cell = (Conv3x3, ConvGRUCell) if as_map else (nn.Linear, nn.GRUCell)
+        self.init = nn.Sequential(dense(context * latent_dim, hidden), nn.ReLU(), dense(hidden, hidden))
+        self.cells = nn.ModuleList([cell(hidden if i else latent_dim, hidden) for i in range(layers)])
+        self.head = dense(hidden, latent_dim)
+
+    def start(self, z):
+        """Latents of the priming frames `[B, k, Z]` -> the initial state."""
+        return [self.init(z.flatten(1, 2))] * len(self.cells)
+
+    def step(self, z, hidden):
+        new, x = [], z
+        for cell, h in zip(self.cells, hidden, strict=True):
+            x = cell(x, h)
+            new.append(x)
+        return self.head(x), new
+
+    def forward(self, z, length):
+        """`[B, k, Z]` -> `[B, length, Z]`."""
+        hidden, z, out = self.start(z), z[:, -1], []
+        for _ in range(length):
+            z, hidden = self.step(z, hidden)
+            out.append(z)
+        return torch.stack(out, 1)
 
 
-def erases(kind, channels, height, width):
-    """Whether `norm2d` of this kind would take each value by itself, and so leave nothing of maps `[N, C,
-    height, width]`.
-    """
-    together = {
-        "instance": height * width,
-        "group": height * width * channels // _groups(channels),
-        "none": 0,
-    }
-    return together[kind] == 1
-
-
-def _groups(channels):
-    """The largest number of groups that divides `channels` and leaves at least 8 of them, or all, in each."""
-    return next(groups for groups in range(max(1, channels // 8), 0, -1) if channels % groups == 0)
+class Conv3x3(nn.Conv2d):
+    def __init__(self, channels, out):
+        super().__init__(channels, out, 3, 1, 1)
 
 
 class ConvEncoder(nn.Module):
@@ -77,23 +88,6 @@ class ConvGRUCell(nn.Module):
         reset_h, update_h, new_h = self.from_hidden(hidden).chunk(3, 1)
         new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
         return torch.lerp(new, hidden, torch.sigmoid(update_x + update_h))
-
-
-class ResBlock(nn.Module):
-    """`[N, C, h, w]` -> the same: two 3x3 convolutions whose sum with the input starts as the input
-    (zero-initialised).
-    """
-
-    def __init__(self, channels, norm="none"):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, 1, 1)
-        self.norm = norm2d(norm, channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
-
-    def forward(self, x):
-        return x + self.conv2(F.silu(self.norm(self.conv1(F.silu(x)))))
 
 
 def stem(latent_dim, grid, as_map):
@@ -182,88 +176,9 @@ def warp(pictures, flow):
         return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
 
 
-ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
-
-
-class ResNetBlock(nn.Module):
-    """`[N, C, h, w]` -> `[N, out, h / stride, w / stride]`: two normed 3x3 convolutions and a shortcut (He et
-    al. 2016).
+def feature_matching_loss(fake_features, real_features):
+    """Sum over layers of the mean absolute difference (Wang et al. 2018); the real side carries no
+    gradient.
     """
-
-    def __init__(self, channels, out, stride=1, norm="instance", activation="gelu"):
-        super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(channels, out, 3, stride, 1), norm2d(norm, out)
-        self.conv2, self.norm2 = nn.Conv2d(out, out, 3, 1, 1), norm2d(norm, out)
-        self.shortcut = (
-            nn.Identity() if (channels, stride) == (out, 1) else nn.Conv2d(channels, out, 1, stride)
-        )
-        self.activation = ACTIVATIONS[activation]()
-
-    def forward(self, x):
-        y = self.norm2(self.conv2(self.activation(self.norm1(self.conv1(x)))))
-        return self.activation(self.shortcut(x) + y)
-
-
-class ConvTokenizer(nn.Module):
-    """Pictures `[N, C, H, W]` -> (map of tokens `[N, dim, H / patch, W / patch]`, the maps on the way,
-    coarsest first).
-
-    Squares of pixels are folded into channels as far as `filters`, each of which halves the grid, do not
-    reach `patch`.
-    """
-
-    def __init__(self, channels, filters, blocks, dim, patch, norm="instance", activation="gelu"):
-        super().__init__()
-        fold = patch >> len(filters)
-        self.fold, self.stem = nn.PixelUnshuffle(fold), nn.Conv2d(channels * fold**2, filters[0], 3, 1, 1)
-        self.widths = [filters[0], *filters[:-1]][::-1]  # of the maps on the way
-        self.levels, last = nn.ModuleList(), filters[0]
-        for c in filters:
-            more = [ResNetBlock(c, c, 1, norm, activation) for _ in range(blocks - 1)]
-            self.levels.append(nn.Sequential(ResNetBlock(last, c, 2, norm, activation), *more))
-            last = c
-        self.head = nn.Conv2d(last, dim, 1)
-
-    def forward(self, x):
-        x, maps = self.stem(self.fold(x)), []
-        for level in self.levels:
-            maps.insert(0, x)
-            x = level(x)
-        return self.head(x), maps
-
-
-class PatchTokenizer(nn.Conv2d):
-    """Pictures `[N, C, H, W]` -> (map of tokens `[N, dim, H / patch, W / patch]`, no maps): each patch by one
-    linear map.
-    """
-
-    def __init__(self, channels, dim, patch):
-        super().__init__(channels, dim, patch, patch)
-
-    def forward(self, x):
-        return super().forward(x), []
-
-
-class ConvDecoder(nn.Module):
-    """Map of tokens `[N, dim, h, w]` -> `[N, 3, h patch, w patch]`: nearest-neighbour doublings, ResNet
-    blocks after each.
-
-    The doublings that `filters` lack up to `patch` are made by one pixel shuffle (Shi et al. 2016) at the
-    end. skips: widths of the maps that `forward` is given for each level, coarsest first, and adds.
-    """
-
-    def __init__(self, dim, filters, blocks, patch, norm="instance", activation="gelu", skips=()):
-        super().__init__()
-        sizes, fold = [dim, *filters], patch >> len(filters)
-        self.narrow = nn.ModuleList([nn.Conv2d(last, c, 1) for last, c in itertools.pairwise(sizes)])
-        self.skips = nn.ModuleList([nn.Conv2d(skip, c, 1) for skip, c in zip(skips, filters, strict=False)])
-        self.levels = nn.ModuleList(
-            [nn.Sequential(*[ResNetBlock(c, c, 1, norm, activation) for _ in range(blocks)]) for c in filters]
-        )
-        self.head, self.unfold = nn.Conv2d(sizes[-1], 3 * fold**2, 3, 1, 1), nn.PixelShuffle(fold)
-
-    def forward(self, x, maps=()):
-        for i, (narrow, level) in enumerate(zip(self.narrow, self.levels, strict=True)):
-            x = F.interpolate(narrow(x), scale_factor=2)
-            x = level(x + self.skips[i](maps[i]) if self.skips else x)
-        return self.unfold(self.head(x))
+    pairs = zip(fake_features, real_features, strict=True)
+    return sum(F.l1_loss(in_fp32(fake), in_fp32(real.detach())) for fake, real in pairs)

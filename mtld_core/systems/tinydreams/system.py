@@ -19,12 +19,13 @@ from torch.utils.checkpoint import checkpoint
 from mtld_core.chance import keyed_normal, keyed_uniform
 from mtld_core.config import check
 from mtld_core.nn.actions import ActionEncoder
-from mtld_core.nn.blocks import ConvDecoder, ConvTokenizer, PatchTokenizer, erases
+from mtld_core.nn.attention import Block
+from mtld_core.nn.conv import ConvTokenizer, erases
 from mtld_core.nn.gan import PatchDiscriminator, lsgan_discriminator_loss, lsgan_generator_loss
-from mtld_core.nn.losses import sobel_loss, spectrum_loss, ssim_loss
 from mtld_core.nn.perceptual import LPIPS, load_trunk
-from mtld_core.nn.transformer import Block, CrossBlock
 from mtld_core.systems.base import Loss, Needs, System, action_fields, action_space, adam
+from mtld_core.systems.tinydreams.losses import sobel_loss, spectrum_loss, ssim_loss
+from mtld_core.systems.tinydreams.nets import AttentionDecoder, ConvDecoder, CrossBlock, PatchTokenizer
 
 UNET = {
     "tokenizer_filters": (32, 64),
@@ -194,25 +195,6 @@ class TinyDreamsConfig:
     def ffn_hidden(self):
         """Width of the Transformer's MLPs."""
         return round(self.ffn_scale * self.embed_dim)
-
-
-class AttentionDecoder(nn.Module):
-    """Tokens' map `[B, E, h, w]` -> `[B, 3, H, W]`: Transformer blocks, then each token's own pixels by a
-    linear layer.
-    """
-
-    def __init__(self, dim, heads, hidden, layers, patch):
-        super().__init__()
-        self.blocks = nn.ModuleList([Block(dim, heads, hidden) for _ in range(layers)])
-        self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, 3 * patch**2)
-        self.patch = patch
-
-    def forward(self, x, levels=()):
-        grid = x.shape[-2:]
-        x = x.flatten(2).transpose(1, 2)  # [B, P, E]
-        for block in self.blocks:
-            x = block(x)
-        return F.pixel_shuffle(self.head(self.norm(x)).transpose(1, 2).unflatten(2, grid), self.patch)
 
 
 class TinyDreams(System):

@@ -1,53 +1,12 @@
-"""Transformer blocks over the patches of a picture, and over time with a cache.
+"""Transformer blocks over the patches of a frame and, with a cache, over time.
 
 Letters: B batch, T frames, P patches a frame, E width, H heads, D = E / H, S frames that can be seen.
-Everything is pre-norm: a sum of the input and of what attention and the MLP make of its normalised values.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-
-class Norm(nn.Module):
-    """LayerNorm over the last axis; with a `condition_dim` its scale and shift come from a condition (Peebles
-    & Xie 2023).
-
-    The modulation starts at zero: learning begins as if there were no condition.
-    """
-
-    def __init__(self, dim, condition_dim=0):
-        super().__init__()
-        self.norm = nn.LayerNorm(dim, elementwise_affine=not condition_dim)
-        self.modulation = nn.Linear(condition_dim, 2 * dim) if condition_dim else None
-        if condition_dim:
-            nn.init.zeros_(self.modulation.weight)
-            nn.init.zeros_(self.modulation.bias)
-
-    def forward(self, x, condition=None):
-        """condition: `[..., condition_dim]`, broadcast over the axes of x that it lacks right before the
-        last.
-        """
-        x = self.norm(x)
-        if self.modulation is None:
-            return x
-        scale, shift = self.modulation(condition).chunk(2, -1)
-        return torch.addcmul(shift, x, 1 + scale)
-
-
-class Attention(nn.Module):
-    """Self-attention of `[N, P, E]` over P (Vaswani et al. 2017), in torch's fused kernel."""
-
-    def __init__(self, dim, heads):
-        super().__init__()
-        self.heads, self.head_dim = heads, dim // heads
-        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-
-    def forward(self, x):
-        q, k, v = (
-            self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
-        )  # [N, H, P, D]
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+from mtld_core.nn.attention import Attention, Mlp, Norm
 
 
 class CausalTimeAttention(nn.Module):
@@ -97,64 +56,6 @@ class CausalTimeAttention(nn.Module):
         back = now[:, None] - torch.arange(seen, device=now.device)
         visible = (back >= 0) & (back < self.span)
         return torch.where(visible, self.distance[:, back.clamp(0, self.span - 1)], float("-inf"))
-
-
-class Mlp(nn.Sequential):
-    def __init__(self, dim, hidden):
-        super().__init__(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, dim))
-
-
-class Block(nn.Module):
-    """`[N, P, E]` -> the same: attention over P and an MLP; both norms may take a condition `[N, 1,
-    condition_dim]`.
-    """
-
-    def __init__(self, dim, heads, hidden, condition_dim=0):
-        super().__init__()
-        self.norm1, self.attention = Norm(dim, condition_dim), Attention(dim, heads)
-        self.norm2, self.mlp = Norm(dim, condition_dim), Mlp(dim, hidden)
-
-    def forward(self, x, condition=None):
-        x = x + self.attention(self.norm1(x, condition))
-        return x + self.mlp(self.norm2(x, condition))
-
-
-class CrossAttention(nn.Module):
-    """What `[N, P, E]` takes from one token `[N, 1, E]`, beside which lies an empty one.
-
-    Over one token alone every weight would be 1 and no query would learn; so each place chooses how much it
-    takes.
-    """
-
-    def __init__(self, dim, heads):
-        super().__init__()
-        self.heads = heads
-        self.query, self.key_value, self.out = (
-            nn.Linear(dim, dim),
-            nn.Linear(dim, 2 * dim),
-            nn.Linear(dim, dim),
-        )
-
-    def forward(self, x, token):
-        q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [N, H, P, D]
-        k, v = (
-            F.pad(self.key_value(token), (0, 0, 0, 1))
-            .unflatten(-1, (2, self.heads, -1))
-            .permute(2, 0, 3, 1, 4)
-        )
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class CrossBlock(Block):
-    """A `Block` whose places then take from a token `[N, 1, E]`."""
-
-    def __init__(self, dim, heads, hidden):
-        super().__init__(dim, heads, hidden)
-        self.norm3, self.cross = Norm(dim), CrossAttention(dim, heads)
-
-    def forward(self, x, token):
-        x = super().forward(x)
-        return x + self.cross(self.norm3(x), token)
 
 
 class SpaceTimeBlock(nn.Module):

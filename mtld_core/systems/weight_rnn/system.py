@@ -8,7 +8,6 @@ L latent numbers, U numbers in an update vector, V frames of a synthetic video; 
 """
 
 import dataclasses
-import itertools
 import typing
 from types import MappingProxyType
 
@@ -20,10 +19,16 @@ from mtld_core import metrics
 from mtld_core.chance import keyed_normal, keyed_uniform
 from mtld_core.config import check, nearest
 from mtld_core.frames import to_float, to_uint8
-from mtld_core.nn.gan import gradient_penalty, wasserstein_critic_loss, wasserstein_generator_loss
-from mtld_core.nn.hyper import VAE, LayerUpdate, Trunk
-from mtld_core.nn.losses import in_fp32
 from mtld_core.systems.base import Loss, Needs, System, adam
+from mtld_core.systems.weight_rnn.hyper import VAE, LayerUpdate
+from mtld_core.systems.weight_rnn.losses import (
+    gaussian_kl,
+    gradient_penalty,
+    wasserstein_critic_loss,
+    wasserstein_generator_loss,
+)
+from mtld_core.systems.weight_rnn.nets import Critic, WeightPredictor
+from mtld_core.systems.weight_rnn.videos import noisy_video, still, synthetic_video
 
 SMALL = {
     "latent_dim": 32,
@@ -180,48 +185,6 @@ class WeightRNNConfig:
     def layer_updates(self, vae):
         layers = map(vae.get_submodule, self.targets)
         return [LayerUpdate(layer, self.update, self.update_rank, self.update_bound) for layer in layers]
-
-
-class Critic(nn.Module):
-    """Images `[N, 3, H, W]` -> scores `[N]`, unbounded: the encoder's layers, linear layers of `widths` and
-    one number.
-    """
-
-    def __init__(self, height, width, channels, pool, activation, widths):
-        super().__init__()
-        self.trunk, down = Trunk(channels, pool, activation), len(channels)
-        sizes = channels[-1] * (height >> down) * (width >> down), *widths
-        self.dense = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
-        self.head = nn.Linear(sizes[-1], 1, bias=False)  # a bias would cancel out
-
-    def forward(self, x):
-        x = self.trunk(x)
-        for layer in self.dense:
-            x = self.trunk.activation(layer(x))
-        return self.head(x)[:, 0]
-
-
-class WeightPredictor(nn.Module):
-    """Video `[B, V, 3, H, W]` -> update vectors `[B, U]`, at first `initial` `[U]` for every video.
-
-    A small convolutional net reads each frame (without `channels` the GRU takes the bare pixels), a GRU the
-    frames in order.
-    """
-
-    def __init__(self, height, width, channels, hidden, layers, initial):
-        super().__init__()
-        convs = [(nn.Conv2d(i, o, 4, 2, 1), nn.SiLU()) for i, o in itertools.pairwise((3, *channels))]
-        self.frames, down = nn.Sequential(*itertools.chain(*convs)), len(channels)
-        features = (3, *channels)[-1] * (height >> down) * (width >> down)
-        self.gru = nn.GRU(features, hidden, layers, batch_first=True)
-        self.head = nn.Linear(hidden, len(initial))
-        nn.init.zeros_(self.head.weight)
-        with torch.no_grad():
-            self.head.bias.copy_(initial)
-
-    def forward(self, video):
-        read = self.frames(video.flatten(0, 1)).flatten(1).unflatten(0, video.shape[:2])
-        return self.head(self.gru(read)[0][:, -1])
 
 
 class Code(typing.NamedTuple):
@@ -385,7 +348,7 @@ class WeightRNN(System):
     # ---- drawing
 
     def changes(self, vectors):
-        """dict layer name -> its change, as mtld_core.nn.hyper has them, from update vectors `[B, U]`."""
+        """dict layer name -> its change, as hyper.py has them, from update vectors `[B, U]`."""
         parts = vectors.split([update.size for update in self.layer_updates], 1)
         targets = zip(self.config.targets, self.layer_updates, parts, strict=True)
         return {name: update(self.vae.get_submodule(name), part) for name, update, part in targets}
@@ -483,53 +446,3 @@ class WeightRNN(System):
         if self.predictor is not None:
             images, _ = self.draw(code, self.watch(images, still(images)))
         return (code, images), images
-
-
-def still(images):
-    """Keys `[B]` for synthetic videos outside of training: the same changes for all images, always."""
-    return torch.zeros(len(images), dtype=torch.int64, device=images.device)
-
-
-def gaussian_kl(mu, logvar):
-    """KL of N(mu, exp(logvar)) from N(0, 1), both `[B, L]` -> nats `[B]` in fp32 (Kingma and Welling
-    2014).
-    """
-    mu, logvar = in_fp32(mu), in_fp32(logvar)
-    return 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1)
-
-
-def synthetic_video(images, keys, length, strength):
-    """Images `[B, 3, H, W]` -> `[B, length, 3, H, W]` in [-1, 1]: each image, then more and more of one
-    change.
-
-    The change is an affine map of the places and a colour that is added, drawn for each key and the same for
-    all frames of a video. strength: standard deviation of its numbers in the last frame (half sides of the
-    picture, half the range of colours).
-    """
-    drift = (
-        keyed_normal(keys, "video", 9)[:, None]
-        * torch.linspace(0, strength, length, device=images.device)[:, None]
-    )
-    with torch.autocast(images.device.type, enabled=False):  # places in bf16 would be off by half a pixel
-        place, colour = drift.to(images).flatten(0, 1).split([6, 3], 1)
-        place = torch.eye(2, 3, dtype=place.dtype, device=place.device) + place.view(-1, 2, 3)
-        frames = images.repeat_interleave(length, 0)
-        grid = F.affine_grid(place, list(frames.shape), align_corners=False)
-        frames = (
-            F.grid_sample(frames, grid, padding_mode="border", align_corners=False) + colour[..., None, None]
-        )
-    return frames.clamp(-1, 1).unflatten(0, (-1, length))
-
-
-def noisy_video(images, keys, length, strength):
-    """Images `[B, 3, H, W]` -> `[B, length, 3, H, W]` in [-1, 1]: each image, then the same under more and
-    more noise.
-
-    strength: standard deviation of the last frame's noise, where pixels are in [-1, 1]; frame t has t /
-    (length - 1) of it.
-    """
-    frames = [images]
-    for t in range(1, length):
-        noise = keyed_normal(keys, f"video_{t}", images[0].numel()).view_as(images).to(images)
-        frames.append(images + strength * t / (length - 1) * noise)
-    return torch.stack(frames, 1).clamp(-1, 1)

@@ -1,18 +1,9 @@
-"""Losses between pictures `[N, 3, H, W]` in [-1, 1], beside L1, MSE and LPIPS. All run in the pictures' own
-type.
-
-And `in_fp32`, for whatever is averaged: a loss and its mean are never in half precision.
-"""
+"""Losses between pictures `[N, 3, H, W]` in [-1, 1], beside L1, MSE and LPIPS, in the pictures' own type."""
 
 import torch
 import torch.nn.functional as F
 
 from mtld_core.metrics import SSIM_WINDOW
-
-
-def in_fp32(x):
-    """`x` in fp32 where it is in half precision, else as it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def sobel_loss(fake, real):

@@ -1,0 +1,1 @@
+"""TinyDreams: frames and controls in, the next frame out. nets and losses: parts; system: how they learn."""

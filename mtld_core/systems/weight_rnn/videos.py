@@ -1,0 +1,48 @@
+"""Synthetic videos of single images, which the GRU of the weight RNN watches."""
+
+import torch
+import torch.nn.functional as F
+
+from mtld_core.chance import keyed_normal
+
+
+def still(images):
+    """Keys `[B]` for synthetic videos outside of training: the same changes for all images, always."""
+    return torch.zeros(len(images), dtype=torch.int64, device=images.device)
+
+
+def synthetic_video(images, keys, length, strength):
+    """Images `[B, 3, H, W]` -> `[B, length, 3, H, W]` in [-1, 1]: each image, then more and more of one
+    change.
+
+    The change is an affine map of the places and a colour that is added, drawn for each key and the same for
+    all frames of a video. strength: standard deviation of its numbers in the last frame (half sides of the
+    picture, half the range of colours).
+    """
+    drift = (
+        keyed_normal(keys, "video", 9)[:, None]
+        * torch.linspace(0, strength, length, device=images.device)[:, None]
+    )
+    with torch.autocast(images.device.type, enabled=False):  # places in bf16 would be off by half a pixel
+        place, colour = drift.to(images).flatten(0, 1).split([6, 3], 1)
+        place = torch.eye(2, 3, dtype=place.dtype, device=place.device) + place.view(-1, 2, 3)
+        frames = images.repeat_interleave(length, 0)
+        grid = F.affine_grid(place, list(frames.shape), align_corners=False)
+        frames = (
+            F.grid_sample(frames, grid, padding_mode="border", align_corners=False) + colour[..., None, None]
+        )
+    return frames.clamp(-1, 1).unflatten(0, (-1, length))
+
+
+def noisy_video(images, keys, length, strength):
+    """Images `[B, 3, H, W]` -> `[B, length, 3, H, W]` in [-1, 1]: each image, then the same under more and
+    more noise.
+
+    strength: standard deviation of the last frame's noise, where pixels are in [-1, 1]; frame t has t /
+    (length - 1) of it.
+    """
+    frames = [images]
+    for t in range(1, length):
+        noise = keyed_normal(keys, f"video_{t}", images[0].numel()).view_as(images).to(images)
+        frames.append(images + strength * t / (length - 1) * noise)
+    return torch.stack(frames, 1).clamp(-1, 1)
