@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from steps import Steps, gemm_rate
 
 from mtld_core.data import open_dataset
-from mtld_core.evaluate import Judge
+from mtld_core.judge.rollouts import Judge
 from mtld_core.nn.perceptual import load_trunk
 from mtld_core.runtime import warm_memory
 from mtld_core.systems.base import Needs

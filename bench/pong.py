@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_prep.games import frame_of, make_env
 from data_prep.record_game import record
 from mtld_core.data import open_dataset
-from mtld_core.evaluate import Judge
 from mtld_core.frames import evenly, to_float, to_uint8
+from mtld_core.judge.rollouts import Judge
+from mtld_core.judge.windows import windows_of
 from mtld_core.media import save_picture, strip
-from mtld_core.source import windows_of
-from mtld_core.systems import open_run
+from mtld_core.systems.opening import open_run
 from mtld_core.train import train
 
 STAGES = ("tinydreams", "tokenizer", "latent_actions", "dynamics")

@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mtld_core.controls import Controls
-from mtld_core.run_folder import folder_of
-from mtld_core.settings import build, open_data, plan
+from mtld_core.runs.folder import folder_of
 from mtld_core.train import fit
+from mtld_core.train.controls import Controls
+from mtld_core.train.settings import build, open_data, plan
 
 ROWS = {
     "gain X to Y, dB": lambda m: m["psnr_x_to_y"] - m["baseline_psnr_x_to_y"],

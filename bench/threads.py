@@ -18,7 +18,7 @@ import torch
 from steps import Steps
 
 from mtld_core.runtime import warm_memory
-from mtld_core.threads import Threads
+from mtld_core.train.threads import Threads
 
 CASES = {
     "`weight_rnn`, `small`": ("small", {}, "sample", "weight_rnn"),

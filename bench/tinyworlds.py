@@ -21,10 +21,10 @@ from steps import gemm_rate
 
 from mtld_core.config import to_dict
 from mtld_core.runtime import warm_memory
-from mtld_core.stepper import Stepper
 from mtld_core.systems.world_model.dynamics import Dynamics
 from mtld_core.systems.world_model.latent_actions import LatentActions
 from mtld_core.systems.world_model.tokenizer import Tokenizer
+from mtld_core.train.stepper import Stepper
 
 SIZE, BATCH, FRAMES, STEPS = 64, 32, 4, 10
 CODES = {"quantise": "fsq", "latent_dim": 5, "levels": 4}

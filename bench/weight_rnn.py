@@ -26,16 +26,16 @@ from mtld_core.config import parse_object
 from mtld_core.data import Batches, split_windows
 from mtld_core.files import write_json
 from mtld_core.frames import evenly, to_float, to_uint8
-from mtld_core.frechet import FRECHET_FEATURES, Likeness
 from mtld_core.generate import rollout
+from mtld_core.judge.frechet import FRECHET_FEATURES, Likeness
+from mtld_core.judge.task import DRAWS
 from mtld_core.media import save_picture, strip
 from mtld_core.runtime import warm_memory
-from mtld_core.settings import build, open_data, plan
-from mtld_core.stepper import Stepper
-from mtld_core.systems import open_run
 from mtld_core.systems.base import to_channels_last
-from mtld_core.task import DRAWS
+from mtld_core.systems.opening import open_run
 from mtld_core.train import fit
+from mtld_core.train.settings import build, open_data, plan
+from mtld_core.train.stepper import Stepper
 
 SHOWN = 10  # pictures in a row of the sheet
 ROUNDS, STEPS = 10, 20  # of measuring the time of a step

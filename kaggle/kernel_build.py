@@ -20,9 +20,9 @@ from mtld_kaggle import MARKER, PACKAGES
 
 from mtld_core.config import UserError, nearest
 from mtld_core.files import atomic_path, write_json
-from mtld_core.notebook import parameter
-from mtld_core.settings import plan
+from mtld_core.pages import parameter
 from mtld_core.systems import system_class
+from mtld_core.train.settings import plan
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -150,7 +150,7 @@ def bring_stages(system, overrides, run_dir):
     A run named "owner/slug/<path>" is read in that input. Raises UserError where one is in no input, unless
     the run `run_dir` goes on, which carries its stages inside itself.
     """
-    from mtld_core.checkpoint import list_checkpoints
+    from mtld_core.runs.checkpoint import list_checkpoints
     from mtld_core.systems import system_class
 
     fields = system_class(system).built_on
@@ -203,7 +203,7 @@ def bring_run(run_dir, resume="auto", saying="going on with"):
     Of several inputs the one with the newest good checkpoint counts. Where the run is here already, or
     `resume` is not "auto", nothing is copied.
     """
-    from mtld_core.checkpoint import list_checkpoints, problem
+    from mtld_core.runs.checkpoint import list_checkpoints, problem
 
     folder = Path(run_dir).absolute()
     if not _is_kept(folder):
@@ -238,7 +238,7 @@ def _newest(run_dir):
     """The path of the good checkpoint with the most steps among the inputs' runs of that name; None where no
     input has one.
     """
-    from mtld_core.checkpoint import list_checkpoints, problem
+    from mtld_core.runs.checkpoint import list_checkpoints, problem
 
     path = Path(run_dir)
     if path.is_absolute():

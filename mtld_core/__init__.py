@@ -9,7 +9,7 @@ __all__ = ["open_run"]
 
 def __getattr__(name):
     if name == "open_run":
-        from mtld_core.systems import open_run
+        from mtld_core.systems.opening import open_run
 
         return open_run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

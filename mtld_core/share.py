@@ -19,14 +19,14 @@ import h5py
 import safetensors.torch
 import torch
 
-from mtld_core.checkpoint import export_pth, find
 from mtld_core.config import UserError
 from mtld_core.data import DomainPair
 from mtld_core.files import atomic_path, write_json
-from mtld_core.report import summary
+from mtld_core.judge.windows import windows_of
+from mtld_core.runs.checkpoint import export_pth, find
 from mtld_core.runtime import command
-from mtld_core.source import own_dataset, windows_of
-from mtld_core.systems import open_run
+from mtld_core.systems.opening import open_run, own_dataset
+from mtld_core.train.report import summary
 
 RECORDING = "recording.h5"
 README = """---

@@ -23,7 +23,7 @@ from pathlib import Path
 
 places = [Path.cwd(), *Path.cwd().parents, *Path.cwd().glob("*")]
 sys.path[:0] = [str(place) for place in places if (place / "mtld_core" / "__init__.py").is_file()][:1]
-from mtld_core import notebook
+from mtld_core import pages as notebook
 
 notebook.setup()
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 places = [Path.cwd(), *Path.cwd().parents, *Path.cwd().glob("*")]
 sys.path[:0] = [str(place) for place in places if (place / "mtld_core" / "__init__.py").is_file()][:1]
-from mtld_core import notebook
+from mtld_core import pages as notebook
 
 notebook.setup()
 
@@ -58,8 +58,8 @@ overrides = "{}"
 
 # %%
 from mtld_core.runtime import is_interactive
-from mtld_core.settings import build, open_data, plan
 from mtld_core.train import fit
+from mtld_core.train.settings import build, open_data, plan
 
 names = "system preset dataset_root run_dir steps time_budget_minutes batch_size"
 names += " seed resume devices interactive overrides"
@@ -118,7 +118,7 @@ if report:
 
 # %%
 if live:
-    from mtld_core.train_panel import train_panel
+    from mtld_core.train.panel import train_panel
 
     display(train_panel(model, dataset, training))
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 places = [Path.cwd(), *Path.cwd().parents, *Path.cwd().glob("*")]
 sys.path[:0] = [str(place) for place in places if (place / "mtld_core" / "__init__.py").is_file()][:1]
-from mtld_core import notebook
+from mtld_core import pages as notebook
 
 notebook.setup()
 
@@ -88,7 +88,7 @@ notebook.show_video(folder / ("comparison.mp4" if "comparison" in result else "v
 
 # %%
 if live:
-    from mtld_core.panel import GeneratePanel
+    from mtld_core.generate.panel import GeneratePanel
 
     display(GeneratePanel(run_dir, num_frames, fps, seed))
 
@@ -100,6 +100,6 @@ if live:
 
 # %%
 if live and "actions" in result:
-    from mtld_core.play_panel import PlayPanel
+    from mtld_core.play.panel import PlayPanel
 
     display(PlayPanel(run_dir, fps))

@@ -20,12 +20,14 @@ from test_extract import write_video
 
 from data_prep.extract_frames import extract
 from mtld_core import systems
-from mtld_core.checkpoint import list_checkpoints, problem, read_pointer
 from mtld_core.config import ConfigError, UserError
 from mtld_core.files import write_json
 from mtld_core.generate import generate
 from mtld_core.media import read_image
-from mtld_core.train import Training, main, train
+from mtld_core.runs.checkpoint import list_checkpoints, problem, read_pointer
+from mtld_core.train import train
+from mtld_core.train.job import main
+from mtld_core.train.loop import Training
 
 ROOT = Path(__file__).parents[1]
 NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
@@ -406,7 +408,7 @@ LIMITED = """
 import resource, signal, sys
 from mtld_core.generate import generate
 from mtld_core.config import UserError
-from mtld_core.train import main
+from mtld_core.train.job import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # no file larger than that can be written
 try:
@@ -497,7 +499,9 @@ def test_a_second_process_is_refused_and_the_first_goes_on(trained, tmp_path, ca
     settings = {"preset": "tiny", "dataset_root": str(trained[0]), "run_dir": str(run), "steps": 10**6}
     write_json(job, settings | {"overrides": '{"log_every_steps": 1}'})
     first = subprocess.Popen(
-        [sys.executable, "-m", "mtld_core.train", "--config", str(job)], cwd=ROOT, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "mtld_core.train", "--config", str(job)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
     )
     try:
         deadline = time.monotonic() + 60

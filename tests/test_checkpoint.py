@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from mtld_core import checkpoint as checkpoints
 from mtld_core.config import UserError
 from mtld_core.files import sha256
+from mtld_core.runs import checkpoint as checkpoints
 
 ROOT = Path(__file__).parents[1]
 CONFIG = {"system": "toy", "widths": [1, 2]}
@@ -469,7 +469,7 @@ def test_load_state_dict_names_the_tensors_that_do_not_fit():
 
 HOLD = """
     import sys, time
-    from mtld_core.checkpoint import run_lock
+    from mtld_core.runs.checkpoint import run_lock
     with run_lock(sys.argv[1]):
         print("held", flush=True)
         time.sleep(60)

@@ -13,9 +13,9 @@ import push as kaggle_push
 import pytest
 from conftest import write_arcs
 
-from mtld_core import train as training
 from mtld_core.config import RunGivenUp, UserError
-from mtld_core.thermal import Heat
+from mtld_core.train.heat import Heat
+from mtld_core.train.loop import loop as training
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {  # module: (what does its work, a command line that gets there)

@@ -17,15 +17,16 @@ from conftest import moving_square
 from toys import TOYS, ToyGAN, ToyPlayer, ToyStage
 
 from mtld_core import systems
-from mtld_core.checkpoint import list_checkpoints, load_train_state, load_weights
 from mtld_core.config import ConfigError, UserError, field_names, from_dict, from_json, to_json
-from mtld_core.controls import Controls
 from mtld_core.data import Arc, Dataset, DomainPair
 from mtld_core.frames import to_float
-from mtld_core.settings import TrainConfig, build, plan
-from mtld_core.stepper import Stepper
-from mtld_core.threads import Threads
-from mtld_core.train import Training, fit
+from mtld_core.runs.checkpoint import list_checkpoints, load_train_state, load_weights
+from mtld_core.train import fit
+from mtld_core.train.controls import Controls
+from mtld_core.train.loop import Training
+from mtld_core.train.settings import TrainConfig, build, plan
+from mtld_core.train.stepper import Stepper
+from mtld_core.train.threads import Threads
 
 EVERY = [*systems.SYSTEMS, *TOYS]
 # what leads through other parts of a system than its preset "tiny" does
@@ -358,7 +359,7 @@ from mtld_core import systems
 from toys import TOYS
 systems.SYSTEMS |= {{name: f"toys:{{cls.__name__}}" for name, cls in TOYS.items()}}
 import test_contract
-from mtld_core.train import Training
+from mtld_core.train.loop import Training
 
 test_contract.tiny({name!r})  # the stages below it live
 train_step = Training._train_step

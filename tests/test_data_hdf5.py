@@ -13,7 +13,7 @@ from PIL import Image
 
 from mtld_core.config import UserError
 from mtld_core.data import Batches, lazy, open_dataset, store
-from mtld_core.data.lazy import LazyFrames
+from mtld_core.data.hdf5_file import LazyFrames
 from mtld_core.generate import generate
 from mtld_core.train import train
 

@@ -146,8 +146,8 @@ def test_the_project_keeps_its_floors():
 def test_the_project_has_modules_on_every_floor():
     floors = {module: floor(module) for module in modules_in(ROOT)}
     assert set(floors.values()) == {0, 1, 2, 3}
-    wanted = {"mtld_core.runtime": 0, "mtld_core.data.sampler": 1, "mtld_core.nn": 1, "mtld_core.systems.base": 2,
-              "data_prep.video": 2, "mtld_core.train": 3, "mtld_core": 3}  # fmt: skip
+    wanted = {"mtld_core.runtime": 0, "mtld_core.data.batches": 1, "mtld_core.nn": 1, "mtld_core.systems.base": 2,
+              "data_prep.video": 2, "mtld_core.train.loop": 3, "mtld_core": 3}  # fmt: skip
     assert {module: floors[module] for module in wanted} == wanted
 
 
@@ -155,7 +155,7 @@ def test_the_project_has_modules_on_every_floor():
 
 
 GOOD = {
-    "mtld_core/__init__.py": "def __getattr__(name):\n    from mtld_core.systems import open_run\n    return open_run\n",
+    "mtld_core/__init__.py": "def __getattr__(name):\n    from mtld_core.systems.opening import open_run\n    return open_run\n",
     "mtld_core/config.py": "import json\n",
     "mtld_core/runtime.py": "import os\n",
     "mtld_core/media.py": "from mtld_core.config import UserError\n",
@@ -167,8 +167,8 @@ GOOD = {
     "mtld_core/systems/a.py": "from .base import System\n",
     "mtld_core/systems/w/__init__.py": "from .inner import W\n",
     "mtld_core/systems/w/inner.py": "from mtld_core.systems.base import System\n",
-    "mtld_core/settings.py": "from mtld_core.systems import system_class\n",
-    "mtld_core/train.py": '"""Prose may say mtld_core.systems.a."""\nfrom mtld_core.settings import plan\n',
+    "mtld_core/train/settings.py": "from mtld_core.systems import system_class\n",
+    "mtld_core/train/loop.py": '"""Prose may say mtld_core.systems.a."""\nfrom mtld_core.train.loop.settings import plan\n',
     "data_prep/__init__.py": "",
     "data_prep/video.py": "from mtld_core.data import load\n",
 }
@@ -196,15 +196,15 @@ def test_a_good_tree_has_nothing_to_say(tmp_path):
         ("mtld_core/systems/base.py", "from M.settings import plan\n", ["floor 2 imports M.settings"]),
         ("mtld_core/systems/base.py", "from M import open_run\n", ["floor 2 imports mtld_core from floor 3"]),
         ("data_prep/video.py", "try:\n    from M import train\nexcept OSError:\n    pass\n", ["floor 2 imports M.train"]),
-        ("mtld_core/train.py", "from M.systems.a import A\n", ["imports the system M.systems.a"]),
-        ("mtld_core/train.py", "from .systems import a\n", ["imports the system M.systems.a"]),
-        ("mtld_core/train.py", "import M.systems.w.inner as i\n", ["imports the system M.systems.w.inner"]),
-        ("mtld_core/train.py", 'x = __import__("M.systems.a")\n', ["module in 'M.systems.a'"]),
+        ("mtld_core/train/loop.py", "from M.systems.a import A\n", ["imports the system M.systems.a"]),
+        ("mtld_core/train/loop.py", "from .systems import a\n", ["imports the system M.systems.a"]),
+        ("mtld_core/train/loop.py", "import M.systems.w.inner as i\n", ["imports the system M.systems.w.inner"]),
+        ("mtld_core/train/loop.py", 'x = __import__("M.systems.a")\n', ["module in 'M.systems.a'"]),
         ("mtld_core/systems/base.py", 'x = f"M.systems.w:{1}"\n', ["module in 'M.systems.w:'"]),
         ("mtld_core/systems/__init__.py", "from .a import A\n", ["imports the system M.systems.a"]),
         ("mtld_core/systems/a.py", "from . import w\n", ["imports the system M.systems.w"]),
         ("mtld_core/systems/w/inner.py", "def f():\n    from ..a import A\n", ["imports the system M.systems.a"]),
-        ("mtld_core/settings.py", "def f():\n    from . import train\n", ["circle: M.settings -> M.train -> M.settings"]),
+        ("mtld_core/train/settings.py", "def f():\n    from . import train\n", ["circle: M.settings -> M.train -> M.settings"]),
         ("mtld_core/data/cuts.py", "from M.data import load\n", ["circle: M.data -> M.data.cuts -> M.data"]),
         ("mtld_core/data/cuts.py", "from .store import load\n", ["circle: M.data.cuts -> M.data.store -> M.data.cuts"]),
         ("mtld_core/data/cuts.py", "from . import cuts\n", ["circle: M.data.cuts -> M.data.cuts"]),
@@ -223,7 +223,7 @@ def test_a_planted_violation_is_found(tmp_path, file, text, said):
 
 def test_an_import_of_a_module_that_is_not_there_is_found(tmp_path):
     with pytest.raises(AssertionError, match=r"train\.py:1 imports mtld_core\.nowhere"):
-        violations(tree(tmp_path, **{"mtld_core/train.py": "from mtld_core.nowhere import x\n"}))
+        violations(tree(tmp_path, **{"mtld_core/train/loop.py": "from mtld_core.nowhere import x\n"}))
 
 
 # ---- what an import costs
@@ -253,7 +253,7 @@ def test_floor_zero_brings_no_torch():
 
 def test_open_run_is_there_when_asked_for_and_other_names_are_not():
     import mtld_core
-    from mtld_core.systems import open_run
+    from mtld_core.systems.opening import open_run
 
     assert mtld_core.open_run is open_run and mtld_core.__all__ == ["open_run"]
     with pytest.raises(AttributeError, match="'mtld_core' has no attribute 'open_rnu'"):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mtld_core import frechet
-from mtld_core.frechet import frechet_distance, frechet_features
+from mtld_core.judge import frechet
+from mtld_core.judge.frechet import frechet_distance, frechet_features
 
 
 def normal(*shape, seed=0):

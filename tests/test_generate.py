@@ -14,10 +14,10 @@ from PIL import Image
 from rolling import Toy, ToyConfig, open_toy, picture, write_rolling_arcs
 from steered import QUICK, steered_run, write_recording
 
-from mtld_core import generate as generation
 from mtld_core import media, open_run
 from mtld_core.config import ConfigError, UserError
 from mtld_core.frames import to_uint8
+from mtld_core.generate.jobs import jobs as generation
 from mtld_core.systems import SYSTEMS
 from mtld_core.train import train
 
@@ -348,7 +348,7 @@ def test_who_cannot_draw_from_noise_says_so_in_python_too():
 
 MEMORY = """
 import sys, types; sys.path[:0] = ["tests", "."]
-from mtld_core import generate as generation
+from mtld_core.generate import jobs as generation
 from mtld_core.runtime import peak_memory_mb
 from PIL import Image
 from rolling import Toy, ToyConfig

@@ -7,8 +7,8 @@ import mtld_kaggle
 import pytest
 import torch
 
-from mtld_core import checkpoint as checkpoints
 from mtld_core.config import UserError
+from mtld_core.runs import checkpoint as checkpoints
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from kaggle_run import ROOT, Kaggle, bare_python
 from kernel_build import INPUTS, LIMIT, MARKER, PACKAGES, build_inputs, make_kernel
 from torchvision.models.vgg import cfgs, make_layers
 
-from mtld_core import checkpoint as checkpoints
 from mtld_core.config import UserError
 from mtld_core.nn.perceptual import TRUNK_FILE
+from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.train import train
 
 LAYOUTS = ("mtld-2-train", "notebooks/me/mtld-2-train", "datasets/me/mtld-2-train")
@@ -89,7 +89,7 @@ def test_a_kernel_carries_all_code_no_data_and_fits(name):
     kernel = make_kernel(name)
     files = carried(kernel)
     assert all(file.endswith(".py") for file in files) and "data_prep/video.py" in files
-    assert files["mtld_core/train.py"] == (ROOT / "mtld_core" / "train.py").read_bytes()
+    assert files["mtld_core/train/loop.py"] == (ROOT / "mtld_core" / "train.py").read_bytes()
     assert len(kernel.text) < LIMIT / 2
     assert kernel.text == make_kernel(f"notebooks/{name}.ipynb").text  # the same every time
     assert json.loads(kernel.text)["metadata"]["kernelspec"]["name"] == "python3"

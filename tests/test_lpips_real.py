@@ -13,7 +13,7 @@ from data_prep.convert_lpips import convert
 from data_prep.extract_frames import extract
 from mtld_core.config import UserError
 from mtld_core.data import open_dataset
-from mtld_core.data.cache import cache_root
+from mtld_core.data.store import cache_root
 from mtld_core.frames import to_float
 from mtld_core.metrics import lpips_metric
 from mtld_core.nn.perceptual import CONVERTED_FILE, LPIPS, load_trunk

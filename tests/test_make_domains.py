@@ -148,7 +148,7 @@ def test_what_is_there_is_not_overwritten(shapes):
 
 def test_the_baselines_leave_something_to_learn(shapes):
     """The judge's own: no linear map of colours makes the textures, and the mean image has no shapes."""
-    from mtld_core.translation import TranslationJudge
+    from mtld_core.judge.translations import TranslationJudge
 
     pair = open_dataset(shapes, cache=False, progress=False)
     starts = torch.tensor([0, 8]), torch.tensor([0, 8])

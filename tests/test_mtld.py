@@ -9,17 +9,17 @@ from conftest import assert_each_matters, write_arcs
 from torch.nn import functional as F
 
 from mtld_core.chance import keyed_uniform
-from mtld_core.checkpoint import export_pth, list_checkpoints
 from mtld_core.config import ConfigError
 from mtld_core.generate import generate, rollout
 from mtld_core.nn.conv import erases, norm2d
 from mtld_core.nn.perceptual import LPIPS
-from mtld_core.settings import plan
-from mtld_core.stepper import Stepper
-from mtld_core.systems import open_run
+from mtld_core.runs.checkpoint import export_pth, list_checkpoints
 from mtld_core.systems.mtld.nets import warp
 from mtld_core.systems.mtld.system import MTLD
+from mtld_core.systems.opening import open_run
 from mtld_core.train import train
+from mtld_core.train.settings import plan
+from mtld_core.train.stepper import Stepper
 
 
 def model(height=16, width=16, **overrides):

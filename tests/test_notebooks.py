@@ -12,7 +12,7 @@ import pytest
 from conftest import write_arcs
 
 from data_prep.extract_frames import extract
-from mtld_core import notebook
+from mtld_core import pages as notebook
 from mtld_core.config import UserError
 from mtld_core.data import open_dataset
 from mtld_core.share import share_weights

@@ -11,7 +11,7 @@ from conftest import write_arcs
 from PIL import Image
 from steered import QUICK, steered_run, write_recording
 
-from mtld_core.play_panel import PlayPanel, keys_of
+from mtld_core.play.panel import PlayPanel, keys_of
 from mtld_core.train import train
 
 

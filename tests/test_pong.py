@@ -9,9 +9,9 @@ from pong import motion, obedience, paddle_row
 
 from data_prep.record_game import record
 from mtld_core.data import open_dataset
-from mtld_core.evaluate import Judge
+from mtld_core.judge.rollouts import Judge
 from mtld_core.play import Play
-from mtld_core.systems import open_run
+from mtld_core.systems.opening import open_run
 
 SHIPPED = Path(__file__).parents[1] / "examples" / "pong"
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mtld_core import progress
-from mtld_core.progress import Progress
+from mtld_core.train.controls import Progress
 
 
 @pytest.fixture

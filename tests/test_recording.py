@@ -14,7 +14,7 @@ from PIL import Image
 
 from mtld_core.config import UserError
 from mtld_core.data import open_dataset
-from mtld_core.source import read_source
+from mtld_core.generate.source import read_source
 
 
 def entry(i, **fields):

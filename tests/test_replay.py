@@ -12,15 +12,15 @@ import pytest
 import torch
 from toys import ToyConfig, ToyStage
 
-from mtld_core import checkpoint as checkpoints
 from mtld_core.chance import keyed_uniform
 from mtld_core.config import UserError
 from mtld_core.data import open_dataset
 from mtld_core.frames import to_float, to_uint8
-from mtld_core.settings import TrainConfig, build
+from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.systems.rl_v2v import replay as module
 from mtld_core.systems.rl_v2v.replay import Replay
 from mtld_core.train import fit
+from mtld_core.train.settings import TrainConfig, build
 
 ROOT = Path(__file__).parents[1]
 SHAPE = (3, 4, 5, 3)  # two state frames and the action, of 4x5 pixels

@@ -10,12 +10,12 @@ from torch import nn
 
 from mtld_core.config import ConfigError
 from mtld_core.frames import to_float, to_uint8
-from mtld_core.settings import build, plan
-from mtld_core.stepper import Stepper
 from mtld_core.systems.rl_v2v import decisions
 from mtld_core.systems.rl_v2v.losses import bce_discriminator_loss, bce_generator_loss
 from mtld_core.systems.rl_v2v.nets import ConvLSTM, Discriminator, ResBlock3d, Translator, Value
 from mtld_core.systems.rl_v2v.system import FRAMES, RLV2V
+from mtld_core.train.settings import build, plan
+from mtld_core.train.stepper import Stepper
 
 SIZE, T, P, B = 16, 5, 2, 3
 

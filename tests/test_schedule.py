@@ -8,14 +8,13 @@ import types
 
 import pytest
 
-from mtld_core import schedule
-from mtld_core import train as train_module
 from mtld_core.config import ConfigError
-from mtld_core.controls import Controls
-from mtld_core.schedule import MOST_RESERVED, Schedule
-from mtld_core.settings import TrainConfig, build, open_data, plan
-from mtld_core.threads import Threads
-from mtld_core.train import Training
+from mtld_core.train.controls import Controls
+from mtld_core.train.loop import Training, schedule
+from mtld_core.train.loop import loop as train_module
+from mtld_core.train.schedule import MOST_RESERVED, Schedule
+from mtld_core.train.settings import TrainConfig, build, open_data, plan
+from mtld_core.train.threads import Threads
 
 
 class Clock:

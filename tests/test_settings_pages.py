@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mtld_core.config import field_names, to_dict
-from mtld_core.settings import TrainConfig
 from mtld_core.systems import SYSTEMS, system_class
+from mtld_core.train.settings import TrainConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
 WORLD_MODEL = ("tokenizer", "latent_actions", "dynamics")  # three systems on one page

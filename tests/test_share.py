@@ -18,8 +18,8 @@ from mtld_core import open_run
 from mtld_core.config import UserError
 from mtld_core.data import open_dataset
 from mtld_core.generate import generate, rollout
+from mtld_core.generate.panel import GeneratePanel
 from mtld_core.judge import judge
-from mtld_core.panel import GeneratePanel
 from mtld_core.play import Play
 from mtld_core.share import share, share_weights, without_places
 from mtld_core.systems import SYSTEMS

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtld_core.config import UserError
 from mtld_core.nn.precision import in_fp32
-from mtld_core.stepper import INITIAL_SCALE, Stepper, _parts
 from mtld_core.systems.base import Loss, Place, adam
+from mtld_core.train.stepper import INITIAL_SCALE, Stepper, _parts
 
 CPU = torch.device("cpu")
 

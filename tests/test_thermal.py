@@ -17,16 +17,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtld_core import thermal
-from mtld_core import train as train_module
-from mtld_core.checkpoint import read_pointer
 from mtld_core.config import ConfigError, UserError
-from mtld_core.controls import Controls
-from mtld_core.evaluate import Judge
-from mtld_core.settings import TrainConfig, build, open_data, plan
-from mtld_core.thermal import Heat, Reading
-from mtld_core.threads import Threads
-from mtld_core.train import Training, fit
+from mtld_core.judge.rollouts import Judge
+from mtld_core.runs.checkpoint import read_pointer
+from mtld_core.train import fit
+from mtld_core.train.controls import Controls
+from mtld_core.train.heat import Heat, Reading
+from mtld_core.train.loop import Training
+from mtld_core.train.loop import heat as thermal
+from mtld_core.train.loop import loop as train_module
+from mtld_core.train.settings import TrainConfig, build, open_data, plan
+from mtld_core.train.threads import Threads
 
 # ---- what readings mean
 
@@ -317,8 +318,8 @@ def test_a_thousand_random_schedules_keep_the_limit_and_the_time_and_save_before
 FIRST, SECOND = "GPU-11111111-1111-1111-1111-111111111111", "GPU-22222222-2222-2222-2222-222222222222"
 PRELUDE = f"""
 import json, os, sys, threading, time
-from mtld_core import thermal
-from mtld_core.thermal import Heat, Reading, Sensor
+from mtld_core.train import heat as thermal
+from mtld_core.train.heat import Heat, Reading, Sensor
 
 FIRST, SECOND = {FIRST!r}, {SECOND!r}
 """
@@ -480,7 +481,7 @@ def test_the_watched_gpu_is_the_one_that_cuda_uses_not_the_one_of_that_number(nv
     """CUDA_VISIBLE_DEVICES=1 makes NVML's second GPU CUDA's first."""
     code = """
     import types, torch
-    from mtld_core.settings import TrainConfig
+    from mtld_core.train.settings import TrainConfig
     def properties(device):
         assert device == torch.device("cuda:0")
         return types.SimpleNamespace(uuid=SECOND.removeprefix("GPU-"))
@@ -578,8 +579,8 @@ def test_a_cpu_has_no_guard():
 # ---- from the sensor to the run's end
 
 RUN = """
-from mtld_core.controls import Controls
-from mtld_core.settings import build, open_data, plan
+from mtld_core.train.controls import Controls
+from mtld_core.train.settings import build, open_data, plan
 from mtld_core.train import fit
 
 thermal.uuid_of = lambda device: SECOND

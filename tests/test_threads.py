@@ -5,10 +5,10 @@ import types
 import pytest
 import torch
 
-from mtld_core import threads as threads_module
 from mtld_core.config import ConfigError
-from mtld_core.settings import TrainConfig
-from mtld_core.threads import BLOCK, Threads
+from mtld_core.train.loop import threads as threads_module
+from mtld_core.train.settings import TrainConfig
+from mtld_core.train.threads import BLOCK, Threads
 
 QUIET = {1: 0.115, 2: 0.07, 4: 0.04}  # seconds a step
 BUSY = {1: 0.1225, 2: 0.325, 4: 0.6}  # weight_rnn `small` on two cores, beside a program that uses one

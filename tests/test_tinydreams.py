@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from mtld_core.config import ConfigError, from_dict
 from mtld_core.data import Arc, Dataset, split_windows
-from mtld_core.evaluate import Judge
-from mtld_core.settings import build, plan
-from mtld_core.stepper import Stepper
+from mtld_core.judge.rollouts import Judge
 from mtld_core.systems.tinydreams.system import TinyDreams
 from mtld_core.train import fit
+from mtld_core.train.settings import build, plan
+from mtld_core.train.stepper import Stepper
 
 PLAIN = {"lambda_gan": 0, "context_noise": 0}
 

@@ -12,19 +12,20 @@ import pytest
 import torch
 from conftest import write_arcs
 
-from mtld_core import threads
-from mtld_core import train as train_module
-from mtld_core.checkpoint import list_checkpoints, load_train_state, read_pointer
 from mtld_core.config import ConfigError, UserError
-from mtld_core.controls import Controls
 from mtld_core.data import open_dataset
-from mtld_core.evaluate import Judge
-from mtld_core.settings import build, open_data, plan
-from mtld_core.source import windows_of
-from mtld_core.systems import open_run
+from mtld_core.judge.rollouts import Judge
+from mtld_core.judge.windows import windows_of
+from mtld_core.runs.checkpoint import list_checkpoints, load_train_state, read_pointer
 from mtld_core.systems.base import Loss
 from mtld_core.systems.mtld.system import MTLD
-from mtld_core.train import Training, fit, main, train
+from mtld_core.systems.opening import open_run
+from mtld_core.train import fit, train
+from mtld_core.train.controls import Controls
+from mtld_core.train.job import main
+from mtld_core.train.loop import Training, threads
+from mtld_core.train.loop import loop as train_module
+from mtld_core.train.settings import build, open_data, plan
 
 
 def tiny(arcs, run_dir, overrides=None, **settings):
@@ -153,7 +154,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(arcs, tmp_path
 
 INTERRUPTED = """
 import sys
-from mtld_core.train import main
+from mtld_core.train.job import main
 sys.exit(main(["--config", sys.argv[1]]))
 """
 
@@ -171,7 +172,9 @@ def test_a_signal_saves_and_ends_cleanly(arcs, tmp_path, number):
     }
     job.write_text(json.dumps(settings | {"overrides": json.dumps({"log_every_steps": 1})}))
     process = subprocess.Popen(
-        [sys.executable, "-m", "mtld_core.train", "--config", str(job)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "mtld_core.train", "--config", str(job)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 60
     while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
@@ -234,7 +237,7 @@ def test_patience_counts_a_phases_updates_not_steps(arcs, tmp_path, monkeypatch,
 
 
 def test_one_run_folder_takes_one_process(arcs, tmp_path):
-    from mtld_core.checkpoint import run_lock
+    from mtld_core.runs.checkpoint import run_lock
 
     with run_lock(tmp_path / "run"), pytest.raises(UserError, match="in use by another"):
         tiny(arcs, tmp_path / "run")
@@ -369,7 +372,7 @@ def test_stop_ends_training_in_a_thread(arcs, tmp_path):
 
 
 def test_frame_size_of_model_and_data_must_agree(arcs, tmp_path):
-    from mtld_core.settings import build, open_data, plan
+    from mtld_core.train.settings import build, open_data, plan
 
     cls, config, training = plan("mtld", "tiny", run_dir=str(tmp_path / "run"))
     system = build(cls, config, open_data(str(arcs), config))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtld_core import train_panel
-from mtld_core.checkpoint import read_pointer
-from mtld_core.curves import Log, draw
-from mtld_core.evaluate import Judge
-from mtld_core.settings import build, open_data, plan
+from mtld_core.judge.rollouts import Judge
+from mtld_core.runs.checkpoint import read_pointer
+from mtld_core.train.loop import panel as train_panel
+from mtld_core.train.plots import Log, draw
+from mtld_core.train.settings import build, open_data, plan
 
 LASTING = {"save_every_minutes": 0, "log_every_steps": 1, "eval_windows": 2}
 

@@ -17,13 +17,15 @@ from conftest import shown
 from PIL import Image
 from torch import nn
 
-from mtld_core import generate as generation
-from mtld_core import media, panel
+from mtld_core import media
 from mtld_core.config import UserError
 from mtld_core.data import open_dataset
+from mtld_core.generate.jobs import jobs as generation
+from mtld_core.generate.jobs import panel
+from mtld_core.generate.rollouts import stream_translation
+from mtld_core.judge.translations import TranslationJudge
 from mtld_core.metrics import colour_transfer
 from mtld_core.systems.base import Needs, System
-from mtld_core.translation import TranslationJudge, stream_translation
 
 HEIGHT, WIDTH, LENGTH = 8, 12, 20
 NOTEBOOK = Path(__file__).parents[1] / "notebooks/03_generate.py"
@@ -372,7 +374,7 @@ MEMORY = """
 import sys, types; sys.path[:0] = ["tests", "."]
 import numpy as np
 from PIL import Image
-from mtld_core import generate as generation
+from mtld_core.generate import jobs as generation
 from mtld_core.runtime import peak_memory_mb
 from test_translate import Config, Negative
 system = Negative(Config(96, 128)).eval()

@@ -17,12 +17,12 @@ from weight_rnn import sheet
 from mtld_core.config import ConfigError, from_dict
 from mtld_core.data import open_dataset
 from mtld_core.frames import to_float, to_uint8
-from mtld_core.settings import plan
-from mtld_core.stepper import Stepper
 from mtld_core.systems.weight_rnn.hyper import LayerUpdate, changed_layer
 from mtld_core.systems.weight_rnn.losses import gaussian_kl, gradient_penalty
 from mtld_core.systems.weight_rnn.system import Code, WeightRNN
 from mtld_core.systems.weight_rnn.videos import noisy_video, synthetic_video
+from mtld_core.train.settings import plan
+from mtld_core.train.stepper import Stepper
 
 KINDS = ("full", "low_rank", "per_channel")
 

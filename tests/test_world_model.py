@@ -10,21 +10,20 @@ import pytest
 import torch
 from conftest import moving_square
 
-from mtld_core import checkpoint as checkpoints
 from mtld_core.config import ConfigError, UserError
 from mtld_core.data import Arc, Dataset
-from mtld_core.evaluate import judged_horizon, split_of
 from mtld_core.frames import to_float
-from mtld_core.settings import build, plan
-from mtld_core.source import windows_of
-from mtld_core.stepper import Stepper
-from mtld_core.systems import open_run
+from mtld_core.judge.windows import judged_horizon, split_of, windows_of
+from mtld_core.runs import checkpoint as checkpoints
+from mtld_core.systems.opening import open_run
 from mtld_core.systems.world_model.dynamics import Dynamics
 from mtld_core.systems.world_model.latent_actions import LatentActions
 from mtld_core.systems.world_model.patches import to_frames, to_patches
 from mtld_core.systems.world_model.quantise import FSQ, Whitening
 from mtld_core.systems.world_model.tokenizer import Tokenizer
 from mtld_core.train import fit
+from mtld_core.train.settings import build, plan
+from mtld_core.train.stepper import Stepper
 
 SIZE = {
     "height": 16,

@@ -5,10 +5,11 @@ Letters: N frames in all, B batch, T frames of a window, H W pixels. Frames are 
 0..255).
 """
 
+from mtld_core.data.batches import Batches, DomainBatches
 from mtld_core.data.cuts import find_cuts, thumbnail
 from mtld_core.data.dataset import Arc, Dataset, DomainPair
 from mtld_core.data.opening import open_dataset
-from mtld_core.data.sampler import Batches, DomainBatches, covered, split_alike, split_windows
+from mtld_core.data.windows import covered, split_alike, split_windows
 
 __all__ = [
     "Arc",

@@ -14,8 +14,7 @@ import torch
 
 from mtld_core.config import UserError
 from mtld_core.data.dataset import Arc
-from mtld_core.data.hdf5_file import find_dataset, missing_dataset, open_file
-from mtld_core.data.lazy import LazyFrames
+from mtld_core.data.hdf5_file import LazyFrames, find_dataset, missing_dataset, open_file
 from mtld_core.data.recording import read_about
 from mtld_core.frames import fit_frame
 from mtld_core.runtime import for_each

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from mtld_core import checkpoint as checkpoints
 from mtld_core.config import ConfigError, UserError, check, from_dict
 from mtld_core.data import Dataset
 from mtld_core.frames import to_float
+from mtld_core.runs import checkpoint as checkpoints
 
 WINDOW, JUDGED = (
     8,

@@ -7,21 +7,20 @@ Frames are uint8 `[H, W, 3]`. `actions[i]` leads from frame i to frame i + 1.
 import collections
 import contextlib
 import json
-import re
 import statistics
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from mtld_core import media
 from mtld_core.config import UserError
-from mtld_core.frames import fit_frame, to_uint8
-from mtld_core.generate import check_actions
-from mtld_core.source import from_dataset, own_dataset
+from mtld_core.frames import to_uint8
+from mtld_core.generate.rollouts import check_actions
+from mtld_core.generate.source import from_dataset
+from mtld_core.play.real_game import RealGame
+from mtld_core.systems.opening import own_dataset
 
-GAME_FACTS = {"env", "env_options", "size"}  # what a recording must say of itself to be played again
 RECENT = 20  # steps that the speed is the median of
 
 
@@ -137,52 +136,6 @@ class Play:
             self.real = [self.frames[0]]
         except Exception as error:  # a game is foreign code; the dream needs none
             self.alone = " ".join(str(error).split()) or type(error).__name__
-
-
-class RealGame:
-    """The recorded game, reset as it was and led by the recorded actions to frame `number` of `arc`.
-
-    Raises UserError, in a few words, where it cannot be, or shows another picture than the recording there.
-    """
-
-    def __init__(self, dataset, arc, number):
-        about, row = dataset.about, dataset.row(arc, int(number))
-        episode, first = re.fullmatch(r"episode_(\d+)([a-z]*)", arc), row - int(number)
-        seeds = about.get("episode_seeds", [])
-        if not about.keys() >= GAME_FACTS:
-            raise UserError("the recording names no game that can be stepped")
-        if not episode or int(episode[1]) >= len(
-            seeds
-        ):  # one of several files, or made of a clock that was set back
-            raise UserError("the recording does not say how this episode was seeded")
-        if episode[2] or dataset.row(arc, 0) != first:
-            raise UserError("the recording has a gap before this frame")
-        from data_prep.games import frame_of, make_env
-
-        self._env, self.over = make_env(about["env"], about["env_options"]), False
-        self._see = lambda observation: fit_frame(
-            frame_of(self._env, observation, about["size"]), *dataset.size
-        )
-        observation, _ = self._env.reset(seed=seeds[int(episode[1])])
-        for action in dataset.actions[first:row]:
-            observation = self._step(action)
-        if not np.array_equal(self._see(observation), dataset.frames[row].cpu()):
-            self.close()
-            raise UserError("the game shows another picture here than the recording")
-
-    def step(self, action):
-        """One step under a tensor, whole number or float `[A]`. Not to be called once it is `over`."""
-        return torch.from_numpy(self._see(self._step(action)))
-
-    def close(self):
-        self._env.close()
-
-    def _step(self, action):
-        dtype = self._env.action_space.dtype
-        action = action.cpu().numpy().astype(dtype) if action.dim() else int(action)
-        observation, _, terminated, truncated, _ = self._env.step(action)
-        self.over = terminated or truncated
-        return observation
 
 
 def choices(system, dataset):

@@ -11,9 +11,9 @@ import torch
 from mtld_core.chance import seed_of
 from mtld_core.config import UserError, check, field_names, from_dict, nearest, parse_object
 from mtld_core.data import open_dataset
-from mtld_core.run_folder import KEPT, checkpoint_to_resume
+from mtld_core.judge.windows import STAGES_SHARE
+from mtld_core.runs.folder import KEPT, checkpoint_to_resume
 from mtld_core.systems import system_class
-from mtld_core.task import STAGES_SHARE
 
 LENGTHS = ("steps", "epochs", "time_budget_minutes")
 LEFT_ALONE = (

@@ -9,18 +9,15 @@ are whole clips of T frames.
 """
 
 import copy
-from pathlib import Path
 
 import torch
 
 from mtld_core import metrics
-from mtld_core.data import open_dataset
+from mtld_core.data.truth import DIRECTIONS, open_truth, true_frames
 from mtld_core.frames import evenly, to_float, to_uint8
-from mtld_core.frechet import Likeness
+from mtld_core.judge.frechet import Likeness
 from mtld_core.metrics import colour_transfer
 
-TRUTHS = {"x_to_y": "X_in_Y", "y_to_x": "Y_in_X"}  # direction -> the folder of its truth
-DIRECTIONS = tuple(TRUTHS)
 LIKED = 4  # frames of each window that the Frechet distance to the target domain's own is taken of
 
 
@@ -143,38 +140,3 @@ def translated(system, clips, direction, state=None):
     """
     made, state = system.translate(to_float(clips.to(system.device)), direction, state)
     return to_uint8(made).to(clips.device), state
-
-
-@torch.inference_mode()
-def stream_translation(system, clip, direction, shots=()):
-    """Yield uint8 `[H, W, 3]` on the CPU: the frames of a clip uint8 `[n, H, W, 3]` in the other domain.
-
-    It is made in pieces of a training window, so any length takes the same memory. shots: where in the clip a
-    new shot begins; there the system forgets what came before.
-    """
-    for shot in clip.tensor_split(shots):
-        state = None
-        for piece in shot.split(system.needs().window):
-            made, state = translated(system, piece[None], direction, state)
-            yield from made[0].cpu()
-
-
-def open_truth(root, direction, size, arc=""):
-    """`Dataset` of what the source domain's arcs (or the one that is named) look like in the other domain, at
-    `size`.
-
-    root: the folder of both domains. None where that is not known.
-    """
-    folder = Path(root) / "truth" / TRUTHS[direction] / arc
-    return open_dataset(folder, *size, progress=False) if folder.is_dir() else None
-
-
-def true_frames(truth, dataset, start, stop):
-    """uint8 `[stop - start, H, W, 3]`: those rows of a domain's dataset, all in one arc, as `truth` has them.
-
-    They are found by the arc's name and the frames' numbers. Raises UserError where the arc or a frame is
-    missing there.
-    """
-    arc = next(arc for arc in dataset.arcs if arc.start <= start < arc.stop)
-    numbers = arc.numbers[start - arc.start : stop - arc.start]
-    return truth.frames[[truth.row(arc.name, int(number)) for number in numbers]]

@@ -13,10 +13,10 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from mtld_core.config import ConfigError, UserError, from_dict
-from mtld_core.notebook import download_link, png_bytes, video_tag
-from mtld_core.panel import error_line, in_colour, offer
+from mtld_core.pages import download_link, error_line, in_colour, offer, png_bytes, video_tag
 from mtld_core.play import Play
-from mtld_core.systems import open_run, system_class
+from mtld_core.systems import system_class
+from mtld_core.systems.opening import open_run
 
 SHOWN, BESIDE = 256, 544  # pixels: a picture's height at least, the room for two
 WORDS = {

@@ -18,13 +18,12 @@ import traceback
 
 import ipywidgets as widgets
 
-from mtld_core.checkpoint import list_checkpoints, read_pointer
-from mtld_core.controls import Controls
-from mtld_core.curves import Log, draw
-from mtld_core.notebook import table_html
-from mtld_core.panel import error_line, in_colour
-from mtld_core.run_folder import folder_of
+from mtld_core.pages import error_line, in_colour, table_html
+from mtld_core.runs.checkpoint import list_checkpoints, read_pointer
+from mtld_core.runs.folder import folder_of
 from mtld_core.train import fit
+from mtld_core.train.controls import Controls
+from mtld_core.train.plots import Log, draw
 
 PATIENCE = 0.8  # seconds that a click waits for its effect
 LOOK, DRAW = 0.2, 2.0  # seconds between two looks at the run, between two drawings of the curves

@@ -190,3 +190,27 @@ def _worth_showing(rows):
         if value not in ("", None) and not name.endswith("_by_horizon")
     }
     return {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in rows.items()}
+
+
+def error_line(error):
+    """An error in one line; of what the user can mend the message alone."""
+    words = " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return (
+        words
+        if isinstance(error, (UserError, ConfigError))
+        else f"{type(error).__name__}: {words}".removesuffix(": ")
+    )
+
+
+def in_colour(text, colour="inherit"):
+    return f'<span style="color:{colour}">{html.escape(text)}</span>'
+
+
+def offer(widget, options, value=None):
+    """Give a selection new options and choose `value`, or else the first: of itself ipywidgets may choose
+    none.
+    """
+    widget.options = options
+    widget.value = value if value in options else options[0] if options else None

@@ -1,12 +1,31 @@
-"""Telling a person how training goes: a bar where one watches, a line every half minute where nobody does."""
+"""What a person may ask of a run in progress, from any thread, and what it answers."""
 
 import datetime
 import sys
+import threading
 import time
 
 from mtld_core.runtime import is_interactive
 
+
+class Controls:
+    """Three events that the loop looks at between two steps and while it judges, and its answer in words.
+
+    stop: save, judge and end. pause: wait until it is cleared. save: write a checkpoint; the loop clears it
+    when that is done. doing: "starting", "training", "paused", "judging", ... or why it waits. step, total:
+    how far it is; total 0: not known yet. ending: all is saved and only judging is left, which a stop gives
+    up. say: a function that takes the loop's lines of text.
+    """
+
+    def __init__(self, say=lambda text: print(text, flush=True)):
+        self.stop, self.pause, self.save = (threading.Event() for _ in range(3))
+        self.doing, self.step, self.total, self.ending = "starting", 0, 0, False
+        self.say = say
+
+
 SECONDS_BETWEEN_LINES = 30
+
+
 NEW_TOTAL = (
     0.02  # by which a total has to differ for the bar to begin anew: a budget's moves a little all the time
 )

@@ -15,11 +15,10 @@ import torch
 
 from mtld_core.config import field_names, from_dict
 from mtld_core.files import write_json
+from mtld_core.judge.task import Task
 from mtld_core.runtime import command
-from mtld_core.settings import TrainConfig
-from mtld_core.source import own_dataset
-from mtld_core.systems import open_run
-from mtld_core.task import Task
+from mtld_core.systems.opening import open_run, own_dataset
+from mtld_core.train.settings import TrainConfig
 
 
 def judge(run_dir, checkpoint="", device="auto"):
@@ -58,7 +57,3 @@ def main(arguments=None):
     parser.add_argument("--checkpoint", default="", help='its name, or "best"; the newest good one otherwise')
     given = parser.parse_args(arguments)
     print(json.dumps(judge(given.run, given.checkpoint), indent=2))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,9 +5,9 @@ import math
 import time
 from pathlib import Path
 
-from mtld_core import checkpoint as checkpoints
 from mtld_core.config import UserError
 from mtld_core.files import atomic_path
+from mtld_core.runs import checkpoint as checkpoints
 
 # training settings that a run keeps: chance, pairs of frames and controls, and which frames are held out
 KEPT = ("seed", "controls_lead_to", "holdout", "cross_cuts", "restitution", "eval_horizon")

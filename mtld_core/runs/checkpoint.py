@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 
 from mtld_core.config import UserError
 from mtld_core.files import atomic_path, flush, sha256, write_json
-from mtld_core.lock import Held, Lock
+from mtld_core.runs.lock import Held, Lock
 
 SCHEMA = 1
 

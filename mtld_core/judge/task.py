@@ -3,23 +3,17 @@ of the other.
 """
 
 import copy
-import json
-from pathlib import Path
 
 import torch
 
-from mtld_core.config import ConfigError, check
-from mtld_core.data import Batches, DomainBatches, DomainPair, covered
-from mtld_core.evaluate import Judge, judged_horizon, reachable, split_of
+from mtld_core.config import check
+from mtld_core.data import Batches, DomainBatches, DomainPair
 from mtld_core.frames import evenly, to_uint8
-from mtld_core.frechet import Likeness
-from mtld_core.translation import TranslationJudge
+from mtld_core.judge.frechet import Likeness
+from mtld_core.judge.rollouts import Judge
+from mtld_core.judge.translations import TranslationJudge
+from mtld_core.judge.windows import judged_horizon, reachable, split_of
 
-STAGES_SHARE = (
-    "holdout",
-    "cross_cuts",
-    "restitution",
-)  # training settings that a run takes from the stages below it
 DRAWS = 256  # images from noise that are compared with held-out frames, and as many of those
 
 
@@ -117,49 +111,6 @@ def best_by(metrics, restitution, step):
         )
     figure = "psnr" if restitution or metrics["skill_db"] is None else "skill_db"
     return figure, metrics[figure]
-
-
-def check_stages(system, dataset, config):
-    """Raise ConfigError where a stage that `system` is built on learned frames that it holds out, or the
-    reverse.
-    """
-    here = vars(config)
-    for field, attribute in system.built_on.items():
-        stage, run = getattr(system, attribute), getattr(system.config, field)
-        if stage is None:
-            continue
-        try:
-            there = json.loads((Path(run) / "config.json").read_text())["training"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{field}={run!r} is no run folder ({type(error).__name__}: {error})") from None
-        for name in STAGES_SHARE:
-            check(
-                there[name] == here[name],
-                f"{field}={run!r} was trained with {name}={there[name]}, now it is {here[name]}, so that one "
-                "would learn what "
-                f"the other holds out; leave {name} out, and it is taken from that run, or train both with "
-                "the same",
-            )
-        if config.restitution:
-            continue
-        (learned, held), (below_learned, below_held) = (
-            _rows(system, dataset, here),
-            _rows(stage, dataset, there),
-        )
-        check(
-            not (learned & below_held).any() and not (held & below_learned).any(),
-            f"{field}={run!r} learned frames that would be held out here, or the reverse: it divides them by "
-            "windows of other "
-            "lengths; train that stage anew",
-        )
-
-
-def _rows(system, dataset, training):
-    """(bool [N] of what a system learns from, of what it is judged on)."""
-    needs = system.needs()
-    learned, held = split_of(system, dataset, training)
-    judged = max(needs.window, needs.context + judged_horizon(system, training["eval_horizon"]))
-    return covered(dataset, learned, needs.window), covered(dataset, held, judged)
 
 
 def _check(system, dataset, config):

@@ -1,44 +1,31 @@
-"""Training: `train` is the whole job, `fit` its last step: from a system and a dataset to a run folder.
+"""The loop: a run in progress, from its first step of this session to its report."""
 
-`python -m mtld_core.train --config config.json` runs `train` with the arguments in that file (a JSON object).
-"""
-
-import argparse
 import contextlib
 import copy
-import sys
 import time
-from pathlib import Path
 
 import torch
 
-from mtld_core import checkpoint as checkpoints
-from mtld_core import media, thermal
-from mtld_core.alarms import Alarms
+from mtld_core import media
 from mtld_core.chance import seed_of
-from mtld_core.config import RunGivenUp, UserError, check, parse_object
-from mtld_core.controls import Controls
-from mtld_core.curves import draw_judgement
+from mtld_core.config import RunGivenUp
 from mtld_core.files import atomic_path, write_json
-from mtld_core.progress import Progress
-from mtld_core.report import about, report, summary
-from mtld_core.run_folder import append_log, check_origin, checkpoint_to_resume, folder_of, rewind
+from mtld_core.judge.task import Task, best_by
+from mtld_core.judge.windows import check_stages
+from mtld_core.runs import checkpoint as checkpoints
+from mtld_core.runs.folder import append_log, check_origin, checkpoint_to_resume, rewind
 from mtld_core.runtime import (
-    ASKED_TO_STOP,
-    ENDED,
-    command,
     peak_memory_mb,
     pick_device,
     pick_precision,
-    stop_on_signal,
-    warm_memory,
 )
-from mtld_core.schedule import Schedule
-from mtld_core.settings import TrainConfig, build, open_data, plan
-from mtld_core.stepper import Stepper
 from mtld_core.systems.base import to_channels_last
-from mtld_core.task import Task, best_by, check_stages
-from mtld_core.threads import Threads
+from mtld_core.train.controls import Progress
+from mtld_core.train.heat import Heat
+from mtld_core.train.plots import draw_judgement
+from mtld_core.train.report import Alarms, about, report, summary
+from mtld_core.train.schedule import Schedule
+from mtld_core.train.stepper import Stepper
 
 SECONDS_BETWEEN_LOOKS = 0.1  # while paused
 PATIENCE = 20  # updates of a phase in a row that were not finite, after which the run is given up
@@ -49,54 +36,6 @@ EARLY_STEPS, SECONDS_BETWEEN_READINGS = (
     5,
 )  # when a GPU is waited for, besides at log lines, to see how long a step takes
 BYTES_A_SECOND = 60e6  # that a checkpoint is written and checked at, until one was
-
-
-def train(system="mtld", preset="small", dataset_root="sample", overrides="{}", **settings):
-    """From names to a trained run. `settings`: any field of `TrainConfig` (run_dir, steps,
-    time_budget_minutes, seed, ...).
-
-    Returns what report.json holds. Raises UserError or ConfigError for anything the caller can mend.
-    """
-    for name, value in {"system": system, "preset": preset, "dataset_root": dataset_root}.items():
-        check(isinstance(value, (str, Path)), f"{name} must be a text, not {value!r}")
-    cls, config, training = plan(system, preset, overrides, **settings)
-    dataset = open_data(dataset_root, config, training.controls_lead_to)
-    return fit(build(cls, config, dataset, training.seed), dataset, training)
-
-
-def fit(system, dataset, config=TrainConfig(), controls=None):  # noqa: B008 (frozen)
-    """Train `system` on `dataset` into `config.run_dir`; returns what report.json holds.
-
-    controls: events with which another thread stops it (status "stopped"), pauses it or has it saved. Ctrl-C,
-    SIGINT and SIGTERM stop it, too, after the step in progress; a second Ctrl-C interrupts at once.
-    """
-    run_dir = folder_of(config.run_dir, system.name)
-    check(
-        run_dir.resolve() != Path(dataset.path).resolve(),
-        f"run_dir={run_dir} is the dataset's own folder; choose another",
-    )
-    controls = controls or Controls()
-    began = time.monotonic()
-    with (
-        checkpoints.run_lock(run_dir, controls.say),
-        checkpoints.disk_errors(run_dir),
-        stop_on_signal(controls.stop),
-        warm_memory(),
-        Threads(
-            config.threads,
-            pick_device(config.device, say=lambda line: None),
-            controls.say,
-            not config.compile,
-        ) as threads,
-    ):
-        training = Training(system, dataset, config, run_dir, controls, threads, began)
-        try:
-            with thermal.watched(training.heat, training.device):
-                return training.run()
-        except BaseException as error:
-            with contextlib.suppress(OSError):  # on a full disk the report must not hide what happened
-                training.write_report("failed", f"{type(error).__name__}: {error}")
-            raise
 
 
 # ---- the loop
@@ -128,7 +67,7 @@ class Training:
             self.optimizers, self.device, self.dtype, config.accumulate, config.clip_norm, controls.say
         )
         self.schedule = Schedule(config, self.batches.steps_per_epoch, controls.stop, began)
-        self.heat = thermal.Heat(config)
+        self.heat = Heat(config)
         self.step = 0
         self.lost = dict.fromkeys(self.optimizers, 0)  # updates of each phase in a row that were not finite
         self.train_seconds = self.paused_seconds = self.earlier_wall_seconds = 0.0
@@ -520,28 +459,3 @@ class Training:
 
 def _due(step, every):
     return every > 0 and step % every == 0
-
-
-@command
-def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m mtld_core.train", description="Train a system from a file of settings."
-    )
-    parser.add_argument(
-        "--config", required=True, help="JSON object with the arguments of mtld_core.train.train"
-    )
-    path = parser.parse_args(arguments).config
-    try:
-        text = Path(path).read_text()
-    except UnicodeDecodeError:
-        raise UserError(f"--config {path} is no text file") from None
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}") from None
-    ended = train(**parse_object(text, path))
-    if ended["given_up"]:
-        raise RunGivenUp(ended["reason"])
-    return ASKED_TO_STOP if ended["reason"] == "asked to stop" else ENDED
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 
 from mtld_core.config import UserError
-from mtld_core.data import Dataset, open_dataset
-from mtld_core.evaluate import split_of
+from mtld_core.data import Dataset
+from mtld_core.data.truth import open_truth, true_frames
 from mtld_core.frames import fit_frame
+from mtld_core.judge.windows import windows_of
 from mtld_core.media import read_image
-from mtld_core.translation import open_truth, true_frames
+from mtld_core.systems.opening import _open, own_dataset
 
 DATASET_SUFFIXES = (
     ".jsonl",
@@ -96,28 +97,6 @@ def context_of(system):
     return 1 if system.translates else system.needs().context
 
 
-def own_dataset(system, progress=True):
-    """What an opened run learned from, in its frame size: a `Dataset`, or a translator's `DomainPair`.
-
-    Raises UserError where it is gone.
-    """
-    path = system.run.dataset_path
-    if not os.path.exists(path):
-        raise UserError(
-            f"the run's dataset {path} is not there (any more): name an image file or a clip's folder as "
-            "source"
-        )
-    return _open(system, path, progress=progress)
-
-
-def _open(system, path, **options):
-    """A dataset in a run's frame size, with the controls paired as it learned them."""
-    lead_to = system.run.training.get(
-        "controls_lead_to", "next"
-    )  # not there in runs of before recordings were read
-    return open_dataset(path, system.config.height, system.config.width, controls_lead_to=lead_to, **options)
-
-
 def domain_of(dataset, direction):
     """Of two domains the one that `direction` starts from; a `Dataset` as it is."""
     return dataset if isinstance(dataset, Dataset) else getattr(dataset, direction[0])
@@ -141,18 +120,6 @@ def _named_row(dataset, source):
             f'source={source!r} is not "dataset:<arc>/<frame number>", such as "dataset:arc_1/120"'
         )
     return dataset.row(arc, int(number))
-
-
-def windows_of(system, dataset):
-    """(those that the run learned from, those that it was judged on): int64 tensors of the rows where they
-    start.
-
-    Of a translator's two domains `dataset` is one.
-    """
-    together = system.run.training["restitution"] or bool(
-        dataset.about.get("held_out")
-    )  # a shared run's recording, as a whole
-    return split_of(system, dataset, system.run.training | {"restitution": together})
 
 
 def _from_row(system, dataset, row, direction):

@@ -13,12 +13,10 @@ import numpy as np
 import torch
 
 from mtld_core import metrics
-from mtld_core.data import split_alike, split_windows
 from mtld_core.frames import evenly, to_float, to_uint8
 
 # SSIM and LPIPS are averages over this many frames: on a CPU, VGG on all of them would outlast the training
 PICTURE_PAIRS = 64
-FEWEST = 8  # windows, if there are as many, that a long horizon leaves: the averages are over them, too
 STEERED, HELD = 32, 4  # windows, and actions held from each, that controllability is measured on
 
 
@@ -234,26 +232,6 @@ class Judge:
         return self.dataset.frames[starts[:, None] + torch.arange(first, first + length)]
 
 
-def judged_horizon(system, eval_horizon):
-    """Frames that a system is judged on predicting; 0 where it reconstructs."""
-    needs = system.needs()
-    return 0 if system.reconstructs else eval_horizon or needs.window - needs.context
-
-
-def split_of(system, dataset, training):
-    """(start rows of the windows that a system learns from, of those that it is judged on), as
-    `split_windows` gives them.
-
-    training: a dict with holdout, cross_cuts, restitution and eval_horizon.
-    """
-    needs = system.needs()
-    judged = max(needs.window, needs.context + judged_horizon(system, training["eval_horizon"]))
-    holdout, cross_cuts, restitution = (training[name] for name in ("holdout", "cross_cuts", "restitution"))
-    if restitution or not any(system.split_lengths):
-        return split_windows(dataset, needs.window, holdout, cross_cuts, restitution, judged)
-    return split_alike(dataset, system.split_lengths, needs.window, judged, holdout, cross_cuts)
-
-
 def held_actions(space):
     """The actions that controllability compares: int64 `[n]`, n <= 4, or float `[3, A]`: all low, middle and
     all high.
@@ -262,22 +240,6 @@ def held_actions(space):
         return evenly(torch.arange(space), HELD)
     low, high = map(torch.tensor, space)
     return torch.stack([low, (low + high) / 2, high])
-
-
-def reachable(dataset, starts, context, horizon, long_horizon, cross_cuts=False):
-    """(starts of the held-out windows that go on for `reach` predicted frames, reach): the most up to
-    `long_horizon`.
-
-    What is held out for `horizon` stays as it is, so that a long horizon takes nothing from the training.
-    """
-    cuts = [] if cross_cuts else dataset.cuts.tolist()
-    ends = torch.tensor(sorted([*cuts, *(arc.stop for arc in dataset.arcs)]))
-    room = (
-        ends[torch.searchsorted(ends, starts, right=True)] - starts - context
-    )  # frames to predict until the shot ends
-    fewest = min(FEWEST, len(starts))
-    reach = max(horizon, min(long_horizon, int(room.sort(descending=True).values[fewest - 1])))
-    return starts[room >= reach], reach
 
 
 def _errors(a, b):

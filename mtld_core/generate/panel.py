@@ -6,22 +6,21 @@ kernel's main thread, so it also works where widgets cannot be updated from anot
 """
 
 import contextlib
-import html
 import io
 import tempfile
 from pathlib import Path
 
 import ipywidgets as widgets
 
-from mtld_core.checkpoint import list_checkpoints
-from mtld_core.config import ConfigError, UserError
+from mtld_core.config import UserError
+from mtld_core.data.truth import DIRECTIONS
 from mtld_core.frames import fit_frame
 from mtld_core.generate import generate
+from mtld_core.generate.source import NOISE, context_of, domain_of
 from mtld_core.media import read_image
-from mtld_core.notebook import download_link, png_bytes, video_tag
-from mtld_core.source import NOISE, context_of, domain_of, own_dataset
-from mtld_core.systems import open_run
-from mtld_core.translation import DIRECTIONS
+from mtld_core.pages import download_link, error_line, in_colour, offer, png_bytes, video_tag
+from mtld_core.runs.checkpoint import list_checkpoints
+from mtld_core.systems.opening import open_run, own_dataset
 
 NEWEST = "newest good one"
 BESIDE_LABELS = {"margin": "2px 0 2px 90px"}  # where the fields begin
@@ -187,30 +186,6 @@ class GeneratePanel(widgets.VBox):
 
     def _say(self, text, colour="inherit"):
         self.message.value = in_colour(text, colour)
-
-
-def error_line(error):
-    """An error in one line; of what the user can mend the message alone."""
-    words = " ".join(str(error).split())
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
-    return (
-        words
-        if isinstance(error, (UserError, ConfigError))
-        else f"{type(error).__name__}: {words}".removesuffix(": ")
-    )
-
-
-def in_colour(text, colour="inherit"):
-    return f'<span style="color:{colour}">{html.escape(text)}</span>'
-
-
-def offer(widget, options, value=None):
-    """Give a selection new options and choose `value`, or else the first: of itself ipywidgets may choose
-    none.
-    """
-    widget.options = options
-    widget.value = value if value in options else options[0] if options else None
 
 
 def uploaded(value):

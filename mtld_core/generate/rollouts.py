@@ -1,0 +1,117 @@
+"""Frames from a system: `rollout` gives them all, `stream` one after another.
+
+Written on the contract (`start`, `step`, `rollout`), so it serves every system. Frames: uint8 `[H, W, 3]`.
+"""
+
+import contextlib
+
+import numpy as np
+import torch
+
+from mtld_core.config import UserError
+from mtld_core.frames import to_uint8
+from mtld_core.judge.translations import translated
+
+
+def rollout(system, context, num_frames, actions=None, seed=0):
+    """The `num_frames` frames that follow `context`: uint8 tensor `[num_frames, H, W, 3]` on the CPU,
+    predictions only.
+
+    context: uint8 `[H, W, 3]` or `[k, H, W, 3]`, tensor or array; None for a draw from noise, where the
+    system `samples`. actions: one a frame, where there is an action space.
+    The same weights, context, length and seed give the same frames, bit for bit on one device.
+    Raises UserError, or the system's ConfigError, for a context or actions that do not fit.
+    """
+    return torch.stack(list(stream(system, context, num_frames, actions, seed)))
+
+
+@torch.inference_mode()  # as a decorator it is on only while a frame is made, not while the caller uses it
+def stream(system, context, num_frames, actions=None, seed=0):
+    """Like `rollout`, but yields frame after frame and keeps none. The system is in eval mode until the last
+    is out.
+    """
+    if context is not None:
+        context = torch.as_tensor(
+            np.ascontiguousarray(context) if isinstance(context, np.ndarray) else context
+        )
+        if context.dtype != torch.uint8 or context.dim() not in (3, 4) or context.shape[-1] != 3:
+            found = f"{str(context.dtype).removeprefix('torch.')} {list(context.shape)}"
+            raise UserError(f"a context is uint8 [H, W, 3] or [k, H, W, 3], not {found}")
+    if num_frames < 1:
+        raise UserError(f"num_frames must be at least 1, not {num_frames}")
+    _check_makes_frames(system)
+    actions = check_actions(actions, system.action_space, num_frames, system.device)
+    generator = torch.Generator(system.device).manual_seed(seed)
+    with _eval_mode(system):
+        for piece in system.rollout(context, num_frames, actions, generator):
+            yield from to_uint8(piece[0]).cpu()
+
+
+def check_actions(actions, space, count, device):
+    """`count` tensors `[1]` or `[1, A]` for a system's `action_space`, None where it has none. Raises
+    UserError.
+    """
+    if space is None:
+        if actions is not None:
+            raise UserError("this run takes no actions: leave actions empty")
+        return None
+    if actions is None or len(actions) != count:
+        given = "none were given" if actions is None else f"{len(actions)} were given"
+        raise UserError(f"this run needs one action for each predicted frame: {count}; {given}")
+    discrete = isinstance(space, int)
+    low, high = map(torch.tensor, ([0], [space - 1]) if discrete else space)
+    wanted = (
+        f"an integer from 0 to {space - 1}"
+        if discrete
+        else f"{len(low)} numbers from {space[0]} to {space[1]}"
+    )
+    checked = []
+    for i, action in enumerate(actions):
+        try:
+            value = torch.as_tensor(action, dtype=torch.float64).reshape(-1).cpu()
+        except (TypeError, ValueError, RuntimeError):
+            value = torch.empty(0)
+        inside = len(value) == len(low) and ((value >= low) & (value <= high)).all()
+        if not inside or (discrete and value.frac().any()):
+            raise UserError(f"action {i} is {action!r}; each must be {wanted}")
+        checked.append(value.to(device, torch.int64) if discrete else value[None].to(device, torch.float32))
+    return checked
+
+
+@contextlib.contextmanager
+def _eval_mode(system):
+    """Eval mode inside; after it every module is in the mode that it was in."""
+    training = [module for module in system.modules() if module.training]
+    system.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _check_makes_frames(system):
+    if system.translates:
+        raise UserError(
+            f"{system.name} translates clips: generate(run_dir, source, direction=...) does, or "
+            "system.translate"
+        )
+    if system.reconstructs and not system.samples:
+        raise UserError(
+            f"{system.name} rebuilds frames and makes none of its own: generate with a run that is built on "
+            "it"
+        )
+
+
+@torch.inference_mode()
+def stream_translation(system, clip, direction, shots=()):
+    """Yield uint8 `[H, W, 3]` on the CPU: the frames of a clip uint8 `[n, H, W, 3]` in the other domain.
+
+    It is made in pieces of a training window, so any length takes the same memory. shots: where in the clip a
+    new shot begins; there the system forgets what came before.
+    """
+    for shot in clip.tensor_split(shots):
+        state = None
+        for piece in shot.split(system.needs().window):
+            made, state = translated(system, piece[None], direction, state)
+            yield from made[0].cpu()

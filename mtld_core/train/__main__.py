@@ -1,0 +1,5 @@
+import sys
+
+from mtld_core.train.job import main
+
+sys.exit(main())

@@ -1,0 +1,95 @@
+"""Training: `train` is the whole job, `fit` its last step: from a system and a dataset to a run folder.
+
+`python -m mtld_core.train --config config.json` runs `train` with the arguments in that file (a JSON object).
+"""
+
+import argparse
+import contextlib
+import time
+from pathlib import Path
+
+from mtld_core.config import RunGivenUp, UserError, check, parse_object
+from mtld_core.runs import checkpoint as checkpoints
+from mtld_core.runs.folder import folder_of
+from mtld_core.runtime import (
+    ASKED_TO_STOP,
+    ENDED,
+    command,
+    pick_device,
+    stop_on_signal,
+    warm_memory,
+)
+from mtld_core.train.controls import Controls
+from mtld_core.train.heat import watched
+from mtld_core.train.loop import Training
+from mtld_core.train.settings import TrainConfig, build, open_data, plan
+from mtld_core.train.threads import Threads
+
+
+def train(system="mtld", preset="small", dataset_root="sample", overrides="{}", **settings):
+    """From names to a trained run. `settings`: any field of `TrainConfig` (run_dir, steps,
+    time_budget_minutes, seed, ...).
+
+    Returns what report.json holds. Raises UserError or ConfigError for anything the caller can mend.
+    """
+    for name, value in {"system": system, "preset": preset, "dataset_root": dataset_root}.items():
+        check(isinstance(value, (str, Path)), f"{name} must be a text, not {value!r}")
+    cls, config, training = plan(system, preset, overrides, **settings)
+    dataset = open_data(dataset_root, config, training.controls_lead_to)
+    return fit(build(cls, config, dataset, training.seed), dataset, training)
+
+
+def fit(system, dataset, config=TrainConfig(), controls=None):  # noqa: B008 (frozen)
+    """Train `system` on `dataset` into `config.run_dir`; returns what report.json holds.
+
+    controls: events with which another thread stops it (status "stopped"), pauses it or has it saved. Ctrl-C,
+    SIGINT and SIGTERM stop it, too, after the step in progress; a second Ctrl-C interrupts at once.
+    """
+    run_dir = folder_of(config.run_dir, system.name)
+    check(
+        run_dir.resolve() != Path(dataset.path).resolve(),
+        f"run_dir={run_dir} is the dataset's own folder; choose another",
+    )
+    controls = controls or Controls()
+    began = time.monotonic()
+    with (
+        checkpoints.run_lock(run_dir, controls.say),
+        checkpoints.disk_errors(run_dir),
+        stop_on_signal(controls.stop),
+        warm_memory(),
+        Threads(
+            config.threads,
+            pick_device(config.device, say=lambda line: None),
+            controls.say,
+            not config.compile,
+        ) as threads,
+    ):
+        training = Training(system, dataset, config, run_dir, controls, threads, began)
+        try:
+            with watched(training.heat, training.device):
+                return training.run()
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # on a full disk the report must not hide what happened
+                training.write_report("failed", f"{type(error).__name__}: {error}")
+            raise
+
+
+@command
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m mtld_core.train", description="Train a system from a file of settings."
+    )
+    parser.add_argument(
+        "--config", required=True, help="JSON object with the arguments of mtld_core.train.train"
+    )
+    path = parser.parse_args(arguments).config
+    try:
+        text = Path(path).read_text()
+    except UnicodeDecodeError:
+        raise UserError(f"--config {path} is no text file") from None
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from None
+    ended = train(**parse_object(text, path))
+    if ended["given_up"]:
+        raise RunGivenUp(ended["reason"])
+    return ASKED_TO_STOP if ended["reason"] == "asked to stop" else ENDED
