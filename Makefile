@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 LOWEST := .venv-lowest
-CLOCKED := $(addprefix tests/test_,browser.py train_panel.py play_panel.py)
-NOT_LOWEST := $(addprefix --ignore=tests/test_,browser.py kaggle_kernel.py kaggle_push.py train_panel.py)
+CLOCKED := $(addprefix tests/,notebooks/test_browser.py train/test_train_panel.py play/test_play_panel.py)
+NOT_LOWEST := $(addprefix --ignore=tests/,notebooks/test_browser.py kaggle/test_kaggle_kernel.py \
+	kaggle/test_kaggle_push.py train/test_train_panel.py)
 # "--log-output" lets the lines of a running notebook through to the terminal
 RUN := $(BIN)/papermill --log-output --no-progress-bar --request-save-on-cell-execute
 
@@ -80,4 +81,4 @@ bench: setup
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest tests/test_notebooks.py -k pair
+	$(BIN)/python -m pytest tests/notebooks/test_notebooks.py -k pair

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_arcs
+from conftest import write_arcs, write_video
 from PIL import Image
-from test_extract import write_video
 
 from data_prep.extract_frames import extract
 from mtld_core import systems

@@ -15,7 +15,7 @@ from mtld_core.config import UserError
 from mtld_core.runs import lock as locking
 from mtld_core.runs.checkpoint import run_lock
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WITHOUT = [
     errno.ENOSYS,
     errno.EOPNOTSUPP,

@@ -16,7 +16,7 @@ from mtld_core.config import UserError
 from mtld_core.files import sha256
 from mtld_core.runs import checkpoint as checkpoints
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIG = {"system": "toy", "widths": [1, 2]}
 
 

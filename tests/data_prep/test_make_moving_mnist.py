@@ -17,7 +17,7 @@ from data_prep.make_moving_mnist import make, trajectory
 from mtld_core.config import UserError
 from mtld_core.data import open_dataset, split_windows
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FIRST = {"train": 10, "t10k": 130}  # the grey of a part's digit 0; of digit n it is 12 n brighter
 
 

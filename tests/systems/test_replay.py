@@ -22,7 +22,7 @@ from mtld_core.systems.rl_v2v.replay import Replay
 from mtld_core.train import fit
 from mtld_core.train.settings import TrainConfig, build
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHAPE = (3, 4, 5, 3)  # two state frames and the action, of 4x5 pixels
 ALL = (torch.arange(7) + 0.5) / 7
 

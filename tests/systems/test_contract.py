@@ -374,7 +374,7 @@ test_contract.run({name!r}, {run_dir!r}, overrides={{"save_every_steps": 10}})
 
 @pytest.mark.parametrize("name", EVERY)
 def test_killed_and_resumed_equals_uninterrupted(name, tmp_path):
-    paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    paths = [str(folder) for folder in Path(__file__).parents[:3]]
     code = KILLED.format(paths=paths, name=name, run_dir=str(tmp_path / "killed"))
     env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)

@@ -17,7 +17,7 @@ from mtld_core.config import UserError
 from mtld_core.data import open_dataset
 from mtld_core.share import share_weights
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "notebooks").glob("*.py"))
 NAMES = {  # the parameters that INTERFACE promises
     "01_extract_frames": "source dataset_root fps height width fit start duration drop_duplicates split_scenes workers",

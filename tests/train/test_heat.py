@@ -349,7 +349,7 @@ def libraries(tmp_path_factory):
     folders = {}
     for name, flags in {"new": [], "old": ["-DOLD_DRIVER"]}.items():
         folders[name] = tmp_path_factory.mktemp(name)
-        library, source = folders[name] / "libnvidia-ml.so.1", Path(__file__).with_name("fake_nvml.c")
+        library, source = folders[name] / "libnvidia-ml.so.1", Path(__file__).parents[1] / "fake_nvml.c"
         subprocess.run(
             [compiler, *flags, "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, source], check=True
         )
@@ -366,7 +366,7 @@ def nvml(tmp_path):
         environment = os.environ | {"LD_LIBRARY_PATH": str(folder), "FAKE_NVML": str(tmp_path / "gpus")}
         command = [sys.executable, "-c", PRELUDE + textwrap.dedent(code), *map(str, arguments)]
         done = subprocess.run(
-            command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True
+            command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

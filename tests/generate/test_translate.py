@@ -28,7 +28,7 @@ from mtld_core.metrics import colour_transfer
 from mtld_core.systems.base import Needs, System
 
 HEIGHT, WIDTH, LENGTH = 8, 12, 20
-NOTEBOOK = Path(__file__).parents[1] / "notebooks/03_generate.py"
+NOTEBOOK = Path(__file__).parents[2] / "notebooks/03_generate.py"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,7 +371,7 @@ def test_a_dataset_that_is_gone_names_the_way_out(opened, tmp_path):
 
 
 MEMORY = """
-import sys, types; sys.path[:0] = ["tests", "."]
+import sys, types; sys.path[:0] = ["tests/generate", "tests", "."]
 import numpy as np
 from PIL import Image
 from mtld_core.generate import jobs as generation
@@ -388,7 +388,7 @@ for length in (100, 1000):
 
 def test_ten_times_the_frames_take_no_more_memory(tmp_path):
     save(tmp_path / "long", np.broadcast_to(np.uint8([0, 128, 128]), (1000, 96, 128, 3)))
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path)], cwd=root, capture_output=True, text=True, check=True
     )

@@ -363,7 +363,7 @@ for length in (200, 2000):
 
 
 def test_ten_times_the_frames_take_no_more_memory(tmp_path):
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path)], cwd=root, capture_output=True, text=True, check=True
     )

@@ -16,6 +16,7 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
+from conftest import write_video
 from PIL import Image
 
 from data_prep import extract_frames, sources, video
@@ -45,22 +46,6 @@ def pictures(folder):
         np.asarray(Image.open(path).convert("RGB")).astype(float)
         for path in sorted(folder.glob("frame_*.png"))
     ]
-
-
-def write_video(path, frames, rate=10, times=None, **options):
-    """H.264, with keyframes every 8 frames; times: presentation times in 1/1000 s (else evenly at `rate`)."""
-    with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "4", "g": "8", "threads": "1"})
-        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
-        if times:
-            stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
-        for i, rgb in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
-            if times:
-                frame.pts, frame.time_base = times[i], Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 def run_script(*args):

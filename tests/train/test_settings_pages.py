@@ -12,7 +12,7 @@ from mtld_core.config import field_names, to_dict
 from mtld_core.systems import SYSTEMS, system_class
 from mtld_core.train.settings import TrainConfig
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 WORLD_MODEL = ("tokenizer", "latent_actions", "dynamics")  # three systems on one page
 FILLED_IN = {"dynamics": {"tokenizer", "latent_actions"}}  # fields that nobody gives
 

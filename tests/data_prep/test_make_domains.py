@@ -13,7 +13,7 @@ from data_prep import make_domains
 from mtld_core.config import UserError
 from mtld_core.data import open_dataset
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def files(folder):

@@ -13,7 +13,7 @@ from mtld_core.judge.rollouts import Judge
 from mtld_core.play import Play
 from mtld_core.systems.opening import open_run
 
-SHIPPED = Path(__file__).parents[1] / "examples" / "pong"
+SHIPPED = Path(__file__).parents[2] / "examples" / "pong"
 
 
 @pytest.fixture(scope="module")

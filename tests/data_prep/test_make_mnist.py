@@ -24,7 +24,7 @@ from mtld_core.config import UserError
 from mtld_core.data import open_dataset, split_windows
 from mtld_core.frames import fit_frame
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COUNTS = {"train": 240, "t10k": 60}
 
 

@@ -23,7 +23,7 @@ from data_prep.record_game import record
 from mtld_core.config import UserError
 from mtld_core.data import open_dataset
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PONG = "ALE/Pong-v5"
 
 

@@ -9,7 +9,7 @@ import pytest
 from mtld_core.data import find_cuts, open_dataset, thumbnail
 from mtld_core.data.cuts import PIECE, cuts_of_arcs
 
-CLIP = Path(__file__).parent.parent / "data_prep/sample/bigbuckbunny.mp4"
+CLIP = Path(__file__).parents[2] / "data_prep/sample/bigbuckbunny.mp4"
 
 
 def texture(seed, height=64, width=400):
