@@ -24,6 +24,7 @@ from mtld_core.frames import evenly, to_float, to_uint8
 from mtld_core.judge.rollouts import Judge
 from mtld_core.judge.windows import windows_of
 from mtld_core.media import save_picture, strip
+from mtld_core.systems.base import Reconstructs
 from mtld_core.systems.opening import open_run
 from mtld_core.train import train
 
@@ -198,7 +199,7 @@ def main(out, data, only, minutes):
     for name in only:
         settings = {"time_budget_minutes": minutes} if minutes else {}
         system, dataset = run_stage(name, data, out / name, stages.get(name, {}), **settings)
-        if not system.reconstructs:
+        if not isinstance(system, Reconstructs):
             save_picture(out / f"{name}_sheet.png", sheet(system, dataset, held_out(system, dataset)))
         if name == "latent_actions":
             print(

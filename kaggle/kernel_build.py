@@ -213,7 +213,7 @@ def _attach_stages(metadata, values, owner):
     name alone.
     """
     overrides = json.loads(values["overrides"])
-    for field in system_class(values["system"]).built_on:
+    for field in getattr(system_class(values["system"]), "built_on", {}):
         if str(overrides.get(field)).startswith(f"{owner}/"):
             _attach_source(metadata, overrides[field])
 

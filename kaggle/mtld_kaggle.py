@@ -153,7 +153,7 @@ def bring_stages(system, overrides, run_dir):
     from mtld_core.runs.checkpoint import list_checkpoints
     from mtld_core.systems import system_class
 
-    fields = system_class(system).built_on
+    fields = getattr(system_class(system), "built_on", {})
     try:
         values = json.loads(overrides)
         stages = {

@@ -1,8 +1,7 @@
-"""Settings as frozen dataclasses: checked when built, written to JSON and read back without loss.
+"""What the user can get wrong: errors with a way out, and settings that check themselves.
 
-Every class that can be configured has its dataclass beside it. A field's annotation is its rule: `int`,
-`float`, `bool`, `str`, `tuple[int, ...]`, `bool | str` or a `Literal` of the words that are allowed. Ranges
-are checked in its own `__post_init__`.
+A class that can be configured has its dataclass, a `Settings`, beside it. A field's annotation is its type
+and its range: `int`, `str`, `tuple[int, ...]`, `bool | str`, a `Literal`, or `Positive[int]`.
 """
 
 import contextlib
@@ -15,10 +14,62 @@ import types
 import typing
 
 
-class ConfigError(ValueError):
-    """A setting has an unknown name, a wrong type or a value out of range. The message names it and the way
-    out.
-    """
+class UserError(Exception):
+    """Something the user can mend: one plain line that names the file or the field, and the way out."""
+
+
+class ConfigError(UserError, ValueError):
+    """A setting has an unknown name, a wrong type or a value out of range."""
+
+
+class RunGivenUp(UserError):
+    """A run that would only waste time: too much heat, or no finite update any more."""
+
+
+def check(condition, message):
+    """Raise ConfigError(message) unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+# ---- ranges, told by a field's annotation
+
+
+class Range(typing.NamedTuple):
+    """What a field's value must be beside its type."""
+
+    holds: typing.Callable
+    words: str  # said behind the field's name; {} stands for the value
+
+
+def _all_positive(widths):
+    return all(width > 0 for width in widths)
+
+
+T = typing.TypeVar("T")
+Positive = typing.Annotated[T, Range(lambda value: value > 0, "must be positive, not {}")]
+NotNegative = typing.Annotated[T, Range(lambda value: value >= 0, "must not be negative, it is {}")]
+AtLeastOne = typing.Annotated[T, Range(lambda value: value >= 1, "must be at least 1, not {}")]
+AtLeastTwo = typing.Annotated[T, Range(lambda value: value >= 2, "must be at least 2, not {}")]
+BelowOne = typing.Annotated[T, Range(lambda value: 0 <= value < 1, "must be in [0, 1), not {}")]
+Share = typing.Annotated[T, Range(lambda value: 0 <= value <= 1, "must be in [0, 1], not {}")]
+PositiveShare = typing.Annotated[T, Range(lambda value: 0 < value <= 1, "must be in (0, 1], not {}")]
+WidthsOrNone = typing.Annotated[tuple[int, ...], Range(_all_positive, "must list positive widths")]
+Widths = typing.Annotated[WidthsOrNone, Range(bool, "must list positive widths")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A configuration whose fields are checked against their ranges when it is built. Raises ConfigError."""
+
+    def __post_init__(self):
+        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            for rule in getattr(hint, "__metadata__", ()):
+                check(rule.holds(value), f"{name} {rule.words.format(value)}")
+
+
+# ---- from and to plain values
 
 
 def nearest(name, known):
@@ -33,9 +84,9 @@ def field_names(cls):
 
 
 def from_dict(cls, values):
-    """Build `cls` from a dict of plain JSON values.
+    """Build the dataclass `cls` from a dict of plain JSON values.
 
-    Raises ConfigError for an unknown key (with the nearest known name), for a value of the wrong type, and
+    Raises ConfigError for an unknown name (with the nearest known one), for a value of the wrong type, and
     for whatever the dataclass itself refuses.
     """
     hints = typing.get_type_hints(cls)
@@ -47,46 +98,35 @@ def from_dict(cls, values):
     return cls(**checked)
 
 
-def from_json(cls, text):
-    """`from_dict` on JSON text. Raises ConfigError where the text is not a JSON object."""
-    return from_dict(cls, parse_object(text, cls.__name__))
-
-
-def parse_object(text, what):
-    """The dict in `text` (JSON). Raises ConfigError naming `what`, the line and the column where it is not
-    one.
-    """
-    check(isinstance(text, str), f"{what} must be JSON text, not {text!r}")
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{what} is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
-        ) from None
-    if not isinstance(values, dict):
-        raise ConfigError(f'{what} must be a JSON object like {{"name": value}}, not {type(values).__name__}')
-    return values
-
-
 def to_dict(config):
     """The settings as plain JSON values (tuples become lists)."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
 
 
-def to_json(config):
-    return json.dumps(to_dict(config), indent=2)
+def parse_object(text, what):
+    """The dict in `text` (JSON). Raises ConfigError with `what`, the line and the column where it is none."""
+    check(isinstance(text, str), f"{what} must be JSON text, not {text!r}")
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        raise ConfigError(f"{what} is not valid JSON ({place})") from None
+    found = type(values).__name__
+    check(isinstance(values, dict), f'{what} must be a JSON object like {{"name": value}}, not {found}')
+    return values
 
 
-def check(condition, message):
-    """Raise ConfigError(message) unless `condition`: one line per rule in a dataclass's `__post_init__`."""
-    if not condition:
-        raise ConfigError(message)
+def seconds(value):
+    """Seconds as a float >= 0 from a number, "90.5", "1:30.5" or "1:01:30". Raises UserError."""
+    match = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?)", str(value).strip())
+    if not match:
+        raise UserError(f"{value!r} is not a time: write seconds, m:ss or h:mm:ss")
+    hours, minutes, rest = match.groups(default="0")
+    return int(hours) * 3600 + int(minutes) * 60 + float(rest)
 
 
 def _convert(name, hint, value):
-    """`value` as the type that `hint` asks for. JSON's 3 may stand for 3.0, and 3.0 for 3; nothing else is
-    bent.
-    """
+    """`value` as the type `hint`. JSON's 3 may stand for 3.0, and 3.0 for 3; nothing else is bent."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         check(value in args, f"{name} must be one of {', '.join(map(repr, args))}, not {value!r}")
@@ -95,10 +135,8 @@ def _convert(name, hint, value):
         check(isinstance(value, (list, tuple)), f"{name} must be a list, not {value!r}")
         return tuple(_convert(f"{name}[{i}]", args[0], item) for i, item in enumerate(value))
     if origin is types.UnionType:
-        check(
-            isinstance(value, args),
-            f"{name} must be {' or '.join(arg.__name__ for arg in args)}, not {value!r}",
-        )
+        names = " or ".join(arg.__name__ for arg in args)
+        check(isinstance(value, args), f"{name} must be {names}, not {value!r}")
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):
@@ -109,26 +147,3 @@ def _convert(name, hint, value):
     check(right, f"{name} must be of type {hint.__name__}, not {value!r}")
     check(hint is not float or math.isfinite(value), f"{name} must be finite, not {value!r}")
     return value
-
-
-class UserError(Exception):
-    """Something the user can mend. The message is one plain line that names the file or field and the way
-    out.
-    """
-
-
-class RunGivenUp(UserError):
-    """A run that went wrong by itself, so that going on would waste time: too much heat, no finite update any
-    more.
-    """
-
-
-def seconds(value):
-    """Seconds as a float >= 0 from a number, "90.5", "1:30.5" or "1:01:30". Raises UserError for anything
-    else.
-    """
-    match = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?)", str(value).strip())
-    if not match:
-        raise UserError(f"{value!r} is not a time: write seconds, m:ss or h:mm:ss")
-    hours, minutes, rest = match.groups(default="0")
-    return int(hours) * 3600 + int(minutes) * 60 + float(rest)

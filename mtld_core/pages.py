@@ -14,7 +14,7 @@ import numpy as np
 from IPython import get_ipython
 from IPython.display import HTML, Image, display
 
-from mtld_core.config import ConfigError, UserError, nearest, seconds
+from mtld_core.config import UserError, nearest, seconds
 
 # the kinds of parameters; all others are texts
 WHOLE = ("height", "width", "workers", "steps", "batch_size", "seed", "devices", "num_frames")
@@ -34,7 +34,7 @@ def setup():
     if Path.cwd().name == "notebooks" and (Path.cwd().parent / "mtld_core").is_dir():
         os.chdir("..")
     if shell := get_ipython():
-        shell.set_custom_exc((UserError, ConfigError), _show_user_error)
+        shell.set_custom_exc(UserError, _show_user_error)
 
 
 def _show_user_error(shell, kind, error, traceback, tb_offset=None):
@@ -197,11 +197,7 @@ def error_line(error):
     words = " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    return (
-        words
-        if isinstance(error, (UserError, ConfigError))
-        else f"{type(error).__name__}: {words}".removesuffix(": ")
-    )
+    return words if isinstance(error, UserError) else f"{type(error).__name__}: {words}".removesuffix(": ")
 
 
 def in_colour(text, colour="inherit"):

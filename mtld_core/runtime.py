@@ -17,7 +17,7 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mtld_core.config import ConfigError, RunGivenUp, UserError
+from mtld_core.config import RunGivenUp, UserError
 
 # ---- commands
 
@@ -47,7 +47,7 @@ def command(main):
             return _fail("stopped", ASKED_TO_STOP)
         except RunGivenUp as error:
             return _fail(f"given up: {error}", GIVEN_UP)
-        except (UserError, ConfigError) as error:
+        except UserError as error:
             return _fail(f"error: {error}", MENDABLE)
         except OSError as error:
             where = f"{error.filename}: " if error.filename is not None else ""

@@ -25,6 +25,7 @@ from mtld_core.files import atomic_path, write_json
 from mtld_core.judge.windows import windows_of
 from mtld_core.runs.checkpoint import export_pth, find
 from mtld_core.runtime import command
+from mtld_core.systems.base import Translates
 from mtld_core.systems.opening import open_run, own_dataset
 from mtld_core.train.report import summary
 
@@ -60,7 +61,9 @@ def share(run_dir, out, frames=256):
         raise UserError(f"{out} is there already: name another folder, or delete it")
     about, report = (_read(Path(run_dir) / name) for name in ("config.json", "report.json"))
     starts = _starts(system, frames) if frames else {}
-    about["dataset"]["path"] = report["dataset"]["path"] = "." if system.translates else RECORDING
+    about["dataset"]["path"] = report["dataset"]["path"] = (
+        "." if isinstance(system, Translates) else RECORDING
+    )
     about["step"], report["run_dir"] = system.run.step, "."
     report["metrics"].pop("lpips_reason", None)  # why this machine could not
     write_json(out / "config.json", without_places(about))

@@ -9,7 +9,7 @@ from torch import nn
 
 from mtld_core.chance import keyed_normal
 from mtld_core.nn.precision import in_fp32
-from mtld_core.systems.base import Loss, Needs, System, adam
+from mtld_core.systems.base import Loss, Needs, Reconstructs, Samples, System, Translates, adam
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,10 +158,10 @@ class ToyPlayer(System):
         return (z, size), self.stage.decode(z).view(-1, 3, *size)
 
 
-class ToyAutoencoder(ToyStage):
+class ToyAutoencoder(Reconstructs, ToyStage):
     """Judged by reconstruction, on windows of a single frame."""
 
-    name, reconstructs = "toy_autoencoder", True
+    name = "toy_autoencoder"
 
     def needs(self):
         return Needs(window=1)
@@ -170,10 +170,10 @@ class ToyAutoencoder(ToyStage):
         return self.decode(self.encode(flat(frames))).view_as(frames)
 
 
-class ToySampler(ToyAutoencoder):
+class ToySampler(Samples, ToyAutoencoder):
     """Draws a latent from noise, or takes a picture's, and lets it fade."""
 
-    name, samples = "toy_sampler", True
+    name = "toy_sampler"
 
     def _start(self, context, generator):
         if context is not None:
@@ -184,10 +184,10 @@ class ToySampler(ToyAutoencoder):
         return 0.9 * state, self.decode(state).view(-1, 3, self.config.height, self.config.width)
 
 
-class ToyTranslator(ToyAutoencoder):
+class ToyTranslator(Translates, ToyAutoencoder):
     """Two unpaired domains. Of a clip's translation half is that of the frame before, which its state is."""
 
-    name, translates = "toy_translator", True
+    name = "toy_translator"
 
     def needs(self):
         return Needs(window=self.config.sequence_length, domains=2)

@@ -20,6 +20,7 @@ from mtld_core.frames import to_float
 from mtld_core.generate.output import Continuation, Timed, Translation, write
 from mtld_core.generate.rollouts import _check_makes_frames, check_actions, stream, stream_translation
 from mtld_core.generate.source import read_source
+from mtld_core.systems.base import Translates
 from mtld_core.systems.opening import open_run
 
 # ---- frames from a system
@@ -62,10 +63,10 @@ def generate(
     system = open_run(run_dir, checkpoint, device)
     if direction not in DIRECTIONS:
         raise UserError(f"direction must be 'x_to_y' or 'y_to_x', not {direction!r}")
-    if not system.translates and direction != "x_to_y":
+    if not isinstance(system, Translates) and direction != "x_to_y":
         raise UserError(f"direction={direction!r} is for translators between two domains; use 'x_to_y'")
     actions, given = _parse_actions(actions), read_source(system, source, direction)
-    begin = _translation if system.translates else _continuation
+    begin = _translation if isinstance(system, Translates) else _continuation
     job, name, facts = begin(system, given, num_frames, direction, actions, seed)
     run = system.run
     step = Path(run.checkpoint).stem if run.step is None else run.step

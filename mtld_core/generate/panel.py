@@ -20,6 +20,7 @@ from mtld_core.generate.source import NOISE, context_of, domain_of
 from mtld_core.media import read_image
 from mtld_core.pages import download_link, error_line, in_colour, offer, png_bytes, video_tag
 from mtld_core.runs.checkpoint import list_checkpoints
+from mtld_core.systems.base import Samples, Translates
 from mtld_core.systems.opening import open_run, own_dataset
 
 NEWEST = "newest good one"
@@ -93,10 +94,10 @@ class GeneratePanel(widgets.VBox):
         system = open_run(self.run.value)
         self._dataset, self._size = None, (system.config.height, system.config.width)
         self.actions.layout.display = "none" if system.action_space is None else ""
-        self.direction.layout.display = "" if system.translates else "none"
+        self.direction.layout.display = "" if isinstance(system, Translates) else "none"
         offer(
             self.start,
-            ["dataset", "picture", NOISE] if system.samples else ["dataset", "picture"],
+            ["dataset", "picture", NOISE] if isinstance(system, Samples) else ["dataset", "picture"],
             self.start.value,
         )
         self._dataset = dataset = domain_of(own_dataset(system, progress=False), self._direction)

@@ -11,6 +11,7 @@ import torch
 from mtld_core.config import UserError
 from mtld_core.frames import to_uint8
 from mtld_core.judge.translations import translated
+from mtld_core.systems.base import Reconstructs, Samples, Translates
 
 
 def rollout(system, context, num_frames, actions=None, seed=0):
@@ -91,12 +92,12 @@ def _eval_mode(system):
 
 
 def _check_makes_frames(system):
-    if system.translates:
+    if isinstance(system, Translates):
         raise UserError(
             f"{system.name} translates clips: generate(run_dir, source, direction=...) does, or "
             "system.translate"
         )
-    if system.reconstructs and not system.samples:
+    if isinstance(system, Reconstructs) and not isinstance(system, Samples):
         raise UserError(
             f"{system.name} rebuilds frames and makes none of its own: generate with a run that is built on "
             "it"

@@ -14,6 +14,7 @@ from mtld_core.data.truth import open_truth, true_frames
 from mtld_core.frames import fit_frame
 from mtld_core.judge.windows import windows_of
 from mtld_core.media import read_image
+from mtld_core.systems.base import Reconstructs, Samples, Translates
 from mtld_core.systems.opening import _open, own_dataset
 
 DATASET_SUFFIXES = (
@@ -51,8 +52,8 @@ def read_source(system, source, direction="x_to_y"):
     """
     size = (system.config.height, system.config.width)
     nothing = torch.empty(0, *size, 3, dtype=torch.uint8)
-    if source == NOISE or (not source and system.samples):
-        if not system.samples:
+    if source == NOISE or (not source and isinstance(system, Samples)):
+        if not isinstance(system, Samples):
             raise UserError(
                 f"source={source!r} is for systems that draw from noise; {system.name} starts from an image, "
                 "a clip's folder, "
@@ -94,7 +95,7 @@ def read_source(system, source, direction="x_to_y"):
 
 def context_of(system):
     """How many frames a source has to have, up to the one that is named."""
-    return 1 if system.translates else system.needs().context
+    return 1 if isinstance(system, Translates) else system.needs().context
 
 
 def domain_of(dataset, direction):
@@ -136,11 +137,11 @@ def _from_row(system, dataset, row, direction):
         [int(cut) for cut in dataset.cuts if row < cut < arc.stop],
     )
     name, text = f"{arc.name}_{number}".replace("/", "_"), f"dataset:{arc.name}/{number}"
-    if system.translates:
+    if isinstance(system, Translates):
         shots = tuple(cut - row for cut in cuts)
         return Source(text, name, frames[row : arc.stop], _truth(dataset, arc, row, direction), shots=shots)
     end = cuts[0] if cuts else arc.stop
-    if system.reconstructs:  # it was not taught what follows
+    if isinstance(system, Reconstructs):  # it was not taught what follows
         end = row + 1
     actions = None if dataset.actions is None else dataset.actions[row : end - 1]
     return Source(text, name, frames[row - k + 1 : row + 1].cpu(), frames[row + 1 : end], actions)

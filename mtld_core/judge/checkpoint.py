@@ -34,7 +34,7 @@ def judge(run_dir, checkpoint="", device="auto"):
     config = from_dict(
         TrainConfig, {name: value for name, value in system.run.training.items() if name in known}
     )
-    if (weights := system.lpips_weights) and not Path(weights).is_file():
+    if (weights := getattr(system.config, "lpips_weights", "")) and not Path(weights).is_file():
         print(
             f"lpips_weights={weights!r} is not here (any more): LPIPS takes what torch's cache has",
             file=sys.stderr,

@@ -13,6 +13,7 @@ from mtld_core.judge.frechet import Likeness
 from mtld_core.judge.rollouts import Judge
 from mtld_core.judge.translations import TranslationJudge
 from mtld_core.judge.windows import judged_horizon, reachable, split_of
+from mtld_core.systems.base import Samples, Translates
 
 DRAWS = 256  # images from noise that are compared with held-out frames, and as many of those
 
@@ -58,12 +59,19 @@ class Task:
             if reach < config.long_horizon:
                 say(f"judged up to horizon {reach}: too few held-out windows are longer")
         self.judge = Judge(
-            first, starts, needs, horizon, self.samples[0], windows, system.lpips_weights, reach=reach
+            first,
+            starts,
+            needs,
+            horizon,
+            self.samples[0],
+            windows,
+            getattr(system.config, "lpips_weights", ""),
+            reach=reach,
         )
         self.translations, self.likeness, self.draws = None, None, DRAWS
-        if system.translates:
+        if isinstance(system, Translates):
             self.translations = TranslationJudge(dataset, held, needs.window, self.samples, windows)
-        if system.samples:
+        if isinstance(system, Samples):
             self.likeness = Likeness(first.frames[evenly(starts, DRAWS)])
 
     def few(self, share):

@@ -7,6 +7,7 @@ import torch
 
 from mtld_core.config import ConfigError, check
 from mtld_core.data import covered, split_alike, split_windows
+from mtld_core.systems.base import BuiltOn, Reconstructs
 
 FEWEST = 8  # windows, if there are as many, that a long horizon leaves: the averages are over them, too
 
@@ -14,7 +15,7 @@ FEWEST = 8  # windows, if there are as many, that a long horizon leaves: the ave
 def judged_horizon(system, eval_horizon):
     """Frames that a system is judged on predicting; 0 where it reconstructs."""
     needs = system.needs()
-    return 0 if system.reconstructs else eval_horizon or needs.window - needs.context
+    return 0 if isinstance(system, Reconstructs) else eval_horizon or needs.window - needs.context
 
 
 def split_of(system, dataset, training):
@@ -26,9 +27,11 @@ def split_of(system, dataset, training):
     needs = system.needs()
     judged = max(needs.window, needs.context + judged_horizon(system, training["eval_horizon"]))
     holdout, cross_cuts, restitution = (training[name] for name in ("holdout", "cross_cuts", "restitution"))
-    if restitution or not any(system.split_lengths):
+    # frames of a training window and of a judged one by which stages divide the data alike; none: its own do
+    lengths = getattr(system.config, "split", ())
+    if restitution or not any(lengths):
         return split_windows(dataset, needs.window, holdout, cross_cuts, restitution, judged)
-    return split_alike(dataset, system.split_lengths, needs.window, judged, holdout, cross_cuts)
+    return split_alike(dataset, lengths, needs.window, judged, holdout, cross_cuts)
 
 
 def reachable(dataset, starts, context, horizon, long_horizon, cross_cuts=False):
@@ -71,7 +74,8 @@ def check_stages(system, dataset, config):
     reverse.
     """
     here = vars(config)
-    for field, attribute in system.built_on.items():
+    stages = system.built_on if isinstance(system, BuiltOn) else {}
+    for field, attribute in stages.items():
         stage, run = getattr(system, attribute), getattr(system.config, field)
         if stage is None:
             continue

@@ -11,6 +11,9 @@ from mtld_core.runs import checkpoint as checkpoints
 
 # training settings that a run keeps: chance, pairs of frames and controls, and which frames are held out
 KEPT = ("seed", "controls_lead_to", "holdout", "cross_cuts", "restitution", "eval_horizon")
+# fields of a system's config, where it has them, that decide which frames are held out, so that a run keeps
+# them, too; with what they are in a run of before there were such
+WINDOW_FIELDS = {"sequence_length": 0, "context_frames": 0, "rollout_frames": 0, "split": [0, 0]}
 
 
 def folder_of(run_dir, system):
@@ -79,20 +82,20 @@ def checkpoint_to_resume(run_dir, resume, say=print):
     return folder, json.loads((folder / "manifest.json").read_text())
 
 
-def check_origin(folder, then, now, run_dir, split_fields):
+def check_origin(folder, then, now, run_dir):
     """Refuse to go on from `folder` with another system, other data, another seed or another split than the
     run began with.
 
     then, now: what a manifest keeps under "config", of the checkpoint and of this session. run_dir: this
-    session's. split_fields: the system's.
+    session's.
     """
     if then["system"] != now["system"]:
         raise UserError(f"{folder} is a checkpoint of {then['system']!r}, not of {now['system']!r}")
-    parts = (("dataset", ("frames", "arcs", "size")), ("training", KEPT), ("config", split_fields))
+    parts = (("dataset", ("frames", "arcs", "size")), ("training", KEPT), ("config", WINDOW_FIELDS))
     for where, names in parts:
         for name in names:
             given = now[where].get(name)
-            began = then[where].get(name, split_fields.get(name, given))
+            began = then[where].get(name, WINDOW_FIELDS.get(name, given))
             if name in now[where] and began != given:
                 own = folder.parent.parent == run_dir
                 way = (

@@ -1,25 +1,26 @@
 """The contract between a system (what is studied) and everything that trains, judges, plays and saves it.
 
-A system is a `System` subclass with a frozen `Config` dataclass and named `PRESETS`. It overrides what it
-needs:
+A system is a `System` subclass with a frozen `Config` and named `PRESETS`. It gives what it needs to:
 
-    needs()                        what a batch must hold; the loop builds the sampler from it
-    prepare(frames)                once, before the first step: statistics of the data
-    setup_training(folder)         in every session: frozen networks that only the loss needs, files in the
-    run's folder optimizers()                   one for each phase, by the phase's name
-    training_step(batches, step)   one update of everything: a call `step(phase, loss_fn, batch)` for each
-    phase loss(batch)                    all that a system with a single loss has to give
-    start / step / rollout         generation: the context gives a state, the state gives frame after frame
-    translate(frames, direction)   what a system with `translates = True` makes of clips of the other domain
-    evaluate(dataset, starts)      its own figures beside the general ones
-    reconstruct(frames)            what a system with `reconstructs = True` is judged by, instead of rollouts
-    infer_actions(frames)          the actions in a clip, for systems that invent their own
-    alarms(figures)                what a look at its figures should warn of: a collapse
-    extra_state(), extra_files()   what is neither module nor optimizer: target networks, counters, a replay's
-    files
+    name, Config, PRESETS     what it is called, its settings, and named sets of those that differ
+    action_space              None, the number of discrete actions, or (low, high) lists of floats
+    fit_config                the config with all that the dataset decides filled in
+    needs                     what a batch must hold; the loop builds the batches from it
+    prepare                   statistics of the data, once, before the first step
+    setup_training            in every session: frozen networks of the loss, files in the run's folder
+    optimizers                one for each phase, by the phase's name
+    training_step             one update of everything: a call `step(phase, loss_fn, batch)` for each phase
+    loss                      all that a system with a single phase has to give
+    to_compile                the modules that compile=true compiles
+    start, step, rollout      generation: the context gives a state, the state gives frame after frame
+    evaluate, alarms          its own figures beside the general ones, and what they should warn of
+    extra_state, load_extra_state, extra_files    what is neither module nor optimizer: counters, a replay
 
-Axis letters: B batch, T frames, k context frames, H W pixels, A action. Frames inside are float `[B, T, 3, H,
-W]` in [-1, 1].
+What only some systems can do is told by a class beside it: `Reconstructs`, `Samples`, `Translates`,
+`InventsActions`, `BuiltOn`.
+
+Axis letters: B batch, T frames, k context frames, H W pixels, A action. Frames inside are float
+`[B, T, 3, H, W]` in [-1, 1].
 """
 
 import dataclasses
@@ -68,25 +69,56 @@ class Place(typing.NamedTuple):
     size: int  # samples of the whole batch
 
 
+class Reconstructs:
+    """A system that is judged by what it makes of frames that it is shown, not by rollouts."""
+
+    def reconstruct(self, frames):
+        """Frames as the system rebuilds them, both float `[B, T, 3, H, W]`."""
+        raise NotImplementedError
+
+
+class Samples:
+    """A system that draws from noise, too: `start` takes no context then."""
+
+    def sample(self, count, generator=None):
+        """Draw `count` images from noise, float `[count, 3, H, W]`."""
+        return torch.cat([self.step(self.start(None, generator))[1] for _ in range(count)])
+
+
+class Translates:
+    """A system between two domains, X and Y."""
+
+    def translate(self, frames, direction="x_to_y", state=None):
+        """Clips float `[B, T, 3, H, W]` -> (their translations, state).
+
+        direction: "x_to_y" or "y_to_x". state: what the clips' earlier part returned, to go on with the next.
+        """
+        raise NotImplementedError
+
+
+class InventsActions:
+    """A system with an action space whose actions nobody recorded."""
+
+    def infer_actions(self, frames):
+        """Actions `[B, T-1]` that lead from frame to frame of clips float `[B, T, 3, H, W]`."""
+        raise NotImplementedError
+
+
+class BuiltOn:
+    """A system that holds trained runs of other systems, its stages below, frozen inside itself."""
+
+    # config fields that name such a run -> the attribute that holds the system
+    built_on: typing.ClassVar[dict]
+
+
 class System(nn.Module):
+    """What is studied: networks, their losses and how they make frames. See the head of this file."""
+
     name: typing.ClassVar[str]
     Config: typing.ClassVar[type]
-    PRESETS: typing.ClassVar[
-        dict
-    ]  # preset -> fields of Config and of the training config that differ from the defaults
+    # preset -> fields of Config and of TrainConfig that differ from the defaults
+    PRESETS: typing.ClassVar[dict]
     action_space = None  # None, an int (n discrete actions) or (low, high) lists of floats
-    inherited: typing.ClassVar[
-        tuple
-    ] = ()  # config fields that a run keeps as it began, whatever is named when it goes on
-    # config fields that decide which frames are held out, so that a run keeps them, too; with what they are
-    # in a run of before there were such
-    split_fields: typing.ClassVar[dict] = {"sequence_length": 0, "context_frames": 0}
-    built_on: typing.ClassVar[
-        dict
-    ] = {}  # config fields that name a run of a stage below -> the attribute that holds it
-    reconstructs = False  # True: judged by `reconstruct`, not by rollouts (a tokenizer, a translator)
-    translates = False  # True: between two domains, see `translate`
-    samples = False  # True: draws from noise, by `start` without a context or by `sample`
 
     def __init__(self, config):
         super().__init__()
@@ -95,18 +127,6 @@ class System(nn.Module):
     @property
     def device(self):
         return next(self.parameters()).device
-
-    @property
-    def lpips_weights(self):
-        """The file with VGG's weights that the config names, if it has such a field."""
-        return getattr(self.config, "lpips_weights", "")
-
-    @property
-    def split_lengths(self):
-        """(frames of a training window, of a judged one) that divide the data in place of its own; () or
-        zeros: its own do.
-        """
-        return getattr(self.config, "split", ())
 
     # ---- training
 
@@ -182,40 +202,16 @@ class System(nn.Module):
         """
         return []
 
-    def reconstruct(self, frames):
-        """What the system makes of frames that it is shown, both float `[B, T, 3, H, W]`, where
-        `reconstructs` is True.
-        """
-        raise NotImplementedError
-
-    def sample(self, count, generator=None):
-        """`count` images from noise, float `[count, 3, H, W]`, where `samples` is True."""
-        return torch.cat([self.step(self.start(None, generator))[1] for _ in range(count)])
-
-    def translate(self, frames, direction="x_to_y", state=None):
-        """Clips float `[B, T, 3, H, W]` -> (their translations, state), where `translates` is True.
-
-        direction: "x_to_y" or "y_to_x". state: what the clips' earlier part returned, to go on with the next
-        part.
-        """
-        raise NotImplementedError
-
     # ---- generation
-
-    def infer_actions(self, frames):
-        """Actions `[B, T-1]` of clips float `[B, T, 3, H, W]`, for systems with an action space whose `needs`
-        asks for none.
-        """
-        raise NotImplementedError
 
     def start(self, context, generator=None):
         """Context frames -> state. uint8 `[H,W,3]`, `[k,H,W,3]` or `[B,k,H,W,3]`, or float `[B,k,3,H,W]` in
         [-1, 1].
 
-        context: None for a draw from noise, where `samples` is True. generator: a `torch.Generator` for
+        context: None for a draw from noise, where the system `Samples`. generator: a `torch.Generator` for
         systems that draw. Raises ConfigError where size or number do not fit.
         """
-        if context is None and self.samples:
+        if context is None and isinstance(self, Samples):
             return self._start(None, generator)
         if context is None:
             raise ConfigError(

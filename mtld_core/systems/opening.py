@@ -8,6 +8,7 @@ from pathlib import Path
 from mtld_core.config import UserError, field_names, from_dict
 from mtld_core.data import open_dataset
 from mtld_core.runs import checkpoint as checkpoints
+from mtld_core.runs.folder import WINDOW_FIELDS
 from mtld_core.runtime import pick_device
 from mtld_core.systems import system_class
 
@@ -38,7 +39,8 @@ def open_run(path, checkpoint="", device="auto"):
         ) from None
     weights_file = _weights_file(path, Path(checkpoint))
     folder = weights_file or checkpoints.find(path, checkpoint)
-    before = {name: value for name, value in cls.split_fields.items() if name in field_names(cls.Config)}
+    fields = field_names(cls.Config)
+    before = {name: value for name, value in WINDOW_FIELDS.items() if name in fields}
     system = cls(from_dict(cls.Config, before | config))
     checkpoints.load_state_dict(system, checkpoints.load_weights(folder), folder)
     step = None if weights_file else about.get("step")  # of a shared run

@@ -294,7 +294,7 @@ class Training:
             if self.ema is not None:
                 self.ema.load_state_dict(self.system.state_dict())
             return
-        check_origin(folder, manifest["config"], self._about(), self.run_dir, self.system.split_fields)
+        check_origin(folder, manifest["config"], self._about(), self.run_dir)
         checkpoints.load_state_dict(self.system, checkpoints.load_weights(folder, ema=False), folder)
         if self.ema is not None:
             self.ema.load_state_dict(checkpoints.load_weights(folder))

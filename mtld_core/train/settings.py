@@ -12,8 +12,9 @@ from mtld_core.chance import seed_of
 from mtld_core.config import UserError, check, field_names, from_dict, nearest, parse_object
 from mtld_core.data import open_dataset
 from mtld_core.judge.windows import STAGES_SHARE
-from mtld_core.runs.folder import KEPT, checkpoint_to_resume
+from mtld_core.runs.folder import KEPT, WINDOW_FIELDS, checkpoint_to_resume
 from mtld_core.systems import system_class
+from mtld_core.systems.base import BuiltOn
 
 LENGTHS = ("steps", "epochs", "time_budget_minutes")
 LEFT_ALONE = (
@@ -208,19 +209,19 @@ def _inherited(cls, merged, said):
         return {}
     own, training = manifest["config"]["config"], manifest["config"]["training"]
     kept = {name: training[name] for name in KEPT if name in training}
-    kept |= {
-        name: own.get(name, before)
-        for name, before in cls.split_fields.items()
-        if name in field_names(cls.Config)
-    }
+    fields = field_names(cls.Config)
+    kept |= {name: own.get(name, before) for name, before in WINDOW_FIELDS.items() if name in fields}
     kept = {name: value for name, value in kept.items() if name not in said}
-    return kept | {name: own[name] for name in cls.inherited}
+    carried = {name: value for name, value in own.items() if isinstance(value, dict)}  # stages inside it
+    return kept | carried
 
 
 def _of_stage(cls, merged):
     """The settings that a run shares with the first of the runs that it is built on; {} where none can be
     read yet.
     """
+    if not issubclass(cls, BuiltOn):
+        return {}
     for field in cls.built_on:
         with contextlib.suppress(
             OSError, ValueError, KeyError, TypeError

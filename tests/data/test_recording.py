@@ -118,9 +118,8 @@ def test_a_generation_starts_from_the_first_episode_that_is_long_enough(tmp_path
     config = SimpleNamespace(height=8, width=8)
 
     def starts(k):
-        kind = {"translates": False, "samples": False, "reconstructs": False}
         needs, run = SimpleNamespace(context=k), SimpleNamespace(training={})
-        system = SimpleNamespace(needs=lambda: needs, config=config, run=run, **kind)
+        system = SimpleNamespace(needs=lambda: needs, config=config, run=run)
         source = read_source(system, str(root))
         return source.context[:, 0, 0, 0].tolist(), source.truth[:, 0, 0, 0].tolist()
 

@@ -25,7 +25,7 @@ from mtld_core.generate.jobs import panel
 from mtld_core.generate.rollouts import stream_translation
 from mtld_core.judge.translations import TranslationJudge
 from mtld_core.metrics import colour_transfer
-from mtld_core.systems.base import Needs, System
+from mtld_core.systems.base import Needs, Reconstructs, System, Translates
 
 HEIGHT, WIDTH, LENGTH = 8, 12, 20
 NOTEBOOK = Path(__file__).parents[2] / "notebooks/03_generate.py"
@@ -37,10 +37,11 @@ class Config:
     width: int = WIDTH
 
 
-class Negative(System):
+class Negative(Reconstructs, Translates, System):
     """The right translation of `write_pair`: the negative, moved right (y_to_x: left) by the number of frames before."""
 
-    name, Config, translates, reconstructs = "negative", Config, True, True
+    name = "negative"
+    Config = Config
 
     def __init__(self, config=Config(), right=True):  # noqa: B008 (frozen)
         super().__init__(config)

@@ -22,7 +22,7 @@ from mtld_core.frames import to_float, to_uint8
 from mtld_core.metrics import colour_transfer
 from mtld_core.nn.conv import erases
 from mtld_core.nn.precision import in_fp32
-from mtld_core.systems.base import Loss, Needs, System, adam
+from mtld_core.systems.base import Loss, Needs, Reconstructs, System, Translates, adam
 from mtld_core.systems.rl_v2v.decisions import choose, last_reward, next_state, q_target, reward, soft_update
 from mtld_core.systems.rl_v2v.losses import GAN_LOSSES
 from mtld_core.systems.rl_v2v.nets import Discriminator, Translator, Value
@@ -136,10 +136,9 @@ class RLV2VConfig:
         return self.judge_fold * 2 ** (len(self.judge_channels) - 1)
 
 
-class RLV2V(System):
+class RLV2V(Reconstructs, Translates, System):
     name = "rl_v2v"
     Config = RLV2VConfig
-    reconstructs = translates = True
     PRESETS: typing.ClassVar = {
         # clips of 64x64 in a quarter of an hour on two cores
         "small": SMALL | {"steps": 1200},

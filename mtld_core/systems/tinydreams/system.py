@@ -200,7 +200,6 @@ class TinyDreamsConfig:
 class TinyDreams(System):
     name = "tinydreams"
     Config = TinyDreamsConfig
-    split_fields: typing.ClassVar = {"context_frames": 0, "rollout_frames": 0}
     PRESETS: typing.ClassVar = {
         # the best measured for Atari at 64x64 in a quarter of an hour (docs/systems/tinydreams.md has the
         # table)

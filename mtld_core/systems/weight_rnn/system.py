@@ -19,7 +19,7 @@ from mtld_core import metrics
 from mtld_core.chance import keyed_normal, keyed_uniform
 from mtld_core.config import check, nearest
 from mtld_core.frames import to_float, to_uint8
-from mtld_core.systems.base import Loss, Needs, System, adam
+from mtld_core.systems.base import Loss, Needs, Reconstructs, Samples, System, adam
 from mtld_core.systems.weight_rnn.hyper import VAE, LayerUpdate
 from mtld_core.systems.weight_rnn.losses import (
     gaussian_kl,
@@ -200,8 +200,9 @@ class Code(typing.NamedTuple):
     kl: torch.Tensor | float = 0.0  # [B]: nats between posterior and prior
 
 
-class WeightRNN(System):
-    name, Config, reconstructs, samples = "weight_rnn", WeightRNNConfig, True, True
+class WeightRNN(Reconstructs, Samples, System):
+    name = "weight_rnn"
+    Config = WeightRNNConfig
     PRESETS: typing.ClassVar = {
         # images of 32 or 64 pixels in some minutes of one core; docs/systems/weight_rnn.md says what the
         # updates bring

@@ -18,13 +18,21 @@ from mtld_core.config import check
 from mtld_core.frames import to_float
 from mtld_core.nn.actions import ActionEncoder
 from mtld_core.nn.precision import in_fp32
-from mtld_core.systems.base import Loss, Needs, System, action_fields, action_space, adam
+from mtld_core.systems.base import (
+    BuiltOn,
+    InventsActions,
+    Loss,
+    Needs,
+    System,
+    action_fields,
+    action_space,
+    adam,
+)
 from mtld_core.systems.world_model.latent_actions import LatentActions
 from mtld_core.systems.world_model.patches import PatchEmbedding, to_patches
 from mtld_core.systems.world_model.space_time import SpaceTimeTransformer
 from mtld_core.systems.world_model.stages import (
     ORIGINAL,
-    SPLIT_FIELDS,
     TINY,
     StageConfig,
     load_stage,
@@ -92,9 +100,9 @@ class State(typing.NamedTuple):
     generator: torch.Generator | None
 
 
-class Dynamics(System):
-    name, Config, inherited = "dynamics", DynamicsConfig, ("tokenizer", "latent_actions")
-    split_fields = SPLIT_FIELDS
+class Dynamics(BuiltOn, InventsActions, System):
+    name = "dynamics"
+    Config = DynamicsConfig
     built_on: typing.ClassVar = {"tokenizer_run": "tokenizer", "latent_actions_run": "lam"}
     PRESETS: typing.ClassVar = {
         # a game at 64x64 in ten minutes on two cores

@@ -17,14 +17,13 @@ from torch import nn
 from mtld_core.config import check
 from mtld_core.frames import to_float
 from mtld_core.nn.conv import ConvTokenizer
-from mtld_core.systems.base import Loss, Needs, System, adam
+from mtld_core.systems.base import InventsActions, Loss, Needs, System, adam
 from mtld_core.systems.world_model.patches import PatchEmbedding, to_frames, to_patches
 from mtld_core.systems.world_model.quantise import FSQ, Whitening
 from mtld_core.systems.world_model.space_time import SpaceTimeTransformer
 from mtld_core.systems.world_model.stages import (
     MOST_CODES,
     ORIGINAL,
-    SPLIT_FIELDS,
     TINY,
     StageConfig,
     code_use,
@@ -75,9 +74,9 @@ class LatentActionsConfig(StageConfig):
         return self.action_channels or self.action_dim
 
 
-class LatentActions(System):
-    name, Config = "latent_actions", LatentActionsConfig
-    split_fields = SPLIT_FIELDS
+class LatentActions(InventsActions, System):
+    name = "latent_actions"
+    Config = LatentActionsConfig
     PRESETS: typing.ClassVar = {
         "small": {
             "context_frames": 1,

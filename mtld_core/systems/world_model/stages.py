@@ -18,7 +18,6 @@ WINDOW, JUDGED = (
     8,
     20,
 )  # frames by which the stages divide data that is long enough: no preset has longer windows
-SPLIT_FIELDS = {"sequence_length": 0, "context_frames": 0, "split": [0, 0]}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,14 +14,13 @@ from torch import nn
 from mtld_core.chance import keyed_normal
 from mtld_core.config import check
 from mtld_core.frames import to_float
-from mtld_core.systems.base import Loss, Needs, System, adam
+from mtld_core.systems.base import Loss, Needs, Reconstructs, System, adam
 from mtld_core.systems.world_model.patches import PatchEmbedding, to_frames, to_patches
 from mtld_core.systems.world_model.quantise import FSQ
 from mtld_core.systems.world_model.space_time import SpaceTimeTransformer
 from mtld_core.systems.world_model.stages import (
     MOST_CODES,
     ORIGINAL,
-    SPLIT_FIELDS,
     TINY,
     StageConfig,
     code_use,
@@ -55,9 +54,9 @@ class TokenizerConfig(StageConfig):
         check(self.latent_noise >= 0, f"latent_noise must not be negative, it is {self.latent_noise}")
 
 
-class Tokenizer(System):
-    name, Config, reconstructs = "tokenizer", TokenizerConfig, True
-    split_fields = SPLIT_FIELDS
+class Tokenizer(Reconstructs, System):
+    name = "tokenizer"
+    Config = TokenizerConfig
     PRESETS: typing.ClassVar = {
         # a game at 64x64 in a quarter of an hour on two cores
         "small": {
