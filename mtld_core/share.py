@@ -20,7 +20,6 @@ import safetensors.torch
 import torch
 
 from mtld_core.config import UserError
-from mtld_core.data import DomainPair
 from mtld_core.files import atomic_path, write_json
 from mtld_core.judge.windows import windows_of
 from mtld_core.runs.checkpoint import export_pth, find
@@ -119,12 +118,11 @@ def _starts(system, count):
     dataset, window = own_dataset(system, progress=False), system.needs().window
     if count < window:
         raise UserError(f"frames must be 0, or at least {window}, which is a window of this run; not {count}")
-    if isinstance(dataset, DomainPair):
-        return {
-            f"{name}/{RECORDING}": _start(system, domain, count)
-            for name, domain in (("X", dataset.x), ("Y", dataset.y))
-        }
-    return {RECORDING: _start(system, dataset, count)}
+    folders = ("X/", "Y/") if len(dataset.domains) == 2 else ("",)
+    return {
+        f"{folder}{RECORDING}": _start(system, domain, count)
+        for folder, domain in zip(folders, dataset.domains, strict=True)
+    }
 
 
 def _start(system, dataset, count):

@@ -100,8 +100,7 @@ class Continuation:
                 continue
             real = self.truth[t].cpu()
             self.errors.append((metrics.mse(frame, real).item(), metrics.mse(self.first, real).item()))
-            error = ((frame.int() - real.int()).abs() * 4).clamp_(max=255).to(torch.uint8)
-            yield Moment(frame, [real, frame], [real, frame, error])
+            yield Moment(frame, [real, frame], [real, frame, metrics.error_picture(frame, real)])
 
     def figures(self):
         """{} where no truth is known."""
@@ -154,7 +153,9 @@ def _figures(errors, baseline):
     """PSNR of (the model's, the baseline's) MSEs; {} where there are none."""
     if not errors:
         return {}
-    model, other = (
-        metrics.psnr(torch.tensor(column, dtype=torch.float64)) for column in zip(*errors, strict=True)
-    )
-    return {"psnr": model.mean().item(), baseline: other.mean().item(), "psnr_by_horizon": model.tolist()}
+    model, other = torch.tensor(errors, dtype=torch.float64).unbind(1)
+    return {
+        "psnr": metrics.mean_psnr(model),
+        baseline: metrics.mean_psnr(other),
+        "psnr_by_horizon": metrics.psnr(model).tolist(),
+    }

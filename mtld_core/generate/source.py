@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from mtld_core.config import UserError
-from mtld_core.data import Dataset
 from mtld_core.data.truth import open_truth, true_frames
 from mtld_core.frames import fit_frame
 from mtld_core.judge.windows import windows_of
@@ -99,8 +98,8 @@ def context_of(system):
 
 
 def domain_of(dataset, direction):
-    """Of two domains the one that `direction` starts from; a `Dataset` as it is."""
-    return dataset if isinstance(dataset, Dataset) else getattr(dataset, direction[0])
+    """Of two domains the one that `direction` starts from; where there is one, that."""
+    return dataset.domains[-1] if direction == "y_to_x" else dataset.domains[0]
 
 
 def from_dataset(system, dataset, source="", direction="x_to_y"):

@@ -391,12 +391,12 @@ class Training:
             self.run_dir / "previews" / f"{name}_{self.step:08d}.png", media.strip(rows, labels, columns)
         )
 
-    def _evaluate(self, between):
+    def _evaluate(self, tick):
         best = checkpoints.read_pointer(self.run_dir / "best.json")
         self.controls.doing = "judging"
         try:
             with self._timed("judging"):
-                self.metrics = self.task.figures(self._judged(), between)
+                self.metrics = self.task.figures(self._judged(), tick)
                 if self.judge.steerable is not None:
                     self._save_strip("actions", *self.judge.steered(self._judged()))
         except GivenUp:
