@@ -24,6 +24,7 @@ from mtld_core.train import fit, threads, train
 from mtld_core.train import loop as train_module
 from mtld_core.train.controls import Controls
 from mtld_core.train.job import main
+from mtld_core.train.loop import Training
 from mtld_core.train.settings import build, open_data, plan
 
 
