@@ -24,41 +24,9 @@ from safetensors import SafetensorError
 
 from mtld_core.config import UserError
 from mtld_core.files import atomic_path, flush, sha256, write_json
-from mtld_core.runs.lock import Held, Lock
+from mtld_core.runs.folder import read_pointer
 
 SCHEMA = 1
-
-
-@contextlib.contextmanager
-def run_lock(run_dir, say=print):
-    """Hold the folder's lock: one training process a run. The system frees it when the process dies, however
-    it dies.
-
-    On a share without locks a heartbeat in its file stands for that: see `lock`. A folder that was made for
-    this and holds nothing else in the end goes again. Raises UserError where the folder cannot be written, or
-    is in use.
-    """
-    run_dir = Path(run_dir)
-    made, lock = not run_dir.exists(), Lock(run_dir / ".lock", say)
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Held as who:
-        raise UserError(
-            f"{run_dir} is in use by another training process; wait for {who} or choose another run_dir"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"{run_dir} cannot be a run's folder ({error.strerror}); choose another run_dir"
-        ) from None
-    try:
-        yield
-    finally:
-        empty = made and os.listdir(run_dir) == [".lock"]
-        lock.release(remove=empty)
-        if empty:
-            with contextlib.suppress(OSError):  # somebody else has begun in it
-                run_dir.rmdir()
 
 
 @contextlib.contextmanager
@@ -168,13 +136,6 @@ def _files(run_dir):
             names = json.loads((checkpoint / "manifest.json").read_text()).get("files", {})
             found |= {Path(run_dir) / name for name in names if re.fullmatch(r"\w+/[\w-]+\.\w+", name)}
     return found
-
-
-def read_pointer(path):
-    """What latest.json or best.json says, or None where the file is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError):
-        pointer = json.loads(Path(path).read_text())
-        return pointer if isinstance(pointer, dict) and isinstance(pointer.get("checkpoint"), str) else None
 
 
 def problem(path, resuming=False):

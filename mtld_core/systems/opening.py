@@ -8,7 +8,7 @@ from pathlib import Path
 from mtld_core.config import UserError, field_names, from_dict
 from mtld_core.data import open_dataset
 from mtld_core.runs import checkpoint as checkpoints
-from mtld_core.runs.folder import WINDOW_FIELDS
+from mtld_core.runs.resume import WINDOW_FIELDS
 from mtld_core.runtime import pick_device
 from mtld_core.systems import system_class
 

@@ -13,7 +13,8 @@ from mtld_core.files import atomic_path, write_json
 from mtld_core.judge.task import Task, best_by
 from mtld_core.judge.windows import check_stages
 from mtld_core.runs import checkpoint as checkpoints
-from mtld_core.runs.folder import append_log, check_origin, checkpoint_to_resume, rewind
+from mtld_core.runs.folder import append_log, read_pointer, rewind
+from mtld_core.runs.resume import check_origin, checkpoint_to_resume
 from mtld_core.runtime import (
     peak_memory_mb,
     pick_device,
@@ -382,7 +383,7 @@ class Training:
         )
 
     def _evaluate(self, between):
-        best = checkpoints.read_pointer(self.run_dir / "best.json")
+        best = read_pointer(self.run_dir / "best.json")
         self.controls.doing = "judging"
         try:
             with self._timed("judging"):

@@ -19,8 +19,8 @@ import traceback
 import ipywidgets as widgets
 
 from mtld_core.pages import error_line, in_colour, table_html
-from mtld_core.runs.checkpoint import list_checkpoints, read_pointer
-from mtld_core.runs.folder import folder_of
+from mtld_core.runs.checkpoint import list_checkpoints
+from mtld_core.runs.folder import folder_of, read_pointer
 from mtld_core.train import fit
 from mtld_core.train.controls import Controls
 from mtld_core.train.plots import Log, draw

@@ -12,7 +12,7 @@ from mtld_core.chance import seed_of
 from mtld_core.config import UserError, check, field_names, from_dict, nearest, parse_object
 from mtld_core.data import open_dataset
 from mtld_core.judge.windows import STAGES_SHARE
-from mtld_core.runs.folder import KEPT, WINDOW_FIELDS, checkpoint_to_resume
+from mtld_core.runs.resume import KEPT, WINDOW_FIELDS, checkpoint_to_resume
 from mtld_core.systems import system_class
 from mtld_core.systems.base import BuiltOn
 
