@@ -1,4 +1,4 @@
-"""A run's folder: its name, its log, and where it goes on."""
+"""A run's folder: what its files are called, its log, and what it says about itself."""
 
 import contextlib
 import json
@@ -6,7 +6,24 @@ import math
 import time
 from pathlib import Path
 
-from mtld_core.files import atomic_path
+from mtld_core.config import UserError
+from mtld_core.files import atomic_path, read_json
+
+CONFIG = "config.json"  # what the run is, whatever happens in it
+REPORT = "report.json"  # what has happened in it, and its newest figures
+LOG = "metrics.jsonl"  # a line for every few steps
+LATEST, BEST = "latest.json", "best.json"  # each points at a checkpoint
+LOCK = ".lock"  # of the process that trains here
+CHECKPOINTS = "checkpoints"  # folders, one a checkpoint
+REPLAY = "replay"  # of a system that keeps one: what the checkpoints rest on
+SAMPLES = "samples"  # what was generated or played
+PREVIEWS = "previews"  # pictures made while it trained: <what>_<step>.png
+JUDGEMENT = "judgement.png"  # curves over the horizon, of the newest figures
+JUDGEMENTS = "judgements"  # figures of checkpoints that were judged once more
+WEIGHTS = "model.safetensors"  # in a checkpoint, and in a run that was given away
+
+# what config.json has to hold, and "config" in a manifest holds, too
+PARTS = {"system": str, "preset": str, "config": dict, "training": dict, "dataset": dict}
 
 
 def folder_of(run_dir, system):
@@ -14,27 +31,87 @@ def folder_of(run_dir, system):
     return Path(run_dir or f"runs/{system}_{time.strftime('%Y%m%d_%H%M%S')}").absolute()
 
 
+def runs_in(folder):
+    """Paths of the runs that lie in `folder`, as text, sorted."""
+    return sorted(path.parent.as_posix() for path in Path(folder).glob(f"*/{CONFIG}"))
+
+
+def checkpoint_name(step):
+    """The folder of the checkpoint at `step`, relative to its run's: `checkpoints/step_00001000`."""
+    return f"{CHECKPOINTS}/step_{step:08d}"
+
+
+# ---- what it says about itself
+
+
+def read_config(run_dir, setting=""):
+    """What config.json says of a run, a dict: "system", "preset", "config", "training", "dataset".
+
+    setting: the field that names the run, for the error. Raises UserError where `run_dir` is no run.
+    """
+    path = Path(run_dir) / CONFIG
+    named = f"{setting}={str(run_dir)!r}" if setting else run_dir
+    try:
+        about = read_json(path)
+        for name, kind in PARTS.items():
+            if not isinstance(about[name], kind):
+                raise TypeError(f"{name!r} is no {kind.__name__}")
+        return about
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{named} is not a run folder: it has no {CONFIG}; train one with notebooks/02_train"
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}: {error}); training writes it anew"
+        ) from None
+
+
+def read_report(run_dir):
+    """What report.json says of a run, a dict. Raises UserError where it is missing or damaged."""
+    path = Path(run_dir) / REPORT
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        raise UserError(f"{path} is missing or damaged; training writes it when it judges the run") from None
+
+
+def read_pointer(path):
+    """What latest.json or best.json says, a dict, or None where the file is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        pointer = read_json(path)
+        if isinstance(pointer, dict) and isinstance(pointer.get("checkpoint"), str):
+            return pointer
+    return None
+
+
+# ---- its log
+
+
 def append_log(run_dir, line):
-    """One more line of metrics.jsonl; a number that is not finite becomes null, which JSON can say."""
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-    with open(run_dir / "metrics.jsonl", "a") as file:
+    """Add the dict `line` to metrics.jsonl; a number that is not finite becomes null, which JSON can say."""
+    finite = {}
+    for name, value in line.items():
+        lost = isinstance(value, float) and not math.isfinite(value)
+        finite[name] = None if lost else value
+    with open(run_dir / LOG, "a") as file:
         file.write(json.dumps(finite) + "\n")
 
 
 def rewind(run_dir, step):
-    """Forget what lies past `step`, where the run goes on: lines of metrics.jsonl, and a best.json that names
-    a later one.
+    """Forget what lies past `step`, where the run goes on: lines of the log, and a best.json of later on.
 
     A line that a kill cut short goes, too.
     """
-    log = run_dir / "metrics.jsonl"
+    log = run_dir / LOG
     if log.exists():
-        lines = [line for line in log.read_text(errors="replace").splitlines() if _step_of(line) <= step]
+        lines = log.read_text(errors="replace").splitlines()
+        kept = [f"{line}\n" for line in lines if _step_of(line) <= step]
         with atomic_path(log) as temporary:
-            temporary.write_text("".join(line + "\n" for line in lines))
-    best = read_pointer(run_dir / "best.json")
+            temporary.write_text("".join(kept))
+    best = read_pointer(run_dir / BEST)
     if best and not (best.keys() >= {"step", "metric", "value"} and best["step"] <= step):
-        (run_dir / "best.json").unlink()
+        (run_dir / BEST).unlink()
 
 
 def _step_of(line):
@@ -42,10 +119,3 @@ def _step_of(line):
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
-
-
-def read_pointer(path):
-    """What latest.json or best.json says, or None where the file is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError):
-        pointer = json.loads(Path(path).read_text())
-        return pointer if isinstance(pointer, dict) and isinstance(pointer.get("checkpoint"), str) else None
