@@ -21,11 +21,11 @@ from mtld_core.runs.folder import read_pointer
 from mtld_core.systems.base import Loss
 from mtld_core.systems.mtld.system import MTLD
 from mtld_core.systems.opening import open_run
-from mtld_core.train import fit, train
+from mtld_core.train import fit, threads, train
+from mtld_core.train import loop as train_module
 from mtld_core.train.controls import Controls
 from mtld_core.train.job import main
-from mtld_core.train.loop import Training, threads
-from mtld_core.train.loop import loop as train_module
+from mtld_core.train.loop import Training
 from mtld_core.train.settings import build, open_data, plan
 
 
