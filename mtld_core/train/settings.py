@@ -12,7 +12,7 @@ from mtld_core.config import UserError, check, field_names, from_dict, nearest, 
 from mtld_core.data import open_dataset
 from mtld_core.judge.windows import STAGES_SHARE
 from mtld_core.runs.folder import read_config
-from mtld_core.runs.resume import KEPT, WINDOW_FIELDS, config_to_resume, in_full
+from mtld_core.runs.resume import KEPT, WINDOW_FIELDS, checkpoint_to_resume, in_full
 from mtld_core.systems import system_class
 from mtld_core.systems.base import BuiltOn
 
@@ -200,14 +200,15 @@ def _inherited(cls, merged, said):
     merged: all settings so far; said: those that the caller chose, which stay (where they do not fit,
     training refuses them).
     """
-    run_dir, resume, began = merged.get("run_dir") or "", merged.get("resume", "auto"), None
+    run_dir, resume, folder = merged.get("run_dir") or "", merged.get("resume", "auto"), None
     if resume != "never" and (run_dir or resume != "auto"):
-        began = config_to_resume(run_dir, resume)
-    if began is None:
+        # training, which holds the lock, checks every file and says what is damaged
+        folder, manifest = checkpoint_to_resume(run_dir, resume, say=lambda line: None, hashed=False)
+    if folder is None:
         return {name: value for name, value in _of_stage(cls, merged).items() if name not in said}
-    if began["system"] != cls.name:  # which training refuses
+    if manifest["config"]["system"] != cls.name:  # which training refuses
         return {}
-    own, training = in_full(cls.Config, began["config"]), began["training"]
+    own, training = in_full(cls.Config, manifest["config"]["config"]), manifest["config"]["training"]
     kept = {name: training[name] for name in KEPT if name in training}
     kept |= {name: own[name] for name in WINDOW_FIELDS if name in own}
     kept = {name: value for name, value in kept.items() if name not in said}
