@@ -19,7 +19,7 @@ import torch
 
 from mtld_core.config import ConfigError, UserError
 from mtld_core.judge.rollouts import Judge
-from mtld_core.runs.checkpoint import read_pointer
+from mtld_core.runs.folder import read_pointer
 from mtld_core.train import fit
 from mtld_core.train import heat as thermal
 from mtld_core.train import loop as train_module
