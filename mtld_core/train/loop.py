@@ -9,6 +9,7 @@ import torch
 from mtld_core import media
 from mtld_core.chance import seed_of
 from mtld_core.config import RunGivenUp
+from mtld_core.data import Batches
 from mtld_core.files import atomic_path, write_json
 from mtld_core.judge.task import Task, best_by
 from mtld_core.judge.windows import check_stages
@@ -64,8 +65,17 @@ class Training:
         self.device = pick_device(config.device, controls.say)
         self.dtype, why = pick_precision(self.device, config.precision)
         self.needs = system.needs()
-        self.task = Task(system, dataset.to(self.device), config, self.device, controls.say)
-        self.dataset, self.batches, self.judge = self.task.dataset, self.task.batches, self.task.judge
+        self.task = Task(system, dataset.to(self.device), config, controls.say)
+        self.dataset, self.judge = self.task.dataset, self.task.judge
+        self.batches = Batches(
+            self.dataset,
+            self.task.learned,
+            self.needs.window,
+            config.batch_size,
+            config.seed,
+            self.needs.batches,
+            self.device,
+        )
         self.system = system.to(self.device).train()
         if config.channels_last:
             to_channels_last(system)

@@ -10,6 +10,7 @@ import torch
 from mtld_core.chance import seed_of
 from mtld_core.config import UserError, check, field_names, from_dict, nearest, parse_object
 from mtld_core.data import open_dataset
+from mtld_core.judge.task import JudgeConfig
 from mtld_core.judge.windows import STAGES_SHARE
 from mtld_core.runs.folder import read_config
 from mtld_core.runs.resume import KEPT, WINDOW_FIELDS, checkpoint_to_resume, in_full
@@ -27,7 +28,7 @@ SAMPLE_SIZE = 64  # pixels along a side of the bundled clip where no setting ask
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(JudgeConfig):
     """How to train, whatever the system."""
 
     preset: str = ""  # a label for the report
@@ -36,7 +37,6 @@ class TrainConfig:
     epochs: int = 0  # in total; 0: steps or the time budget decide
     steps_per_epoch: int = 0  # 0: as many as show every window once
     time_budget_minutes: float = 0.0  # of this session, wall clock; 0: none
-    batch_size: int = 8
     seed: int = 0
     resume: str = (
         "auto"  # "auto": go on where run_dir stopped; "never"; or another run's folder to start from
@@ -55,18 +55,6 @@ class TrainConfig:
     ema_decay: float = 0.999  # moving average of the weights, used for judging and generating; 0: none
     lr_schedule: typing.Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 50
-    restitution: bool = False  # train and judge on all windows: learning one clip by heart
-    holdout: float = 0.1  # share of arcs, or of each arc's tail, that is only judged on
-    cross_cuts: bool = False
-    controls_lead_to: typing.Literal["next", "this"] = (
-        "next"  # frame, in a recording's log; see `open_dataset`
-    )
-    eval_horizon: int = 0  # predicted frames that are judged; 0: all of a window
-    long_horizon: int = (
-        0  # that the lists by horizon reach, where the held-out data has windows so long; 0: as eval_horizon
-    )
-    eval_windows: int = 256
-    eval_batches: int = 0  # that many batches of windows are judged; 0: eval_windows
     log_every_steps: int = 10
     save_every_steps: int = 1000  # 0: by the clock alone
     save_every_minutes: float = 10.0  # 0: by steps alone
@@ -89,6 +77,7 @@ class TrainConfig:
     heat_window_minutes: float = 5.0
 
     def __post_init__(self):
+        super().__post_init__()
         for name in (
             "steps",
             "epochs",
@@ -96,9 +85,6 @@ class TrainConfig:
             "time_budget_minutes",
             "clip_norm",
             "warmup_steps",
-            "eval_horizon",
-            "long_horizon",
-            "eval_batches",
             "save_every_steps",
             "save_every_minutes",
             "eval_every_steps",
@@ -108,11 +94,9 @@ class TrainConfig:
         ):
             check(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
         for name in (
-            "batch_size",
             "accumulate",
             "log_every_steps",
             "keep_checkpoints",
-            "eval_windows",
             "heat_alerts",
         ):
             check(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
@@ -122,7 +106,6 @@ class TrainConfig:
             f"threads must be 'auto' or a number from 1, not {self.threads!r}",
         )
         check(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), not {self.ema_decay}")
-        check(0 < self.holdout < 1, f"holdout must be between 0 and 1, not {self.holdout}")
         low, high = self.resume_temperature, self.max_temperature
         check(
             not high or 0 < low < high,
