@@ -219,7 +219,7 @@ def test_flags_that_make_no_sense_are_refused(tmp_path, columns, match):
 
 @pytest.mark.parametrize("memory", ["ram", "disk"])
 def test_several_files_in_a_folder_are_episodes(tmp_path, monkeypatch, memory):
-    monkeypatch.setattr(hdf5_file, "OPEN", 1)
+    monkeypatch.setattr(hdf5_file, "MOST_OPEN", 1)
     for number, suffix in ((10, "hdf5"), (9, "h5"), (11, "H5")):
         put(
             tmp_path / f"take_{number}.{suffix}",
