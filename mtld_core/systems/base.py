@@ -30,8 +30,24 @@ import typing
 import torch
 from torch import nn
 
-from mtld_core.config import ConfigError
+from mtld_core.config import ConfigError, NotNegative, Settings, check
 from mtld_core.frames import to_float
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameSize(Settings):
+    """The first settings of every system: the size of its frames, in pixels. 0: the dataset's own size."""
+
+    height: NotNegative[int] = 0
+    width: NotNegative[int] = 0
+
+    def check_divisible(self, factor, way_out, name=""):
+        """Raise ConfigError where a side is no multiple of `factor`, which the setting `name` asks for."""
+        asked = f"{name}={factor}" if name else factor
+        for side in ("height", "width"):
+            size = getattr(self, side)
+            nearest = max(1, size // factor) * factor
+            check(size % factor == 0, f"{side}={size} is not divisible by {asked}; use {nearest}, {way_out}")
 
 
 class Needs(typing.NamedTuple):
