@@ -53,18 +53,3 @@ class Attention(nn.Module):
 class Mlp(nn.Sequential):
     def __init__(self, dim, hidden):
         super().__init__(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, dim))
-
-
-class Block(nn.Module):
-    """`[N, P, E]` -> the same: attention over P and an MLP; both norms may take a condition `[N, 1,
-    condition_dim]`.
-    """
-
-    def __init__(self, dim, heads, hidden, condition_dim=0):
-        super().__init__()
-        self.norm1, self.attention = Norm(dim, condition_dim), Attention(dim, heads)
-        self.norm2, self.mlp = Norm(dim, condition_dim), Mlp(dim, hidden)
-
-    def forward(self, x, condition=None):
-        x = x + self.attention(self.norm1(x, condition))
-        return x + self.mlp(self.norm2(x, condition))
