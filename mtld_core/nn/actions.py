@@ -6,6 +6,31 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mtld_core.config import check
+
+
+def action_fields(dataset):
+    """What a config keeps of a dataset's actions: "action_count", or "control_low" and "control_high".
+
+    Raises ConfigError where the dataset has none.
+    """
+    actions = dataset.actions
+    check(
+        actions is not None,
+        f"{dataset.path} has no actions, which this system needs: use a recording "
+        "(data_prep/record_game.py makes one)",
+    )
+    if actions.dtype == torch.int64:
+        taken = int(actions.max()) + 1
+        named = len(dataset.about.get("action_names", []))
+        return {"action_count": max(taken, named)}
+    return {"control_low": tuple(actions.amin(0).tolist()), "control_high": tuple(actions.amax(0).tolist())}
+
+
+def action_space(config):
+    """`System.action_space`, from a config that keeps the `action_fields` of its dataset."""
+    return config.action_count or (list(config.control_low), list(config.control_high))
+
 
 class ActionEncoder(nn.Module):
     """Actions int64 `[...]` or float `[..., A]` -> `[..., dim]`; an MLP with GELU over the hidden `widths`.

@@ -148,7 +148,7 @@ class System(nn.Module):
         raise NotImplementedError
 
     def prepare(self, frames, frames_y=None):
-        """Set buffers that describe the data, once in a run's life, by a sample of it: uint8 `[n, H, W, 3]`."""
+        """Set buffers that describe the data, once in a run's life. Samples of it: uint8 `[n, H, W, 3]`."""
 
     def setup_training(self, folder):
         """Make what only training needs and no model file holds, such as frozen networks and slow copies.
@@ -244,36 +244,6 @@ class System(nn.Module):
             yield frame[:, None]
 
 
-def action_fields(dataset):
-    """What a config keeps of a dataset's actions: "action_count", or "control_low" and "control_high".
-
-    Raises ConfigError where the dataset has none.
-    """
-    actions = dataset.actions
-    check(
-        actions is not None,
-        f"{dataset.path} has no actions, which this system needs: use a recording "
-        "(data_prep/record_game.py makes one)",
-    )
-    if actions.dtype == torch.int64:
-        taken = int(actions.max()) + 1
-        named = len(dataset.about.get("action_names", []))
-        return {"action_count": max(taken, named)}
-    return {"control_low": tuple(actions.amin(0).tolist()), "control_high": tuple(actions.amax(0).tolist())}
-
-
-def action_space(config):
-    """`System.action_space`, from a config that keeps the `action_fields` of its dataset."""
-    return config.action_count or (list(config.control_low), list(config.control_high))
-
-
 def adam(parameters, lr, betas=(0.9, 0.999), weight_decay=0.0):
     """AdamW in its fused form, which can skip a step that is not finite without asking the device."""
     return torch.optim.AdamW(list(parameters), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
-
-
-def to_channels_last(system):
-    """Lay out the weights of all 2-d convolutions as the fast kernels like them, in place."""
-    for parameter in system.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
