@@ -28,8 +28,8 @@ from mtld_core.generate import rollout
 from mtld_core.judge.frechet import FRECHET_FEATURES, Likeness
 from mtld_core.judge.task import DRAWS
 from mtld_core.media import save_picture, strip
+from mtld_core.nn.conv import to_channels_last
 from mtld_core.runtime import command, warm_memory
-from mtld_core.systems.base import to_channels_last
 from mtld_core.systems.opening import open_run
 from mtld_core.train import fit
 from mtld_core.train.settings import build, open_data, plan

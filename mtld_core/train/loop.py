@@ -13,6 +13,7 @@ from mtld_core.data import Batches
 from mtld_core.files import atomic_path, write_json
 from mtld_core.judge.task import Task, best_by
 from mtld_core.judge.windows import check_stages
+from mtld_core.nn.conv import to_channels_last
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import (
     BEST,
@@ -31,7 +32,6 @@ from mtld_core.runtime import (
     pick_device,
     pick_precision,
 )
-from mtld_core.systems.base import to_channels_last
 from mtld_core.train.controls import Progress
 from mtld_core.train.heat import Heat
 from mtld_core.train.plots import draw_judgement

@@ -16,7 +16,7 @@ from torch import nn
 from mtld_core.chance import keyed_normal, keyed_uniform
 from mtld_core.config import check
 from mtld_core.frames import to_float
-from mtld_core.nn.actions import ActionEncoder
+from mtld_core.nn.actions import ActionEncoder, action_fields, action_space
 from mtld_core.nn.precision import in_fp32
 from mtld_core.systems.base import (
     BuiltOn,
@@ -24,8 +24,6 @@ from mtld_core.systems.base import (
     Loss,
     Needs,
     System,
-    action_fields,
-    action_space,
     adam,
 )
 from mtld_core.systems.world_model.latent_actions import LatentActions
