@@ -1,12 +1,10 @@
 """Does this tree behave as another commit does? Every system's preset `tiny`, bit for bit, on one thread.
 
-    python bench/same.py BASE [--systems mtld dynamics] [--overrides '{"ema_decay": 0.5}']
+    python bench/same.py BASE [--systems mtld rl_v2v] [--overrides '{"ema_decay": 0.5}']
 
-BASE and this tree each train a run on the same data with the same seed, generate from it, and let a copy of it go on for
-as many steps again; then this tree does the rest with BASE's run, too. Compared are metrics.jsonl, the weights, their
-average, train_state.pt, the figures and fields of report.json, and the generated frames. Left out are times, and how a
-replay is stored: what is drawn from it shows in the weights. It takes some three minutes; the exit code is 1 where
-something differs.
+Each tree trains a run on the same data, generates from it and goes on with a copy of it; this tree does so
+with BASE's run, too. All is compared but times and how a replay is stored: what is drawn from it shows in the
+weights. Dynamics come after their stages. Takes some three minutes; exits with 1 where something differs.
 """
 
 import argparse
@@ -25,7 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 TREE = Path(__file__).resolve().parents[1]
-STEPS = 20
+SETTINGS = {"seed": 0, "threads": 1, "device": "cpu", "log_every_steps": 1, "eval_windows": 8}
 CLOCK = ("seconds", "frames_per_second", "temperature")
 STAGES = {"tokenizer_run": "tokenizer", "latent_actions_run": "latent_actions"}
 CASES = {  # name -> (system, data, settings on top of the preset)
@@ -38,13 +36,7 @@ CASES = {  # name -> (system, data, settings on top of the preset)
     "dynamics": ("dynamics", "recording.h5", STAGES),
     "dynamics_latent": ("dynamics", "recording.h5", STAGES | {"actions": "latent"}),
 }
-DIRECTIONS = {
-    "rl_v2v": ("x_to_y", "y_to_x"),
-    "tokenizer": (),
-}  # that are generated; a tokenizer makes no frames
-
-
-# ---- data
+DIRECTIONS = {"rl_v2v": ("x_to_y", "y_to_x"), "tokenizer": ()}  # others have one; a tokenizer makes no frames
 
 
 def film(seed, moves):
@@ -62,7 +54,7 @@ def write_arc(folder, frames):
 
 
 def make_data(root):
-    """Write `arcs`, `recording.h5` (three actions), and `domains` with their truth: Y has the colours reversed."""
+    """Write `arcs`, `recording.h5` (three actions) and `domains`, with truth: Y has the colours reversed."""
     for i in range(6):
         clip, other = film(i, [1] * 24), film(6 + i, [1] * 24)
         write_arc(root / f"arcs/arc_{i}", clip)
@@ -78,66 +70,53 @@ def make_data(root):
         file["episode"] = np.repeat(np.arange(8), 24)
 
 
-# ---- the runs of one tree, in a process of its own
-
-
 def live(runs, data, overrides):
-    """Train each run unless it is there, generate from it, and let a copy of it go on. runs: dict of names of cases."""
+    """Train each run unless it is there, generate from it, and let a copy of it go on."""
     import mtld_core
-    from mtld_core import open_run
     from mtld_core.generate import generate
     from mtld_core.train import train
 
     if not mtld_core.__file__.startswith(os.environ["PYTHONPATH"]):
         raise RuntimeError(f"another tree's {mtld_core.__file__} was imported")
-    quiet = {"threads": 1, "device": "cpu", "interactive": False, "log_every_steps": 1, "eval_windows": 8}
     errors = {}
-    for run, case in runs.items():
-        system, kind, own = CASES[case]
-        settings = {
-            "preset": "tiny",
-            "dataset_root": f"{data}/{kind}",
-            "overrides": own | overrides,
-            "seed": 0,
-        }
-        settings |= quiet
+    for run in runs:
+        system, kind, own = CASES[run.removesuffix("_of_base")]
+        settings = SETTINGS | {"dataset_root": f"{data}/{kind}", "overrides": own | overrides}
         try:
             if not Path(run).exists():
-                train(system, **settings, steps=STEPS, run_dir=run)
-            open_run(run, device="cpu")
+                train(system, "tiny", **settings, steps=20, run_dir=run)
+            mtld_core.open_run(run, device="cpu")
             for direction in DIRECTIONS.get(system, ("x_to_y",)):
-                out = f"{run}/samples/{direction}"
-                generate(run, num_frames=12, direction=direction, out_dir=out, device="cpu")
+                generate(run, num_frames=12, direction=direction, device="cpu")
             shutil.copytree(run, f"{run}_longer")
-            train(system, **settings, steps=2 * STEPS, run_dir=f"{run}_longer")
+            train(system, "tiny", **settings, steps=40, run_dir=f"{run}_longer")
         except Exception as error:
             errors[run] = f"{type(error).__name__}: {error}"
     Path("errors.json").write_text(json.dumps(errors))
 
 
 def start(tree, folder, **job):
-    """Run `live` with the code of `tree` inside `folder`. Returns {run: what went wrong}."""
+    """Run `live` with the code of `tree` inside `folder`. Returns {path of a run: what went wrong}."""
+    folder.mkdir(exist_ok=True)
     own = {"PYTHONPATH": str(tree), "MTLD_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-P", __file__, "--live", json.dumps(job)]
     ended = subprocess.run(command, cwd=folder, env=os.environ | own, capture_output=True, text=True)
     if ended.returncode:
         sys.exit(f"{tree}: {ended.stderr}")
-    return json.loads((folder / "errors.json").read_text())
-
-
-# ---- two runs
+    errors = json.loads((folder / "errors.json").read_text())
+    return {str(folder / run): error for run, error in errors.items()}
 
 
 def leaves(value, *path):
-    """Yield (path, tensor, number or text) for all that nested dicts and lists hold, but for times and a replay."""
+    """Yield (path, tensor, number or text) for all in nested dicts and lists, but for times and a replay."""
     if isinstance(value, (dict, list, tuple)):
         for name, part in value.items() if isinstance(value, dict) else enumerate(value):
             if name != "replay" and not str(name).endswith(CLOCK):
                 yield from leaves(part, *path, str(name))
-        return
-    if torch.is_tensor(value):
-        yield " ".join([*path, "form"]), f"{value.dtype} {list(value.shape)}"
-    yield " ".join(path), value
+    else:
+        if torch.is_tensor(value):
+            yield " ".join([*path, "form"]), f"{value.dtype} {list(value.shape)}"
+        yield " ".join(path), value
 
 
 def contents(run):
@@ -146,10 +125,9 @@ def contents(run):
         return {}
     checkpoint = run / json.loads((run / "latest.json").read_text())["checkpoint"]
     report = json.loads((run / "report.json").read_text())
-    log = (run / "metrics.jsonl").read_text().splitlines()
     frames = sorted(run.glob("samples/*/frames/*.png"))
     return {
-        "metrics.jsonl": [json.loads(line) for line in log],
+        "metrics.jsonl": [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()],
         "weights": {file.name: load_file(file) for file in sorted(checkpoint.glob("*.safetensors"))},
         "train_state.pt": torch.load(checkpoint / "train_state.pt", weights_only=True),
         "report.json": {"metrics": report["metrics"], "fields": sorted(report)},
@@ -166,44 +144,34 @@ def everything(run):
 def difference(base, here):
     """What differs first between `everything` of two runs, and by how much; "" where nothing does."""
     for path in base | here:
-        if path not in here:
-            return f"{path} is missing here"
-        if path not in base:
-            return f"{path} is new here"
-        a, b = base[path], here[path]
-        if not torch.is_tensor(a):
-            if a != b:
-                return f"{path} is {a!r} there, {b!r} here"
-        elif not a.equal(b):
-            most = (a.double() - b.double()).abs().max()
-            return f"{path} differs by up to {most:.3g}"
+        a, b = base.get(path, "missing"), here.get(path, "missing")
+        if torch.is_tensor(a):
+            if not a.equal(b):
+                return f"{path} differs by up to {(a.double() - b.double()).abs().max():.3g}"
+        elif a != b:
+            return f"{path} is {a!r} there, {b!r} here"
     return ""
 
 
 def compare(names, tree, folder, overrides):
-    """Run the cases with BASE's `tree` and with this one. Returns the names of those that differ, and prints a line each."""
+    """Run cases with BASE's `tree` and with this one. Prints a line each; returns {name: what is wrong}."""
     base, here, data = folder / "base", folder / "here", folder / "data"
-    for made in (base, here, data):
-        made.mkdir()
     make_data(data)
     job = {"data": str(data), "overrides": overrides}
-    errors = {base: start(tree, base, runs={name: name for name in names}, **job)}
+    errors = start(tree, base, runs=names, **job)
     for name in names:
-        shutil.copytree(base / name, here / f"{name}_of_base", ignore=shutil.ignore_patterns("samples"))
-    own = {name: name for name in names} | {f"{name}_of_base": name for name in names}
-    errors[here] = start(TREE, here, runs=own, **job)
-    differ = []
+        if (base / name).exists():
+            shutil.copytree(base / name, here / f"{name}_of_base", ignore=shutil.ignore_patterns("samples"))
+    errors |= start(TREE, here, runs=[*names, *(f"{name}_of_base" for name in names)], **job)
+    wrong = {}
     for name in names:
         there = everything(base / name)
-        verdict = f"the same, {len(there)} values"
-        for side, run in ((base, name), (here, name), (here, f"{name}_of_base")):
-            found, error = difference(there, everything(side / run)), errors[side].get(run)
+        for run in (base / name, here / name, here / f"{name}_of_base"):
+            found, error = difference(there, everything(run)), errors.get(str(run), "")
             if found or error:
-                verdict = f"{side.name}/{run}: {found} {error or ''}"
-                differ.append(name)
-                break
-        print(f"{name}: {verdict}")
-    return differ
+                wrong.setdefault(name, f"{run.relative_to(folder)}: {found} {error}")
+        print(f"{name}: {wrong.get(name, f'the same, {len(there)} values')}")
+    return wrong
 
 
 def main():
@@ -212,18 +180,16 @@ def main():
     parser.add_argument("--systems", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--overrides", type=json.loads, default={}, help="JSON object with other settings")
     given = parser.parse_args()
-    stages = list(STAGES.values()) if any("dynamics" in name for name in given.systems) else []
-    names = list(dict.fromkeys([*stages, *given.systems]))
     git = ["git", "-C", str(TREE), "worktree"]
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         subprocess.run([*git, "add", "--quiet", "--detach", str(tree), given.base], check=True)
         try:
-            differ = compare(names, tree, Path(folder), given.overrides)
+            wrong = compare(given.systems, tree, Path(folder), given.overrides)
         finally:
             subprocess.run([*git, "remove", "--force", str(tree)], check=True)
-    print(f"differ from {given.base}: {', '.join(differ)}" if differ else f"all as in {given.base}")
-    return 1 if differ else 0
+    print(f"not as in {given.base}: {', '.join(wrong)}" if wrong else f"all as in {given.base}")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
