@@ -169,7 +169,7 @@ def compare(names, tree, folder, overrides):
         for run in (base / name, here / name, here / f"{name}_of_base"):
             found, error = difference(there, everything(run)), errors.get(str(run), "")
             if found or error:
-                wrong.setdefault(name, f"{run.relative_to(folder)}: {found} {error}")
+                wrong.setdefault(name, f"{run.relative_to(folder)}: {found} {error}".strip())
         print(f"{name}: {wrong.get(name, f'the same, {len(there)} values')}")
     return wrong
 
