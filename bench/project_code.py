@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import functools
 import io
 import re
 import tokenize
@@ -65,7 +66,6 @@ class PythonFile:
     where: "mtld_core/data/store.py". folder: "mtld_core". module: "mtld_core.data.store".
     room: "data/", or "media.py" for a file directly in mtld_core/, or "bench/" for one beside mtld_core/.
     system: "mtld" for what lies in mtld_core/systems/mtld/; "" for what systems share, and for all else.
-    tokens: Counter line -> tokens that start there.
     """
 
     def __init__(self, path, root):
@@ -80,10 +80,13 @@ class PythonFile:
         self.text = path.read_text(encoding="utf-8")
         self.tree = ast.parse(self.text, self.where)
         self.docstrings = {(text.lineno, text.col_offset) for text in docstrings_of(self.tree)}
-        self.tokens = self._count_tokens()
 
-    def _count_tokens(self):
-        """Docstrings, comments and layout do not count. A string counts as one token, an f-string too."""
+    @functools.cached_property
+    def tokens(self):
+        """Counter line -> tokens that start there, without docstrings, comments and layout.
+
+        A string counts as one token, an f-string too.
+        """
         counted = collections.Counter()
         open_strings = 0  # since Python 3.12 an f-string comes in pieces
         for token in tokenize.generate_tokens(io.StringIO(self.text).readline):
@@ -154,13 +157,24 @@ class PythonFile:
                     yield user, full[name]
 
 
+def reached(start, arrows):
+    """All that a walk from `start` may come to, itself included. arrows: defaultdict name -> names."""
+    found, waiting = set(), [start]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting.extend(arrows[name])
+    return found
+
+
 def size_of(files):
     """(lines of code, tokens) of some files."""
     return sum(len(file.tokens) for file in files), sum(file.tokens.total() for file in files)
 
 
 def members_of(contract):
-    """Names on the left of the table in the docstring of a PythonFile: two in "start / step", one in "loss(batch)"."""
+    """Names on the left of the table in a file's docstring: "start / step" are two, "loss(batch)" is one."""
     docstring = contract and ast.get_docstring(contract.tree)
     if not docstring:
         return []
