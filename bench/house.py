@@ -205,7 +205,7 @@ def report(house):
     yield row("", "mtld_core", house.of("mtld_core"))
     yield ""
     for what, value, most in measures(house):
-        yield f"{value:7.5g} {what}, of {most:g}"
+        yield f"{value:7.6g} {what}, of {most:g}"
     yield f"{len(list(imports_lead_down(house))):7d} imports that do not lead down"
     yield f"{len(list(nothing_goes_in_circles(house))):7d} circles"
     functions, lines = [], []
