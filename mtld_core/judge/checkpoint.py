@@ -18,7 +18,6 @@ from mtld_core.files import write_json
 from mtld_core.judge.task import Task
 from mtld_core.runtime import command
 from mtld_core.systems.opening import open_run, own_dataset
-from mtld_core.train.settings import TrainConfig
 
 
 def judge(run_dir, checkpoint="", device="auto"):
@@ -29,6 +28,8 @@ def judge(run_dir, checkpoint="", device="auto"):
     which a line says. Raises UserError where run or checkpoint cannot be opened, or the run's dataset is
     gone.
     """
+    from mtld_core.train.settings import TrainConfig
+
     system = open_run(run_dir, checkpoint, device)
     known = field_names(TrainConfig)
     config = from_dict(
