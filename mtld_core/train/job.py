@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 from mtld_core.config import RunGivenUp, UserError, check, parse_object
-from mtld_core.runs import checkpoint as checkpoints
+from mtld_core.runs.checkpoint import disk_errors
 from mtld_core.runs.folder import folder_of
+from mtld_core.runs.lock import run_lock
 from mtld_core.runtime import ASKED_TO_STOP, ENDED, command, pick_device, stop_on_signal, warm_memory
 from mtld_core.train.controls import Controls
 from mtld_core.train.heat import watched
@@ -48,8 +49,8 @@ def fit(system, dataset, config=TrainConfig(), controls=None):  # noqa: B008 (fr
     device = pick_device(config.device, say=lambda line: None)
     threads = Threads(config.threads, device, controls.say, trials=not config.compile)
     with (
-        checkpoints.run_lock(run_dir, controls.say),
-        checkpoints.disk_errors(run_dir),
+        run_lock(run_dir, controls.say),
+        disk_errors(run_dir),
         stop_on_signal(controls.stop),
         warm_memory(),
         threads,

@@ -16,7 +16,18 @@ from mtld_core.files import atomic_path, write_json
 from mtld_core.judge.task import Task, best_by
 from mtld_core.judge.windows import check_stages
 from mtld_core.runs import checkpoint as checkpoints
-from mtld_core.runs.folder import append_log, check_origin, checkpoint_to_resume, rewind
+from mtld_core.runs.folder import (
+    BEST,
+    CONFIG,
+    JUDGEMENT,
+    PREVIEWS,
+    REPORT,
+    append_log,
+    checkpoint_name,
+    read_pointer,
+    rewind,
+)
+from mtld_core.runs.resume import check_origin, checkpoint_to_resume
 from mtld_core.runtime import peak_memory_mb, pick_device, pick_precision
 from mtld_core.systems.base import to_channels_last
 from mtld_core.train.controls import Progress
@@ -123,7 +134,7 @@ class Training:
             for part in system.to_compile():
                 part.compile()
         rewind(run_dir, self.step)
-        write_json(run_dir / "config.json", self._about())
+        write_json(run_dir / CONFIG, self._about())
         self._introduce(why)
 
     def _introduce(self, why):
@@ -387,12 +398,12 @@ class Training:
         self.previewed_at = self.step
 
     def _save_strip(self, name, rows, labels, columns):
-        path = self.run_dir / "previews" / f"{name}_{self.step:08d}.png"
+        path = self.run_dir / PREVIEWS / f"{name}_{self.step:08d}.png"
         media.save_picture(path, media.strip(rows, labels, columns))
 
     def _evaluate(self, between):
         """Judge, report, and see whether this is the best checkpoint. between: see `Task.figures`."""
-        best = checkpoints.read_pointer(self.run_dir / "best.json")
+        best = read_pointer(self.run_dir / BEST)
         self.controls.doing = "judging"
         try:
             with self._timed("judging"):
@@ -402,7 +413,7 @@ class Training:
         except GivenUp:
             return
         self.judged_at = self.step
-        with atomic_path(self.run_dir / "judgement.png") as temporary:
+        with atomic_path(self.run_dir / JUDGEMENT) as temporary:
             temporary.write_bytes(draw_judgement(self.metrics))
         self.alarms.look("judgement", self.metrics)
         self.write_report("stopped", "still running, or killed")
@@ -436,11 +447,11 @@ class Training:
         run_dir = folder.parent.parent
         self.system.load_extra_state(state["extra"], run_dir)
         if run_dir == self.run_dir:
-            self.saved = f"checkpoints/{folder.name}"
+            self.saved = checkpoint_name(self.step)
 
     def _save(self):
         """Write a checkpoint unless this step has one; returns its name relative to the run's folder."""
-        name = f"checkpoints/step_{self.step:08d}"
+        name = checkpoint_name(self.step)
         if self.saved == name:
             return name
         with self._timed("saving"):
@@ -489,7 +500,7 @@ class Training:
 
     def write_report(self, status, reason):
         written = report(self, status, reason)
-        write_json(self.run_dir / "report.json", written)
+        write_json(self.run_dir / REPORT, written)
         return written
 
 

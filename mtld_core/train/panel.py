@@ -10,16 +10,16 @@ import collections
 import contextlib
 import dataclasses
 import html
-import json
 import threading
 import time
 import traceback
 
 import ipywidgets as widgets
 
+from mtld_core.config import UserError
 from mtld_core.pages import error_line, in_colour, table_html
-from mtld_core.runs.checkpoint import list_checkpoints, read_pointer
-from mtld_core.runs.folder import folder_of
+from mtld_core.runs.checkpoint import list_checkpoints
+from mtld_core.runs.folder import JUDGEMENT, LATEST, LOG, PREVIEWS, folder_of, read_pointer, read_report
 from mtld_core.train import fit
 from mtld_core.train.controls import Controls
 from mtld_core.train.plots import Log, draw
@@ -69,7 +69,7 @@ class TrainPanel(widgets.VBox):
         self.add_class("mtld-train")  # by which a page's other scripts find it
         self._lock = threading.Lock()
         self._lines = collections.deque(maxlen=100)
-        self._log = Log(self.run_dir / "metrics.jsonl")
+        self._log = Log(self.run_dir / LOG)
         self._undrawn, self._drawn_at = False, 0.0
         self._shown = {}  # pattern of a picture's file -> which one is shown
         self._begin()
@@ -149,7 +149,7 @@ class TrainPanel(widgets.VBox):
             if self._undrawn and (not training or time.monotonic() - self._drawn_at > DRAW):
                 self.curves.value = draw(self._log.lines)
                 self._undrawn, self._drawn_at = False, time.monotonic()
-            with contextlib.suppress(OSError):  # the folder may be gone
+            with contextlib.suppress(OSError, UserError):  # the folder may be gone
                 self._show_pictures()
                 self._show_figures()
             said = html.escape("\n".join(list(self._lines)))
@@ -160,9 +160,9 @@ class TrainPanel(widgets.VBox):
 
     def _show_pictures(self):
         places = {
-            "previews/step_*.png": self.preview,
-            "previews/actions_*.png": self.steered,
-            "judgement.png": self.judgement,
+            f"{PREVIEWS}/step_*.png": self.preview,
+            f"{PREVIEWS}/actions_*.png": self.steered,
+            JUDGEMENT: self.judgement,
         }
         for place, picture in places.items():
             newest = max(self.run_dir.glob(place), default=None)
@@ -173,7 +173,7 @@ class TrainPanel(widgets.VBox):
                 self._shown[place] = found
 
     def _show_figures(self):
-        report = json.loads((self.run_dir / "report.json").read_text())
+        report = read_report(self.run_dir)
         figures = {name: value for name, value in report["metrics"].items() if isinstance(value, float)}
         if figures:
             table = table_html({"judged at step": report["judged_at_step"]} | figures)
@@ -216,7 +216,7 @@ class TrainPanel(widgets.VBox):
         if self.error:
             return in_colour(self.error, "#c00")
         step = f"step {controls.step}" + (f" of {controls.total}" if controls.total else "")
-        saved = read_pointer(self.run_dir / "latest.json")
+        saved = read_pointer(self.run_dir / LATEST)
         kept = f"saved at step {saved['step']}" if saved else "nothing saved yet"
         if not training:
             ended = f"{self.report['status']}: {self.report['reason']}"

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import typing
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from mtld_core.chance import seed_of
 from mtld_core.config import UserError, check, field_names, from_dict, nearest, parse_object
 from mtld_core.data import open_dataset
 from mtld_core.judge.windows import STAGES_SHARE
-from mtld_core.runs.checkpoint import list_checkpoints
-from mtld_core.runs.folder import KEPT, WINDOW_FIELDS
+from mtld_core.runs.folder import read_config
+from mtld_core.runs.resume import KEPT, WINDOW_FIELDS, checkpoint_to_resume, in_full
 from mtld_core.systems import system_class
 from mtld_core.systems.base import BuiltOn
 from mtld_core.train.heat import HeatConfig
@@ -88,35 +87,21 @@ def _unsaid(cls, chosen):
     A run that goes on keeps the chance and the split that it began with (`KEPT`, and `WINDOW_FIELDS` where
     the system has them), and the stages inside it. A new one divides the data as the first stage below it.
     """
-    began = _run_that_goes_on(chosen.get("run_dir"), chosen.get("resume", "auto"))
-    if began is None:
+    run_dir, resume, folder = chosen.get("run_dir", ""), chosen.get("resume", "auto"), None
+    if run_dir or resume not in ("auto", "never"):
+        # training, which holds the lock, checks every file and says what is damaged
+        folder, manifest = checkpoint_to_resume(run_dir, resume, say=lambda line: None, hashed=False)
+    if folder is None:
         return _split_of_stage(cls, chosen)
+    began = manifest["config"]
     if began["system"] != cls.name:  # which training refuses
         return {}
-    config, training = began["config"], began["training"]
+    config, training = in_full(cls.Config, began["config"]), began["training"]
     kept = {name: training[name] for name in KEPT if name in training}
-    windows = {name: config.get(name, before) for name, before in WINDOW_FIELDS.items()}
-    stages = {name: value for name, value in config.items() if isinstance(value, dict)}
-    fields = field_names(cls.Config)
-    return kept | {name: value for name, value in (windows | stages).items() if name in fields}
-
-
-def _run_that_goes_on(run_dir, resume):
-    """What a run said of itself in its newest manifest that can be read, or None for a new run.
-
-    Whether the checkpoint is whole is no matter here: all of a run's say the same. Training looks for the one
-    to go on from, once it holds the run's lock.
-    """
-    if resume == "never":
-        return None
-    checkpoints = list_checkpoints(run_dir) if run_dir else []
-    if not checkpoints and resume != "auto":
-        inside = Path(resume).parent.name == "checkpoints"
-        checkpoints = [Path(resume)] if inside else list_checkpoints(resume)
-    for checkpoint in checkpoints:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return json.loads((checkpoint / "manifest.json").read_text())["config"]
-    return None
+    for name, value in config.items():
+        if name in WINDOW_FIELDS or isinstance(value, dict):  # a dict is the config of a stage inside it
+            kept[name] = value
+    return kept
 
 
 def _split_of_stage(cls, chosen):
@@ -124,9 +109,8 @@ def _split_of_stage(cls, chosen):
     if not issubclass(cls, BuiltOn):
         return {}
     for field in cls.built_on:
-        # what goes wrong here, building the system refuses in words
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            training = json.loads((Path(chosen[field]) / "config.json").read_text())["training"]
+        with contextlib.suppress(UserError, KeyError, TypeError):  # building the system says why
+            training = read_config(chosen[field])["training"]
             return {name: training[name] for name in STAGES_SHARE}
     return {}
 

@@ -19,8 +19,8 @@ import torch
 
 from mtld_core.config import ConfigError, UserError
 from mtld_core.judge.rollouts import Judge
-from mtld_core.runs.checkpoint import read_pointer
-from mtld_core.train import fit
+from mtld_core.runs.folder import read_pointer
+from mtld_core.train import fit, train
 from mtld_core.train import heat as thermal
 from mtld_core.train import loop as train_module
 from mtld_core.train.controls import Controls
@@ -547,7 +547,7 @@ def test_a_cpu_has_no_guard():
 RUN = """
 from mtld_core.train.controls import Controls
 from mtld_core.train.settings import build, open_data, plan
-from mtld_core.train import fit
+from mtld_core.train import fit, train
 
 thermal.uuid_of = lambda device: SECOND
 arcs, run = sys.argv[1:]
@@ -600,7 +600,7 @@ def test_a_run_rests_goes_on_and_ends_saved_where_rests_do_not_help(nvml, librar
     assert (tmp_path / "gpus.log").read_text() == "is"  # NVML was begun and ended
 
     config = {"max_temperature": 0, "save_every_minutes": 0, "log_every_steps": 1}
-    more = train_module.train("mtld", "tiny", str(arcs), config, run_dir=str(run), steps=report["step"] + 2)
+    more = train("mtld", "tiny", str(arcs), config, run_dir=str(run), steps=report["step"] + 2)
     assert (
         more["status"] == "finished"
         and more["step"] == report["step"] + 2

@@ -16,7 +16,9 @@ from mtld_core.config import ConfigError, UserError
 from mtld_core.data import open_dataset
 from mtld_core.judge.rollouts import Judge
 from mtld_core.judge.windows import windows_of
-from mtld_core.runs.checkpoint import list_checkpoints, load_train_state, read_pointer
+from mtld_core.runs import checkpoint as checkpoints
+from mtld_core.runs.checkpoint import list_checkpoints, load_train_state
+from mtld_core.runs.folder import read_pointer
 from mtld_core.systems.base import Loss
 from mtld_core.systems.mtld.system import MTLD
 from mtld_core.systems.opening import open_run
@@ -149,7 +151,18 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(arcs, tmp_path
     report = tiny(arcs, tmp_path / "run", {"save_every_steps": 10}, steps=22)
     assert report["step"] == 22
     out = capsys.readouterr().out
-    assert "step_00000020 is damaged" in out and "going on at step 10" in out
+    assert out.count("step_00000020 is damaged") == 1 and "going on at step 10" in out
+
+
+@pytest.mark.parametrize("resume", ["auto", "{run}"])
+def test_a_start_hashes_the_files_that_it_goes_on_from_once(arcs, tmp_path, monkeypatch, resume):
+    settings = {"resume": resume.format(run=tmp_path / "first")}
+    tiny(arcs, tmp_path / "first")
+    tiny(arcs, tmp_path / "run", **settings, steps=21)
+    hashed, sha256 = [], checkpoints.sha256
+    monkeypatch.setattr(checkpoints, "sha256", lambda path: [hashed.append(path.name), sha256(path)][1])
+    tiny(arcs, tmp_path / "run", **settings, steps=21)
+    assert sorted(hashed) == ["ema.safetensors", "model.safetensors", "train_state.pt"]
 
 
 INTERRUPTED = """
@@ -237,7 +250,7 @@ def test_patience_counts_a_phases_updates_not_steps(arcs, tmp_path, monkeypatch,
 
 
 def test_one_run_folder_takes_one_process(arcs, tmp_path):
-    from mtld_core.runs.checkpoint import run_lock
+    from mtld_core.runs.lock import run_lock
 
     with run_lock(tmp_path / "run"), pytest.raises(UserError, match="in use by another"):
         tiny(arcs, tmp_path / "run")
