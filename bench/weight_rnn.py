@@ -51,7 +51,7 @@ def seconds_a_step(cases, dataset, learned):
         system = build(cls, config, dataset, 0).train()
         to_channels_last(system)
         stepper = Stepper(system.optimizers(), torch.device("cpu"), clip_norm=training.clip_norm)
-        batches = Batches(dataset, learned, 1, training.batch_size, 0, system.needs().batches)
+        batches = Batches(dataset, [learned], 1, training.batch_size, 0, system.needs().batches)
         calls.append(
             lambda system=system, batches=batches, stepper=stepper: system.training_step(
                 batches.next(), stepper

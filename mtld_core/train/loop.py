@@ -12,6 +12,7 @@ import torch
 from mtld_core import media
 from mtld_core.chance import seed_of
 from mtld_core.config import AtLeastOne, BelowOne, NotNegative, RunGivenUp, Settings, check
+from mtld_core.data import Batches
 from mtld_core.files import atomic_path, write_json
 from mtld_core.judge.task import Task, best_by
 from mtld_core.judge.windows import check_stages
@@ -95,8 +96,11 @@ class Training:
 
         # ---- what learns, and from what
         self.needs = system.needs()
-        self.task = Task(system, dataset.to(self.device), config, self.device, controls.say)
-        self.dataset, self.batches = self.task.dataset, self.task.batches
+        self.task = Task(system, dataset.to(self.device), config, controls.say)
+        self.dataset, window, count = self.task.dataset, self.needs.window, self.needs.batches
+        self.batches = Batches(
+            self.dataset, self.task.learned, window, config.batch_size, config.seed, count, self.device
+        )
         self.system = system.to(self.device).train()
         if config.channels_last:
             to_channels_last(system)

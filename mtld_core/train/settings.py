@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import typing
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from mtld_core.chance import seed_of
 from mtld_core.config import UserError, check, field_names, from_dict, nearest, parse_object
 from mtld_core.data import open_dataset
+from mtld_core.judge.task import JudgeConfig
 from mtld_core.judge.windows import STAGES_SHARE
 from mtld_core.runs.folder import read_config
 from mtld_core.runs.resume import KEPT, WINDOW_FIELDS, checkpoint_to_resume, in_full
@@ -26,30 +26,8 @@ SAMPLE_SIZE = 64  # pixels along a side of the bundled clip where no setting ask
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig(HeatConfig, ScheduleConfig, LoopConfig):
+class TrainConfig(HeatConfig, JudgeConfig, ScheduleConfig, LoopConfig):
     """How to train, whatever the system."""
-
-    batch_size: int = 8
-    restitution: bool = False  # train and judge on all windows: learning one clip by heart
-    holdout: float = 0.1  # share of arcs, or of each arc's tail, that is only judged on
-    cross_cuts: bool = False
-    controls_lead_to: typing.Literal["next", "this"] = (
-        "next"  # frame, in a recording's log; see `open_dataset`
-    )
-    eval_horizon: int = 0  # predicted frames that are judged; 0: all of a window
-    long_horizon: int = (
-        0  # that the lists by horizon reach, where the held-out data has windows so long; 0: as eval_horizon
-    )
-    eval_windows: int = 256
-    eval_batches: int = 0  # that many batches of windows are judged; 0: eval_windows
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("eval_horizon", "long_horizon", "eval_batches"):
-            check(getattr(self, name) >= 0, f"{name} must not be negative, it is {getattr(self, name)}")
-        for name in ("batch_size", "eval_windows"):
-            check(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        check(0 < self.holdout < 1, f"holdout must be between 0 and 1, not {self.holdout}")
 
 
 def plan(system, preset="small", overrides="{}", **settings):

@@ -547,7 +547,7 @@ def test_a_cpu_has_no_guard():
 RUN = """
 from mtld_core.train.controls import Controls
 from mtld_core.train.settings import build, open_data, plan
-from mtld_core.train import fit, train
+from mtld_core.train import fit
 
 thermal.uuid_of = lambda device: SECOND
 arcs, run = sys.argv[1:]
