@@ -92,6 +92,7 @@ class Training:
         self.controls, self.threads = controls, threads
         self.device = pick_device(config.device, controls.say)
         self.dtype, why = pick_precision(self.device, config.precision)
+        self.precision = str(self.dtype).removeprefix("torch.")
         folder, manifest = checkpoint_to_resume(run_dir, config.resume, controls.say)
 
         # ---- what learns, and from what
@@ -132,6 +133,7 @@ class Training:
             self._begin()
         else:
             self._resume(folder, manifest)
+        self.parameters = sum(parameter.numel() for parameter in system.parameters())
         self.session_step, self.session_seconds = self.step, self.train_seconds  # where this session began
 
         if config.compile:
@@ -340,11 +342,8 @@ class Training:
     @contextlib.contextmanager
     def _timed(self, work):
         began, paused = time.monotonic(), self.paused_seconds
-        try:
-            with self.threads.settled():
-                yield
-        finally:
-            self.system.train()
+        with self.threads.settled():
+            yield
         self.schedule.took(work, time.monotonic() - began - (self.paused_seconds - paused))
 
     # ---- every log_every_steps
@@ -399,6 +398,7 @@ class Training:
     def _preview(self):
         with self._timed("preview"):
             self._save_strip("step", *self.task.preview(self._judged()))
+        self.system.train()
         self.previewed_at = self.step
 
     def _save_strip(self, name, rows, labels, columns):
@@ -416,6 +416,8 @@ class Training:
                     self._save_strip("actions", *self.task.judge.steered(self._judged()))
         except GivenUp:
             return
+        finally:
+            self.system.train()
         self.judged_at = self.step
         with atomic_path(self.run_dir / JUDGEMENT) as temporary:
             temporary.write_bytes(draw_judgement(self.metrics))
@@ -489,14 +491,6 @@ class Training:
     @property
     def given_up(self):
         return bool(self.heat.emergency) or max(self.lost.values()) >= PATIENCE
-
-    @property
-    def precision(self):
-        return str(self.dtype).removeprefix("torch.")
-
-    @property
-    def parameters(self):
-        return sum(parameter.numel() for parameter in self.system.parameters())
 
     @property
     def wall_seconds(self):
