@@ -1,6 +1,5 @@
 """What a person may ask of a run in progress, from any thread, and what it answers."""
 
-import datetime
 import sys
 import threading
 import time
@@ -38,16 +37,19 @@ class Progress:
     """
 
     def __init__(self, start, interactive="auto", say=print):
-        self.start, self.say = start, say
-        self.started = self.last_line = time.monotonic()
+        self.say = say
+        self.last_line = time.monotonic()
         self.bar = None
         if is_interactive(interactive) or sys.stderr.isatty():
             from tqdm.auto import tqdm
 
             self.bar = tqdm(initial=start, unit="step", dynamic_ncols=True)
 
-    def update(self, step, total, text):
-        """Show how far the run is, as often as you like. total: steps; 0: not known yet."""
+    def update(self, step, total, left, text):
+        """Show how far the run is, as often as you like.
+
+        total: steps; 0: not known yet. left: words for the time until then; "": not known yet.
+        """
         if self.bar is not None:
             if total and abs(total - (self.bar.total or 0)) > NEW_TOTAL * total:
                 self.bar.reset(total)  # a notebook's bar has a maximum of its own, which this sets, too
@@ -55,13 +57,8 @@ class Progress:
             self.bar.update(step - self.bar.n)
         elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
-            self.say(f"step {step}{self._eta(step, total)}  {text}")
-
-    def _eta(self, step, total):
-        if not total or step == self.start:
-            return ""
-        seconds = int((total - step) * (time.monotonic() - self.started) / (step - self.start))
-        return f"/{total}  {100 * step // total} %  left {datetime.timedelta(seconds=seconds)}"
+            share = f"/{total}  {100 * step // total} %  left {left}" if left else ""
+            self.say(f"step {step}{share}  {text}")
 
     def close(self, step):
         """End at `step`. That may be before the last one, which is no failure: the bar must not turn red."""

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import dataclasses
-import datetime
 import time
 import typing
 
@@ -370,11 +369,10 @@ class Training:
         name, value = next(iter(values.items()))
         megabytes = peak_gpu_memory_mb(self.device) or peak_memory_mb() or 0
         text = f"{name} {value:.4f}  {speed:.0f} frames/s  {megabytes / 1000:.1f} GB"
-        total = self.schedule.last_step(self.step)
-        self.progress.update(self.step, total, text)
+        left = self.schedule.time_left(self.step)
+        self.progress.update(self.step, self.schedule.last_step(self.step), left, text)
         self.controls.pace = [f"{speed:.0f} frames/s"]
-        if total:
-            left = datetime.timedelta(seconds=int(self.schedule.step_seconds * (total - self.step)))
+        if left:
             self.controls.pace.append(f"{left} left")
 
     def _give_up_if_lost(self, values):

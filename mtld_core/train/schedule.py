@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import datetime
 import math
 import statistics
 import time
@@ -172,9 +173,12 @@ class Schedule:
         """How many steps still fit into the budget, each with its share of the work beside; None: unknown."""
         if not self.budget or not self.knows_the_speed:
             return None
-        beside = sum(self.cost(work) / every for work, every in self.every.items() if every)
         left = self.budget - self.reserve - self.elapsed
-        return max(0.0, left) / max(LEAST_SECONDS, self.step_seconds + beside)
+        return max(0.0, left) / self._seconds_a_step()
+
+    def _seconds_a_step(self):
+        beside = sum(self.cost(work) / every for work, every in self.every.items() if every)
+        return max(LEAST_SECONDS, self.step_seconds + beside)
 
     def last_step(self, step):
         """The step that the run will end at, as far as is known at `step`; 0: not yet."""
@@ -182,6 +186,13 @@ class Schedule:
         if self.total or left is None:
             return self.total
         return step + int(left)
+
+    def time_left(self, step):
+        """Words for how long the steps to come and the work beside them will take; "" where not known yet."""
+        total = self.last_step(step)
+        if not total or not self.knows_the_speed:
+            return ""
+        return str(datetime.timedelta(seconds=int((total - step) * self._seconds_a_step())))
 
     def reason_to_end(self, step):
         """None while the run goes on, else (status, why in words)."""

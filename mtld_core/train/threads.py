@@ -127,10 +127,8 @@ class Threads:
 
 def _counts(most):
     """The counts that are tried: 1, 2, 4, ... and `most`."""
-    doubled = [1]
-    while 2 * doubled[-1] < most:
-        doubled.append(2 * doubled[-1])
-    return [*doubled, most] if most > 1 else doubled
+    doubled = {2**i for i in range(most.bit_length())}
+    return sorted(doubled | {most})
 
 
 def _idle_cores(look=None):
