@@ -14,8 +14,8 @@ import pytest
 from conftest import write_arcs
 
 from mtld_core.config import RunGivenUp, UserError
+from mtld_core.train import loop as training
 from mtld_core.train.heat import Heat
-from mtld_core.train.loop import loop as training
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {  # module: (what does its work, a command line that gets there)

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import psutil
 
+from mtld_core.config import UserError
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -27,6 +29,38 @@ BEAT = 15  # seconds between two heartbeats
 STALE = 120  # seconds without one after which a process on another machine counts as gone
 HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)  # flock's answers where somebody else has it
 CLOCK = 2  # seconds by which the system's word on when a process began may vary
+
+
+@contextlib.contextmanager
+def run_lock(run_dir, say=print):
+    """Hold the folder's lock: one training process a run. The system frees it when the process dies, however
+    it dies.
+
+    On a share without locks a heartbeat in its file stands for that: see `lock`. A folder that was made for
+    this and holds nothing else in the end goes again. Raises UserError where the folder cannot be written, or
+    is in use.
+    """
+    run_dir = Path(run_dir)
+    made, lock = not run_dir.exists(), Lock(run_dir / ".lock", say)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Held as who:
+        raise UserError(
+            f"{run_dir} is in use by another training process; wait for {who} or choose another run_dir"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{run_dir} cannot be a run's folder ({error.strerror}); choose another run_dir"
+        ) from None
+    try:
+        yield
+    finally:
+        empty = made and os.listdir(run_dir) == [".lock"]
+        lock.release(remove=empty)
+        if empty:
+            with contextlib.suppress(OSError):  # somebody else has begun in it
+                run_dir.rmdir()
 
 
 class Held(Exception):

@@ -1,14 +1,14 @@
 """Opening a trained run, and the dataset that it learned from."""
 
-import json
 import os
 import types
 from pathlib import Path
 
-from mtld_core.config import UserError, field_names, from_dict
+from mtld_core.config import UserError, from_dict
 from mtld_core.data import open_dataset
 from mtld_core.runs import checkpoint as checkpoints
-from mtld_core.runs.folder import WINDOW_FIELDS
+from mtld_core.runs.folder import read_config
+from mtld_core.runs.resume import in_full
 from mtld_core.runtime import pick_device
 from mtld_core.systems import system_class
 
@@ -23,34 +23,22 @@ def open_run(path, checkpoint="", device="auto"):
     Raises UserError where there is no run, no good checkpoint, or weights that do not fit.
     """
     path = Path(path)
-    try:
-        about = json.loads((path / "config.json").read_text())
-        cls, config = system_class(about["system"]), about["config"]
-        facts = {name: about[name] for name in ("preset", "training")} | {
-            "dataset_path": str(path / about["dataset"]["path"])
-        }
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"{path} is not a run folder: it has no config.json; train one with notebooks/02_train"
-        ) from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{path / 'config.json'} is damaged ({type(error).__name__}: {error}); training writes it anew"
-        ) from None
+    about = read_config(path)
+    cls = system_class(about["system"])
     weights_file = _weights_file(path, Path(checkpoint))
     folder = weights_file or checkpoints.find(path, checkpoint)
-    fields = field_names(cls.Config)
-    before = {name: value for name, value in WINDOW_FIELDS.items() if name in fields}
-    system = cls(from_dict(cls.Config, before | config))
+    system = cls(from_dict(cls.Config, in_full(cls.Config, about["config"])))
     checkpoints.load_state_dict(system, checkpoints.load_weights(folder), folder)
     step = None if weights_file else about.get("step")  # of a shared run
     if folder.is_dir():
-        step = json.loads((folder / "manifest.json").read_text())["step"]
+        step = checkpoints.read_manifest(folder)["step"]
     system.run = types.SimpleNamespace(
         dir=path,
         checkpoint=folder.name,
         step=step,
-        **facts,
+        preset=about["preset"],
+        dataset_path=str(path / about["dataset"]["path"]),
+        training=about["training"],
     )
     return system.to(pick_device(device)).eval().requires_grad_(False)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from mtld_core.config import RunGivenUp, UserError, check, parse_object
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import folder_of
+from mtld_core.runs.lock import run_lock
 from mtld_core.runtime import (
     ASKED_TO_STOP,
     ENDED,
@@ -53,7 +54,7 @@ def fit(system, dataset, config=TrainConfig(), controls=None):  # noqa: B008 (fr
     controls = controls or Controls()
     began = time.monotonic()
     with (
-        checkpoints.run_lock(run_dir, controls.say),
+        run_lock(run_dir, controls.say),
         checkpoints.disk_errors(run_dir),
         stop_on_signal(controls.stop),
         warm_memory(),

@@ -13,7 +13,18 @@ from mtld_core.files import atomic_path, write_json
 from mtld_core.judge.task import Task, best_by
 from mtld_core.judge.windows import check_stages
 from mtld_core.runs import checkpoint as checkpoints
-from mtld_core.runs.folder import append_log, check_origin, checkpoint_to_resume, rewind
+from mtld_core.runs.folder import (
+    BEST,
+    CONFIG,
+    JUDGEMENT,
+    PREVIEWS,
+    REPORT,
+    append_log,
+    checkpoint_name,
+    read_pointer,
+    rewind,
+)
+from mtld_core.runs.resume import check_origin, checkpoint_to_resume
 from mtld_core.runtime import (
     peak_memory_mb,
     pick_device,
@@ -86,7 +97,7 @@ class Training:
             for part in system.to_compile():
                 part.compile()
         rewind(run_dir, self.step)
-        write_json(run_dir / "config.json", self._about())
+        write_json(run_dir / CONFIG, self._about())
         say = controls.say
         say(
             f"{system.name}: {self.parameters / 1e6:.1f} M parameters on {self.device} in {self.precision} "
@@ -321,7 +332,7 @@ class Training:
                 }
         self.system.load_extra_state(state["extra"], folder.parent.parent)
         if folder.parent.parent == self.run_dir:
-            self.saved = f"checkpoints/{folder.name}"
+            self.saved = checkpoint_name(self.step)
 
     # ---- once in a while
 
@@ -378,11 +389,11 @@ class Training:
 
     def _save_strip(self, name, rows, labels, columns):
         media.save_picture(
-            self.run_dir / "previews" / f"{name}_{self.step:08d}.png", media.strip(rows, labels, columns)
+            self.run_dir / PREVIEWS / f"{name}_{self.step:08d}.png", media.strip(rows, labels, columns)
         )
 
     def _evaluate(self, between):
-        best = checkpoints.read_pointer(self.run_dir / "best.json")
+        best = read_pointer(self.run_dir / BEST)
         self.controls.doing = "judging"
         try:
             with self._timed("judging"):
@@ -394,7 +405,7 @@ class Training:
         finally:
             self.system.train()
         self.judged_at = self.step
-        with atomic_path(self.run_dir / "judgement.png") as temporary:
+        with atomic_path(self.run_dir / JUDGEMENT) as temporary:
             temporary.write_bytes(draw_judgement(self.metrics))
         self.alarms.look("judgement", self.metrics)
         self.write_report("stopped", "still running, or killed")
@@ -403,7 +414,7 @@ class Training:
             checkpoints.mark_best(self.run_dir, self._save(), figure, value)
 
     def _save(self):
-        name = f"checkpoints/step_{self.step:08d}"
+        name = checkpoint_name(self.step)
         if self.saved == name:
             return name
         with self._timed("saving"):
@@ -453,7 +464,7 @@ class Training:
 
     def write_report(self, status, reason):
         written = report(self, status, reason)
-        write_json(self.run_dir / "report.json", written)
+        write_json(self.run_dir / REPORT, written)
         return written
 
 

@@ -11,16 +11,16 @@ import contextlib
 import dataclasses
 import datetime
 import html
-import json
 import threading
 import time
 import traceback
 
 import ipywidgets as widgets
 
+from mtld_core.config import UserError
 from mtld_core.pages import error_line, in_colour, table_html
-from mtld_core.runs.checkpoint import list_checkpoints, read_pointer
-from mtld_core.runs.folder import folder_of
+from mtld_core.runs.checkpoint import list_checkpoints
+from mtld_core.runs.folder import JUDGEMENT, LATEST, LOG, PREVIEWS, folder_of, read_pointer, read_report
 from mtld_core.train import fit
 from mtld_core.train.controls import Controls
 from mtld_core.train.plots import Log, draw
@@ -72,7 +72,7 @@ class TrainPanel(widgets.VBox):
         self.add_class("mtld-train")  # by which a page's other scripts find it
         self._lock, self._shown = threading.Lock(), {}
         self._lines = collections.deque(maxlen=100)
-        self._log, self._drawn, self._new = Log(self.run_dir / "metrics.jsonl"), 0, False
+        self._log, self._drawn, self._new = Log(self.run_dir / LOG), 0, False
         self._begin()
 
     def _button(self, text, icon, action):
@@ -153,7 +153,7 @@ class TrainPanel(widgets.VBox):
             self._new |= self._log.read()
             if self._new and (not alive or time.monotonic() - self._drawn > DRAW):
                 self.curves.value, self._new, self._drawn = draw(self._log.lines), False, time.monotonic()
-            with contextlib.suppress(OSError):  # the folder may be gone
+            with contextlib.suppress(OSError, UserError):  # the folder may be gone
                 self._show_files()
             said = html.escape("\n".join(list(self._lines)))
             self.said.value = f'<pre style="white-space: pre-wrap; line-height: 1.4; margin: 0">{said}</pre>'
@@ -163,16 +163,16 @@ class TrainPanel(widgets.VBox):
     def _show_files(self):
         """The newest pictures and the newest figures."""
         places = {
-            "previews/step_*.png": self.preview,
-            "previews/actions_*.png": self.steered,
-            "judgement.png": self.judgement,
+            f"{PREVIEWS}/step_*.png": self.preview,
+            f"{PREVIEWS}/actions_*.png": self.steered,
+            JUDGEMENT: self.judgement,
         }
         for place, picture in places.items():
             newest = max(self.run_dir.glob(place), default=None)
             found = newest and (newest, newest.stat().st_mtime_ns)
             if found and found != self._shown.get(place):
                 picture.value, picture.layout.display, self._shown[place] = newest.read_bytes(), "", found
-        report = json.loads((self.run_dir / "report.json").read_text())
+        report = read_report(self.run_dir)
         if report["metrics"]:
             figures = {name: value for name, value in report["metrics"].items() if isinstance(value, float)}
             table = table_html({"judged at step": report["judged_at_step"]} | figures)
@@ -207,7 +207,7 @@ class TrainPanel(widgets.VBox):
         if self.error:
             return in_colour(self.error, "#c00")
         step = f"step {controls.step}" + (f" of {controls.total}" if controls.total else "")
-        saved = read_pointer(self.run_dir / "latest.json")
+        saved = read_pointer(self.run_dir / LATEST)
         kept = f"saved at step {saved['step']}" if saved else "nothing saved yet"
         if not alive:
             ended = f"{self.report['status']}: {self.report['reason']}"

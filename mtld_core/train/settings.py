@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import typing
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from mtld_core.chance import seed_of
 from mtld_core.config import UserError, check, field_names, from_dict, nearest, parse_object
 from mtld_core.data import open_dataset
 from mtld_core.judge.windows import STAGES_SHARE
-from mtld_core.runs.folder import KEPT, WINDOW_FIELDS, checkpoint_to_resume
+from mtld_core.runs.folder import read_config
+from mtld_core.runs.resume import KEPT, WINDOW_FIELDS, config_to_resume, in_full
 from mtld_core.systems import system_class
 from mtld_core.systems.base import BuiltOn
 
@@ -200,17 +200,16 @@ def _inherited(cls, merged, said):
     merged: all settings so far; said: those that the caller chose, which stay (where they do not fit,
     training refuses them).
     """
-    run_dir, resume, folder = merged.get("run_dir") or "", merged.get("resume", "auto"), None
+    run_dir, resume, began = merged.get("run_dir") or "", merged.get("resume", "auto"), None
     if resume != "never" and (run_dir or resume != "auto"):
-        folder, manifest = checkpoint_to_resume(run_dir, resume, say=lambda line: None)
-    if folder is None:
+        began = config_to_resume(run_dir, resume)
+    if began is None:
         return {name: value for name, value in _of_stage(cls, merged).items() if name not in said}
-    if manifest["config"]["system"] != cls.name:  # which training refuses
+    if began["system"] != cls.name:  # which training refuses
         return {}
-    own, training = manifest["config"]["config"], manifest["config"]["training"]
+    own, training = in_full(cls.Config, began["config"]), began["training"]
     kept = {name: training[name] for name in KEPT if name in training}
-    fields = field_names(cls.Config)
-    kept |= {name: own.get(name, before) for name, before in WINDOW_FIELDS.items() if name in fields}
+    kept |= {name: own[name] for name in WINDOW_FIELDS if name in own}
     kept = {name: value for name, value in kept.items() if name not in said}
     carried = {name: value for name, value in own.items() if isinstance(value, dict)}  # stages inside it
     return kept | carried
@@ -223,10 +222,8 @@ def _of_stage(cls, merged):
     if not issubclass(cls, BuiltOn):
         return {}
     for field in cls.built_on:
-        with contextlib.suppress(
-            OSError, ValueError, KeyError, TypeError
-        ):  # which building the system refuses in words
-            training = json.loads((Path(merged[field]) / "config.json").read_text())["training"]
+        with contextlib.suppress(UserError, KeyError, TypeError):  # building the system says why
+            training = read_config(merged[field])["training"]
             return {name: training[name] for name in STAGES_SHARE}
     return {}
 

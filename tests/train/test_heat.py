@@ -19,13 +19,13 @@ import torch
 
 from mtld_core.config import ConfigError, UserError
 from mtld_core.judge.rollouts import Judge
-from mtld_core.runs.checkpoint import read_pointer
+from mtld_core.runs.folder import read_pointer
 from mtld_core.train import fit
+from mtld_core.train import heat as thermal
+from mtld_core.train import loop as train_module
 from mtld_core.train.controls import Controls
 from mtld_core.train.heat import Heat, Reading
 from mtld_core.train.loop import Training
-from mtld_core.train.loop import heat as thermal
-from mtld_core.train.loop import loop as train_module
 from mtld_core.train.settings import TrainConfig, build, open_data, plan
 from mtld_core.train.threads import Threads
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from mtld_core import progress
+from mtld_core.train import controls as progress
 from mtld_core.train.controls import Progress
 
 

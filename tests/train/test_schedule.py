@@ -9,9 +9,10 @@ import types
 import pytest
 
 from mtld_core.config import ConfigError
+from mtld_core.train import loop as train_module
+from mtld_core.train import schedule
 from mtld_core.train.controls import Controls
-from mtld_core.train.loop import Training, schedule
-from mtld_core.train.loop import loop as train_module
+from mtld_core.train.loop import Training
 from mtld_core.train.schedule import MOST_RESERVED, Schedule
 from mtld_core.train.settings import TrainConfig, build, open_data, plan
 from mtld_core.train.threads import Threads

@@ -16,15 +16,16 @@ from mtld_core.config import ConfigError, UserError
 from mtld_core.data import open_dataset
 from mtld_core.judge.rollouts import Judge
 from mtld_core.judge.windows import windows_of
-from mtld_core.runs.checkpoint import list_checkpoints, load_train_state, read_pointer
+from mtld_core.runs.checkpoint import list_checkpoints, load_train_state
+from mtld_core.runs.folder import read_pointer
 from mtld_core.systems.base import Loss
 from mtld_core.systems.mtld.system import MTLD
 from mtld_core.systems.opening import open_run
-from mtld_core.train import fit, train
+from mtld_core.train import fit, threads, train
+from mtld_core.train import loop as train_module
 from mtld_core.train.controls import Controls
 from mtld_core.train.job import main
-from mtld_core.train.loop import Training, threads
-from mtld_core.train.loop import loop as train_module
+from mtld_core.train.loop import Training
 from mtld_core.train.settings import build, open_data, plan
 
 
@@ -237,7 +238,7 @@ def test_patience_counts_a_phases_updates_not_steps(arcs, tmp_path, monkeypatch,
 
 
 def test_one_run_folder_takes_one_process(arcs, tmp_path):
-    from mtld_core.runs.checkpoint import run_lock
+    from mtld_core.runs.lock import run_lock
 
     with run_lock(tmp_path / "run"), pytest.raises(UserError, match="in use by another"):
         tiny(arcs, tmp_path / "run")

@@ -4,15 +4,14 @@ collapse.
 
 import dataclasses
 import itertools
-import json
-from pathlib import Path
 
 import torch
 
-from mtld_core.config import ConfigError, UserError, check, from_dict
+from mtld_core.config import ConfigError, check, from_dict
 from mtld_core.data import Dataset
 from mtld_core.frames import to_float
 from mtld_core.runs import checkpoint as checkpoints
+from mtld_core.runs.folder import read_config
 
 WINDOW, JUDGED = (
     8,
@@ -152,17 +151,13 @@ def read_stage(run, field, cls, dataset):
     """The config, as a dict, of the run that the setting `field` names; refuses another system, frame size or
     dataset.
     """
-    path = Path(run) / "config.json"
     if not run:
         raise ConfigError(
             f'{field} is empty: name the run folder of a trained {cls.name}, overrides={{"{field}": '
             '"runs/..."}}'
         )
-    try:
-        about = json.loads(path.read_text())
-        system, there = about["system"], about["dataset"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{field}={run!r} is no run folder ({type(error).__name__}: {error})") from None
+    about = read_config(run, field)
+    system, there = about["system"], about["dataset"]
     check(system == cls.name, f"{field}={run!r} is a run of {system!r}, wanted is one of {cls.name!r}")
     here = dataset.describe()
     for name in ("size", "frames", "arcs"):
