@@ -13,7 +13,7 @@ from mtld_core.frames import fit_frame
 from mtld_core.judge.windows import windows_of
 from mtld_core.media import read_image
 from mtld_core.systems.base import Reconstructs, Samples, Translates
-from mtld_core.systems.opening import _open, own_dataset
+from mtld_core.systems.opening import open_as_learned, own_dataset
 
 # files that hold many frames; any other file is taken for a picture
 DATASET_SUFFIXES = (".jsonl", ".h5", ".hdf5")
@@ -82,7 +82,7 @@ def _from_picture(system, path):
 
 
 def _from_clip(system, path, direction):
-    dataset = domain_of(_open(system, path, cache=False, progress=False), direction)
+    dataset = domain_of(open_as_learned(system, path, cache=False, progress=False), direction)
     episodes_have_paths = dataset.kind not in ("recording", "hdf5")
     if len(dataset.arcs) > 1 and episodes_have_paths:
         example = Path(dataset.path) / dataset.arcs[0].name

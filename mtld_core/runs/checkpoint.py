@@ -149,45 +149,45 @@ def read_manifest(path):
     return {"files": {}} | manifest  # which came later
 
 
-def problem(path, resuming=False):
-    """Why the checkpoint at `path` cannot be believed, in words; None where every file has its sha256.
+def problem(path, resuming=False, hashed=True):
+    """Why the checkpoint at `path` cannot be believed, in words; None where nothing is wrong.
 
+    hashed: every file has to have its sha256, which reads all of them; otherwise the manifest alone.
     resuming: also why training could not go on from it, though its weights are whole: a file elsewhere in the
     run's folder lacks bytes that it rests on.
     """
     try:
         manifest = read_manifest(path)
         for name, digest in manifest["sha256"].items():
-            if sha256(path / name) != digest:
+            if hashed and sha256(path / name) != digest:
                 return f"{name} does not match its sha256"
     except (UserError, OSError) as error:
         return str(error)
-    if resuming:
-        for name, needed in manifest["files"].items():
-            file = path.parent.parent / name
-            found = file.stat().st_size if file.exists() else 0
-            if found < needed:
-                return f"it rests on {needed} bytes of {name}, of which {found} are there"
+    for name, needed in manifest["files"].items():
+        file = path.parent.parent / name
+        found = file.stat().st_size if file.exists() else 0
+        if resuming and found < needed:
+            return f"it rests on {needed} bytes of {name}, of which {found} are there"
     return None
 
 
-def find(run_dir, wanted="", say=print, resuming=False):
+def find(run_dir, wanted="", say=print, **how):
     """Path of the checkpoint `wanted` ("step_00001000", "1000", a path, "best"), or of the newest good one.
 
     A damaged newest checkpoint is said and skipped; one that was asked for by name is an error. Of a shared
-    run (share.py), which has no checkpoints, it is the file of weights. resuming: see `problem`. Raises
+    run (share.py), which has no checkpoints, it is the file of weights. how: as for `problem`. Raises
     UserError.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise UserError(f"{run_dir}: no such run folder")
     if wanted:
-        return _find_named(run_dir, wanted, resuming)
+        return _find_named(run_dir, wanted, **how)
     if not (run_dir / CHECKPOINTS).exists() and (run_dir / WEIGHTS).is_file():
         return run_dir / WEIGHTS
     found = list_checkpoints(run_dir)
     for path in found:
-        reason = problem(path, resuming)
+        reason = problem(path, **how)
         if reason is None:
             return path
         say(f"checkpoint {path} is damaged ({reason}); trying the one before")
@@ -198,7 +198,7 @@ def find(run_dir, wanted="", say=print, resuming=False):
     raise UserError(f"{run_dir} holds no checkpoint yet: train it first (notebooks/02_train)")
 
 
-def _find_named(run_dir, wanted, resuming):
+def _find_named(run_dir, wanted, **how):
     if wanted == "best":
         best = read_pointer(run_dir / BEST)
         if best is None:
@@ -211,7 +211,7 @@ def _find_named(run_dir, wanted, resuming):
     path = next((place for place in places if place.is_dir()), None)
     if path is None:
         raise UserError(f"{run_dir} has no checkpoint {wanted!r}; there are: {', '.join(names) or 'none'}")
-    if reason := problem(path, resuming):
+    if reason := problem(path, **how):
         raise UserError(f"checkpoint {path} is damaged: {reason}; use another one: {', '.join(names)}")
     return path
 

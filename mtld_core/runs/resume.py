@@ -1,6 +1,5 @@
 """Which checkpoint a run goes on from, and what it keeps of how it began."""
 
-import contextlib
 from pathlib import Path
 
 from mtld_core.config import UserError, field_names
@@ -20,67 +19,36 @@ def in_full(config_class, values):
     return {name: value for name, value in WINDOW_FIELDS.items() if name in names} | values
 
 
-def config_to_resume(run_dir, resume):
-    """What the run that training goes on from keeps under "config" in its manifests; None for a new run.
-
-    It comes from the newest manifest that is whole: whether the weights are, too, is not looked at here.
-    resume and errors: see `checkpoint_to_resume`.
-    """
-    path = _place_to_resume(run_dir, resume)
-    if path is None:
-        return None
-    return _newest_config([path] if _is_checkpoint(path) else checkpoints.list_checkpoints(path))
-
-
-def checkpoint_to_resume(run_dir, resume, say=print):
-    """(folder, its manifest) of the checkpoint to go on from, checked, or (None, None) for a new run.
+def checkpoint_to_resume(run_dir, resume, say=print, hashed=True):
+    """(folder, its manifest) of the checkpoint to go on from, or (None, None) for a new run.
 
     resume: "auto" (what run_dir holds, if anything), "never", or another run's folder or one of its
     checkpoints; given again to the run that began so, it means "auto". say: told which ones are damaged.
-    Raises UserError where run_dir holds a run and another is to start there, or nothing can be gone on from.
+    hashed: see `checkpoint.problem`. Raises UserError where run_dir holds a run and another is to start
+    there, or there is nothing to go on from.
     """
-    path = _place_to_resume(run_dir, resume)
-    if path is None:
-        return None, None
-    run, name = (path.parent.parent, path.name) if _is_checkpoint(path) else (path, "")
-    folder = checkpoints.find(run, name, say, resuming=True)
-    if folder.is_file():
-        raise UserError(
-            f"{path} is a shared run: it can be opened, but holds nothing that training could go on from"
-        )
-    return folder, checkpoints.read_manifest(folder)
-
-
-def _place_to_resume(run_dir, resume):
-    """Path of the run, or of the checkpoint, to go on from; None for a new run. Raises UserError."""
     own = checkpoints.list_checkpoints(run_dir)
     if own and resume not in ("auto", "never"):
-        began = _newest_config(own)
-        if began and began["training"]["resume"] == resume:
+        newest = checkpoints.find(run_dir, say=lambda line: None, hashed=False)
+        if checkpoints.read_manifest(newest)["config"]["training"]["resume"] == resume:
             resume = "auto"
     if own and resume != "auto":
         raise UserError(
             f"{run_dir} already holds a run: choose another run_dir, or go on with it by resume='auto'"
         )
-    if resume == "auto":
-        return Path(run_dir) if own else None
-    if resume == "never":
-        return None
-    path = Path(resume)
+    if resume == "never" or (resume == "auto" and not own):
+        return None, None
+    path, name = Path(run_dir if resume == "auto" else resume), ""
     if not path.exists():
         raise UserError(f"resume={resume}: no such run folder")
-    return path
-
-
-def _is_checkpoint(path):
-    return path.parent.name == CHECKPOINTS
-
-
-def _newest_config(paths):
-    for path in paths:
-        with contextlib.suppress(UserError):
-            return checkpoints.read_manifest(path)["config"]
-    return None
+    if path.parent.name == CHECKPOINTS:
+        path, name = path.parent.parent, path.name
+    folder = checkpoints.find(path, name, say, resuming=True, hashed=hashed)
+    if folder.is_file():
+        raise UserError(
+            f"{path} is a shared run: it can be opened, but holds nothing that training could go on from"
+        )
+    return folder, checkpoints.read_manifest(folder)
 
 
 def check_origin(folder, then, now, run_dir):

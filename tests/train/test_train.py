@@ -14,8 +14,10 @@ from conftest import write_arcs
 
 from mtld_core.config import ConfigError, UserError
 from mtld_core.data import open_dataset
+from mtld_core.judge import judge
 from mtld_core.judge.rollouts import Judge
 from mtld_core.judge.windows import windows_of
+from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.checkpoint import list_checkpoints, load_train_state
 from mtld_core.runs.folder import read_pointer
 from mtld_core.systems.base import Loss
@@ -150,7 +152,18 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(arcs, tmp_path
     report = tiny(arcs, tmp_path / "run", {"save_every_steps": 10}, steps=22)
     assert report["step"] == 22
     out = capsys.readouterr().out
-    assert "step_00000020 is damaged" in out and "going on at step 10" in out
+    assert out.count("step_00000020 is damaged") == 1 and "going on at step 10" in out
+
+
+@pytest.mark.parametrize("resume", ["auto", "{run}"])
+def test_a_start_hashes_the_files_that_it_goes_on_from_once(arcs, tmp_path, monkeypatch, resume):
+    settings = {"resume": resume.format(run=tmp_path / "first")}
+    tiny(arcs, tmp_path / "first")
+    tiny(arcs, tmp_path / "run", **settings, steps=21)
+    hashed, sha256 = [], checkpoints.sha256
+    monkeypatch.setattr(checkpoints, "sha256", lambda path: [hashed.append(path.name), sha256(path)][1])
+    tiny(arcs, tmp_path / "run", **settings, steps=21)
+    assert sorted(hashed) == ["ema.safetensors", "model.safetensors", "train_state.pt"]
 
 
 INTERRUPTED = """
@@ -573,3 +586,17 @@ def test_another_preset_goes_on_with_the_split_and_the_seed_that_the_run_began_w
     report = train("mtld", "small", str(arcs), same, run_dir=str(tmp_path / "run"), steps=2)
     assert open_run(tmp_path / "run", device="cpu").config.sequence_length == 4
     assert (report["step"], report["restitution"], report["seed"], report["preset"]) == (2, True, 3, "small")
+
+
+def test_a_run_with_a_setting_that_is_gone_opens_is_judged_and_goes_on(arcs, tmp_path, monkeypatch):
+    def older(*run, about=train_module.about):
+        told = about(*run)
+        return told | {"training": told["training"] | {"max_power_percent": 95.0}}
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "about", older)
+        tiny(arcs, run, steps=1)
+    assert open_run(run, device="cpu").run.training["max_power_percent"] == 95
+    assert judge(run, device="cpu")["psnr"] > 0
+    assert tiny(arcs, run, steps=2)["step"] == 2
