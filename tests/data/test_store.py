@@ -17,7 +17,7 @@ import torch
 from PIL import ExifTags, Image
 
 from mtld_core.config import UserError
-from mtld_core.data import cache, folder, open_dataset, pictures, store
+from mtld_core.data import folder, open_dataset, pictures, store
 
 
 @pytest.fixture(autouse=True)
@@ -151,7 +151,7 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(root, tmp_path):
 
 
 def test_a_full_disk_costs_a_warning(root, monkeypatch):
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(1000))
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(1000))
     assert "no room" in read(root).warnings[-1]
 
 
@@ -165,7 +165,7 @@ def test_the_longest_unused_entry_gives_way(root, tmp_path, monkeypatch):
     os.utime(second, (500, 500))
     read(root)  # a use makes an entry young
     used = sum(file.stat().st_size for entry in (first, second) for file in entry.iterdir())
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(used + 700))
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(used + 700))
     read(root, height=4, width=8)
     left = entries(tmp_path)
     assert first in left

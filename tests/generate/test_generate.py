@@ -17,7 +17,7 @@ from steered import QUICK, steered_run, write_recording
 from mtld_core import media, open_run
 from mtld_core.config import ConfigError, UserError
 from mtld_core.frames import to_uint8
-from mtld_core.generate.jobs import jobs as generation
+from mtld_core.generate import jobs as generation
 from mtld_core.systems import SYSTEMS
 from mtld_core.train import train
 

@@ -6,7 +6,7 @@ import torch
 from rolling import Toy, ToyConfig, picture
 
 from mtld_core.config import UserError
-from mtld_core.generate.jobs import jobs as generation
+from mtld_core.generate import jobs as generation
 
 
 def test_rollout_is_the_predictions_only():
