@@ -1,15 +1,13 @@
-"""Weight RNN with and without its updates: the same data, seeds and budget; mean and spread of how well
-images are made.
+"""Weight RNN with and without its updates, on the same data and budget: how well images are made.
 
 python bench/weight_rnn.py DATASET_ROOT OUT --minutes 3 --seeds 0 1 2
-python bench/weight_rnn.py DATASET_ROOT OUT --sheet 2000       instead: one run of so many steps, and
-OUT/sheet.png of it
+python bench/weight_rnn.py DATASET_ROOT OUT --sheet 2000     instead: one run of so many steps, OUT/sheet.png
 
 Each seed trains three runs into OUT: "on" for so many minutes of processor time, "off_steps" without updates
 for as many steps, "off_time" without updates for as much time. Time is turned into steps by measuring both
 kinds in turn before, so that other work on the machine changes no result and the learning rate falls to its
 end in each run. All are judged on the same held-out images: psnr of reconstructions, and the Frechet distance
-to them of draws from noise and of reconstructions.
+to them of draws from noise and of reconstructions; mean and spread over the seeds.
 """
 
 import argparse
@@ -30,8 +28,8 @@ from mtld_core.generate import rollout
 from mtld_core.judge.frechet import FRECHET_FEATURES, Likeness
 from mtld_core.judge.task import DRAWS
 from mtld_core.media import save_picture, strip
-from mtld_core.runtime import warm_memory
-from mtld_core.systems.base import to_channels_last
+from mtld_core.nn.conv import to_channels_last
+from mtld_core.runtime import command, warm_memory
 from mtld_core.systems.opening import open_run
 from mtld_core.train import fit
 from mtld_core.train.settings import build, open_data, plan
@@ -51,7 +49,7 @@ def seconds_a_step(cases, dataset, learned):
         system = build(cls, config, dataset, 0).train()
         to_channels_last(system)
         stepper = Stepper(system.optimizers(), torch.device("cpu"), clip_norm=training.clip_norm)
-        batches = Batches(dataset, learned, 1, training.batch_size, 0, system.needs().batches)
+        batches = Batches(dataset, [learned], 1, training.batch_size, 0, system.needs().batches)
         calls.append(
             lambda system=system, batches=batches, stepper=stepper: system.training_step(
                 batches.next(), stepper
@@ -117,6 +115,7 @@ def show(out, case, steps, dataset):
     )
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -181,4 +180,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

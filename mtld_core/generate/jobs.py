@@ -20,6 +20,7 @@ from mtld_core.frames import to_float
 from mtld_core.generate.output import Continuation, Timed, Translation, write
 from mtld_core.generate.rollouts import _check_makes_frames, check_actions, stream, stream_translation
 from mtld_core.generate.source import read_source
+from mtld_core.runs.folder import SAMPLES
 from mtld_core.systems.base import Translates
 from mtld_core.systems.opening import open_run
 
@@ -70,7 +71,7 @@ def generate(
     job, name, facts = begin(system, given, num_frames, direction, actions, seed)
     run = system.run
     step = Path(run.checkpoint).stem if run.step is None else run.step
-    out_dir = Path(out_dir or Path(run.dir) / "samples" / f"{name}_{step}")
+    out_dir = Path(out_dir or Path(run.dir) / SAMPLES / f"{name}_{step}")
     if (out_dir / "frames").exists() and not (out_dir / "generation.json").exists():
         raise UserError(
             f"{out_dir / 'frames'} was not written by a generation; choose another out_dir, or remove it"

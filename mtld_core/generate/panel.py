@@ -20,6 +20,7 @@ from mtld_core.generate.source import NOISE, context_of, domain_of
 from mtld_core.media import read_image
 from mtld_core.pages import download_link, error_line, in_colour, offer, png_bytes, video_tag
 from mtld_core.runs.checkpoint import list_checkpoints
+from mtld_core.runs.folder import runs_in
 from mtld_core.systems.base import Samples, Translates
 from mtld_core.systems.opening import open_run, own_dataset
 
@@ -33,7 +34,7 @@ class GeneratePanel(widgets.VBox):
     """
 
     def __init__(self, run_dir="runs/demo", num_frames=48, fps=12, seed=0):
-        runs = sorted(path.parent.as_posix() for path in Path(run_dir).parent.glob("*/config.json"))
+        runs = runs_in(Path(run_dir).parent)
         chosen = Path(run_dir).as_posix()
         self.run = widgets.Dropdown(options=runs, value=chosen if chosen in runs else None, description="run")
         self.checkpoint = widgets.Dropdown(options=[NEWEST], description="checkpoint")

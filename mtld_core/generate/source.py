@@ -15,7 +15,7 @@ from mtld_core.frames import fit_frame
 from mtld_core.judge.windows import windows_of
 from mtld_core.media import read_image
 from mtld_core.systems.base import Reconstructs, Samples, Translates
-from mtld_core.systems.opening import _open, own_dataset
+from mtld_core.systems.opening import open_as_learned, own_dataset
 
 DATASET_SUFFIXES = (
     ".jsonl",
@@ -66,7 +66,7 @@ def read_source(system, source, direction="x_to_y"):
     if not os.path.exists(path):
         raise UserError(f"source={source}: no such image file, folder or recording (looked in {Path.cwd()})")
     if path.is_dir() or path.suffix.lower() in DATASET_SUFFIXES:
-        dataset = domain_of(_open(system, path, cache=False, progress=False), direction)
+        dataset = domain_of(open_as_learned(system, path, cache=False, progress=False), direction)
         if len(dataset.arcs) > 1 and dataset.kind not in (
             "recording",
             "hdf5",

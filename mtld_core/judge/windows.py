@@ -1,12 +1,10 @@
 """Which windows a system learns from and which it is judged on."""
 
-import json
-from pathlib import Path
-
 import torch
 
-from mtld_core.config import ConfigError, check
+from mtld_core.config import check
 from mtld_core.data import covered, split_alike, split_windows
+from mtld_core.runs.folder import read_config
 from mtld_core.systems.base import BuiltOn, Reconstructs
 
 FEWEST = 8  # windows, if there are as many, that a long horizon leaves: the averages are over them, too
@@ -19,8 +17,7 @@ def judged_horizon(system, eval_horizon):
 
 
 def split_of(system, dataset, training):
-    """(start rows of the windows that a system learns from, of those that it is judged on), as
-    `split_windows` gives them.
+    """(start rows of the windows that a system learns from, of those that it is judged on) in one domain.
 
     training: a dict with holdout, cross_cuts, restitution and eval_horizon.
     """
@@ -79,10 +76,7 @@ def check_stages(system, dataset, config):
         stage, run = getattr(system, attribute), getattr(system.config, field)
         if stage is None:
             continue
-        try:
-            there = json.loads((Path(run) / "config.json").read_text())["training"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{field}={run!r} is no run folder ({type(error).__name__}: {error})") from None
+        there = read_config(run, field)["training"]
         for name in STAGES_SHARE:
             check(
                 there[name] == here[name],

@@ -6,7 +6,6 @@ Frames are uint8 `[H, W, 3]`. `actions[i]` leads from frame i to frame i + 1.
 
 import collections
 import contextlib
-import json
 import statistics
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from mtld_core.frames import to_uint8
 from mtld_core.generate.rollouts import check_actions
 from mtld_core.generate.source import from_dataset
 from mtld_core.play.real_game import RealGame
+from mtld_core.runs.folder import read_report
 from mtld_core.systems.opening import own_dataset
 
 RECENT = 20  # steps that the speed is the median of
@@ -146,11 +146,7 @@ def choices(system, dataset):
     ("action_labels").
     """
     space, recorded = system.action_space, system.needs().actions
-    names = (
-        dataset.about.get("action_names", [])
-        if recorded
-        else _learned_labels(Path(system.run.dir) / "report.json")
-    )
+    names = dataset.about.get("action_names", []) if recorded else _learned_labels(system.run.dir)
     if isinstance(space, int):
         return [(names[i] if i < len(names) else str(i), i) for i in range(space)]
     ends = list(zip(*space, strict=True))
@@ -164,8 +160,8 @@ def choices(system, dataset):
     return found
 
 
-def _learned_labels(report):
+def _learned_labels(run_dir):
     try:
-        return json.loads(report.read_text())["metrics"].get("action_labels", [])
-    except (OSError, ValueError, KeyError):
+        return read_report(run_dir)["metrics"].get("action_labels", [])
+    except (UserError, KeyError):
         return []

@@ -6,15 +6,15 @@ main thread. A little JavaScript turns keys into clicks while the pointer is ove
 it; a front end that runs none loses nothing else.
 """
 
-import json
 import time
 from pathlib import Path
 
 import ipywidgets as widgets
 
-from mtld_core.config import ConfigError, UserError, from_dict
+from mtld_core.config import UserError, from_dict
 from mtld_core.pages import download_link, error_line, in_colour, offer, png_bytes, video_tag
 from mtld_core.play import Play
+from mtld_core.runs.folder import SAMPLES, read_config, runs_in
 from mtld_core.systems import system_class
 from mtld_core.systems.opening import open_run
 
@@ -139,7 +139,7 @@ class PlayPanel(widgets.VBox):
     def _save(self):
         play = self.play
         name = f"play_{play.source.name}_{time.strftime('%Y%m%d_%H%M%S')}.mp4"
-        files = play.save(Path(play.system.run.dir) / "samples" / name, self.fps)
+        files = play.save(Path(play.system.run.dir) / SAMPLES / name, self.fps)
         self.video.value = video_tag(files[0])
         self.links.value = " · ".join(
             download_link(file, text) for file, text in zip(files, ("mp4", "GIF"), strict=True)
@@ -192,20 +192,14 @@ def steered_runs(folder):
     runs.
     """
     found, takes = [], {}
-    for path in sorted(folder.glob("*/config.json")):
+    for run in runs_in(folder):
         try:
-            about = json.loads(path.read_text())
+            about = read_config(run)
             if (name := about["system"]) not in takes:
                 cls = system_class(name)
                 takes[name] = cls(from_dict(cls.Config, about["config"])).action_space is not None
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-            KeyError,
-            UserError,
-            ConfigError,
-        ):  # no run that could be opened
+        except UserError:  # no run that could be opened
             continue
-        found += [path.parent.as_posix()] if takes[name] else []
+        if takes[name]:
+            found.append(run)
     return found

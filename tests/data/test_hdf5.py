@@ -536,7 +536,7 @@ def test_batches_are_the_same_wherever_the_frames_are(tmp_path):
     near, far = (open_dataset(path, memory=memory, progress=False) for memory in ("ram", "disk"))
     assert near.windows(4).tolist() == far.windows(4).tolist()
     for a, b in zip(
-        *(Batches(data, data.windows(4), 4, 8, seed=1, count=2).next() for data in (near, far)), strict=True
+        *(Batches(data, [data.windows(4)], 4, 8, seed=1, count=2).next() for data in (near, far)), strict=True
     ):
         assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
