@@ -1,9 +1,8 @@
-"""The public MTLD script beside this project: your own copy of its `kaggle.py`, run unchanged, timed and
-judged as ours is.
+"""Our system beside the public MTLD script: your own copy of its `kaggle.py`, run unchanged.
 
-python bench/original.py speed KAGGLE_PY DATASET                   its step and ours in turn, same widths and
-losses python bench/original.py quality KAGGLE_PY DATASET --minutes 60    what it has learned after so much
-processor time
+python bench/original.py speed KAGGLE_PY DATASET       its step and ours in turn, same widths and losses
+python bench/original.py quality KAGGLE_PY DATASET     what it has learned after so much processor time,
+                         --minutes 60                  judged as ours is
 """
 
 import argparse
@@ -25,7 +24,7 @@ from steps import Steps, gemm_rate
 from mtld_core.data import open_dataset
 from mtld_core.judge.rollouts import Judge
 from mtld_core.nn.perceptual import load_trunk
-from mtld_core.runtime import warm_memory
+from mtld_core.runtime import command, warm_memory
 from mtld_core.systems.base import Needs
 from mtld_core.systems.mtld.system import MTLDConfig
 
@@ -188,7 +187,8 @@ def speed(path, dataset_root, rounds):
         )
 
 
-if __name__ == "__main__":
+@command
+def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["speed", "quality"])
     parser.add_argument("script")
@@ -197,8 +197,12 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--every", type=float, default=10)
     parser.add_argument("--out", default="original_quality.json")
-    a = parser.parse_args()
-    if a.what == "speed":
-        speed(a.script, a.dataset, a.rounds)
+    given = parser.parse_args()
+    if given.what == "speed":
+        speed(given.script, given.dataset, given.rounds)
     else:
-        quality(a.script, a.dataset, a.minutes, a.every, a.out)
+        quality(given.script, given.dataset, given.minutes, given.every, given.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

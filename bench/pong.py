@@ -24,6 +24,7 @@ from mtld_core.frames import evenly, to_float, to_uint8
 from mtld_core.judge.rollouts import Judge
 from mtld_core.judge.windows import windows_of
 from mtld_core.media import save_picture, strip
+from mtld_core.runtime import command
 from mtld_core.systems.base import Reconstructs
 from mtld_core.systems.opening import open_run
 from mtld_core.train import train
@@ -194,7 +195,7 @@ def recorded(out, steps, seed):
     return data
 
 
-def main(out, data, only, minutes):
+def train_stages(out, data, only, minutes):
     stages = {"dynamics": {"tokenizer_run": str(out / "tokenizer")}}
     for name in only:
         settings = {"time_budget_minutes": minutes} if minutes else {}
@@ -208,7 +209,8 @@ def main(out, data, only, minutes):
             )
 
 
-if __name__ == "__main__":
+@command
+def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", nargs="+", choices=STAGES, default=STAGES)
@@ -229,4 +231,8 @@ if __name__ == "__main__":
     if given.vary:
         vary(given.out, data, given.vary[0], given.vary[1:], given.train_steps, given.seeds)
     else:
-        main(given.out, data, given.only, given.minutes)
+        train_stages(given.out, data, given.only, given.minutes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

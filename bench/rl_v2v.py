@@ -1,12 +1,11 @@
-"""Does a translator find the right translation, and does its RL half help? The table of
-docs/systems/rl_v2v.md.
+"""Does a translator find the right translation, and does its RL half help?
 
     python data_prep/make_domains.py domains
     python bench/rl_v2v.py domains runs/v2v [--seeds 0 1 2] [--rl 0 4] [--overrides '{"steps": 300}']
 
-Trains the preset "small" for every seed and every `rl_every` (0: the RL half is off), one after the other,
-and judges each against the known truth. Figures are medians over the seeds. A run that is there already is
-not trained again.
+The table of docs/systems/rl_v2v.md. Trains the preset "small" for every seed and every `rl_every` (0: the RL
+half is off), one after the other, and judges each against the known truth. Figures are medians over the
+seeds. A run that is there already is not trained again.
 """
 
 import argparse
@@ -17,7 +16,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mtld_core.runs.folder import folder_of
+from mtld_core.runtime import command
 from mtld_core.train import fit
 from mtld_core.train.controls import Controls
 from mtld_core.train.settings import build, open_data, plan
@@ -38,9 +37,7 @@ def one(data, out, overrides):
     """Figures of one run, trained where it is not there yet."""
     done = out / "bench.json"
     if not done.exists():
-        cls, config, training = plan(
-            "rl_v2v", "small", overrides | {"run_dir": str(folder_of(out, "rl_v2v"))}
-        )
+        cls, config, training = plan("rl_v2v", "small", overrides | {"run_dir": str(out)})
         dataset = open_data(data, config)
         system = build(cls, config, dataset, training.seed)
         began = time.process_time()
@@ -49,6 +46,7 @@ def one(data, out, overrides):
     return json.loads(done.read_text())
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(
         description="Train translators with and without their RL half, and compare."
@@ -85,4 +83,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,5 +1,4 @@
-"""What a training step costs, beside its floor: the arithmetic of the step at this machine's rate for matrix
-products.
+"""What a training step costs, beside its floor: its arithmetic at the rate of this machine's matrix products.
 
 python bench/steps.py            presets of mtld, weight_rnn and rl_v2v on the bundled clip, 64x64
 """
@@ -18,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_prep.make_domains import film
 from mtld_core.data import Batches
 from mtld_core.judge.task import Task
-from mtld_core.runtime import pick_device, pick_precision, warm_memory
-from mtld_core.systems.base import to_channels_last
+from mtld_core.nn.conv import to_channels_last
+from mtld_core.runtime import command, pick_device, pick_precision, warm_memory
 from mtld_core.train.settings import build, open_data, plan
 from mtld_core.train.stepper import Stepper
 
@@ -110,7 +109,9 @@ CASES = {
     "`rl_v2v`, `small`, a step with it": ("small", {"rl_every": 1}, GRADED, "rl_v2v"),
 }
 
-if __name__ == "__main__":
+
+@command
+def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--system", default="", help="of this system alone")
@@ -118,3 +119,7 @@ if __name__ == "__main__":
     if not GRADED.exists():
         film(GRADED, "sample")
     table({name: case for name, case in CASES.items() if given.system in name}, given.rounds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

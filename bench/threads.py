@@ -17,7 +17,7 @@ import time
 import torch
 from steps import Steps
 
-from mtld_core.runtime import warm_memory
+from mtld_core.runtime import command, warm_memory
 from mtld_core.train.threads import Threads
 
 CASES = {
@@ -48,6 +48,7 @@ def seconds_of(step, count, setting):
     return time.perf_counter() - began
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
@@ -78,4 +79,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,13 +1,13 @@
-"""The world model beside the public tinyworlds code (AlmondGod/tinyworlds, your own copy), in turn, at the
-same widths.
+"""The world model beside the public tinyworlds code (AlmondGod/tinyworlds, your own copy), equally wide.
 
 python bench/tinyworlds.py TINYWORLDS_FOLDER
 
 64x64 frames, patch 8, width 128, 4 heads, MLPs of 512, 2 blocks, codes of 4 values in 5 channels, 8 latent
-actions. Training: batch 32 of T = 4, the whole step with clipping and AdamW. Generation: one stream, 10
-decoding steps a frame.
+actions; both in turn. Training: batch 32 of T = 4, the whole step with clipping and AdamW. Generation: one
+stream, 10 decoding steps a frame.
 """
 
+import argparse
 import statistics
 import sys
 import time
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from steps import gemm_rate
 
 from mtld_core.config import to_dict
-from mtld_core.runtime import warm_memory
+from mtld_core.runtime import command, warm_memory
 from mtld_core.systems.world_model.dynamics import Dynamics
 from mtld_core.systems.world_model.latent_actions import LatentActions
 from mtld_core.systems.world_model.tokenizer import Tokenizer
@@ -151,7 +151,7 @@ def in_turn(cases, rounds):
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def main(folder):
+def compare(folder):
     torch.manual_seed(0)
     rate = gemm_rate(torch.device("cpu"))
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; matrix product {rate:.0f} GFLOP/s")
@@ -195,5 +195,12 @@ def main(folder):
     )
 
 
+@command
+def main():
+    parser = argparse.ArgumentParser(description="The world model beside the public tinyworlds code.")
+    parser.add_argument("folder", type=Path, help="your own copy of AlmondGod/tinyworlds")
+    compare(parser.parse_args().folder.resolve())
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())
+    sys.exit(main())

@@ -1,15 +1,13 @@
-"""Weight RNN with and without its updates: the same data, seeds and budget; mean and spread of how well
-images are made.
+"""Weight RNN with and without its updates, on the same data and budget: how well images are made.
 
 python bench/weight_rnn.py DATASET_ROOT OUT --minutes 3 --seeds 0 1 2
-python bench/weight_rnn.py DATASET_ROOT OUT --sheet 2000       instead: one run of so many steps, and
-OUT/sheet.png of it
+python bench/weight_rnn.py DATASET_ROOT OUT --sheet 2000     instead: one run of so many steps, OUT/sheet.png
 
 Each seed trains three runs into OUT: "on" for so many minutes of processor time, "off_steps" without updates
 for as many steps, "off_time" without updates for as much time. Time is turned into steps by measuring both
 kinds in turn before, so that other work on the machine changes no result and the learning rate falls to its
 end in each run. All are judged on the same held-out images: psnr of reconstructions, and the Frechet distance
-to them of draws from noise and of reconstructions.
+to them of draws from noise and of reconstructions; mean and spread over the seeds.
 """
 
 import argparse
@@ -24,14 +22,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mtld_core.config import parse_object
 from mtld_core.data import Batches, split_windows
-from mtld_core.files import write_json
 from mtld_core.frames import evenly, to_float, to_uint8
 from mtld_core.generate import rollout
 from mtld_core.judge.frechet import FRECHET_FEATURES, Likeness
 from mtld_core.judge.task import DRAWS
 from mtld_core.media import save_picture, strip
-from mtld_core.runtime import warm_memory
-from mtld_core.systems.base import to_channels_last
+from mtld_core.nn.conv import to_channels_last
+from mtld_core.runtime import command, warm_memory
 from mtld_core.systems.opening import open_run
 from mtld_core.train import fit
 from mtld_core.train.settings import build, open_data, plan
@@ -117,6 +114,7 @@ def show(out, case, steps, dataset):
     )
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -168,10 +166,8 @@ def main():
             found[f"{NAME}_rebuilt"] = likeness(rebuilt(open_run(folder, device="cpu"), images))[NAME]
             figures.setdefault(name, []).append(found)
             print(name, seed, json.dumps(figures[name][-1]), flush=True)
-    write_json(
-        given.out / "figures.json",
-        {"seconds_a_step": [on, off], "steps": kinds, "seeds": given.seeds} | figures,
-    )
+    facts = {"seconds_a_step": [on, off], "steps": kinds, "seeds": given.seeds} | figures
+    (given.out / "figures.json").write_text(json.dumps(facts, indent=2))
     for figure in figures["on"][0]:
         for name, runs in figures.items():
             values = [run[figure] for run in runs if run[figure] is not None]
@@ -181,4 +177,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,9 +1,14 @@
 """Chance that depends on names, not on history.
 
-torch is imported only where it is needed, so that `import mtld_core` stays instant.
+torch is imported only where it is needed: what asks for a seed alone starts at once.
 """
 
 import hashlib
+
+# splitmix64's constants, as int64 has them
+STEP = 0x9E3779B97F4A7C15 - 2**64
+MIX = 0xBF58476D1CE4E5B9 - 2**64
+MIX_AGAIN = 0x94D049BB133111EB - 2**64
 
 
 def seed_of(*parts):
@@ -21,23 +26,22 @@ def keyed_uniform(keys, purpose, size):
     """
     import torch
 
-    def signed(value):
-        return value - (1 << 64) if value >= 1 << 63 else value
+    counter = torch.arange(1, size + 1, device=keys.device)
+    x = (keys ^ seed_of(purpose))[:, None] + counter * STEP
+    x = (x ^ _shift_right(x, 30)) * MIX
+    x = (x ^ _shift_right(x, 27)) * MIX_AGAIN
+    return _shift_right(x, 40).to(torch.float32) * 2.0**-24
 
-    def shift_right(x, bits):  # int64's own >> copies the sign bit
-        return (x >> bits) & ((1 << (64 - bits)) - 1)
 
-    counter = torch.arange(1, size + 1, device=keys.device) * signed(0x9E3779B97F4A7C15)
-    x = (keys ^ seed_of(purpose))[:, None] + counter
-    x = (x ^ shift_right(x, 30)) * signed(0xBF58476D1CE4E5B9)
-    x = (x ^ shift_right(x, 27)) * signed(0x94D049BB133111EB)
-    return shift_right(x, 40).to(torch.float32) * 2.0**-24
+def _shift_right(x, bits):
+    """`x >> bits` with zeros coming in; int64's own copies the sign bit."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def keyed_normal(keys, purpose, size):
     """Standard normal floats `[B, size]`, keyed like `keyed_uniform` (Box-Muller)."""
     import torch
 
-    u = keyed_uniform(keys, purpose, 2 * size)
-    radius = torch.sqrt(-2 * torch.log1p(-u[:, :size]))
-    return radius * torch.cos(2 * torch.pi * u[:, size:])
+    u, v = keyed_uniform(keys, purpose, 2 * size).chunk(2, dim=1)
+    radius = torch.sqrt(-2 * torch.log1p(-u))
+    return radius * torch.cos(2 * torch.pi * v)

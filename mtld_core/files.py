@@ -31,6 +31,11 @@ def write_json(path, value):
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path):
+    """The value in a JSON file. Raises OSError, or ValueError where it is no JSON."""
+    return json.loads(Path(path).read_text())
+
+
 def sha256(path):
     """Hex digest of a file, read in pieces."""
     with open(path, "rb") as file:

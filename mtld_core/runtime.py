@@ -1,7 +1,6 @@
-"""Where the program runs and what it may use there: device, precision, memory, front end, files and
-reproducible chance.
+"""Where the program runs: commands and signals, device, precision and memory, the front end, threads.
 
-torch is imported only where it is needed, so that `import mtld_core` stays instant.
+torch is imported only where it is needed, so that a command that needs none starts at once.
 """
 
 import contextlib
@@ -19,14 +18,13 @@ from pathlib import Path
 
 from mtld_core.config import RunGivenUp, UserError
 
-# ---- commands
+# ---- commands and signals
 
-ENDED, MENDABLE, GIVEN_UP, ASKED_TO_STOP = (
-    0,
-    1,
-    3,
-    130,
-)  # what every command exits with; docs/commands.md says more
+# what every command exits with; docs/commands.md says more
+ENDED = 0
+MENDABLE = 1
+GIVEN_UP = 3
+ASKED_TO_STOP = 130
 
 
 def command(main):
@@ -39,7 +37,7 @@ def command(main):
     @functools.wraps(main)
     def run(*arguments):
         try:
-            with _interrupted_by_sigterm():
+            with _handling(signal.default_int_handler, signal.SIGTERM):
                 return main(*arguments) or ENDED
         except SystemExit as ended:  # argparse, which has said its line, and exits with 2 for a wrong command
             return MENDABLE if ended.code else ENDED
@@ -50,7 +48,7 @@ def command(main):
         except UserError as error:
             return _fail(f"error: {error}", MENDABLE)
         except OSError as error:
-            where = f"{error.filename}: " if error.filename is not None else ""
+            where = "" if error.filename is None else f"{error.filename}: "
             return _fail(f"error: {where}{error.strerror or error}", MENDABLE)
         except Exception as error:  # a fault of the program: where it is stands above the line
             traceback.print_exc()
@@ -65,28 +63,40 @@ def _fail(line, code):
 
 
 @contextlib.contextmanager
-def _interrupted_by_sigterm():
-    if threading.current_thread() is not threading.main_thread():
+def stop_on_signal(stop):
+    """Let SIGINT and SIGTERM set the event `stop`, so that the step in progress ends whole.
+
+    A second one interrupts as usual.
+    """
+
+    def handle(number, frame):
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        os.write(1, b"stopping after this step; once more to stop at once\n")  # print may be interrupted
+
+    with _handling(handle, signal.SIGINT, signal.SIGTERM):
         yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def _handling(handle, *numbers):
+    """Have `handle` called for these signals; without effect in a thread that is not the main one."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-# ---- files
-
-
-# ---- device, precision and memory
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+# ---- device and precision
 
 
 def pick_device(wanted="auto", say=print):
-    """`torch.device` for "auto" (CUDA where there is one that torch can use, else the CPU), "cpu", "cuda" or
-    "cuda:1".
+    """`torch.device` for "auto" (CUDA where torch can use it, else the CPU), "cpu", "cuda" or "cuda:1".
 
     say: told why "auto" passes a card over. Raises UserError where there is no such device, or torch has no
     code for it.
@@ -97,12 +107,14 @@ def pick_device(wanted="auto", say=print):
         raise UserError(f"device={wanted!r} is not 'auto', 'cpu', 'cuda' or 'cuda:<number>'")
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    device = torch.device("cuda" if wanted == "auto" else wanted)
     if not torch.cuda.is_available():
         raise UserError(f"device={wanted!r}: no CUDA device here; use device='auto' or 'cpu'")
-    if (device.index or 0) >= (count := torch.cuda.device_count()):
+    device = torch.device("cuda" if wanted == "auto" else wanted)
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
         raise UserError(f"device={wanted!r}: the CUDA devices here are numbered from 0 to {count - 1}")
-    if not (reason := _lacks_code(device)):
+    reason = _lacks_code(device)
+    if not reason:
         return device
     if wanted == "auto":
         say(f"{reason}: going on with the CPU")
@@ -128,8 +140,11 @@ def _lacks_code(device):
         if made_for <= capability and (code[1] == "compute" or made_for[0] == capability[0]):
             return ""
     card, version = torch.cuda.get_device_name(device), torch.__version__
-    has = f"compute capability {capability[0]}.{capability[1]}"
-    return f"{card} has {has}, and torch {version} is made for {', '.join(names)}"
+    return f"{card} has {_named(capability)}, and torch {version} is made for {', '.join(names)}"
+
+
+def _named(capability):
+    return f"compute capability {capability[0]}.{capability[1]}"
 
 
 def pick_precision(device, wanted="auto"):
@@ -147,14 +162,17 @@ def pick_precision(device, wanted="auto"):
         return torch.float32, "CPU"
     capability = torch.cuda.get_device_capability(device)
     if capability >= (8, 0):
-        return torch.bfloat16, f"compute capability {capability[0]}.{capability[1]} has bf16 units"
-    return torch.float16, f"compute capability {capability[0]}.{capability[1]} has no bf16 units"
+        return torch.bfloat16, f"{_named(capability)} has bf16 units"
+    return torch.float16, f"{_named(capability)} has no bf16 units"
+
+
+# ---- memory and versions
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def free_memory(device=None):
-    """Bytes that can still be allocated in RAM (a container's limit included), or on `device` where it is a
-    GPU.
-    """
+    """Bytes that can still be allocated on a GPU, or in RAM (within a container's limit)."""
     import psutil
 
     if device is not None and device.type == "cuda":
@@ -162,25 +180,23 @@ def free_memory(device=None):
 
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
-    with contextlib.suppress(
-        OSError, ValueError
-    ):  # control groups: absent on many systems, "max" where unlimited
-        group = Path("/sys/fs/cgroup")
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # absent on many systems, "max" where unlimited
+        used = int((group / "memory.current").read_text())
         cached = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
-        used = int((group / "memory.current").read_text()) - int(
-            cached[1] if cached else 0
-        )  # the page cache gives way
+        if cached:  # the page cache gives way
+            used -= int(cached[1])
         free = min(free, int((group / "memory.max").read_text()) - used)
     return free
 
 
 @contextlib.contextmanager
 def warm_memory():
-    """While it lasts, glibc keeps freed memory for the next request instead of giving it back to the system.
+    """Let glibc keep freed memory for the next request, instead of giving it back to the system.
 
-    By default every large tensor is fresh memory whose pages the system has to clear first.
-    The peak may grow by a third, for kept pieces are not always of the size wanted next. In a thread that is
-    not the main one only pieces under 64 MB are kept. No effect with other C libraries.
+    By default every large tensor is fresh memory whose pages the system has to clear first. The peak may grow
+    by a third, for kept pieces are not always of the size wanted next. In a thread that is not the main one
+    only pieces under 64 MB are kept. No effect with other C libraries.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -198,23 +214,21 @@ def warm_memory():
 
 
 def peak_memory_mb():
-    """The largest resident set of this process so far, in MB (10^6 bytes); None where the system cannot
-    tell.
-    """
+    """The largest resident set of this process so far, in MB (10^6 bytes); None on Windows."""
     try:
         import resource
-    except ImportError:  # Windows
+    except ImportError:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def versions():
+    """Versions of Python, of what a run's figures depend on, and of this program, by name."""
     from importlib import metadata
 
-    names = ("torch", "torchvision", "numpy", "mtld")
     found = {"python": platform.python_version()}
-    for name in names:
+    for name in ("torch", "torchvision", "numpy", "mtld"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
@@ -237,8 +251,7 @@ SERVERS = {
 
 
 def is_interactive(setting="auto"):
-    """True where a front end is attached that can show widgets. In doubt it is False: a training thread dies
-    with its kernel.
+    """Whether a front end is attached that can show widgets; in doubt not: a thread dies with its kernel.
 
     "auto" looks at who started this kernel: a Jupyter, Colab or Kaggle server does it for a person;
     papermill, nbconvert, a script, or Kaggle's `KAGGLE_KERNEL_RUN_TYPE=Batch` do not. `setting` may also be
@@ -253,18 +266,20 @@ def is_interactive(setting="auto"):
     import psutil
 
     try:
-        return _is_server(psutil.Process(int(os.environ.get("JPY_PARENT_PID", os.getppid()))).cmdline())
+        parent = int(os.environ.get("JPY_PARENT_PID", os.getppid()))
+        return _is_server(psutil.Process(parent).cmdline())
     except (psutil.Error, ValueError):
         return False
 
 
 def _is_server(command):
-    """Does this command line (a list of words) run one of the servers that show notebooks to people?"""
+    """Whether this command line, a list of words, runs a server that shows notebooks to people."""
     names = [Path(word).name.lower() for word in command if not word.startswith("-")]
     if names and names[0].startswith("python"):
-        names = names[1:]
-    name = "-".join(names[:2]) if names[:1] == ["jupyter"] else "".join(names[:1])
-    return name in SERVERS or name.startswith("colab")
+        names.pop(0)
+    if names[:1] == ["jupyter"]:
+        names = ["-".join(names[:2])]
+    return bool(names) and (names[0] in SERVERS or names[0].startswith("colab"))
 
 
 def progress_bar(**options):
@@ -275,53 +290,28 @@ def progress_bar(**options):
         return tqdm(**options)
     from tqdm import tqdm
 
-    return tqdm(**{"mininterval": 0.1 if sys.stderr.isatty() else 30} | options)
+    return tqdm(mininterval=0.1 if sys.stderr.isatty() else 30, **options)
 
 
-@contextlib.contextmanager
-def stop_on_signal(stop):
-    """SIGINT and SIGTERM set `stop`, so that the step in progress ends whole; the second one interrupts as
-    usual.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number, frame):
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        os.write(
-            1, b"stopping after this step; once more to stop at once\n"
-        )  # print may be what was interrupted
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-# ---- chance that depends on names, not on history
+# ---- threads
 
 
 def core_count():
     """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        return os.cpu_count() or 1
 
 
 def for_each(function, count, workers=0, label=None):
-    """Call `function(i)` for every i in range(count), in `workers` threads (0: one a core); the first error
-    is raised.
+    """Call `function(i)` for every i in range(count), in `workers` threads (0: one a core).
 
-    label: what the progress bar says; None shows none. Where nobody watches (a batch log) it writes every 30
-    s at most.
+    label: what the progress bar says; None shows none. Raises the first error.
     """
     workers = workers or core_count()
-    chunk = max(
-        1, min(64, count // (8 * workers))
-    )  # calls a thread takes at once: the queue stays small beside the frames
+    # calls that a thread takes at once: the queue stays short, and all threads have work until the end
+    chunk = max(1, min(64, count // (8 * workers)))
 
     def work(start):
         stop = min(start + chunk, count)

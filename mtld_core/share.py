@@ -21,12 +21,13 @@ import torch
 
 from mtld_core.config import UserError
 from mtld_core.files import atomic_path, write_json
+from mtld_core.judge.task import summary
 from mtld_core.judge.windows import windows_of
 from mtld_core.runs.checkpoint import export_pth, find
+from mtld_core.runs.folder import CONFIG, REPORT, WEIGHTS, read_config, read_report
 from mtld_core.runtime import command
 from mtld_core.systems.base import Translates
 from mtld_core.systems.opening import open_run, own_dataset
-from mtld_core.train.report import summary
 
 RECORDING = "recording.h5"
 README = """---
@@ -58,16 +59,16 @@ def share(run_dir, out, frames=256):
     out, system = Path(out), open_run(run_dir, device="cpu")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is there already: name another folder, or delete it")
-    about, report = (_read(Path(run_dir) / name) for name in ("config.json", "report.json"))
+    about, report = read_config(run_dir), read_report(run_dir)
     starts = _starts(system, frames) if frames else {}
     about["dataset"]["path"] = report["dataset"]["path"] = (
         "." if isinstance(system, Translates) else RECORDING
     )
     about["step"], report["run_dir"] = system.run.step, "."
     report["metrics"].pop("lpips_reason", None)  # why this machine could not
-    write_json(out / "config.json", without_places(about))
-    write_json(out / "report.json", without_places(report))
-    with atomic_path(out / "model.safetensors") as file:
+    write_json(out / CONFIG, without_places(about))
+    write_json(out / REPORT, without_places(report))
+    with atomic_path(out / WEIGHTS) as file:
         weights = {name: value.contiguous() for name, value in system.state_dict().items()}
         safetensors.torch.save_file(weights, file, {"format": "pt"})
     for name, start in starts.items():
@@ -104,13 +105,6 @@ def without_places(value):
     if isinstance(value, list):
         return [without_places(inner) for inner in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-
-def _read(path):
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        raise UserError(f"{path} is missing or damaged; training writes it when it judges the run") from None
 
 
 def _starts(system, count):

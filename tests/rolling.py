@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from mtld_core.generate.jobs import jobs as generate
-from mtld_core.generate.jobs import panel
+from mtld_core.generate import jobs as generate
+from mtld_core.generate import panel
 from mtld_core.systems.base import Needs, System
 
 

@@ -23,7 +23,8 @@ from mtld_core.config import ConfigError, UserError
 from mtld_core.files import write_json
 from mtld_core.generate import generate
 from mtld_core.media import read_image
-from mtld_core.runs.checkpoint import list_checkpoints, problem, read_pointer
+from mtld_core.runs.checkpoint import list_checkpoints, problem
+from mtld_core.runs.folder import read_pointer
 from mtld_core.train import train
 from mtld_core.train.job import main
 from mtld_core.train.loop import Training

@@ -15,12 +15,13 @@ from conftest import write_arcs
 
 from mtld_core.config import RunGivenUp, UserError
 from mtld_core.train.heat import Heat
-from mtld_core.train.loop import loop as training
+from mtld_core.train.job import main as train_main
+from mtld_core.train.loop import Training
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {  # module: (what does its work, a command line that gets there)
-    "mtld_core.train": ("train", ["--config", "{job}"]),
-    "mtld_core.judge": ("judge", ["run"]),
+    "mtld_core.train.job": ("train", ["--config", "{job}"]),
+    "mtld_core.judge.checkpoint": ("judge", ["run"]),
     "mtld_core.share": ("share", ["run", "out"]),
     "data_prep.convert_lpips": ("convert", []),
     "data_prep.download_videos": ("read_list", ["list.txt", "videos"]),
@@ -64,15 +65,22 @@ def last_line(capsys):
 
 
 def test_every_command_is_listed_here_and_on_the_page():
-    files = [
-        file for folder in ("mtld_core", "data_prep", "kaggle") for file in (ROOT / folder).rglob("*.py")
-    ]
-    programs = [
-        file for file in files if '\nif __name__ == "__main__":\n    sys.exit(main())\n' in file.read_text()
-    ]
-    assert {file.stem for file in programs} == {name.rpartition(".")[2] for name in COMMANDS}
-    others = [file for file in files if re.search(r"sys\.exit\((?!main\(\)\))", file.read_text())]
-    assert not others
+    files = {
+        file: file.read_text()
+        for folder in ("mtld_core", "data_prep", "kaggle", "bench")
+        for file in (ROOT / folder).rglob("*.py")
+    }
+    mains = {file for file, text in files.items() if re.search(r"^def main\(", text, re.MULTILINE)}
+    assert mains == {file for file, text in files.items() if "\n@command\ndef main(" in text}
+    measures = {file for file in mains if file.parent.name == "bench"}
+    assert {file.stem for file in mains - measures} == {name.rpartition(".")[2] for name in COMMANDS}
+    programs = {file for file, text in files.items() if text.endswith("sys.exit(main())\n")}
+    called = {file for file, text in files.items() if "__main__" in text or file.stem == "__main__"}
+    assert programs == called and mains - programs == {
+        ROOT / "mtld_core/train/job.py",
+        ROOT / "mtld_core/judge/checkpoint.py",
+    }
+    assert not [file for file, text in files.items() if re.search(r"sys\.exit\((?!main\(\)\))", text)]
     page = (ROOT / "docs" / "commands.md").read_text()
     assert [int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)] == [0, 1, 3, 130]
 
@@ -131,7 +139,7 @@ def job(tmp_path):
             **settings,
         }
         (tmp_path / "job.json").write_text(json.dumps(settings | {"overrides": json.dumps(overrides or {})}))
-        code = training.main(["--config", str(tmp_path / "job.json")])
+        code = train_main(["--config", str(tmp_path / "job.json")])
         return code, json.loads((tmp_path / "run" / "report.json").read_text())
 
     return run
@@ -179,13 +187,13 @@ def test_a_run_without_finite_updates_exits_with_3(job, monkeypatch, capsys):
 
 
 def test_a_run_that_is_asked_to_stop_exits_with_130(job, monkeypatch):
-    honest = training.Training._train_step
+    honest = Training._train_step
 
     def stopped(self):
         self.controls.stop.set()
         return honest(self)
 
-    monkeypatch.setattr(training.Training, "_train_step", stopped)
+    monkeypatch.setattr(Training, "_train_step", stopped)
     code, report = job(steps=100)
     assert (code, report["reason"], report["step"], report["given_up"]) == (130, "asked to stop", 1, False)
 

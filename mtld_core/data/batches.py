@@ -46,7 +46,7 @@ class Batches:
         return math.ceil(len(larger.starts) / (larger.batch_size * self.count))
 
     def state(self):
-        states = [{"epoch": stream.epoch, "index": stream.index} for stream in self.streams]
+        states = [stream.state() for stream in self.streams]
         if len(states) == 1:
             return states[0]
         return {"x": states[0], "y": states[1]}
@@ -55,7 +55,7 @@ class Batches:
         """Go on exactly where `state()` was taken. Raises UserError where there are fewer windows by now."""
         states = [state["x"], state["y"]] if len(self.streams) == 2 else [state]
         for stream, place in zip(self.streams, states, strict=True):
-            stream.go_to(**place)
+            stream.load_state(**place)
 
     def next(self):
         return [self._batch(slot) for slot in range(self.count)]
@@ -77,17 +77,21 @@ class _Stream:
         self.length, self.batch_size = length, batch_size
         self.seed, self.purpose = seed, purpose
         self.device = torch.device(device) if device is not None else dataset.frames.device
-        self.epoch = self.index = 0
-        self._order = None, None  # (epoch, its order)
+        self.position = 0  # windows that were drawn so far
+        self._epoch, self._order = None, None  # an epoch, and the order of its windows
         self._slots = {}  # number of a batch in one call -> the memory that its frames are copied to
 
-    def go_to(self, epoch, index):
+    def state(self):
+        epoch, index = divmod(self.position, len(self.starts))
+        return {"epoch": epoch, "index": index}
+
+    def load_state(self, epoch, index):
         if not 0 <= index < len(self.starts):
             raise UserError(
                 f"{self.dataset.path}: the saved position is window {index} of an epoch and there are "
                 f"{len(self.starts)} windows; resume with the dataset the run began with"
             )
-        self.epoch, self.index = epoch, index
+        self.position = epoch * len(self.starts) + index
 
     def next(self, slot):
         chosen, keys = self._draw()
@@ -100,24 +104,18 @@ class _Stream:
 
     def _draw(self):
         """(start rows, keys) of the next batch."""
-        first = self.epoch * len(self.starts) + self.index
-        keys = [seed_of(self.seed, self.purpose, first + i) for i in range(self.batch_size)]
-        chosen = []
-        while len(chosen) < self.batch_size:
-            lacking = self.batch_size - len(chosen)
-            part = self._epoch_order()[self.index : self.index + lacking]
-            chosen += part.tolist()
-            self.index += len(part)
-            if self.index == len(self.starts):
-                self.epoch += 1
-                self.index = 0
+        positions = range(self.position, self.position + self.batch_size)
+        self.position += self.batch_size
+        keys = [seed_of(self.seed, self.purpose, position) for position in positions]
+        chosen = [self._window(position) for position in positions]
         return self.starts[chosen], torch.tensor(keys)
 
-    def _epoch_order(self):
-        if self._order[0] != self.epoch:
-            generator = torch.Generator().manual_seed(seed_of(self.seed, self.purpose, "epoch", self.epoch))
-            self._order = self.epoch, torch.randperm(len(self.starts), generator=generator)
-        return self._order[1]
+    def _window(self, position):
+        epoch, index = divmod(position, len(self.starts))
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, self.purpose, "epoch", epoch))
+            self._epoch, self._order = epoch, torch.randperm(len(self.starts), generator=generator)
+        return self._order[index].item()
 
     def _frames(self, chosen, slot):
         store = self.dataset.frames

@@ -112,7 +112,10 @@ class _Way:
                 errors["baseline_mean_image_psnr"].append(metrics.mse(self.mean, truth))
                 errors["baseline_colour_transfer_psnr"].append(metrics.mse(recoloured.byte(), truth))
         known = {name: metrics.mean_psnr(torch.cat(parts)) for name, parts in errors.items()}
-        figures = {"psnr": known.pop("psnr", None), "baseline_psnr": max(known.values(), default=None)} | known
+        figures = {
+            "psnr": known.pop("psnr", None),
+            "baseline_psnr": max(known.values(), default=None),
+        } | known
         figures["flicker"] = torch.cat(flicker).mean().item()
         figures["flicker_source"] = torch.cat(flicker_source).mean().item()
         named = {f"{name}_{self.direction}": value for name, value in figures.items()}

@@ -1,12 +1,10 @@
 """Which windows a system learns from and which it is judged on."""
 
-import json
-from pathlib import Path
-
 import torch
 
-from mtld_core.config import ConfigError, check
+from mtld_core.config import check
 from mtld_core.data import covered, split_alike, split_windows
+from mtld_core.runs.folder import read_config
 from mtld_core.systems.base import BuiltOn, Reconstructs
 
 FEWEST = 8  # windows, if there are as many, that a long horizon leaves: the averages are over them, too
@@ -76,10 +74,7 @@ def check_stages(system, dataset, config):
         stage, run = getattr(system, attribute), getattr(system.config, field)
         if stage is None:
             continue
-        try:
-            there = json.loads((Path(run) / "config.json").read_text())["training"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{field}={run!r} is no run folder ({type(error).__name__}: {error})") from None
+        there = read_config(run, field)["training"]
         for name in STAGES_SHARE:
             check(
                 there[name] == here[name],

@@ -1,8 +1,7 @@
-"""Checkpoints that are whole or not there: written beside, flushed, renamed; checked by sha256 before they
-are believed.
+"""Checkpoints that are whole or not there, and are checked by sha256 before they are believed.
 
-<run_dir>/latest.json                 {"checkpoint", "step", "sha256"}: the digest of the manifest, which
-lists the others <run_dir>/best.json                   {"checkpoint", "step", "metric", "value"}
+<run_dir>/latest.json   {"checkpoint", "step", "sha256"}: the digest of the manifest, which lists the others
+<run_dir>/best.json     {"checkpoint", "step", "metric", "value"}
 <run_dir>/checkpoints/step_00001000/  model.safetensors, ema.safetensors, train_state.pt, manifest.json
 
 A manifest may also name files elsewhere in the run's folder that the checkpoint rests on, with the bytes that
@@ -23,42 +22,13 @@ import torch
 from safetensors import SafetensorError
 
 from mtld_core.config import UserError
-from mtld_core.files import atomic_path, flush, sha256, write_json
-from mtld_core.runs.lock import Held, Lock
+from mtld_core.files import atomic_path, flush, read_json, sha256, write_json
+from mtld_core.runs.folder import BEST, CHECKPOINTS, LATEST, WEIGHTS, checkpoint_name, read_pointer
 
 SCHEMA = 1
-
-
-@contextlib.contextmanager
-def run_lock(run_dir, say=print):
-    """Hold the folder's lock: one training process a run. The system frees it when the process dies, however
-    it dies.
-
-    On a share without locks a heartbeat in its file stands for that: see `lock`. A folder that was made for
-    this and holds nothing else in the end goes again. Raises UserError where the folder cannot be written, or
-    is in use.
-    """
-    run_dir = Path(run_dir)
-    made, lock = not run_dir.exists(), Lock(run_dir / ".lock", say)
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Held as who:
-        raise UserError(
-            f"{run_dir} is in use by another training process; wait for {who} or choose another run_dir"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"{run_dir} cannot be a run's folder ({error.strerror}); choose another run_dir"
-        ) from None
-    try:
-        yield
-    finally:
-        empty = made and os.listdir(run_dir) == [".lock"]
-        lock.release(remove=empty)
-        if empty:
-            with contextlib.suppress(OSError):  # somebody else has begun in it
-                run_dir.rmdir()
+AVERAGED = "ema.safetensors"
+STATE = "train_state.pt"
+MANIFEST = "manifest.json"
 
 
 @contextlib.contextmanager
@@ -82,19 +52,19 @@ def save(run_dir, step, weights, train_state, config, ema=None, files=None):
     run_dir: bytes of it that this checkpoint rests on}, already on disk. On any error (a full disk) the
     earlier checkpoints stay as they were.
     """
-    run_dir = Path(run_dir)
-    name = f"checkpoints/step_{step:08d}"
-    final, temporary = run_dir / name, run_dir / f"checkpoints/.step_{step:08d}.{os.getpid()}.tmp"
+    run_dir, name = Path(run_dir), checkpoint_name(step)
+    final = run_dir / name
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        _save_tensors(weights, temporary / "model.safetensors")
+        _save_tensors(weights, temporary / WEIGHTS)
         if ema is not None:
-            _save_tensors(ema, temporary / "ema.safetensors")
-        _torch_save(train_state, temporary / "train_state.pt")
+            _save_tensors(ema, temporary / AVERAGED)
+        _torch_save(train_state, temporary / STATE)
         digests = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
         manifest = {"schema": SCHEMA, "step": step, "sha256": digests, "files": files or {}, "config": config}
-        write_json(temporary / "manifest.json", manifest | {"self": _digest(manifest)})
+        write_json(temporary / MANIFEST, manifest | {"self": _digest(manifest)})
         for file in temporary.iterdir():
             flush(file)
         if final.exists():  # the same step saved twice: the new one is as good, and was just checked
@@ -103,146 +73,147 @@ def save(run_dir, step, weights, train_state, config, ema=None, files=None):
         flush(final.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    write_json(
-        run_dir / "latest.json", {"checkpoint": name, "step": step, "sha256": sha256(final / "manifest.json")}
-    )
+    write_json(run_dir / LATEST, {"checkpoint": name, "step": step, "sha256": sha256(final / MANIFEST)})
     return name
 
 
 def mark_best(run_dir, name, figure, value):
     """Let best.json name this checkpoint, which `prune` then keeps."""
-    step = json.loads((Path(run_dir) / name / "manifest.json").read_text())["step"]
-    write_json(
-        Path(run_dir) / "best.json", {"checkpoint": name, "step": step, "metric": figure, "value": value}
-    )
+    step = read_manifest(Path(run_dir) / name)["step"]
+    best = {"checkpoint": name, "step": step, "metric": figure, "value": value}
+    write_json(Path(run_dir) / BEST, best)
+
+
+# ---- what there is
+
+
+def list_checkpoints(run_dir):
+    """Paths of the checkpoints of a run, newest first; they may still turn out damaged."""
+    found = (Path(run_dir) / CHECKPOINTS).glob("step_*")
+    named = [path for path in found if re.fullmatch(r"step_\d{8,}", path.name)]
+    return sorted(named, key=lambda path: path.name, reverse=True)
 
 
 def prune(run_dir, keep=2):
-    """Delete all checkpoints but the newest `keep` and the best one, and what a killed process left
-    half-written.
+    """Delete all checkpoints but the newest `keep` and the best one, and what a killed process left behind.
 
     Then also the `files` (see `save`) that none of the remaining ones names, and such as lie beside them with
     the same suffix.
     """
     run_dir = Path(run_dir)
-    names = [path.name for path in list_checkpoints(run_dir)]
-    if latest := read_pointer(
-        run_dir / "latest.json"
-    ):  # newer ones were damaged, and training went on from before them
-        names = [name for name in names if name <= Path(latest["checkpoint"]).name]
-    kept = set(names[:keep])
-    if best := read_pointer(run_dir / "best.json"):
-        kept.add(Path(best["checkpoint"]).name)
-    leftovers = (run_dir / "checkpoints").glob(".step_*.tmp")
-    named = _files(run_dir)
-    for path in [*list_checkpoints(run_dir), *leftovers]:
-        if path.name not in kept:
+    latest, best = read_pointer(run_dir / LATEST), read_pointer(run_dir / BEST)
+    found, files_before = list_checkpoints(run_dir), _files(run_dir)
+    believed = found
+    if latest:  # newer ones were damaged, and training went on from before them
+        believed = [path for path in found if path <= run_dir / latest["checkpoint"]]
+    kept = believed[:keep]
+    if best:
+        kept.append(run_dir / best["checkpoint"])
+    for path in [*found, *(run_dir / CHECKPOINTS).glob(".step_*.tmp")]:
+        if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
-    needed = _files(run_dir)
-    for folder, suffix in {(path.parent, path.suffix) for path in named}:
-        for path in folder.glob(f"*{suffix}"):
-            if path not in needed:
-                with contextlib.suppress(
-                    OSError
-                ):  # as above: what cannot be deleted now can be the next time
-                    path.unlink()
-
-
-def list_checkpoints(run_dir):
-    """Paths of the checkpoints of a run, newest first; they may still turn out damaged."""
-    named = [
-        path
-        for path in (Path(run_dir) / "checkpoints").glob("step_*")
-        if re.fullmatch(r"step_\d{8,}", path.name)
-    ]
-    return sorted(named, key=lambda path: path.name, reverse=True)
+    files = _files(run_dir)
+    for folder, suffix in {(path.parent, path.suffix) for path in files_before}:
+        for path in set(folder.glob(f"*{suffix}")) - files:
+            with contextlib.suppress(OSError):  # what cannot be deleted now can be the next time
+                path.unlink()
 
 
 def _files(run_dir):
-    """Paths of the files that the manifests of a run name; only such as lie in a folder right inside the
-    run's own.
-    """
+    """Set of the files in folders right inside a run's own that its manifests name."""
     found = set()
     for checkpoint in list_checkpoints(run_dir):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # a damaged manifest names nothing
-            names = json.loads((checkpoint / "manifest.json").read_text()).get("files", {})
-            found |= {Path(run_dir) / name for name in names if re.fullmatch(r"\w+/[\w-]+\.\w+", name)}
+        with contextlib.suppress(UserError):  # a damaged manifest names nothing
+            names = read_manifest(checkpoint)["files"]
+            found |= {run_dir / name for name in names if re.fullmatch(r"\w+/[\w-]+\.\w+", name)}
     return found
 
 
-def read_pointer(path):
-    """What latest.json or best.json says, or None where the file is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError):
-        pointer = json.loads(Path(path).read_text())
-        return pointer if isinstance(pointer, dict) and isinstance(pointer.get("checkpoint"), str) else None
+# ---- which one to use
 
 
-def problem(path, resuming=False):
-    """Why the checkpoint at `path` cannot be believed, in words; None where every file has its recorded
-    sha256.
+def read_manifest(path):
+    """What the checkpoint folder `path` is, a dict: "step", "config", "sha256" of each file, and "files".
 
+    Raises UserError where its manifest is missing, damaged (its own sha256 tells), or of a newer schema.
+    """
+    try:
+        manifest = read_json(path / MANIFEST)
+        whole = manifest.pop("self") == _digest(manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{type(error).__name__}: {error}") from None
+    if not whole:
+        raise UserError(f"{MANIFEST} does not match its own sha256")
+    if manifest["schema"] > SCHEMA:
+        raise UserError(f"it has schema {manifest['schema']}, newer than this program's {SCHEMA}")
+    return {"files": {}} | manifest  # which came later
+
+
+def problem(path, resuming=False, hashed=True):
+    """Why the checkpoint at `path` cannot be believed, in words; None where nothing is wrong.
+
+    hashed: every file has to have its sha256, which reads all of them; otherwise the manifest alone.
     resuming: also why training could not go on from it, though its weights are whole: a file elsewhere in the
     run's folder lacks bytes that it rests on.
     """
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        if manifest.pop("self") != _digest(manifest):
-            return "manifest.json does not match its own sha256"
+        manifest = read_manifest(path)
         for name, digest in manifest["sha256"].items():
-            if sha256(path / name) != digest:
+            if hashed and sha256(path / name) != digest:
                 return f"{name} does not match its sha256"
-        for name, needed in manifest.get("files", {}).items() if resuming else ():
-            file = path.parent.parent / name
-            found = file.stat().st_size if file.exists() else 0
-            if found < needed:
-                return f"it rests on {needed} bytes of {name}, of which {found} are there"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
-    if manifest["schema"] > SCHEMA:
-        return f"it has schema {manifest['schema']}, newer than this program's {SCHEMA}"
+    except (UserError, OSError) as error:
+        return str(error)
+    for name, needed in manifest["files"].items():
+        file = path.parent.parent / name
+        found = file.stat().st_size if file.exists() else 0
+        if resuming and found < needed:
+            return f"it rests on {needed} bytes of {name}, of which {found} are there"
     return None
 
 
-def find(run_dir, wanted="", say=print, resuming=False):
-    """Path of the checkpoint to use: `wanted` ("step_00001000", "1000", a path, or "best"), "" = the newest
-    good one.
+def find(run_dir, wanted="", say=print, **how):
+    """Path of the checkpoint `wanted` ("step_00001000", "1000", a path, "best"), or of the newest good one.
 
     A damaged newest checkpoint is said and skipped; one that was asked for by name is an error. Of a shared
-    run (share.py), which has no checkpoints, it is the file of weights. resuming: see `problem`. Raises
+    run (share.py), which has no checkpoints, it is the file of weights. how: as for `problem`. Raises
     UserError.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise UserError(f"{run_dir}: no such run folder")
-    if wanted == "best":
-        pointer = read_pointer(run_dir / "best.json")
-        if pointer is None:
-            raise UserError(f"{run_dir} has no best checkpoint yet: nothing was evaluated")
-        wanted = pointer["checkpoint"]
     if wanted:
-        names = [path.name for path in list_checkpoints(run_dir)]
-        named = f"step_{int(wanted):08d}" if wanted.isdecimal() else wanted  # 1000 stands for step_00001000
-        places = (run_dir / wanted, run_dir / "checkpoints" / named, Path(wanted))
-        path = next((place for place in places if place.is_dir()), None)
-        if path is None:
-            raise UserError(
-                f"{run_dir} has no checkpoint {wanted!r}; there are: {', '.join(names) or 'none'}"
-            )
-        if reason := problem(path, resuming):
-            raise UserError(f"checkpoint {path} is damaged: {reason}; use another one: {', '.join(names)}")
-        return path
-    if not (run_dir / "checkpoints").exists() and (run_dir / "model.safetensors").is_file():
-        return run_dir / "model.safetensors"
-    for path in list_checkpoints(run_dir):
-        reason = problem(path, resuming)
+        return _find_named(run_dir, wanted, **how)
+    if not (run_dir / CHECKPOINTS).exists() and (run_dir / WEIGHTS).is_file():
+        return run_dir / WEIGHTS
+    found = list_checkpoints(run_dir)
+    for path in found:
+        reason = problem(path, **how)
         if reason is None:
             return path
         say(f"checkpoint {path} is damaged ({reason}); trying the one before")
-    if list_checkpoints(run_dir):
+    if found:
         raise UserError(
             f"every checkpoint of {run_dir} is damaged: train it anew in another run_dir, or restore a copy"
         )
     raise UserError(f"{run_dir} holds no checkpoint yet: train it first (notebooks/02_train)")
+
+
+def _find_named(run_dir, wanted, **how):
+    if wanted == "best":
+        best = read_pointer(run_dir / BEST)
+        if best is None:
+            raise UserError(f"{run_dir} has no best checkpoint yet: nothing was evaluated")
+        wanted = best["checkpoint"]
+    names = [path.name for path in list_checkpoints(run_dir)]
+    places = [run_dir / wanted, run_dir / CHECKPOINTS / wanted, Path(wanted)]
+    if wanted.isdecimal():
+        places.append(run_dir / checkpoint_name(int(wanted)))
+    path = next((place for place in places if place.is_dir()), None)
+    if path is None:
+        raise UserError(f"{run_dir} has no checkpoint {wanted!r}; there are: {', '.join(names) or 'none'}")
+    if reason := problem(path, **how):
+        raise UserError(f"checkpoint {path} is damaged: {reason}; use another one: {', '.join(names)}")
+    return path
 
 
 def load_weights(path, ema=True):
@@ -251,8 +222,8 @@ def load_weights(path, ema=True):
     """
     path = Path(path)
     if path.is_dir():
-        averaged = path / "ema.safetensors"
-        path = averaged if ema and averaged.exists() else path / "model.safetensors"
+        averaged = path / AVERAGED
+        path = averaged if ema and averaged.exists() else path / WEIGHTS
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -265,7 +236,8 @@ def load_weights(path, ema=True):
 
 
 def load_train_state(path):
-    return torch.load(Path(path) / "train_state.pt", map_location="cpu", weights_only=True)
+    """What `save` was given as train_state, of the checkpoint folder `path`; on the CPU."""
+    return torch.load(Path(path) / STATE, map_location="cpu", weights_only=True)
 
 
 def export_pth(checkpoint, path):

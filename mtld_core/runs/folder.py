@@ -1,19 +1,29 @@
-"""A run's folder: its name, its log, and where it goes on."""
+"""A run's folder: what its files are called, its log, and what it says about itself."""
 
+import contextlib
 import json
 import math
 import time
 from pathlib import Path
 
 from mtld_core.config import UserError
-from mtld_core.files import atomic_path
-from mtld_core.runs import checkpoint as checkpoints
+from mtld_core.files import atomic_path, read_json
 
-# training settings that a run keeps: chance, pairs of frames and controls, and which frames are held out
-KEPT = ("seed", "controls_lead_to", "holdout", "cross_cuts", "restitution", "eval_horizon")
-# fields of a system's config, where it has them, that decide which frames are held out, so that a run keeps
-# them, too; with what they are in a run of before there were such
-WINDOW_FIELDS = {"sequence_length": 0, "context_frames": 0, "rollout_frames": 0, "split": [0, 0]}
+CONFIG = "config.json"  # what the run is, whatever happens in it
+REPORT = "report.json"  # what has happened in it, and its newest figures
+LOG = "metrics.jsonl"  # a line for every few steps
+LATEST, BEST = "latest.json", "best.json"  # each points at a checkpoint
+LOCK = ".lock"  # of the process that trains here
+CHECKPOINTS = "checkpoints"  # folders, one a checkpoint
+REPLAY = "replay"  # of a system that keeps one: what the checkpoints rest on
+SAMPLES = "samples"  # what was generated or played
+PREVIEWS = "previews"  # pictures made while it trained: <what>_<step>.png
+JUDGEMENT = "judgement.png"  # curves over the horizon, of the newest figures
+JUDGEMENTS = "judgements"  # figures of checkpoints that were judged once more
+WEIGHTS = "model.safetensors"  # in a checkpoint, and in a run that was given away
+
+# what config.json has to hold, and "config" in a manifest holds, too
+PARTS = {"system": str, "preset": str, "config": dict, "training": dict, "dataset": dict}
 
 
 def folder_of(run_dir, system):
@@ -21,27 +31,87 @@ def folder_of(run_dir, system):
     return Path(run_dir or f"runs/{system}_{time.strftime('%Y%m%d_%H%M%S')}").absolute()
 
 
+def runs_in(folder):
+    """Paths of the runs that lie in `folder`, as text, sorted."""
+    return sorted(path.parent.as_posix() for path in Path(folder).glob(f"*/{CONFIG}"))
+
+
+def checkpoint_name(step):
+    """The folder of the checkpoint at `step`, relative to its run's: `checkpoints/step_00001000`."""
+    return f"{CHECKPOINTS}/step_{step:08d}"
+
+
+# ---- what it says about itself
+
+
+def read_config(run_dir, setting=""):
+    """What config.json says of a run, a dict: "system", "preset", "config", "training", "dataset".
+
+    setting: the field that names the run, for the error. Raises UserError where `run_dir` is no run.
+    """
+    path = Path(run_dir) / CONFIG
+    named = f"{setting}={str(run_dir)!r}" if setting else run_dir
+    try:
+        about = read_json(path)
+        for name, kind in PARTS.items():
+            if not isinstance(about[name], kind):
+                raise TypeError(f"{name!r} is no {kind.__name__}")
+        return about
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{named} is not a run folder: it has no {CONFIG}; train one with notebooks/02_train"
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}: {error}); training writes it anew"
+        ) from None
+
+
+def read_report(run_dir):
+    """What report.json says of a run, a dict. Raises UserError where it is missing or damaged."""
+    path = Path(run_dir) / REPORT
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        raise UserError(f"{path} is missing or damaged; training writes it when it judges the run") from None
+
+
+def read_pointer(path):
+    """What latest.json or best.json says, a dict, or None where the file is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        pointer = read_json(path)
+        if isinstance(pointer, dict) and isinstance(pointer.get("checkpoint"), str):
+            return pointer
+    return None
+
+
+# ---- its log
+
+
 def append_log(run_dir, line):
-    """One more line of metrics.jsonl; a number that is not finite becomes null, which JSON can say."""
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-    with open(run_dir / "metrics.jsonl", "a") as file:
+    """Add the dict `line` to metrics.jsonl; a number that is not finite becomes null, which JSON can say."""
+    finite = {}
+    for name, value in line.items():
+        lost = isinstance(value, float) and not math.isfinite(value)
+        finite[name] = None if lost else value
+    with open(run_dir / LOG, "a") as file:
         file.write(json.dumps(finite) + "\n")
 
 
 def rewind(run_dir, step):
-    """Forget what lies past `step`, where the run goes on: lines of metrics.jsonl, and a best.json that names
-    a later one.
+    """Forget what lies past `step`, where the run goes on: lines of the log, and a best.json of later on.
 
     A line that a kill cut short goes, too.
     """
-    log = run_dir / "metrics.jsonl"
+    log = run_dir / LOG
     if log.exists():
-        lines = [line for line in log.read_text(errors="replace").splitlines() if _step_of(line) <= step]
+        lines = log.read_text(errors="replace").splitlines()
+        kept = [f"{line}\n" for line in lines if _step_of(line) <= step]
         with atomic_path(log) as temporary:
-            temporary.write_text("".join(line + "\n" for line in lines))
-    best = checkpoints.read_pointer(run_dir / "best.json")
+            temporary.write_text("".join(kept))
+    best = read_pointer(run_dir / BEST)
     if best and not (best.keys() >= {"step", "metric", "value"} and best["step"] <= step):
-        (run_dir / "best.json").unlink()
+        (run_dir / BEST).unlink()
 
 
 def _step_of(line):
@@ -49,61 +119,3 @@ def _step_of(line):
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
-
-
-def checkpoint_to_resume(run_dir, resume, say=print):
-    """(folder, its manifest) of the checkpoint to go on from, or (None, None) for a new run.
-
-    resume: "auto" (what run_dir holds, if anything), "never", or another run's folder or one of its
-    checkpoints; given again to the run that began so, it means "auto". Raises UserError where run_dir holds a
-    run and another is to start there.
-    """
-    own = checkpoints.list_checkpoints(run_dir)
-    if own and resume not in ("auto", "never"):
-        newest = checkpoints.find(run_dir, say=say, resuming=True)
-        if json.loads((newest / "manifest.json").read_text())["config"]["training"]["resume"] == resume:
-            resume = "auto"
-    if resume != "auto" and own:
-        raise UserError(
-            f"{run_dir} already holds a run: choose another run_dir, or go on with it by resume='auto'"
-        )
-    if resume == "never" or (resume == "auto" and not own):
-        return None, None
-    path = Path(run_dir if resume == "auto" else resume)
-    if not path.exists():
-        raise UserError(f"resume={resume}: no such run folder")
-    inside = path.parent.name == "checkpoints"
-    run, name = (path.parent.parent, path.name) if inside else (path, "")
-    folder = checkpoints.find(run, name, say, resuming=True)
-    if folder.is_file():
-        raise UserError(
-            f"{path} is a shared run: it can be opened, but holds nothing that training could go on from"
-        )
-    return folder, json.loads((folder / "manifest.json").read_text())
-
-
-def check_origin(folder, then, now, run_dir):
-    """Refuse to go on from `folder` with another system, other data, another seed or another split than the
-    run began with.
-
-    then, now: what a manifest keeps under "config", of the checkpoint and of this session. run_dir: this
-    session's.
-    """
-    if then["system"] != now["system"]:
-        raise UserError(f"{folder} is a checkpoint of {then['system']!r}, not of {now['system']!r}")
-    parts = (("dataset", ("frames", "arcs", "size")), ("training", KEPT), ("config", WINDOW_FIELDS))
-    for where, names in parts:
-        for name in names:
-            given = now[where].get(name)
-            began = then[where].get(name, WINDOW_FIELDS.get(name, given))
-            if name in now[where] and began != given:
-                own = folder.parent.parent == run_dir
-                way = (
-                    "start in another run_dir"
-                    if own
-                    else f"leave resume={str(folder.parent.parent)!r} out, and begin anew"
-                )
-                raise UserError(
-                    f"{folder} was trained with {where} {name}={began}, now it is {given}; give what it "
-                    f"began with, or {way}"
-                )

@@ -1,5 +1,4 @@
-"""One process at a time in a folder: by a lock that the system frees, or by a heartbeat where a file system
-has no locks.
+"""One process at a time in a folder: by the system's lock, or by a heartbeat where a file system has none.
 
 The file says who holds it, as JSON: {"host", "pid", "began", "boot", "counting", "flock"}; empty, it is
 nobody's. Its time is the holder's last heartbeat, so that another machine on the same share can tell a
@@ -18,6 +17,9 @@ from pathlib import Path
 
 import psutil
 
+from mtld_core.config import UserError
+from mtld_core.runs.folder import LOCK
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -27,6 +29,37 @@ BEAT = 15  # seconds between two heartbeats
 STALE = 120  # seconds without one after which a process on another machine counts as gone
 HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)  # flock's answers where somebody else has it
 CLOCK = 2  # seconds by which the system's word on when a process began may vary
+JUST_NOW = "it began in this moment"
+
+
+@contextlib.contextmanager
+def run_lock(run_dir, say=print):
+    """Hold a run's folder for this process, which is to train in it. However it dies, the folder is free.
+
+    A folder that was made for this and holds nothing else in the end goes again. say: told when a lock that
+    was left behind is taken over. Raises UserError where the folder cannot be written, or is in use.
+    """
+    run_dir = Path(run_dir)
+    made, lock = not run_dir.exists(), Lock(run_dir / LOCK, say)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Held as who:
+        raise UserError(
+            f"{run_dir} is in use by another training process; wait for {who} or choose another run_dir"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{run_dir} cannot be a run's folder ({error.strerror}); choose another run_dir"
+        ) from None
+    try:
+        yield
+    finally:
+        empty = made and os.listdir(run_dir) == [LOCK]
+        lock.release(remove=empty)
+        if empty:
+            with contextlib.suppress(OSError):  # somebody else has begun in it
+                run_dir.rmdir()
 
 
 class Held(Exception):
@@ -34,27 +67,26 @@ class Held(Exception):
 
 
 class Lock:
-    """`acquire()` and `release()` of the lock file at `path`. say: told when a lock that was left behind is
-    taken over.
-    """
+    """The lock file at `path`. say: told when a lock that was left behind is taken over."""
 
     def __init__(self, path, say=print):
-        self.path, self.say, self.handle = Path(path), say, None
+        self.path, self.say = Path(path), say
+        self.handle = None  # of the file, where the system has locked it
         me = psutil.Process()
         self.owner = {"host": socket.gethostname(), "pid": me.pid, "began": me.create_time(), **_machine()}
 
     def acquire(self):
-        """Raises Held where a process that lives has it, OSError where the file cannot be written."""
+        """Take it. Raises Held where a process that lives has it, OSError where it cannot be written."""
         self.handle = _flocked(self.path)
         self.owner["flock"] = self.handle is not None
         self.text = json.dumps(self.owner)
         try:
-            found = self.path.read_text(errors="replace") if self.path.exists() else ""
+            found = _read(self.path) if self.path.exists() else ""
             self._refuse_if_in_use(found)
-            if self.handle is not None:
-                _write(self.handle, self.text)
-            else:
+            if self.handle is None:
                 self._claim(found)
+            else:
+                _write(self.handle, self.text)
         except BaseException:
             self._close()
             raise
@@ -62,55 +94,58 @@ class Lock:
         threading.Thread(target=self._beat, daemon=True).start()
 
     def release(self, remove=False):
-        """remove: delete the file, too, where the system's lock would leave it, empty."""
+        """Give it back. remove: delete the file, too, where the system's lock would leave it, empty."""
         self.ended.set()
         with contextlib.suppress(OSError):
-            if self.handle is None or remove:
-                if self.path.read_text() == self.text:
-                    self.path.unlink()
-            else:
+            if self.handle is not None and not remove:
                 os.ftruncate(self.handle, 0)
+            elif self._is_mine():
+                self.path.unlink()
         self._close()
+
+    def _is_mine(self):
+        return _read(self.path) == self.text
 
     def _close(self):
         if self.handle is not None:
             os.close(self.handle)  # which frees it
             self.handle = None
 
+    def _beat(self):
+        while not self.ended.wait(BEAT):
+            with contextlib.suppress(OSError):  # a share that is away for a while
+                if not self._is_mine():
+                    return
+                os.utime(self.path)
+
     # ---- who has it
 
     def _refuse_if_in_use(self, found):
+        """Raise Held where the owner that the text `found` names may still be at work."""
         owner = _parse(found)
         if owner is None:
             return
-        who = f"process {owner['pid']} on {owner['host']}"
         here = owner.get("boot") == self.owner["boot"]
-        if here and owner.get("flock") and self.handle is not None:  # the system has freed it
-            return
+        if here and owner.get("flock") and self.handle is not None:
+            return  # the system has freed it
         if here and all(owner.get(name) == self.owner[name] for name in ("host", "counting")):
             if _lives(owner):
-                raise Held(who)
-            return
-        if (
-            owner["host"] == self.owner["host"]
-            and "boot" not in owner
-            and not psutil.pid_exists(owner["pid"])
-        ):
+                raise Held(_name(owner))
             return
         age = self._age()
         if age < STALE:
             raise Held(
-                f"{who}, which gave a sign of life {age:.0f} s ago (if that one is gone, start again after "
-                f"{STALE / 60:g} minutes, or delete {self.path})"
+                f"{_name(owner)}, which gave a sign of life {age:.0f} s ago (if that one is gone, start "
+                f"again after {STALE / 60:g} minutes, or delete {self.path})"
             )
         self.say(
-            f"{self.path} was left by {who}, whose last sign of life is {age / 60:.0f} minutes old: taken "
-            "over"
+            f"{self.path} was left by {_name(owner)}, whose last sign of life is {age / 60:.0f} minutes old: "
+            "taken over"
         )
 
     def _age(self):
         """Seconds since the last heartbeat, by the clock that gives the folder's files their times."""
-        probe = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}")
+        probe = _beside(self.path)
         try:
             probe.touch()
             return max(0.0, probe.stat().st_mtime - self.path.stat().st_mtime)
@@ -120,58 +155,35 @@ class Lock:
     # ---- without the system's locks
 
     def _claim(self, found):
-        """Make the file this process's own, where it holds `found`, which is nobody's. Of several that try
-        one succeeds.
+        """Make the file, which holds `found` and is nobody's, this process's own.
+
+        Of several that try one succeeds; Held is raised in the others.
         """
         if self.path.exists():
-            aside = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}")
+            aside = _beside(self.path)
             os.rename(self.path, aside)
-            if aside.read_text(errors="replace") != found:  # another one was faster, and has it now
+            if _read(aside) != found:  # another one was faster, and has it now
                 os.rename(aside, self.path)
-                raise Held("it began in this moment")
+                raise Held(JUST_NOW)
             aside.unlink()
         try:
             handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         except FileExistsError:
-            raise Held("it began in this moment") from None
+            raise Held(JUST_NOW) from None
         try:
             _write(handle, self.text)
         finally:
             os.close(handle)
-        if self.path.read_text() != self.text:
-            raise Held("it began in this moment")
-
-    def _beat(self):
-        while not self.ended.wait(BEAT):
-            with contextlib.suppress(OSError):  # a share that is away for a while
-                if self.path.read_text() != self.text:
-                    return
-                os.utime(self.path)
+        if not self._is_mine():
+            raise Held(JUST_NOW)
 
 
-def _flocked(path):
-    """The file, open and locked by the system, or None where the file system has no such locks. Raises
-    Held.
-    """
-    if fcntl is None:
-        return None
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        if (
-            error.errno not in HELD
-        ):  # ENOSYS, EOPNOTSUPP, ENOLCK, EINVAL, ...: file systems say it in many ways
-            return None
-        owner = _parse(path.read_text(errors="replace"))
-        raise Held(
-            f"process {owner['pid']} on {owner['host']}" if owner else "it does not say which"
-        ) from None
-    if not os.fstat(handle).st_nlink:
-        os.close(handle)
-        raise Held("it ended in this moment")
-    return handle
+def _beside(path):
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+
+
+def _read(path):
+    return path.read_text(errors="replace")
 
 
 def _write(handle, text):
@@ -179,6 +191,28 @@ def _write(handle, text):
     os.write(handle, text.encode())
     with contextlib.suppress(OSError):
         os.fsync(handle)
+
+
+def _flocked(path):
+    """A handle of the file, locked by the system; None where there are no such locks. Raises Held."""
+    if fcntl is None:
+        return None
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if error.errno not in HELD:  # no such locks; file systems say it in many ways
+            return None
+        owner = _parse(_read(path))
+        raise Held(_name(owner) if owner else "it does not say which") from None
+    if not os.fstat(handle).st_nlink:
+        os.close(handle)
+        raise Held("it ended in this moment")
+    return handle
+
+
+# ---- owners
 
 
 def _parse(text):
@@ -192,7 +226,12 @@ def _parse(text):
         owner = json.loads(text)
         return owner | {"pid": int(owner["pid"]), "host": str(owner["host"])}
     pid, host, *_ = [*text.split("\n"), "", ""]
-    return {"pid": int(pid) if pid.strip().isdecimal() else 0, "host": host.strip() or "an unknown machine"}
+    number = int(pid) if pid.strip().isdecimal() else 0
+    return {"pid": number, "host": host.strip() or "an unknown machine"}
+
+
+def _name(owner):
+    return f"process {owner['pid']} on {owner['host']}"
 
 
 def _lives(owner):
@@ -204,12 +243,13 @@ def _lives(owner):
 
 
 def _machine():
-    """{"boot": what tells this system, since its start, from all others, "counting": where its numbers of
-    processes count}.
+    """Where this is: "boot" tells this system, since its start, from others; "counting" whose numbers count.
+
+    Containers number their processes from 1, each.
     """
     found = {"boot": socket.gethostname(), "counting": ""}
     with contextlib.suppress(OSError):
         found["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     with contextlib.suppress(OSError):
-        found["counting"] = os.readlink("/proc/self/ns/pid")  # containers count from 1, each
+        found["counting"] = os.readlink("/proc/self/ns/pid")
     return found

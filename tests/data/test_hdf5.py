@@ -12,7 +12,7 @@ from conftest import moving_square
 from PIL import Image
 
 from mtld_core.config import UserError
-from mtld_core.data import Batches, lazy, open_dataset, store
+from mtld_core.data import Batches, hdf5_file, open_dataset, store
 from mtld_core.data.hdf5_file import LazyFrames
 from mtld_core.generate import generate
 from mtld_core.train import train
@@ -219,7 +219,7 @@ def test_flags_that_make_no_sense_are_refused(tmp_path, columns, match):
 
 @pytest.mark.parametrize("memory", ["ram", "disk"])
 def test_several_files_in_a_folder_are_episodes(tmp_path, monkeypatch, memory):
-    monkeypatch.setattr(lazy, "OPEN", 1)
+    monkeypatch.setattr(hdf5_file, "MOST_OPEN", 1)
     for number, suffix in ((10, "hdf5"), (9, "h5"), (11, "H5")):
         put(
             tmp_path / f"take_{number}.{suffix}",
@@ -472,7 +472,7 @@ def recorded(path, height=16, width=16):
 
 @pytest.mark.parametrize("size", [(0, 0), (8, 12)])
 def test_frames_in_the_file_are_the_frames_in_memory(tmp_path, monkeypatch, size):
-    monkeypatch.setattr(lazy, "PIECE", 5 * 16 * 16 * 3)
+    monkeypatch.setattr(hdf5_file, "PIECE", 5 * 16 * 16 * 3)
     path = recorded(tmp_path / "a.h5")
     near, far = (open_dataset(path, *size, memory=memory, progress=False) for memory in ("ram", "disk"))
     a, b = near.frames, far.frames

@@ -17,7 +17,9 @@ import torch
 from PIL import ExifTags, Image
 
 from mtld_core.config import UserError
-from mtld_core.data import cache, folder, open_dataset, pictures, store
+from mtld_core.data import folder, open_dataset, pictures, store
+
+AS_IS = (0, 0, "crop")
 
 
 @pytest.fixture(autouse=True)
@@ -78,14 +80,14 @@ def test_entries_of_earlier_versions_serve_what_they_had_right(tmp_path):
     (tmp_path / "d/a").mkdir(parents=True)
     for i in range(2):
         (tmp_path / f"d/a/{i}.png").write_bytes(bytes([i]) * 100)
-    assert folder.Folder(tmp_path / "d").digest() == "05e02cdf0a12d46ecf2bbd0261cf5540"
+    assert folder.Folder(tmp_path / "d", AS_IS).digest() == "05e02cdf0a12d46ecf2bbd0261cf5540"
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     Image.new("RGB", (8, 4)).save(tmp_path / "d/a/0.png", exif=exif)
     content = (tmp_path / "d/a/0.png").read_bytes()
     parts = [blake2b(one, digest_size=16).digest() for one in (content, bytes([1]) * 100)]
     before = blake2b(b"a/0.png\na/1.png" + b"".join(parts), digest_size=16).hexdigest()
-    assert folder.Folder(tmp_path / "d").digest() != before
+    assert folder.Folder(tmp_path / "d", AS_IS).digest() != before
 
 
 def test_a_change_of_content_alone_is_noticed(tmp_path):
@@ -151,7 +153,7 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(root, tmp_path):
 
 
 def test_a_full_disk_costs_a_warning(root, monkeypatch):
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(1000))
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(1000))
     assert "no room" in read(root).warnings[-1]
 
 
@@ -165,7 +167,7 @@ def test_the_longest_unused_entry_gives_way(root, tmp_path, monkeypatch):
     os.utime(second, (500, 500))
     read(root)  # a use makes an entry young
     used = sum(file.stat().st_size for entry in (first, second) for file in entry.iterdir())
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(used + 700))
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(used + 700))
     read(root, height=4, width=8)
     left = entries(tmp_path)
     assert first in left
@@ -180,7 +182,7 @@ def test_frames_beyond_the_memory_are_mapped_from_disk(root, monkeypatch):
         read(root, memory="ram")
     with pytest.raises(UserError):
         read(root, cache=False)
-    assert isinstance(store.load(folder.Folder(root))[0], np.memmap)
+    assert isinstance(store.load(folder.Folder(root, AS_IS))[0], np.memmap)
     data = read(root)
     data.frames[0] = 7
     assert read(root).frames[0, 0, 0, 0] != 7, "writing to the frames never reaches the cache"

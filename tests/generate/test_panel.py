@@ -14,7 +14,7 @@ from rolling import open_toy, picture, write_rolling_arcs
 from steered import QUICK, steered_run, write_recording
 
 from mtld_core import media
-from mtld_core.generate.jobs import panel
+from mtld_core.generate import panel
 from mtld_core.systems import SYSTEMS
 from mtld_core.train import train
 

@@ -20,8 +20,8 @@ from torch import nn
 from mtld_core import media
 from mtld_core.config import UserError
 from mtld_core.data import open_dataset
-from mtld_core.generate.jobs import jobs as generation
-from mtld_core.generate.jobs import panel
+from mtld_core.generate import jobs as generation
+from mtld_core.generate import panel
 from mtld_core.generate.rollouts import stream_translation
 from mtld_core.judge.translations import TranslationJudge
 from mtld_core.metrics import colour_transfer

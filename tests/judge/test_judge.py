@@ -8,7 +8,7 @@ from conftest import write_arcs
 
 from mtld_core import judge, metrics
 from mtld_core.config import UserError
-from mtld_core.runs.folder import checkpoint_to_resume
+from mtld_core.runs.resume import checkpoint_to_resume
 from mtld_core.train import train
 
 

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from toys import ToyConfig, ToyPlayer
 
-from mtld_core import alarms as alarms_module
 from mtld_core.data import Arc, Dataset
 from mtld_core.judge.rollouts import Judge, held_actions
 from mtld_core.judge.windows import reachable
 from mtld_core.systems.base import Needs, System
 from mtld_core.train import fit
+from mtld_core.train import report as alarms_module
 from mtld_core.train.controls import Controls
 from mtld_core.train.plots import draw_judgement
 from mtld_core.train.settings import TrainConfig, build

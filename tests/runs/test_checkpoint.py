@@ -15,6 +15,8 @@ from torch import nn
 from mtld_core.config import UserError
 from mtld_core.files import sha256
 from mtld_core.runs import checkpoint as checkpoints
+from mtld_core.runs.folder import read_pointer
+from mtld_core.runs.lock import run_lock
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {"system": "toy", "widths": [1, 2]}
@@ -114,7 +116,7 @@ def test_saving_the_same_step_again_replaces_it(run):
     checkpoints.save(run, 3, weights(33), {"step": 3}, CONFIG)
     same(checkpoints.load_weights(checkpoints.find(run)), weights(33))
     assert names(run / "checkpoints") == [f"step_0000000{i}" for i in (1, 2, 3)]
-    assert checkpoints.read_pointer(run / "latest.json")["sha256"] == sha256(folder(run, 3) / "manifest.json")
+    assert read_pointer(run / "latest.json")["sha256"] == sha256(folder(run, 3) / "manifest.json")
 
 
 # ---- damage
@@ -229,15 +231,15 @@ def test_best_is_what_was_marked(run):
     checkpoints.mark_best(run, "checkpoints/step_00000002", "psnr", 31.5)
     assert checkpoints.find(run, "best") == folder(run, 2)
     wanted = {"checkpoint": "checkpoints/step_00000002", "step": 2, "metric": "psnr", "value": 31.5}
-    assert checkpoints.read_pointer(run / "best.json") == wanted
+    assert read_pointer(run / "best.json") == wanted
 
 
 def test_a_damaged_pointer_reads_as_none(tmp_path):
     path = tmp_path / "best.json"
-    assert checkpoints.read_pointer(path) is None
+    assert read_pointer(path) is None
     for data in (b"", b'{"checkpoint": ', b'{"checkpoint": "\xff"}', b"[]"):
         path.write_bytes(data)
-        assert checkpoints.read_pointer(path) is None, data
+        assert read_pointer(path) is None, data
 
 
 # ---- pruning
@@ -274,7 +276,7 @@ def test_prune_never_deletes_what_was_just_saved(run, capsys, keep):
     save(run, 4)
     checkpoints.prune(run, keep)
     capsys.readouterr()
-    assert checkpoints.read_pointer(run / "latest.json")["step"] == 4
+    assert read_pointer(run / "latest.json")["step"] == 4
     assert checkpoints.find(run) == folder(run, 4)
 
 
@@ -469,7 +471,7 @@ def test_load_state_dict_names_the_tensors_that_do_not_fit():
 
 HOLD = """
     import sys, time
-    from mtld_core.runs.checkpoint import run_lock
+    from mtld_core.runs.lock import run_lock
     with run_lock(sys.argv[1]):
         print("held", flush=True)
         time.sleep(60)
@@ -482,21 +484,21 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
         try:
             assert child.stdout.readline() == "held\n"
             said = r"run is in use by another training process; wait .* or choose another run_dir"
-            with pytest.raises(UserError, match=said), checkpoints.run_lock(tmp_path / "run"):
+            with pytest.raises(UserError, match=said), run_lock(tmp_path / "run"):
                 pass
-            with checkpoints.run_lock(tmp_path / "other"):  # another run is free
+            with run_lock(tmp_path / "other"):  # another run is free
                 pass
         finally:
             child.kill()  # SIGKILL: nothing was put away
         child.wait()
-        lock = checkpoints.run_lock
+        lock = run_lock
         with (
             lock(tmp_path / "run"),
             pytest.raises(UserError, match="in use"),
             lock(tmp_path / "run"),
         ):  # nor twice in one process
             pass
-    with pytest.raises(ZeroDivisionError), checkpoints.run_lock(tmp_path / "run"):
+    with pytest.raises(ZeroDivisionError), run_lock(tmp_path / "run"):
         raise ZeroDivisionError
-    with checkpoints.run_lock(tmp_path / "run"):  # an error frees it, too
+    with run_lock(tmp_path / "run"):  # an error frees it, too
         assert (tmp_path / "run").is_dir()

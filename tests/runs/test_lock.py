@@ -13,7 +13,7 @@ import pytest
 
 from mtld_core.config import UserError
 from mtld_core.runs import lock as locking
-from mtld_core.runs.checkpoint import run_lock
+from mtld_core.runs.lock import run_lock
 
 ROOT = Path(__file__).parents[2]
 WITHOUT = [
@@ -153,7 +153,7 @@ KILLED = """
     def flock(handle, operation):
         raise OSError(errno.ENOLCK, "no locks available")
     fcntl.flock = flock
-    from mtld_core.runs.checkpoint import run_lock
+    from mtld_core.runs.lock import run_lock
     with run_lock(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGKILL)
 """

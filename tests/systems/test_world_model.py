@@ -483,7 +483,7 @@ def test_dynamics_follow_the_true_actions(tmp_path):
     ("overrides", "message"),
     [
         ({"tokenizer_run": ""}, "tokenizer_run is empty: name the run folder of a trained tokenizer"),
-        ({"tokenizer_run": "nowhere"}, r"tokenizer_run='nowhere' is no run folder"),
+        ({"tokenizer_run": "nowhere"}, r"tokenizer_run='nowhere' is not a run folder"),
         (
             {"tokenizer_run": "{actions}"},
             r"tokenizer_run=.* is a run of 'latent_actions', wanted is one of 'tokenizer'",
@@ -694,7 +694,7 @@ def test_a_run_goes_on_with_the_stages_that_it_began_with(runs, tmp_path):
     assert train("dynamics", tmp_path / "run", steps=30, **named)["step"] == 30
     assert open_run(tmp_path / "run", device="cpu").tokenizer.fsq is None
     shutil.rmtree(moved)
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         train("dynamics", tmp_path / "other", steps=10, **named)
 
 

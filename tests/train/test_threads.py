@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mtld_core.config import ConfigError
-from mtld_core.train.loop import threads as threads_module
+from mtld_core.train import threads as threads_module
 from mtld_core.train.settings import TrainConfig
 from mtld_core.train.threads import BLOCK, Threads
 

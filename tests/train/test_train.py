@@ -14,17 +14,20 @@ from conftest import write_arcs
 
 from mtld_core.config import ConfigError, UserError
 from mtld_core.data import open_dataset
+from mtld_core.judge import judge
 from mtld_core.judge.rollouts import Judge
 from mtld_core.judge.windows import windows_of
-from mtld_core.runs.checkpoint import list_checkpoints, load_train_state, read_pointer
+from mtld_core.runs import checkpoint as checkpoints
+from mtld_core.runs.checkpoint import list_checkpoints, load_train_state
+from mtld_core.runs.folder import read_pointer
 from mtld_core.systems.base import Loss
 from mtld_core.systems.mtld.system import MTLD
 from mtld_core.systems.opening import open_run
-from mtld_core.train import fit, train
+from mtld_core.train import fit, threads, train
+from mtld_core.train import loop as train_module
 from mtld_core.train.controls import Controls
 from mtld_core.train.job import main
-from mtld_core.train.loop import Training, threads
-from mtld_core.train.loop import loop as train_module
+from mtld_core.train.loop import Training
 from mtld_core.train.settings import build, open_data, plan
 
 
@@ -149,7 +152,18 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(arcs, tmp_path
     report = tiny(arcs, tmp_path / "run", {"save_every_steps": 10}, steps=22)
     assert report["step"] == 22
     out = capsys.readouterr().out
-    assert "step_00000020 is damaged" in out and "going on at step 10" in out
+    assert out.count("step_00000020 is damaged") == 1 and "going on at step 10" in out
+
+
+@pytest.mark.parametrize("resume", ["auto", "{run}"])
+def test_a_start_hashes_the_files_that_it_goes_on_from_once(arcs, tmp_path, monkeypatch, resume):
+    settings = {"resume": resume.format(run=tmp_path / "first")}
+    tiny(arcs, tmp_path / "first")
+    tiny(arcs, tmp_path / "run", **settings, steps=21)
+    hashed, sha256 = [], checkpoints.sha256
+    monkeypatch.setattr(checkpoints, "sha256", lambda path: [hashed.append(path.name), sha256(path)][1])
+    tiny(arcs, tmp_path / "run", **settings, steps=21)
+    assert sorted(hashed) == ["ema.safetensors", "model.safetensors", "train_state.pt"]
 
 
 INTERRUPTED = """
@@ -237,7 +251,7 @@ def test_patience_counts_a_phases_updates_not_steps(arcs, tmp_path, monkeypatch,
 
 
 def test_one_run_folder_takes_one_process(arcs, tmp_path):
-    from mtld_core.runs.checkpoint import run_lock
+    from mtld_core.runs.lock import run_lock
 
     with run_lock(tmp_path / "run"), pytest.raises(UserError, match="in use by another"):
         tiny(arcs, tmp_path / "run")
@@ -572,3 +586,17 @@ def test_another_preset_goes_on_with_the_split_and_the_seed_that_the_run_began_w
     report = train("mtld", "small", str(arcs), same, run_dir=str(tmp_path / "run"), steps=2)
     assert open_run(tmp_path / "run", device="cpu").config.sequence_length == 4
     assert (report["step"], report["restitution"], report["seed"], report["preset"]) == (2, True, 3, "small")
+
+
+def test_a_run_with_a_setting_that_is_gone_opens_is_judged_and_goes_on(arcs, tmp_path, monkeypatch):
+    def older(*run, about=train_module.about):
+        told = about(*run)
+        return told | {"training": told["training"] | {"max_power_percent": 95.0}}
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "about", older)
+        tiny(arcs, run, steps=1)
+    assert open_run(run, device="cpu").run.training["max_power_percent"] == 95
+    assert judge(run, device="cpu")["psnr"] > 0
+    assert tiny(arcs, run, steps=2)["step"] == 2

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from mtld_core.judge.rollouts import Judge
-from mtld_core.runs.checkpoint import read_pointer
-from mtld_core.train.loop import panel as train_panel
+from mtld_core.runs.folder import read_pointer
+from mtld_core.train import panel as train_panel
 from mtld_core.train.plots import Log, draw
 from mtld_core.train.settings import build, open_data, plan
 
