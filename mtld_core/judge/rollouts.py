@@ -18,7 +18,8 @@ from mtld_core.frames import evenly, to_float, to_uint8
 
 # SSIM and LPIPS are averages over this many frames: on a CPU, VGG on all of them would outlast the training
 PICTURE_PAIRS = 64
-STEERED, HELD = 32, 4  # windows, and actions held from each, that controllability is measured on
+STEERED = 32  # windows that controllability is measured on
+HELD = 4  # actions held from each of them, at most
 
 
 class Judge:
@@ -43,16 +44,21 @@ class Judge:
         batch_size=16,
         reach=0,
     ):
-        self.dataset, self.needs, self.batch_size = dataset, needs, batch_size
-        self.context, self.horizon = (needs.context, horizon) if horizon else (0, needs.window)
-        self.reach = max(self.horizon, reach)
+        self.dataset = dataset
         self.starts = evenly(starts, max_windows)
+        self.needs = needs
+        self.context = needs.context if horizon else 0
+        self.horizon = horizon or needs.window
+        self.reach = max(self.horizon, reach)
+        self.batch_size = batch_size
         self.lpips_weights = lpips_weights
         metrics.lpips_metric("cpu", lpips_weights)  # a damaged file is said now, not after the training
-        self.pictures, self.steered_windows = PICTURE_PAIRS, STEERED
+        self.pictures = PICTURE_PAIRS
+        self.steered_windows = STEERED
         self.steerable = None  # the window [1] that the held actions led furthest apart
-        median = np.median(training_frames.cpu().numpy(), axis=0).astype(np.uint8)
-        self.median = torch.from_numpy(median).to(dataset.frames.device)
+        if horizon:
+            median = np.median(training_frames.cpu().numpy(), axis=0).astype(np.uint8)
+            self.median = torch.from_numpy(median).to(dataset.frames.device)
 
     def few(self, share):
         """(a `Judge` of about this share of the windows, which share that is): to see how long all take."""
@@ -100,7 +106,8 @@ class Judge:
         errors: "model" and the baselines' names -> MSE `[windows, reach]`. made, true: uint8 `[n, H, W, 3]`,
         pairs for SSIM and LPIPS, evenly spaced over all windows and horizons.
         """
-        errors, made, true = collections.defaultdict(list), [], []
+        errors = collections.defaultdict(list)
+        made, true = [], []
         seen = torch.zeros(len(self.starts) * self.horizon, dtype=torch.bool)
         seen[evenly(torch.arange(len(seen)), self.pictures)] = True
         seen = seen.view(-1, self.horizon)
@@ -127,7 +134,8 @@ class Judge:
         from the last context frame. model, still: MSE `[windows, reach]` under the true actions, and of that
         frame repeated.
         """
-        h, figures = self.horizon, {}
+        figures = {}
+        h = self.horizon
 
         def misled(starts, others):
             fake = self.made_by(system, starts, h, self._actions(system, others, h))
@@ -226,7 +234,7 @@ class Judge:
         columns = [f"+{h}" for h in horizons]
         if not isinstance(system.action_space, int):
             return rows, ["all low", "middle", "all high"], columns
-        names = self.dataset.about.get("action_names", []) if self.needs.actions else []  # no invented one's
+        names = self.dataset.about.get("action_names", []) if self.needs.actions else []  # invented: none
         labels = [names[a] if a < len(names) else f"action {a}" for a in held.tolist()]
         return rows, labels, columns
 

@@ -9,13 +9,11 @@ are whole clips of T frames.
 
 import collections
 import copy
-import typing
 
 import torch
 
 from mtld_core import metrics
-from mtld_core.data import Dataset
-from mtld_core.data.truth import open_truth, true_frames
+from mtld_core.data.truth import DIRECTIONS, open_truth, true_frames
 from mtld_core.frames import evenly, to_float, to_uint8
 from mtld_core.judge.frechet import Likeness
 from mtld_core.metrics import colour_transfer
@@ -32,11 +30,7 @@ class TranslationJudge:
 
     def __init__(self, pair, starts, window, samples, max_windows=64, batch_size=4):
         some = [evenly(rows, max_windows) for rows in starts]
-        x, y = map(_Side, pair.domains, some, samples)
-        self.ways = [
-            _Way("x_to_y", x, y, pair.path, window, batch_size),
-            _Way("y_to_x", y, x, pair.path, window, batch_size),
-        ]
+        self.ways = [_Way(source, pair, some, window, samples, batch_size) for source in (0, 1)]
 
     def few(self, share):
         """A judge of about this share of the windows of each domain: to see how long all of them take."""
@@ -62,30 +56,27 @@ class TranslationJudge:
         return rows, labels, [str(int(t)) for t in shown]
 
 
-class _Side(typing.NamedTuple):
-    """One of the domains."""
-
-    dataset: Dataset
-    starts: torch.Tensor  # rows where held-out windows begin
-    sample: torch.Tensor  # uint8 [n, H, W, 3] of the training part
-
-
 class _Way:
-    """One direction: clips of the source domain, and their truth in the target domain or None."""
+    """One direction: clips of the source domain, and their truth in the target domain or None.
 
-    def __init__(self, direction, source, target, root, window, batch_size):
-        self.direction, self.window, self.batch_size = direction, window, batch_size
-        self.dataset, self.starts = source.dataset, source.starts
-        self.mean = target.sample.double().mean(0).round().to(torch.uint8)
-        self.matrix, self.shift = colour_transfer(source.sample, target.sample)
+    source: the number of the source domain, 0 for X and 1 for Y.
+    """
+
+    def __init__(self, source, pair, starts, window, samples, batch_size):
+        target = 1 - source
+        self.direction = DIRECTIONS[source]
+        self.dataset, self.starts = pair.domains[source], starts[source]
+        self.window, self.batch_size = window, batch_size
         self.liked = evenly(torch.arange(window), LIKED)
-        rows = target.starts[:, None] + self.liked
-        self.likeness = Likeness(target.dataset.frames[rows.flatten()])
+        rows = starts[target][:, None] + self.liked
+        self.likeness = Likeness(pair.domains[target].frames[rows.flatten()])
         self.truth = None  # uint8 [windows, T, H, W, 3]
-        found = open_truth(root, direction, self.dataset.size)
+        found = open_truth(pair.path, self.direction, self.dataset.size)
         if found is not None:
-            clips = [true_frames(found, self.dataset, at, at + window) for at in self.starts.tolist()]
+            clips = [true_frames(found, self.dataset, row, row + window) for row in self.starts.tolist()]
             self.truth = torch.stack(clips)
+            self.mean = samples[target].double().mean(0).round().to(torch.uint8)
+            self.matrix, self.shift = colour_transfer(samples[source], samples[target])
 
     def few(self, share):
         some = copy.copy(self)
@@ -112,10 +103,8 @@ class _Way:
                 errors["baseline_mean_image_psnr"].append(metrics.mse(self.mean, truth))
                 errors["baseline_colour_transfer_psnr"].append(metrics.mse(recoloured.byte(), truth))
         known = {name: metrics.mean_psnr(torch.cat(parts)) for name, parts in errors.items()}
-        figures = {
-            "psnr": known.pop("psnr", None),
-            "baseline_psnr": max(known.values(), default=None),
-        } | known
+        figures = {"psnr": known.pop("psnr", None), "baseline_psnr": max(known.values(), default=None)}
+        figures |= known
         figures["flicker"] = torch.cat(flicker).mean().item()
         figures["flicker_source"] = torch.cat(flicker_source).mean().item()
         named = {f"{name}_{self.direction}": value for name, value in figures.items()}
