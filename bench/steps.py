@@ -15,9 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_prep.make_domains import film
+from mtld_core.data import Batches
 from mtld_core.judge.task import Task
+from mtld_core.nn.conv import to_channels_last
 from mtld_core.runtime import command, pick_device, pick_precision, warm_memory
-from mtld_core.systems.base import to_channels_last
 from mtld_core.train.settings import build, open_data, plan
 from mtld_core.train.stepper import Stepper
 
@@ -30,8 +31,17 @@ class Steps:
         dataset = open_data(dataset_root, config)
         self.device = pick_device()
         self.system = build(cls, config, dataset).to(self.device).train()
-        task = Task(self.system, dataset.to(self.device), training, self.device, say=lambda line: None)
-        self.batches = task.batches
+        task = Task(self.system, dataset.to(self.device), training, say=lambda line: None)
+        needs = self.system.needs()
+        self.batches = Batches(
+            task.dataset,
+            task.learned,
+            needs.window,
+            training.batch_size,
+            training.seed,
+            needs.batches,
+            self.device,
+        )
         self.system.prepare(*task.samples)
         to_channels_last(self.system)
         self.folder = tempfile.TemporaryDirectory()  # a replay's

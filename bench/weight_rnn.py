@@ -22,14 +22,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mtld_core.config import parse_object
 from mtld_core.data import Batches, split_windows
-from mtld_core.files import write_json
 from mtld_core.frames import evenly, to_float, to_uint8
 from mtld_core.generate import rollout
 from mtld_core.judge.frechet import FRECHET_FEATURES, Likeness
 from mtld_core.judge.task import DRAWS
 from mtld_core.media import save_picture, strip
+from mtld_core.nn.conv import to_channels_last
 from mtld_core.runtime import command, warm_memory
-from mtld_core.systems.base import to_channels_last
 from mtld_core.systems.opening import open_run
 from mtld_core.train import fit
 from mtld_core.train.settings import build, open_data, plan
@@ -49,7 +48,7 @@ def seconds_a_step(cases, dataset, learned):
         system = build(cls, config, dataset, 0).train()
         to_channels_last(system)
         stepper = Stepper(system.optimizers(), torch.device("cpu"), clip_norm=training.clip_norm)
-        batches = Batches(dataset, learned, 1, training.batch_size, 0, system.needs().batches)
+        batches = Batches(dataset, [learned], 1, training.batch_size, 0, system.needs().batches)
         calls.append(
             lambda system=system, batches=batches, stepper=stepper: system.training_step(
                 batches.next(), stepper
@@ -167,10 +166,8 @@ def main():
             found[f"{NAME}_rebuilt"] = likeness(rebuilt(open_run(folder, device="cpu"), images))[NAME]
             figures.setdefault(name, []).append(found)
             print(name, seed, json.dumps(figures[name][-1]), flush=True)
-    write_json(
-        given.out / "figures.json",
-        {"seconds_a_step": [on, off], "steps": kinds, "seeds": given.seeds} | figures,
-    )
+    facts = {"seconds_a_step": [on, off], "steps": kinds, "seeds": given.seeds} | figures
+    (given.out / "figures.json").write_text(json.dumps(facts, indent=2))
     for figure in figures["on"][0]:
         for name, runs in figures.items():
             values = [run[figure] for run in runs if run[figure] is not None]

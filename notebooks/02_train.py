@@ -79,12 +79,10 @@ dataset = open_data(root, config, training.controls_lead_to)
 notebook.show_table(dataset.describe())
 
 # %%
-from mtld_core.data import DomainPair
 from mtld_core.frames import evenly
 from mtld_core.media import strip
 
-domains = [dataset.x, dataset.y] if isinstance(dataset, DomainPair) else [dataset]
-notebook.show_picture(strip([evenly(domain.frames, 8) for domain in domains]))
+notebook.show_picture(strip([evenly(domain.frames, 8) for domain in dataset.domains]))
 
 # %% [markdown]
 # ## The model and its training

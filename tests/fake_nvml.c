@@ -1,7 +1,7 @@
 /* A stand-in for the driver's libnvidia-ml.so.1: two GPUs that do what the file named by $FAKE_NVML says, read anew at each call.
 
    Its first line is what nvmlInit returns. Then a line for each GPU, in NVML's order:
-     uuid  temperature(C)  reasons(bits)  power(mW)  limit(mW)  error  error_of_the_rest
+     uuid  temperature(C)  reasons(bits)  error  error_of_the_rest
    error: what the temperature's call returns; error_of_the_rest: what the others do. Without the file no driver is loaded.
    -DOLD_DRIVER leaves out the calls that old drivers lack. $FAKE_NVML.log takes a letter for each init (i) and shutdown (s). */
 
@@ -11,7 +11,7 @@
 
 enum { OK = 0, UNINITIALIZED = 1, NOT_FOUND = 6, DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15 };
 
-typedef struct { char uuid[64]; unsigned temperature, power, limit; unsigned long long reasons; int error, rest; } Gpu;
+typedef struct { char uuid[64]; unsigned temperature; unsigned long long reasons; int error, rest; } Gpu;
 typedef struct { unsigned version; int sensor, temperature; } Temperature;
 
 static int users;  /* inits less shutdowns, as the real library counts them */
@@ -22,9 +22,8 @@ static int look(int *init, Gpu gpus[2]) {
     int count = 0;
     if (!file) return -1;
     if (fscanf(file, "%d", init) == 1)
-        while (count < 2 && fscanf(file, "%63s %u %llu %u %u %d %d", gpus[count].uuid, &gpus[count].temperature,
-                                   &gpus[count].reasons, &gpus[count].power, &gpus[count].limit, &gpus[count].error,
-                                   &gpus[count].rest) == 7)
+        while (count < 2 && fscanf(file, "%63s %u %llu %d %d", gpus[count].uuid, &gpus[count].temperature,
+                                   &gpus[count].reasons, &gpus[count].error, &gpus[count].rest) == 5)
             count++;
     fclose(file);
     return count;
@@ -85,29 +84,10 @@ int nvmlDeviceGetTemperature(void *handle, int sensor, unsigned *celsius) {
     return result;
 }
 
-static int other(void *handle, Gpu *gpu) {
-    int result = gpu_of(handle, gpu);
-    return result == OK ? gpu->rest : result;
-}
-
 int nvmlDeviceGetCurrentClocksThrottleReasons(void *handle, unsigned long long *reasons) {
     Gpu gpu;
-    int result = other(handle, &gpu);
-    if (result == OK) *reasons = gpu.reasons;
-    return result;
-}
-
-int nvmlDeviceGetPowerUsage(void *handle, unsigned *milliwatts) {
-    Gpu gpu;
-    int result = other(handle, &gpu);
-    if (result == OK) *milliwatts = gpu.power;
-    return result;
-}
-
-int nvmlDeviceGetEnforcedPowerLimit(void *handle, unsigned *milliwatts) {
-    Gpu gpu;
-    int result = other(handle, &gpu);
-    if (result == OK) *milliwatts = gpu.limit;
+    int result = gpu_of(handle, &gpu);
+    if (result == OK && (result = gpu.rest) == OK) *reasons = gpu.reasons;
     return result;
 }
 

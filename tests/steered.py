@@ -9,8 +9,9 @@ import h5py
 import numpy as np
 import torch
 
+from mtld_core.nn.actions import action_fields, action_space
 from mtld_core.systems import SYSTEMS
-from mtld_core.systems.base import Loss, Needs, System, action_fields, action_space, adam
+from mtld_core.systems.base import Loss, Needs, System, adam
 from mtld_core.train import train
 
 ABOUT = {"action_names": ["NOOP", "RIGHT", "LEFT"]}

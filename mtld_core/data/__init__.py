@@ -5,7 +5,7 @@ Letters: N frames in all, B batch, T frames of a window, H W pixels. Frames are 
 0..255).
 """
 
-from mtld_core.data.batches import Batches, DomainBatches
+from mtld_core.data.batches import Batches
 from mtld_core.data.cuts import find_cuts, thumbnail
 from mtld_core.data.dataset import Arc, Dataset, DomainPair
 from mtld_core.data.opening import open_dataset
@@ -15,7 +15,6 @@ __all__ = [
     "Arc",
     "Batches",
     "Dataset",
-    "DomainBatches",
     "DomainPair",
     "covered",
     "find_cuts",

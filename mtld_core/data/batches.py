@@ -1,4 +1,4 @@
-"""Which windows train and which judge, and the endless stream of training batches.
+"""The endless stream of training batches.
 
 An epoch's order is a function of (seed, epoch), so (epoch, index) is all there is to save.
 """
@@ -18,8 +18,10 @@ class Batches:
     """An endless stream of batches of windows; every window comes once an epoch, and batches run over epoch
     borders.
 
+    dataset: one domain or two. starts: for each domain, the rows where its windows of `length` frames begin.
     `next()` gives `count` fresh batches, each a dict:
         "frames": float32 `[B, T, 3, H, W]` in [-1, 1] on `device` (None: where the dataset lives),
+        "frames_y": the same of a second domain, whose windows are drawn independently,
         "key": int64 `[B]`, one number a sample that depends on (seed, purpose, position in the stream) alone,
         "actions": `[B, T - 1]` or `[B, T - 1, A]` where the dataset has them; actions[:, t] leads from frame
         t to t + 1.
@@ -27,50 +29,76 @@ class Batches:
     """
 
     def __init__(self, dataset, starts, length, batch_size, seed, count=1, device=None, purpose="train"):
-        if not len(starts):
-            raise UserError(f"{dataset.path}: there is no window to draw batches from")
-        self.dataset, self.starts, self.length, self.batch_size = dataset, starts, length, batch_size
-        self.seed, self.count, self.purpose = seed, count, purpose
-        self.device = torch.device(device) if device is not None else dataset.frames.device
-        self.epoch = self.index = 0
-        self._order = None, None  # (epoch, its order)
-        self._slots = [None] * count
+        self.count = count
+        names = (purpose, f"{purpose}/y")[: len(dataset.domains)]
+        self.streams = [
+            _Stream(domain, rows, length, batch_size, seed, device, name)
+            for domain, rows, name in zip(dataset.domains, starts, names, strict=True)
+        ]
 
     @property
     def windows(self):
-        return len(self.starts)
+        return sum(len(stream.starts) for stream in self.streams)
 
     @property
     def steps_per_epoch(self):
-        """Calls of `next()` until every window was drawn once, rounded up."""
-        return math.ceil(len(self.starts) / (self.batch_size * self.count))
+        """Calls of `next()` until every window of the larger domain was drawn once, rounded up."""
+        most = max(len(stream.starts) for stream in self.streams)
+        return math.ceil(most / (self.streams[0].batch_size * self.count))
 
     def state(self):
-        return {"epoch": self.epoch, "index": self.index}
+        states = [stream.state() for stream in self.streams]
+        return states[0] if len(states) == 1 else {"x": states[0], "y": states[1]}
 
     def load_state(self, state):
         """Go on exactly where `state()` was taken. Raises UserError where the data has fewer windows than
         that.
         """
-        if not 0 <= state["index"] < len(self.starts):
-            raise UserError(
-                f"{self.dataset.path}: the saved position is window {state['index']} of an epoch and there "
-                "are "
-                f"{len(self.starts)} windows; resume with the dataset the run began with"
-            )
-        self.epoch, self.index = state["epoch"], state["index"]
+        states = [state["x"], state["y"]] if "x" in state else [state]
+        for stream, one in zip(self.streams, states, strict=True):
+            stream.load_state(one)
 
     def next(self):
         return [self._batch(slot) for slot in range(self.count)]
 
     def _batch(self, slot):
+        batch = self.streams[0].next(slot)
+        if len(self.streams) == 2:
+            batch["frames_y"] = self.streams[1].next(slot)["frames"]
+        return batch
+
+
+class _Stream:
+    """The windows of one domain, in the order of the epochs."""
+
+    def __init__(self, dataset, starts, length, batch_size, seed, device, purpose):
+        if not len(starts):
+            raise UserError(f"{dataset.path}: there is no window to draw batches from")
+        self.dataset, self.starts, self.length, self.batch_size = dataset, starts, length, batch_size
+        self.seed, self.purpose = seed, purpose
+        self.device = torch.device(device) if device is not None else dataset.frames.device
+        self.epoch = self.index = 0
+        self._order = None, None  # (epoch, its order)
+        self._slots = {}  # number of a batch in a step -> the memory that its frames are copied to
+
+    def state(self):
+        return {"epoch": self.epoch, "index": self.index}
+
+    def load_state(self, state):
+        if not 0 <= state["index"] < len(self.starts):
+            raise UserError(
+                f"{self.dataset.path}: the saved position is window {state['index']} of an epoch and there "
+                f"are {len(self.starts)} windows; resume with the dataset the run began with"
+            )
+        self.epoch, self.index = state["epoch"], state["index"]
+
+    def next(self, slot):
         chosen, keys = self._draw()
         batch = {"frames": self._frames(chosen, slot), "key": keys.to(self.device, non_blocking=True)}
         if self.dataset.actions is not None:
             rows = chosen[:, None] + torch.arange(self.length - 1)
-            batch["actions"] = self.dataset.actions[rows.to(self.dataset.actions.device)].to(
-                self.device, non_blocking=True
-            )
+            actions = self.dataset.actions[rows.to(self.dataset.actions.device)]
+            batch["actions"] = actions.to(self.device, non_blocking=True)
         return batch
 
     def _draw(self):
@@ -100,12 +128,10 @@ class Batches:
         shape = (self.batch_size, self.length, *store.shape[1:])
         windows = [store[start : start + self.length] for start in chosen.tolist()]
         if self.device.type == "cpu":
-            if (
-                self._slots[slot] is None
-            ):  # warm from the second call on: fresh memory costs more than the copy
+            if slot not in self._slots:  # warm from the second call on: fresh memory costs more than the copy
                 self._slots[slot] = torch.empty(shape)
             return _convert(windows, self._slots[slot])
-        if self._slots[slot] is None:
+        if slot not in self._slots:
             self._slots[slot] = torch.empty(shape, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()
         pinned, sent = self._slots[slot]
         sent.synchronize()  # the last transfer from this memory, usually long done
@@ -124,35 +150,3 @@ def _convert(windows, out):
         torch._foreach_copy_(list(out[i : i + few].unbind(0)), windows[i : i + few])
         scale_in_place(out[i : i + few])
     return out.movedim(-1, -3)
-
-
-class DomainBatches:
-    """`Batches` of a DomainPair, unpaired: "frames" are windows of X and "frames_y" of Y, from independent
-    streams.
-
-    starts: (of X, of Y), as `split_windows` gives them.
-    """
-
-    def __init__(self, pair, starts, length, batch_size, seed, count=1, device=None, purpose="train"):
-        self.x = Batches(pair.x, starts[0], length, batch_size, seed, count, device, purpose)
-        self.y = Batches(pair.y, starts[1], length, batch_size, seed, count, device, f"{purpose}/y")
-
-    @property
-    def windows(self):
-        return self.x.windows + self.y.windows
-
-    @property
-    def steps_per_epoch(self):
-        """Calls of `next()` until every window of the larger domain was drawn once."""
-        return max(self.x.steps_per_epoch, self.y.steps_per_epoch)
-
-    def state(self):
-        return {"x": self.x.state(), "y": self.y.state()}
-
-    def load_state(self, state):
-        self.x.load_state(state["x"])
-        self.y.load_state(state["y"])
-
-    def next(self):
-        pairs = zip(self.x.next(), self.y.next(), strict=True)
-        return [{**x, "frames_y": y["frames"]} for x, y in pairs]

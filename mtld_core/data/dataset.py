@@ -53,6 +53,11 @@ class Dataset:
     about: dict = dataclasses.field(default_factory=dict)
 
     @property
+    def domains(self):
+        """The datasets that this one is made of: itself."""
+        return (self,)
+
+    @property
     def size(self):
         """(H, W)"""
         return tuple(self.frames.shape[1:3])
@@ -134,6 +139,11 @@ class DomainPair:
     x: Dataset
     y: Dataset
     path: str
+
+    @property
+    def domains(self):
+        """The datasets that this one is made of: X and Y."""
+        return self.x, self.y
 
     @property
     def size(self):

@@ -1,5 +1,4 @@
-"""A folder of frames as a source: which files make which arc and in which order, and decoding them into a
-store.
+"""A folder of frames as a source: which image files make which arc, and in which order.
 
 A source (this, recording.py or hdf5.py) has `path`, `kind`, `warnings`, `actions`, `about`, `bad`, and the
 methods `measure`, `fill` and `arcs`; store.py decides where the frames go. Where it is `cached` it has
@@ -9,7 +8,9 @@ methods `measure`, `fill` and `arcs`; store.py decides where the frames go. Wher
 import collections
 import itertools
 import os
+import posixpath
 import re
+import statistics
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -19,31 +20,11 @@ from mtld_core.config import UserError
 from mtld_core.data.dataset import Arc
 from mtld_core.data.pictures import PictureFiles
 
-SUFFIXES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".webp",
-    ".bmp",
-    ".ppm",
-    ".pgm",
-    ".tif",
-    ".tiff",
-)  # what torchvision reads
+# what torchvision reads
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 VIDEO_SUFFIXES = (
-    ".mp4",
-    ".m4v",
-    ".mov",
-    ".mkv",
-    ".webm",
-    ".avi",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".flv",
-    ".ogv",
-    ".wmv",
-    ".gif",
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg"),
+    *(".mpeg", ".ts", ".flv", ".ogv", ".wmv", ".gif"),
 )
 LAYOUT = "<folder>/<arc>/frame_0000.png"
 CONTACT_SHEET = "contact_sheet.png"  # data_prep puts it beside the arcs
@@ -58,129 +39,62 @@ class Folder(PictureFiles):
     Raises UserError where there is no image, or what there is has to be extracted first.
     """
 
-    def __init__(self, root, height=0, width=0, fit="crop"):
-        super().__init__(root, height, width, fit)
-        self.spans = []  # (arc, first, last + 1 in names, numbers)
-        found = _listing(root)
-        inner = {name: _listing(root / name) for name in sorted(found.folders, key=natural)}
-        arcs = {name: listing for name, listing in inner.items() if listing.images}
-        if not arcs and found.images:
-            self.base, arcs = root.parent, {root.name: found}
-        orders = {name: _order(listing.images) for name, listing in arcs.items()}
-        if self.base == root:
-            if not any(orders.values()):
-                arcs, orders = _deeper(root, inner)
-            if arcs:
-                self.notes += [
-                    f"{name}: lies beside the arcs, left out" for name in found.images + found.others
-                ]
-                used = {name.split("/")[0] for name in arcs}
-                self.notes += [
-                    f"{name}: a folder without images, left out" for name in inner if name not in used
-                ]
+    def __init__(self, root, size):
+        super().__init__(root, size)
+        self._files = []  # an `Arc` each, with places in `names` for its rows
+        top = _listing(root)
+        inner = {name: _listing(root / name) for name in sorted(top.folders, key=natural)}
+        arcs = _with_images(inner)
+        if top.images and not arcs:
+            self.base, arcs = root.parent, {root.name: top}
+        else:
+            if not _ordered(arcs):
+                arcs = _deeper(root, inner)
+            self._note_left_out(top, inner, arcs)
         if not arcs:
-            files = found.others + [name for listing in inner.values() for name in listing.others]
-            if any(name.lower().endswith(VIDEO_SUFFIXES) for name in files):
-                raise UserError(
-                    f"{root} holds videos, not frames: run notebooks/01_extract_frames on it first"
-                )
-            raise UserError(f"{root} holds no images ({', '.join(SUFFIXES)}); wanted is {LAYOUT}")
+            _refuse(root, [top, *inner.values()])
         for name, listing in arcs.items():
-            self._add(name, listing, orders[name])
-        self.kind = "arcs" if any(orders.values()) else "images"
+            self._add(name, listing)
+        self.kind = "arcs" if _ordered(arcs) else "images"
 
     def arcs(self):
         """The arcs without their bad files."""
-        arcs, row = [], 0
-        for name, first, last, numbers in self.spans:
-            good = np.array([i not in self.bad for i in range(first, last)])
-            if good.any():
-                arcs.append(Arc(name, row, row + int(good.sum()), numbers[good]))
-                row = arcs[-1].stop
+        kept, arcs = self.kept(), []
+        for arc in self._files:
+            start, stop = np.searchsorted(kept, [arc.start, arc.stop]).tolist()
+            if start < stop:
+                arcs.append(Arc(arc.name, start, stop, arc.numbers[kept[start:stop] - arc.start]))
         return arcs
 
-    def _add(self, arc, listing, order):
-        """Append an arc's files, as `order` (see `_order`) has them."""
-        self.notes += [f"{arc}/{name}: a folder inside an arc, left out" for name in sorted(listing.folders)]
-        self.notes += [
-            f"{arc}/{name}: not an image ({', '.join(SUFFIXES)}), left out" for name in listing.others
-        ]
-        numbered = sorted((numbers, name) for name, numbers in order.items())
-        plain = sorted((name for name in listing.images if name not in order), key=natural)
-        numbers = [first for (first, *_), _ in numbered]
+    def _note_left_out(self, top, inner, arcs):
+        used = {path.split("/")[0] for path in arcs}
+        for name in top.images + top.others:
+            self.notes.append(f"{name}: lies beside the arcs, left out")
+        for name in inner:
+            if name not in used:
+                self.notes.append(f"{name}: a folder without images, left out")
+
+    def _add(self, arc, listing):
+        """Append the files of an arc, those with numbers first."""
+        numbered = sorted((numbers, name) for name, numbers in listing.order.items())
+        plain = sorted((name for name in listing.images if name not in listing.order), key=natural)
+        for name in sorted(listing.folders):
+            self.notes.append(f"{arc}/{name}: a folder inside an arc, left out")
+        for name in listing.others:
+            self.notes.append(f"{arc}/{name}: not an image ({', '.join(SUFFIXES)}), left out")
         if plain:
             self.notes.append(
                 f"{arc}: {len(plain)} files have no number in the name that orders them ({plain[0]}, ...), "
                 "sorted by name"
             )
         self.notes += _irregular(arc, numbered)
+        numbers = [of_name[0] for of_name, _ in numbered]
         after = numbers[-1] + 1 if numbers else 0
         numbers += range(after, after + len(plain))
         first = len(self.names)
-        self.names += [f"{arc}/{name}" for name in [name for _, name in numbered] + plain]
-        self.spans.append((arc, first, len(self.names), np.array(numbers, np.int64)))
-
-
-class Listing(NamedTuple):
-    images: list  # names
-    others: list
-    folders: list
-
-
-def _listing(folder):
-    """What lies in a folder; hidden files are passed over."""
-    images, others, folders = [], [], []
-    try:
-        entries = list(os.scandir(folder))
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be read ({error.strerror}); make it readable, or move it elsewhere"
-        ) from None
-    for entry in entries:
-        if not entry.name.startswith(".") and entry.name != CONTACT_SHEET:
-            kind = folders if entry.is_dir() else images if entry.name.lower().endswith(SUFFIXES) else others
-            kind.append(entry.name)
-    return Listing(images, sorted(others), folders)
-
-
-def _deeper(root, inner):
-    """(arcs, their orders) where numbers order no image that lies in one of the folders `inner` itself.
-
-    Each of them is a class of images, with all that lies below it; or, where none holds an image itself, and
-    numbers order what lies below, the first folders with images on each way down are the arcs.
-    """
-    below = {name: _below(root / name, (root.resolve(),)) for name in inner}
-    arcs = {}
-    for name, found in below.items():
-        for place, listing in found:
-            if listing.images and not any(
-                str(above) in arcs for above in PurePosixPath(name + place).parents
-            ):
-                arcs[name + place] = listing
-    orders = {name: _order(listing.images) for name, listing in arcs.items()}
-    if any(listing.images for listing in inner.values()) or not any(orders.values()):
-        arcs = {name: listing for name, found in below.items() if (listing := _joined(found)).images}
-        orders = {name: {} for name in arcs}
-    return arcs, orders
-
-
-def _below(folder, above):
-    """[(where, its `Listing`)] of a folder ("") and all below it ("/a", "/a/b", ...); links to `above` are
-    not followed.
-    """
-    listing, above = _listing(folder), (*above, folder.resolve())
-    found = [("", listing)]
-    for name in sorted(listing.folders, key=natural):
-        if (folder / name).resolve() not in above:
-            found += [(f"/{name}{place}", one) for place, one in _below(folder / name, above)]
-    return found
-
-
-def _joined(found):
-    """One `Listing` of all files in `found` (see `_below`), by their paths."""
-    images = [f"{place}/{name}"[1:] for place, listing in found for name in listing.images]
-    others = [f"{place}/{name}"[1:] for place, listing in found for name in listing.others]
-    return Listing(images, others, [])
+        self.names += [f"{arc}/{name}" for _, name in numbered]
+        self.names += [f"{arc}/{name}" for name in plain]
+        self._files.append(Arc(arc, first, len(self.names), np.array(numbers, np.int64)))
 
 
 def has_images(root):
@@ -194,68 +108,162 @@ def natural(name):
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
+def _refuse(root, listings):
+    """Raise UserError about a folder without images."""
+    if any(name.lower().endswith(VIDEO_SUFFIXES) for listing in listings for name in listing.others):
+        raise UserError(f"{root} holds videos, not frames: run notebooks/01_extract_frames on it first")
+    raise UserError(f"{root} holds no images ({', '.join(SUFFIXES)}); wanted is {LAYOUT}")
+
+
+# ---- what lies where
+
+
+class Listing(NamedTuple):
+    """What lies in a folder."""
+
+    images: list  # names, as those of
+    others: list
+    folders: list
+    order: dict  # see `_order`
+
+
+def _listing(folder):
+    """The `Listing` of a folder; hidden files are passed over."""
+    images, others, folders = [], [], []
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be read ({error.strerror}); make it readable, or move it elsewhere"
+        ) from None
+    for entry in entries:
+        if entry.name.startswith(".") or entry.name == CONTACT_SHEET:
+            continue
+        if entry.is_dir():
+            folders.append(entry.name)
+        elif entry.name.lower().endswith(SUFFIXES):
+            images.append(entry.name)
+        else:
+            others.append(entry.name)
+    return Listing(images, sorted(others), folders, _order(images))
+
+
+def _with_images(listings):
+    return {path: listing for path, listing in listings.items() if listing.images}
+
+
+def _ordered(arcs):
+    """Whether a number orders any image."""
+    return any(listing.order for listing in arcs.values())
+
+
+def _deeper(root, inner):
+    """The arcs {path: `Listing`} where numbers order no image in the folders `inner` themselves.
+
+    Each of them is a class of images, with all that lies below it; or, where none holds an image itself, and
+    numbers order what lies below, the first folders with images on each way down are the arcs.
+    """
+    below = {}
+    for name in inner:
+        below |= _below(root, name, (root.resolve(),))
+    if not _with_images(inner):
+        found = _with_images(below)
+        first = {
+            path: listing
+            for path, listing in found.items()
+            if not any(str(parent) in found for parent in PurePosixPath(path).parents)
+        }
+        if _ordered(first):
+            return first
+    classes = {name: Listing([], [], [], {}) for name in inner}
+    for path, listing in below.items():
+        name, _, inside = path.partition("/")
+        classes[name].images.extend(posixpath.join(inside, image) for image in listing.images)
+        classes[name].others.extend(posixpath.join(inside, other) for other in listing.others)
+    return _with_images(classes)
+
+
+def _below(root, path, above):
+    """{path: `Listing`} of a folder and of all below it; links back to the folders `above` are not followed.
+
+    Paths are relative to `root`.
+    """
+    found = {path: _listing(root / path)}
+    above = (*above, (root / path).resolve())
+    for name in sorted(found[path].folders, key=natural):
+        if (root / path / name).resolve() not in above:
+            found |= _below(root, f"{path}/{name}", above)
+    return found
+
+
+# ---- the numbers in names
+
+
 def _order(names):
-    """{name: the numbers that order it}: those in the name (without its suffix) from the first that not all
-    names share on.
+    """{name: the numbers that order it}: those in it, without its suffix, from the first that differs on.
 
     That first one is the frame's number. Where most names have the same letters between their numbers, those
     tell which number it is: a stray file ("mask_1" beside "v2_frame_1", "v2_frame_2", ...) that would have
     another one count has no say. A name is missing here where it is such a stray, or has no number that
     orders it, or none that int64 holds.
     """
-    stems = {name: name.rsplit(".", 1)[0] for name in names}
-    found = {name: [int(part) for part in re.findall(r"\d+", stem)] for name, stem in stems.items()}
-    found = {name: numbers for name, numbers in found.items() if numbers}
+    found, letters = {}, {}
+    for name in names:
+        parts = re.split(r"(\d+)", name.rsplit(".", 1)[0])
+        if len(parts) > 1:
+            found[name] = [int(number) for number in parts[1::2]]
+            letters[name] = tuple(parts[::2])
     if not found:
         return {}
-    place = _first_that_changes(found)
-    letters = {name: re.sub(r"\d+", "#", stems[name]) for name in found}
-    [(commonest, count)] = collections.Counter(letters.values()).most_common(1)
-    if 2 * count > len(found):
-        alike = {name: numbers for name, numbers in found.items() if letters[name] == commonest}
-        theirs = _first_that_changes(alike)
+    place = _first_that_differs(found)
+    commonest = statistics.mode(letters.values())
+    alike = {name: numbers for name, numbers in found.items() if letters[name] == commonest}
+    if 2 * len(alike) > len(found):
+        theirs = _first_that_differs(alike)
         if theirs not in (None, place):
             found, place = alike, theirs
     if place is None:
         return {}
-    return {
-        name: numbers[place:]
-        for name, numbers in found.items()
-        if len(numbers) > place and numbers[place] < 2**62
-    }
+    behind = {name: numbers[place:] for name, numbers in found.items()}
+    return {name: numbers for name, numbers in behind.items() if numbers and numbers[0] < 2**62}
 
 
-def _first_that_changes(found):
-    """The place of the first number that not all in `found` (name -> numbers) share, 0 of a single one; None
-    where all do.
-    """
+def _first_that_differs(found):
+    """The place of the first number that not all in `found` share, 0 for a single one; None where all do."""
     if len(found) < 2:
         return 0
-    columns = itertools.zip_longest(*found.values())
-    return next((place for place, column in enumerate(columns) if len(set(column) - {None}) > 1), None)
+    for place, column in enumerate(itertools.zip_longest(*found.values())):
+        if len(set(column) - {None}) > 1:
+            return place
+    return None
 
 
 def _irregular(arc, numbered):
-    """Warnings about equal numbers and about gaps: steps other than the arc's commonest. numbered: [(numbers,
-    name)].
+    """Warnings about equal numbers, and about steps other than the arc's commonest.
+
+    numbered: sorted (the numbers of a name, the name).
     """
-    lines, last, again = [], [], 0  # last: (number, its last file's name) of each number, in order
-    for number, group in itertools.groupby(numbered, key=lambda one: one[0][0]):
-        files = list(group)
-        last.append((number, files[-1][1]))
-        again += len(files) > 1
-        if len(files) > 1 and again <= FEW:
-            (numbers, first), (more, second) = files[:2]
-            how = "sorted by name" if numbers == more else "in the order of the numbers that follow"
-            lines.append(f"{arc}: {len(files)} files have the number {number} ({first}, {second}), {how}")
-    if again > FEW:
-        lines.append(f"{arc}: {again - FEW} more numbers belong to several files")
-    steps = collections.Counter(b - a for (a, _), (b, _) in itertools.pairwise(last))
-    step = min(steps, key=lambda one: (-steps[one], one), default=0)
-    for (a, name), (b, _) in itertools.pairwise(last):
-        missing, rest = divmod(b - a, step)
+    files = {}  # the frame's number -> its files
+    for numbers, name in numbered:
+        files.setdefault(numbers[0], []).append((numbers, name))
+    several = [number for number in files if len(files[number]) > 1]
+    lines = []
+    for number in several[:FEW]:
+        (numbers, first), (others, second), *_ = files[number]
+        how = "sorted by name" if numbers == others else "in the order of the numbers that follow"
+        count = len(files[number])
+        lines.append(f"{arc}: {count} files have the number {number} ({first}, {second}), {how}")
+    if len(several) > FEW:
+        lines.append(f"{arc}: {len(several) - FEW} more numbers belong to several files")
+    steps = collections.Counter(after - before for before, after in itertools.pairwise(files))
+    usual = min(steps, key=lambda step: (-steps[step], step), default=0)
+    for before, after in itertools.pairwise(files):
+        _, name = files[before][-1]
+        missing, rest = divmod(after - before, usual)
         if rest:
-            lines.append(f"{arc}: after {name} the numbers step by {b - a}, not by {step} as elsewhere")
+            lines.append(
+                f"{arc}: after {name} the numbers step by {after - before}, not by {usual} as elsewhere"
+            )
         elif missing > 1:
             lines.append(f"{arc}: {missing - 1} frames missing after {name}")
     return lines

@@ -1,5 +1,4 @@
-"""HDF5 files as a source: `frames` `[N, H, W, 3]` uint8, perhaps `actions` `[N]` or `[N, A]` and `episode`
-`[N]`.
+"""HDF5 files as a source: `frames` uint8 `[N, H, W, 3]`, perhaps `actions` `[N(, A)]` and `episode` `[N]`.
 
 An attribute `recording` of the file, JSON text, is what record_game.py says about it; {"unordered": true}
 means that these are single pictures, among which no shots are to be looked for, and {"cuts": false} that each
@@ -20,6 +19,7 @@ from mtld_core.frames import fit_frame
 from mtld_core.runtime import for_each
 
 SUFFIXES = (".h5", ".hdf5")
+NUMBERS = "iubf"  # kinds of dtype
 WANTED = "wanted is uint8 [N, H, W, 3]"
 # in a file without `episode`, each of these may say that a frame is the last of its episode
 FLAGS = (
@@ -31,7 +31,7 @@ FLAGS = (
 class Hdf5:
     """The frames of HDF5 files; each episode is an arc whose frames count from 0.
 
-    path: a file, or the folder of `files`. Arcs are "episode_<n>"; of several files "<file>", or
+    files: one, or several in a folder. Arcs are "episode_<n>"; of several files "<file>", or
     "<file>/episode_<n>" where a file has several. Rows of one episode may lie apart in a file (several games
     recorded at once): they are put in order by episode. actions: int64 `[N]` for whole numbers, else float32
     `[N, A]`. Raises UserError naming the file, the dataset, its dtype and shape.
@@ -39,28 +39,25 @@ class Hdf5:
 
     cached = False  # reading is as fast as reading a copy of it would be
 
-    def __init__(self, path, height=0, width=0, fit="crop", files=()):
-        self.path, self.fit, self.bad, self.warnings = str(path), (height, width, fit), {}, []
-        self._parts = [self._open(file, files) for file in files or [path]]
-        first = self._parts[0]
-        for part in self._parts:
-            if self._size(part) != self._size(first):
-                sizes = [
-                    f"{one.path.name} has frames of {one.shape[2]}x{one.shape[1]} pixels"
-                    for one in (first, part)
-                ]
-                raise UserError(
-                    f"{path}: {' and '.join(sizes)}; set height and width to fit both, or name one file"
-                )
-        starts = np.cumsum([0, *(part.shape[0] for part in self._parts)])
-        orders = [np.argsort(part.episode, kind="stable") for part in self._parts]
+    def __init__(self, files, size):
+        self.path = str(files[0] if len(files) == 1 else files[0].parent)
+        self.size = size
+        self.bad = {}
+        self.warnings = []
+        self._parts = [self._open(file, len(files)) for file in files]
+        self._check_alike()
+        of_file = np.repeat(np.arange(len(files)), [len(part.episode) for part in self._parts])
+        episodes = np.concatenate([part.episode for part in self._parts])
         # row of the store -> row of the files, which count on from one to the next
-        self.order = np.concatenate([start + order for start, order in zip(starts, orders, strict=False)])
-        self.about = {k: v for k, v in first.about.items() if all(p.about.get(k) == v for p in self._parts)}
+        self.order = np.lexsort((episodes, of_file))
+        abouts = [part.about for part in self._parts]
+        self.about = {
+            key: value for key, value in abouts[0].items() if all(about.get(key) == value for about in abouts)
+        }
         self.kind = "images" if self.about.get("unordered") else "hdf5"
         self.actions = self._joined_actions()
 
-    def measure(self, workers=0):
+    def measure(self):
         """(N, H, W, 3) of the frames to come."""
         return len(self.order), *self._size(self._parts[0])
 
@@ -98,39 +95,45 @@ class Hdf5:
         return part.path.stem if len(alike) == 1 else part.path.name
 
     def _size(self, part):
-        return fit_frame(np.zeros(part.shape[1:], np.uint8), *self.fit).shape
+        return fit_frame(np.zeros(part.shape[1:], np.uint8), *self.size).shape
 
     def _frames(self, order, shape):
-        return LazyFrames([(str(p.path), p.shape[0]) for p in self._parts], order, shape, self.fit[2])
+        parts = [(str(part.path), part.shape[0]) for part in self._parts]
+        return LazyFrames(parts, order, shape, self.size[2])
 
-    def _open(self, path, files):
+    def _open(self, path, count):
+        """The `Part` that a file is, one of `count`."""
         try:
             with open_file(path) as file:
-                return _read_part(file, Path(path), self.warnings)
+                return _read_part(file, path, self.warnings)
         except UserError as error:
-            if len(files) < 2:
+            if count == 1:
                 raise
-            how = (
-                f"the {len(files)} HDF5 files in {self.path} are read together: name the one that you want, "
-                "or move it away"
-            )
-            raise UserError(f"{error}; {how}") from None
+            raise UserError(
+                f"{error}; the {count} HDF5 files in {self.path} are read together: name the one that you "
+                "want, or move it away"
+            ) from None
         except OSError as error:
             raise UserError(f"{path} is a damaged HDF5 file ({error}); record or download it again") from None
 
-    def _joined_actions(self):
-        """int64 `[N]` where all are whole numbers from 0 on, else float32 `[N, A]`; None where no file has
-        any.
-        """
-        first, *others = self._parts
-        for part in others:
-            shapes = [None if p.actions is None else list(p.actions.shape[1:]) for p in (first, part)]
-            if shapes[0] != shapes[1]:
-                have = [f"{p.path.name} {_shape_of(p.actions)}" for p in (first, part)]
+    def _check_alike(self):
+        """Raise UserError where files have frames of different sizes, or actions of different widths."""
+        first = self._parts[0]
+        for part in self._parts:
+            if self._size(part) != self._size(first):
                 raise UserError(
-                    f"{self.path}: {' and '.join(have)}; give both the same actions, or name one file"
+                    f"{self.path}: {first.tell_size()} and {part.tell_size()}; set height and width to fit "
+                    "both, or name one file"
                 )
-        if first.actions is None:
+            if part.width() != first.width():
+                raise UserError(
+                    f"{self.path}: {first.tell_actions()} and {part.tell_actions()}; give both the same "
+                    "actions, or name one file"
+                )
+
+    def _joined_actions(self):
+        """int64 `[N]` where all are whole numbers from 0 on, else float32 `[N, A]`; None where none is."""
+        if self._parts[0].actions is None:
             return None
         actions = [_checked_actions(part.actions, part.path) for part in self._parts]
         if len({one.dtype for one in actions}) > 1:
@@ -138,26 +141,87 @@ class Hdf5:
         return torch.from_numpy(np.concatenate(actions)[self.order])
 
 
+# ---- reading one file
+
+
 class Part(NamedTuple):
+    """What one file holds."""
+
     path: Path
     shape: tuple  # of the dataset with the frames
     episode: np.ndarray  # int64 [N]
     actions: np.ndarray | None  # [N] or [N, A]
     about: dict
 
+    def width(self):
+        return None if self.actions is None else self.actions.shape[1:]
+
+    def tell_size(self):
+        return f"{self.path.name} has frames of {self.shape[2]}x{self.shape[1]} pixels"
+
+    def tell_actions(self):
+        if self.actions is None:
+            return f"{self.path.name} has no 'actions'"
+        return f"{self.path.name} has 'actions' {list(self.actions.shape)}"
+
 
 def _read_part(file, path, warnings):
     """The `Part` that an open file is. Raises UserError naming the dataset, its dtype and shape."""
     frames = _checked_frames(file)
     count = len(frames)
-    episode = _column(file, "episode", count, (1,))
+    episode = _column(file, "episode", count, ["[N]"])
     episode = _counted(file, count) if episode is None else episode.astype(np.int64)
+    actions = _column(file, "actions", count, ["[N]", "[N, A]"])
     about = read_about(file.attrs.get("recording", "{}"), f"{path}: attribute 'recording'", warnings)
-    return Part(path, frames.shape, episode, _column(file, "actions", count, (1, 2)), about)
+    return Part(path, frames.shape, episode, actions, about)
 
 
-def _shape_of(actions):
-    return "has no 'actions'" if actions is None else f"has 'actions' {list(actions.shape)}"
+def _checked_frames(file):
+    """The dataset `frames`, known to be uint8 `[N, H, W, 3]` with N > 0."""
+    found = find_dataset(file, "frames")
+    if found is None:
+        raise UserError(f"{missing_dataset(file, 'frames')}; {WANTED}")
+    what = f"{_told(file, 'frames', found)}; {WANTED}"
+    if found.ndim == 4 and found.shape[1] == 3 != found.shape[3]:
+        raise UserError(f"{what}: move the channels last, frames.transpose(0, 2, 3, 1)")
+    if found.ndim == 3 or (found.ndim == 4 and 1 in (found.shape[1], found.shape[3]) and found.shape[3] != 3):
+        raise UserError(
+            f"{what}: these are grey, np.repeat(frames.reshape(N, H, W, 1), 3, axis=3) makes them RGB"
+        )
+    if found.ndim != 4 or found.shape[3] != 3 or 0 in found.shape:
+        raise UserError(what)
+    if found.dtype != np.uint8:
+        raise UserError(f"{what}: scale the values to 0..255 and store them as uint8")
+    return found
+
+
+def _column(file, name, count, shapes):
+    """The dataset `name` as an array with one row a frame, None where there is none.
+
+    shapes: in words, those that it may have, by the number of their axes.
+    """
+    found = find_dataset(file, name)
+    if found is None:
+        return None
+    if found.shape[:1] != (count,) or found.ndim > len(shapes) or found.dtype.kind not in NUMBERS:
+        raise UserError(
+            f"{_told(file, name, found)}; wanted are numbers {' or '.join(shapes)}, one row a frame, and "
+            f"'frames' has N = {count}"
+        )
+    return _finite(file, name, found)
+
+
+def _told(file, name, found):
+    return f"{file.filename}: dataset {name!r} is {found.dtype} {list(found.shape)}"
+
+
+def _finite(file, name, found):
+    values = found[()]
+    if not np.isfinite(values).all():
+        raise UserError(
+            f"{file.filename}: dataset {name!r} holds values that are not finite (NaN or infinity)"
+        )
+    return values
 
 
 def _checked_actions(actions, path):
@@ -172,84 +236,41 @@ def _checked_actions(actions, path):
     return actions.astype(np.int64)
 
 
-def _checked_frames(file):
-    """The dataset `frames`, known to be uint8 `[N, H, W, 3]` with N > 0."""
-    found = find_dataset(file, "frames")
-    if found is None:
-        raise UserError(f"{missing_dataset(file, 'frames')}; {WANTED}")
-    what = f"{file.filename}: dataset 'frames' is {found.dtype} {list(found.shape)}; {WANTED}"
-    if found.ndim == 4 and found.shape[1] == 3 != found.shape[3]:
-        raise UserError(f"{what}: move the channels last, frames.transpose(0, 2, 3, 1)")
-    if found.ndim == 3 or (found.ndim == 4 and 1 in (found.shape[1], found.shape[3]) and found.shape[3] != 3):
-        raise UserError(
-            f"{what}: these are grey, np.repeat(frames.reshape(N, H, W, 1), 3, axis=3) makes them RGB"
-        )
-    if found.ndim != 4 or found.shape[3] != 3 or 0 in found.shape:
-        raise UserError(what)
-    if found.dtype != np.uint8:
-        raise UserError(f"{what}: scale the values to 0..255 and store them as uint8")
-    return found
-
-
-def _column(file, name, count, dims):
-    """The dataset `name` as an array with one row a frame, None where there is none."""
-    found = find_dataset(file, name)
-    if found is None:
-        return None
-    shapes = " or ".join(["[N]", "[N, A]"][dim - 1] for dim in dims)
-    if found.ndim not in dims or len(found) != count or found.dtype.kind not in "iubf":
-        raise UserError(
-            f"{file.filename}: dataset {name!r} is {found.dtype} {list(found.shape)}; wanted are numbers "
-            f"{shapes}, one "
-            f"row a frame, and 'frames' has N = {count}"
-        )
-    return _finite(file, name, found[()])
-
-
-def _finite(file, name, values):
-    if not np.isfinite(values).all():
-        raise UserError(
-            f"{file.filename}: dataset {name!r} holds values that are not finite (NaN or infinity)"
-        )
-    return values
-
-
 # ---- episodes that are told by their ends
 
 
 def _counted(file, count):
-    """int64 `[N]`, the episode of each row, counted from 0: after a row that ends one, in any of `FLAGS`, the
-    next begins.
-    """
+    """int64 `[N]`: the episode of each row, from 0; the next begins after a row that ends one, by `FLAGS`."""
     last = np.zeros(count, bool)
     for name in FLAGS:
-        if (found := find_dataset(file, name)) is not None:
+        found = find_dataset(file, name)
+        if found is not None:
             last |= _last_rows(file, name, found, count)
-    return np.concatenate([[0], np.cumsum(last[:-1])]).astype(np.int64)
+    return np.cumsum(last) - last
 
 
 def _last_rows(file, name, found, count):
-    """bool `[N]`: the rows that end an episode, from a flag a row (that of the last row may be missing), or
-    from their ends.
+    """bool `[N]`: the rows that end an episode, from a flag a row, or from their ends.
 
-    Ends, as `episode_ends` has them, are the numbers of rows up to the end of each episode, so the last one
-    is N.
+    The flag of the last row may be missing. Ends, as `episode_ends` has them, are the numbers of rows up to
+    the end of each episode, so the last one is N.
     """
-    what = f"{file.filename}: dataset {name!r} is {found.dtype} {list(found.shape)}"
+    what = f"{_told(file, name, found)}; wanted"
     flat = found.ndim == 1 or (found.ndim == 2 and found.shape[1] == 1)
-    if not flat or found.dtype.kind not in "iubf":
-        raise UserError(f"{what}; wanted is a flag a row, and 'frames' has N = {count}")
-    values, last = _finite(file, name, found[()].reshape(-1)), np.zeros(count, bool)
+    if not flat or found.dtype.kind not in NUMBERS:
+        raise UserError(f"{what} is a flag a row, and 'frames' has N = {count}")
+    values = _finite(file, name, found).reshape(-1)
+    last = np.zeros(count, bool)
     if len(values) in (count, count - 1) and np.isin(values, (0, 1)).all():
         last[: len(values)] = values != 0
-    elif name == "episode_ends":
-        ends = values.astype(np.int64)
-        rising = len(ends) and (ends == values).all() and (np.diff(ends, prepend=0) > 0).all()
-        if not rising or ends[-1] != count:
-            raise UserError(
-                f"{what}; wanted are rising numbers of rows of which the last is N = {count}, or a flag a row"
-            )
-        last[ends - 1] = True
-    else:
-        raise UserError(f"{what}; wanted is 0 or 1 for each row, and 'frames' has N = {count}")
+        return last
+    if name != "episode_ends":
+        raise UserError(f"{what} is 0 or 1 for each row, and 'frames' has N = {count}")
+    ends = values.astype(np.int64)
+    rising = (ends == values).all() and (np.diff(ends, prepend=0) > 0).all()
+    if not len(ends) or not rising or ends[-1] != count:
+        raise UserError(
+            f"{what} are rising numbers of rows of which the last is N = {count}, or a flag a row"
+        )
+    last[ends - 1] = True
     return last

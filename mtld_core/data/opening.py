@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mtld_core.config import UserError
+from mtld_core.config import UserError, check
 from mtld_core.data.dataset import Dataset, DomainPair
 from mtld_core.data.folder import LAYOUT, VIDEO_SUFFIXES, Folder, has_images, natural
 from mtld_core.data.hdf5 import SUFFIXES, Hdf5
@@ -27,72 +27,70 @@ def open_dataset(
 ):
     """A `Dataset`, or a `DomainPair` where `path` holds the folders X and Y.
 
-    path: arcs `<path>/<arc>/frame_0000.png`, one arc's folder, torchvision's ImageFolder layout, an HDF5 file
-    (or the
-        folder that holds it, or holds several and no images), a recording (the folder with its log, or the
-        log itself, .jsonl), or two domains `<path>/X/<arc>/`, `<path>/Y/<arc>/`.
-    height, width: size of the frames in pixels, 0 keeps a side (or lets it follow the other); fit: "crop",
-    "pad" or
-        "stretch", see `fit_frame`.
+    path: one of
+        arcs `<path>/<arc>/frame_0000.png`, one arc's folder, or torchvision's ImageFolder layout;
+        an HDF5 file, or a folder that holds one, or holds several and no images;
+        a recording: the folder with its log, or the log itself, .jsonl;
+        two domains `<path>/X/<arc>/`, `<path>/Y/<arc>/`.
+    height, width: size of the frames in pixels, 0 keeps a side (or lets it follow the other).
+    fit: "crop", "pad" or "stretch", see `fit_frame`.
     workers: threads that decode, 0 for one a core. progress: show a bar.
     cache: keep decoded frames under $MTLD_CACHE or ~/.cache/mtld, so that the next start decodes nothing.
     memory: "ram", "disk" (mapped from the cache, or read from the HDF5 file as they are needed), or "auto":
-    RAM where the
-        frames take at most 80 % of what is free.
-    controls_lead_to: the frame that the controls in a line of a recording's log lead to: the "next" one, or
-    "this" one.
+        RAM where the frames take at most 80 % of what is free.
+    controls_lead_to: the frame to which the controls in a line of a recording's log lead: the "next" one, or
+        "this" one.
 
     Raises UserError, which names the path and the way out, for whatever cannot be opened. What was left out
     or looks odd is told in the result's `warnings`.
     """
     path = Path(os.path.expanduser(path)).absolute()
-    if fit not in ("crop", "pad", "stretch"):
-        raise UserError(f"fit must be 'crop', 'pad' or 'stretch', not {fit!r}")
-    if height < 0 or width < 0:
-        raise UserError(f"height and width must be 0 (as is) or more, not {height} and {width}")
-    if controls_lead_to not in ("next", "this"):
-        raise UserError(f"controls_lead_to must be 'next' or 'this', not {controls_lead_to!r}")
+    check(fit in ("crop", "pad", "stretch"), f"fit must be 'crop', 'pad' or 'stretch', not {fit!r}")
+    check(min(height, width) >= 0, f"height and width must be 0 (as is) or more, not {height} and {width}")
+    check(
+        controls_lead_to in ("next", "this"),
+        f"controls_lead_to must be 'next' or 'this', not {controls_lead_to!r}",
+    )
     if not os.path.exists(path):
         raise UserError(
             f"{path} does not exist; wanted is {LAYOUT}, an HDF5 file, a recording, or <folder>/X and "
             "<folder>/Y"
         )
-    if (path / "X").is_dir() and (path / "Y").is_dir():
-        options = height, width, fit, workers, cache, memory, progress, controls_lead_to
-        pair = DomainPair(open_dataset(path / "X", *options), open_dataset(path / "Y", *options), str(path))
-        if pair.x.size != pair.y.size:
-            raise UserError(
-                f"{path}: X has frames of {_text(pair.x.size)} and Y of {_text(pair.y.size)}; set height and "
-                "width to fit both"
-            )
-        return pair
-    source = _source(path, controls_lead_to, height, width, fit)
-    frames, cuts, warnings = load(
-        source, memory, cache, workers, f"reading {path.name}" if progress else None
-    )
-    frames = torch.from_numpy(frames) if isinstance(frames, np.ndarray) else frames
-    about = source.about | ({"controls_lead_to": controls_lead_to} if source.kind == "recording" else {})
-    return Dataset(source.path, source.kind, frames, source.arcs(), cuts, source.actions, warnings, about)
+
+    def open_one(path):
+        source = _source(path, (height, width, fit), controls_lead_to)
+        label = f"reading {path.name}" if progress else None
+        frames, cuts, warnings = load(source, memory, cache, workers, label)
+        if isinstance(frames, np.ndarray):
+            frames = torch.from_numpy(frames)
+        return Dataset(
+            source.path, source.kind, frames, source.arcs(), cuts, source.actions, warnings, source.about
+        )
+
+    if not ((path / "X").is_dir() and (path / "Y").is_dir()):
+        return open_one(path)
+    x, y = open_one(path / "X"), open_one(path / "Y")
+    if x.size != y.size:
+        raise UserError(
+            f"{path}: X has frames of {_pixels(x)} and Y of {_pixels(y)}; set height and width to fit both"
+        )
+    return DomainPair(x, y, str(path))
 
 
-def _source(path, controls_lead_to, *fit):
-    if log := find_log(path):
-        return Recording(path, log, controls_lead_to, *fit)
-    if path.is_dir():
-        files = [
-            file
-            for file in path.iterdir()
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-        ]
-        if len(files) == 1:
-            return Hdf5(files[0], *fit)
-        if files and not has_images(path):
-            return Hdf5(path, *fit, files=sorted(files, key=lambda file: natural(file.name)))
-        return Folder(path, *fit)
-    if path.suffix.lower() in VIDEO_SUFFIXES:
+def _source(path, size, controls_lead_to):
+    """What reads `path`; size: (height, width, fit)."""
+    log = find_log(path)
+    if log:
+        return Recording(path, log, size, controls_lead_to)
+    if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir():
         raise UserError(f"{path} is a video, not frames: run notebooks/01_extract_frames on it first")
-    return Hdf5(path, *fit)
+    if not path.is_dir():
+        return Hdf5([path], size)
+    files = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != "."]
+    if len(files) == 1 or (files and not has_images(path)):
+        return Hdf5(sorted(files, key=lambda file: natural(file.name)), size)
+    return Folder(path, size)
 
 
-def _text(size):
-    return f"{size[1]}x{size[0]} pixels"
+def _pixels(dataset):
+    return f"{dataset.size[1]}x{dataset.size[0]} pixels"

@@ -1,13 +1,14 @@
-"""A recording as a source: frames in a folder, and beside them a log, JSONL, with the controls and the time
-of each.
+"""A recording as a source: frames in a folder, and a log beside them with the controls and the time of each.
 
-    {"frame_filename": "frames/000000.png", "controls": [0.0, 1.0], "timestamp": 0.0667, "episode": 0,
-    "action": 1}
+The log is JSONL, one object a line:
+
+    {"frame_filename": "f/0.png", "controls": [0.0, 1.0], "timestamp": 0.0667, "episode": 0, "action": 1}
 
 Where a line or a frame is missing, controls no longer lead from one frame to the next: there an arc ends and
 another begins.
 """
 
+import collections
 import functools
 import itertools
 import json
@@ -34,57 +35,62 @@ LARGEST = float(np.finfo(np.float32).max)  # of what the controls are kept as
 
 
 class Entry(NamedTuple):
+    """What one line of the log says."""
+
     line: int  # in the log, from 1
     name: str
     controls: list  # of floats
     action: int | None
-    episode: int  # as the line says, or a new one where the clock of that one starts again
+    episode: int
     time: float  # seconds
     lost: int  # malformed lines before this one
 
 
 class Recording(PictureFiles):
-    """The frames of one log, by episode and time; each episode is an arc "episode_<n>" whose frames count
-    from 0.
+    """The frames of one log, by episode and time.
 
-    Where the clock of an episode starts again or is set back, a new episode begins, with the number after the
-    highest there is. An episode with a gap (a malformed line, a frame that cannot be used, a long time
-    between two frames) becomes the arcs "episode_<n>", "episode_<n>b", ... actions: int64 `[N]` where every
-    entry has an integer `action`, else the controls, float32 `[N, A]`. controls_lead_to: "next" where an
-    entry's controls lead from its frame to the next one, "this" where they led to its own. Raises UserError
-    naming the line.
+    Each episode is an arc "episode_<n>" whose frames count from 0. Where its clock starts again or is set
+    back, a new episode begins, with the number after the highest there is. An episode with a gap (a malformed
+    line, a frame that cannot be used, a long time between two frames) becomes the arcs "episode_<n>",
+    "episode_<n>b", ... actions: int64 `[N]` where every entry has an integer `action`, else the controls,
+    float32 `[N, A]`. controls_lead_to: "next" where an entry's controls lead from its frame to the next one,
+    "this" where they led to its own. Raises UserError naming the line.
     """
 
     kind = "recording"
 
-    def __init__(self, path, log, controls_lead_to, height=0, width=0, fit="crop"):
-        super().__init__(path, height, width, fit)
-        self.base, self.log, self._lead_to = log.parent, log, controls_lead_to
-        self._clock, self._count = (
-            None,
-            None,
-        )  # as in the first entry: the field with the time, (controls, line)
+    def __init__(self, path, log, size, controls_lead_to):
+        super().__init__(path, size)
+        self.base = log.parent
+        self.log = log
+        self._lead_to = controls_lead_to
+        self._clock = None  # the field with the time, as in the first entry
         self._real = functools.cache(os.path.realpath)
-        entries = self._read()
-        entries = [entries[i] for i in np.lexsort(([e.time for e in entries], [e.episode for e in entries]))]
+        malformed, entries = self._read()
+        self._check_controls(entries)
+        self._split_clocks(entries)
+        self._note_order(entries, malformed)
+        entries.sort(key=lambda entry: (entry.episode, entry.time))
         self.names = [entry.name for entry in entries]
         self._episode = np.array([entry.episode for entry in entries])
         self._part = np.cumsum(self._breaks(entries))  # the same for entries between which nothing is missing
-        whole = all(entry.action is not None for entry in entries)
-        self._controls = np.array(
-            [e.action if whole else e.controls for e in entries], np.int64 if whole else np.float32
-        )
-        if (about := self.base / ABOUT).is_file():
+        if all(entry.action is not None for entry in entries):
+            self._controls = np.array([entry.action for entry in entries], np.int64)
+        else:
+            self._controls = np.array([entry.controls for entry in entries], np.float32)
+        about = self.base / ABOUT
+        if about.is_file():
             self.about = read_about(about.read_bytes(), about, self.notes)
+        self.about["controls_lead_to"] = controls_lead_to
 
     @property
     def actions(self):
-        kept, starts = self._kept()
+        kept, starts = self._rows()
         if self._lead_to == "this":
-            ends = np.append(starts[1:], len(kept)) - 1
-            last = kept[ends]
+            last = np.append(starts[1:], len(kept)) - 1  # rows that lead nowhere, and keep their own
+            own = kept[last]
             kept = np.roll(kept, -1)
-            kept[ends] = last  # leads nowhere
+            kept[last] = own
         return torch.from_numpy(self._controls[kept])
 
     def digest(self, workers=0):
@@ -93,26 +99,27 @@ class Recording(PictureFiles):
 
     def arcs(self):
         """The arcs without their bad files."""
-        kept, starts = self._kept()
-        arcs, parts = [], {}
+        kept, starts = self._rows()
+        arcs, parts = [], collections.Counter()
         for start, stop in itertools.pairwise([*starts.tolist(), len(kept)]):
             episode = int(self._episode[kept[start]])
-            parts[episode] = parts.get(episode, -1) + 1
-            name = f"episode_{episode}{_letters(parts[episode]) if parts[episode] else ''}"
-            arcs.append(Arc(name, start, stop, kept[start:stop] - np.searchsorted(self._episode, episode)))
+            part = _letters(parts[episode]) if parts[episode] else ""
+            parts[episode] += 1
+            numbers = kept[start:stop] - np.searchsorted(self._episode, episode)
+            arcs.append(Arc(f"episode_{episode}{part}", start, stop, numbers))
         return arcs
 
-    def _kept(self):
-        """(entries that have a row, rows where an arc starts): int64."""
-        kept = np.array([i for i in range(len(self.names)) if i not in self.bad])
+    def _rows(self):
+        """(the entry of each row, rows where an arc starts): int64."""
+        kept = self.kept()
         new = (np.diff(kept, prepend=-2) != 1) | (np.diff(self._part[kept], prepend=-1) != 0)
         return kept, np.flatnonzero(new)
 
     # ---- reading the log
 
     def _read(self):
-        """The entries in the order of the log."""
-        entries, malformed = [], {}
+        """({line: why it is left out}, the entries in the order of the log)."""
+        malformed, entries = {}, []
         try:
             with open(self.log, "rb") as file:
                 for number, line in enumerate(file, 1):
@@ -128,59 +135,31 @@ class Recording(PictureFiles):
         if not entries:
             raise UserError(f"{self.log} holds no usable entry; wanted are lines such as {EXAMPLE}")
         self.notes += [f"{self.log.name}: line {number} left out, {why}" for number, why in malformed.items()]
-        entries = self._started_again(entries)
-        self._note_order(entries, bad)
-        return entries
-
-    def _started_again(self, entries):
-        """The entries, with a new episode wherever the clock of one starts again or is set back, each of
-        which is noted.
-        """
-        lines = {}  # episode -> the places of its entries
-        for i, entry in enumerate(entries):
-            lines.setdefault(entry.episode, []).append(i)
-        begins = {
-            places[i]
-            for places in lines.values()
-            for i in _set_back([entries[place].time for place in places])
-        }
-        last, now, renamed = max(lines), {}, []
-        before = {}  # episode -> the time of its last line
-        for i, entry in enumerate(entries):
-            if i in begins:
-                last += 1
-                now[entry.episode] = last
-                self.notes.append(
-                    f"{self.log.name}: line {entry.line}: the clock goes from {before[entry.episode]:.12g} s "
-                    "back to "
-                    f"{entry.time:.12g} s, it started again or was set: a new episode begins, episode_{last}"
-                )
-            before[entry.episode] = entry.time
-            renamed.append(entry._replace(episode=now.get(entry.episode, entry.episode)))
-        return renamed
+        return malformed, entries
 
     def _entry(self, number, line, lost):
-        """The `Entry` of a line. Raises ValueError where it may be left out, UserError where the data would
-        be wrong.
+        """The `Entry` of a line.
+
+        Raises ValueError where it may be left out, UserError where the data would be wrong without it.
         """
         try:
-            entry = json.loads(line)
+            fields = json.loads(line)
         except (ValueError, RecursionError):
             raise ValueError("not valid JSON") from None
-        if not isinstance(entry, dict):
+        if not isinstance(fields, dict):
             raise ValueError("not a JSON object")
-        name = self._inside(number, _field(entry, "frame_filename"))
-        controls = self._checked(number, _controls(_field(entry, "controls")))
-        action, episode = entry.get("action"), entry.get("episode", 0)
+        name = self._inside(number, _field(fields, "frame_filename"))
+        controls = _controls(_field(fields, "controls"))
+        action, episode = fields.get("action"), fields.get("episode", 0)
         if action is not None and not (type(action) is int and 0 <= action < 2**31):
             raise ValueError(f"'action' is {action!r}, not a whole number from 0 on")
         if type(episode) is not int or abs(episode) >= 2**62:
             raise ValueError(f"'episode' is {episode!r}, not a whole number")
-        clock = self._clock or next((name for name in CLOCKS if name in entry), "timestamp")
-        time = _field(entry, clock)
+        clock = self._clock or next((name for name in CLOCKS if name in fields), "timestamp")
+        time = _field(fields, clock)
         if not _is_number(time) or not np.isfinite(time):
             raise ValueError(f"{clock!r} is {time!r}, not a number")
-        self._clock, self._count = clock, self._count or (len(controls), number)
+        self._clock = clock
         return Entry(number, name, controls, action, episode, time * CLOCKS[clock], lost)
 
     def _inside(self, number, name):
@@ -189,79 +168,102 @@ class Recording(PictureFiles):
             raise ValueError(f"'frame_filename' is {name!r}, not a file name")
         path = PurePosixPath(name.replace("\\", "/"))
         drive = re.match("[A-Za-z]:/", str(path))  # a colon elsewhere belongs to the name, "0:00:01.png"
-        if not path.is_absolute() and not drive and ".." not in path.parts:
-            folder, name = os.path.split(os.path.join(self.base, path.as_posix()))
-            file = os.path.join(self._real(folder), name)
-            if Path(self._real(file) if os.path.islink(file) else file).is_relative_to(self._real(self.base)):
+        if not (path.is_absolute() or drive or ".." in path.parts):
+            folder, file = os.path.split(os.path.join(self.base, path))
+            place = os.path.join(self._real(folder), file)
+            if os.path.islink(place):
+                place = self._real(place)
+            if Path(place).is_relative_to(self._real(self.base)):
                 return path.as_posix()
         raise UserError(
             f"{self.log}: line {number}: frame_filename {name!r} leads out of the recording's folder; move "
-            "the frames into "
-            f"it and name them relative to it"
+            "the frames into it and name them relative to it"
         )
 
-    def _checked(self, number, controls):
-        """`controls` if there are as many of them as in the first entry, all finite. Raises UserError
-        else.
-        """
-        count, first = self._count or (len(controls), number)
-        where = f"{self.log}: line {number}: controls"
-        if len(controls) != count:
-            raise UserError(
-                f"{where} has {len(controls)} numbers and line {first} has {count}; give every line the same"
+    def _check_controls(self, entries):
+        """Raise UserError where controls are not finite, or not as many as in the first entry."""
+        first = entries[0]
+        count = len(first.controls)
+        for entry in entries:
+            where = f"{self.log}: line {entry.line}: controls"
+            if len(entry.controls) != count:
+                here = len(entry.controls)
+                raise UserError(
+                    f"{where} has {here} numbers and line {first.line} has {count}; give every line the same"
+                )
+            if not all(abs(value) <= LARGEST for value in entry.controls):
+                raise UserError(f"{where} {entry.controls} are not finite numbers; mend or remove the line")
+
+    def _split_clocks(self, entries):
+        """Begin a new episode, and note it, wherever the clock of one starts again or is set back."""
+        places, stretches = {}, []
+        for place, entry in enumerate(entries):
+            places.setdefault(entry.episode, []).append(place)
+        for of_one in places.values():
+            begins = _set_back([entries[place].time for place in of_one])
+            for begin, end in itertools.pairwise([*begins, len(of_one)]):
+                before = entries[of_one[begin - 1]].time
+                stretches.append((of_one[begin:end], before))
+        for episode, (stretch, before) in enumerate(sorted(stretches), max(places) + 1):
+            first = entries[stretch[0]]
+            self.notes.append(
+                f"{self.log.name}: line {first.line}: the clock goes from {before:.12g} s back to "
+                f"{first.time:.12g} s, it started again or was set: a new episode begins, episode_{episode}"
             )
-        if not all(abs(value) <= LARGEST for value in controls):
-            raise UserError(f"{where} {controls} are not finite numbers; mend or remove the line")
-        return controls
+            for place in stretch:
+                entries[place] = entries[place]._replace(episode=episode)
 
     def _note_order(self, entries, malformed):
-        """Note names that come again and time stamps out of order. Raises UserError where the order cannot be
-        mended.
+        """Note names and time stamps that come again, and those out of order.
+
+        Raises UserError where a malformed line may belong anywhere.
         """
-        log, times, names = self.log.name, {}, {}
         again, disorder, equal = [], [], []
+        names, moments, latest = set(), set(), {}
         for entry in entries:
-            if names.setdefault(entry.name, entry.line) != entry.line:
+            if entry.name in names:
                 again.append(entry.line)
-            before = times.get(entry.episode, -np.inf)
-            times[entry.episode] = max(entry.time, before)
-            if entry.time < before:
+            if entry.time < latest.get(entry.episode, -np.inf):
                 disorder.append(entry.line)
-        for a, b in itertools.pairwise(sorted(entries, key=lambda entry: (entry.episode, entry.time))):
-            if (a.episode, a.time) == (b.episode, b.time):
-                equal.append(b.line)
+            else:
+                latest[entry.episode] = entry.time
+            if (entry.episode, entry.time) in moments:
+                equal.append(entry.line)
+            names.add(entry.name)
+            moments.add((entry.episode, entry.time))
         if disorder and malformed:
+            number, why = next(iter(malformed.items()))
             raise UserError(
-                f"{self.log}: {_lines(disorder)} out of the order of time, so where {malformed[0]} belongs "
-                "is not known; "
-                f"mend that line, or sort the log"
+                f"{self.log}: {_lines(disorder)} out of the order of time, so where line {number} ({why}) "
+                "belongs is not known; mend that line, or sort the log"
             )
         for found, what in [
             (again, "the frame_filename of an earlier line again"),
             (disorder, "time stamps out of order, sorted by time"),
             (equal, "the time stamp of another line again, kept in the file's order"),
         ]:
-            self.notes += [f"{log}: {_lines(found)}: {what}"] if found else []
+            if found:
+                self.notes.append(f"{self.log.name}: {_lines(found)}: {what}")
 
     def _breaks(self, entries):
-        """bool `[n]`: the entries (in the order of the store) before which something is missing. Notes gaps
-        in time.
+        """A bool for each entry, in the order of the store: whether something is missing before it.
+
+        Notes gaps in time.
         """
-        time, lost = np.array([entry.time for entry in entries]), np.array([entry.lost for entry in entries])
-        new = np.diff(self._episode, prepend=self._episode[0] - 1) != 0
-        steps = np.diff(time, prepend=time[0])
-        breaks = new | (np.diff(lost, prepend=0) != 0)
-        starts = np.flatnonzero(new).tolist()
-        for start, stop in itertools.pairwise([*starts, len(entries)]):
-            inner = steps[start + 1 : stop]
-            usual = np.median(inner) if len(inner) else 0
-            for i in start + 1 + np.flatnonzero(inner > GAP * usual) if usual else []:
-                self.notes.append(
-                    f"{self.log.name}: line {entries[i].line}: {steps[i]:.3g} s after the frame before, not "
-                    f"{usual:.3g} s as "
-                    f"elsewhere in episode {entries[i].episode}: a new arc begins"
-                )
-                breaks[i] = True
+        breaks = []
+        for episode, group in itertools.groupby(entries, key=lambda entry: entry.episode):
+            group = list(group)
+            steps = np.diff([entry.time for entry in group])
+            usual = np.median(steps) if len(steps) else 0
+            breaks.append(True)
+            for before, entry, step in zip(group, group[1:], steps, strict=False):
+                gap = 0 < GAP * usual < step
+                breaks.append(gap or before.lost != entry.lost)
+                if gap:
+                    self.notes.append(
+                        f"{self.log.name}: line {entry.line}: {step:.3g} s after the frame before, not "
+                        f"{usual:.3g} s as elsewhere in episode {episode}: a new arc begins"
+                    )
         return breaks
 
 
@@ -292,12 +294,11 @@ def _set_back(times):
 
 
 def _is_late(before, late, usual):
-    """Whether lines at the times `late` only come late after those at the times `before`, whose clock takes
-    `usual` steps.
+    """Whether lines at the times `late` are only written late, behind those at the times `before`.
 
-    So it is where they are less than a step behind, or where the lines before left room for them, so that
-    each is more than half a step from every other. A clock that runs again through times that it has been
-    through finds no room there.
+    usual: the clock's step. So it is where they are less than a step behind, or where the lines before left
+    room for them, so that each is more than half a step from every other. A clock that runs again through
+    times that it has been through finds no room there.
     """
     if max(before) - min(late) < 0.9 * usual:
         return True
@@ -308,13 +309,16 @@ def _is_late(before, late, usual):
 
 
 def find_log(path):
-    """The log of the recording at `path`: the file itself, the folder's recording_log.jsonl or only .jsonl;
-    else None.
+    """The log of the recording at `path`, None where there is none.
+
+    It is the file itself, or the folder's recording_log.jsonl or only .jsonl.
     """
     if path.suffix.lower() == ".jsonl":
         return path
     logs = list(path.glob("*.jsonl")) if path.is_dir() else []
-    return path / LOG if path / LOG in logs else logs[0] if len(logs) == 1 else None
+    if path / LOG in logs:
+        return path / LOG
+    return logs[0] if len(logs) == 1 else None
 
 
 def read_about(text, where, warnings):
@@ -336,15 +340,15 @@ def _field(entry, name):
 
 
 def _controls(value):
-    """A list of floats from a list, or from {"leftStick": {x, y} or [x, y], "rightStick": ...}: left x, y,
-    right x, y.
-    """
+    """Floats from a list, or left x, y, right x, y from {"leftStick": {x, y} or [x, y], "rightStick": ..}."""
     if isinstance(value, dict):
         sticks = [_field(value, "leftStick"), _field(value, "rightStick")]
-        pairs = [[_field(one, "x"), _field(one, "y")] if isinstance(one, dict) else one for one in sticks]
-        if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-            raise ValueError("a stick in 'controls' is neither {x, y} nor [x, y]")
-        value = pairs[0] + pairs[1]
+        value = []
+        for stick in sticks:
+            pair = [_field(stick, "x"), _field(stick, "y")] if isinstance(stick, dict) else stick
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise ValueError("a stick in 'controls' is neither {x, y} nor [x, y]")
+            value += pair
     if not isinstance(value, list) or not value or not all(_is_number(one) for one in value):
         raise ValueError("'controls' is no list of numbers, and no leftStick and rightStick")
     return [float(one) for one in value]

@@ -1,5 +1,4 @@
-"""Where the frames of a source go: RAM where they fit, else a file that is mapped; from the cache where it
-has them.
+"""Where the frames of a source go: into RAM, or into a file that is mapped; from the cache where it has them.
 
 An HDF5 file is no slower than a copy of it would be: where its frames do not fit, they are read from it as
 needed.
@@ -18,92 +17,92 @@ from pathlib import Path
 
 import numpy as np
 
-from mtld_core.config import UserError
+from mtld_core.config import UserError, check
 from mtld_core.data.cuts import cuts_of_arcs
 from mtld_core.files import write_json
 from mtld_core.runtime import free_memory
 
 RAM_SHARE = 0.8  # of the free memory that frames may take
+VERSION = 1  # part of every key: raise it when the same files would give other frames or another meta.json
+DAY = 24 * 3600  # seconds
 
 
 def load(source, memory="auto", cache=True, workers=0, label=None):
-    """(frames uint8 `[N, H, W, 3]` array or `LazyFrames`, cuts int64 array, warnings) of a source (see
-    folder.py).
+    """(frames uint8 `[N, H, W, 3]` array or `LazyFrames`, cuts int64 array, warnings) of a source.
 
-    The frames are decoded straight into place, so the peak is hardly above what they take. memory: "auto",
-    "ram" or "disk". Raises UserError where the frames fit neither, with the figures.
+    source: see folder.py. memory: "auto", "ram" or "disk". The frames are decoded straight into place, so the
+    peak is hardly above what they take. Raises UserError where they fit neither, with the figures.
     """
-    if memory not in ("auto", "ram", "disk"):
-        raise UserError(f"memory must be 'auto', 'ram' or 'disk', not {memory!r}")
+    check(memory in ("auto", "ram", "disk"), f"memory must be 'auto', 'ram' or 'disk', not {memory!r}")
     can_stay = cache or not source.cached
-    if memory == "disk" and not can_stay:
-        raise UserError("memory='disk' keeps the frames in the cache; it needs cache=true")
+    check(can_stay or memory != "disk", "memory='disk' keeps the frames in the cache; it needs cache=true")
     key = meta = None
     if cache and source.cached:
-        key = entry_key(source.digest(workers), source.fit)
-        meta = find_entry(key)
-    shape = tuple(meta["shape"]) if meta else source.measure(workers)
+        key = _key(source.digest(workers), source.size)
+        meta = _find(key)
+    shape = meta["shape"] if meta else source.measure()
     in_ram = _fits(source.path, int(np.prod(shape)), memory, can_stay)
-    if not in_ram and not source.cached:
-        frames = source.lazy(shape)
-        return frames, _cuts(source, frames, workers), source.warnings
     if meta:
         source.bad = {int(i): why for i, why in meta["bad"].items()}
-        return load_frames(key, meta, in_ram), np.array(meta["cuts"], np.int64), source.warnings
+        frames = _open(key, meta["rows"], in_ram)
+        return frames, np.array(meta["cuts"], np.int64), source.warnings
     if in_ram:
         return _in_ram(source, shape, key, workers, label)
-    return _on_disk(source, shape, key, workers, label)
+    if source.cached:
+        return _on_disk(source, shape, key, workers, label)
+    frames = source.lazy(shape)
+    return frames, _cuts(source, frames, workers), source.warnings
 
 
 def _in_ram(source, shape, key, workers, label):
     frames = np.empty(shape, np.uint8)
-    frames = frames[: source.fill(frames, workers, label)]
-    cuts = _cuts(source, frames, workers)
+    frames, cuts, meta = _decoded(source, frames, workers, label)
     warnings = source.warnings
     if key:
         try:
-            with new_entry(key, frames.nbytes) as folder:
+            with _new_entry(key, frames.nbytes) as folder:
                 np.save(folder / "frames.npy", frames)
-                write_meta(folder, frames, **_meta(source, frames, cuts))
+                write_json(folder / "meta.json", meta)
         except OSError as error:
-            warnings = [
-                *warnings,
-                f"the cache {cache_root()} cannot be written ({error}); the next start decodes again",
-            ]
+            failed = f"the cache {cache_root()} cannot be written ({error}); the next start decodes again"
+            warnings = [*warnings, failed]
     return frames, cuts, warnings
 
 
 def _on_disk(source, shape, key, workers, label):
     needed = int(np.prod(shape))
     try:
-        with new_entry(key, needed) as folder:
-            frames = np.lib.format.open_memmap(folder / "frames.npy", "w+", np.uint8, shape)
-            if hasattr(
-                os, "posix_fallocate"
-            ):  # a disk that fills up under a mapped file would kill the process
-                with open(folder / "frames.npy", "r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, os.path.getsize(file.name))
-            kept = frames[: source.fill(frames, workers, label)]
-            cuts = _cuts(source, kept, workers)
+        with _new_entry(key, needed) as folder:
+            path = folder / "frames.npy"
+            frames = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+            if hasattr(os, "posix_fallocate"):  # a disk that fills up under a mapped file kills the process
+                with open(path, "r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+            _, cuts, meta = _decoded(source, frames, workers, label)
             frames.flush()
-            meta = _meta(source, kept, cuts)
-            write_meta(folder, kept, **meta)
+            write_json(folder / "meta.json", meta)
     except OSError as error:
         raise UserError(
             f"{source.path}: its frames ({needed / 1e9:.2f} GB) have to go into the cache {cache_root()}, "
-            "which cannot "
-            f"be written ({error}); point the environment variable MTLD_CACHE at a disk with room"
+            f"which cannot be written ({error}); point the environment variable MTLD_CACHE at a disk with "
+            "room"
         ) from None
-    return load_frames(key, {"rows": len(kept)}, in_ram=False), cuts, source.warnings
+    return _open(key, meta["rows"], in_ram=False), cuts, source.warnings
 
 
-def _meta(source, frames, cuts):
-    return {"shape": frames.shape, "cuts": cuts.tolist(), "bad": source.bad}
+def _decoded(source, store, workers, label):
+    """Fill `store`. Returns its rows that hold frames, their cuts, and what meta.json says of them."""
+    rows = source.fill(store, workers, label)
+    frames = store[:rows]
+    cuts = _cuts(source, frames, workers)
+    meta = {"rows": rows, "sample": _sample(frames), "shape": frames.shape}
+    return frames, cuts, meta | {"cuts": cuts.tolist(), "bad": source.bad}
 
 
 def _cuts(source, frames, workers):
-    """Pictures in no order have no shots; in a recording a sudden change is part of the game; and a file may
-    say: none.
+    """The rows where shots begin: none in pictures in no order, in a recording, or where a file says so.
+
+    In a recording a sudden change is part of the game.
     """
     if source.kind == "images" or source.actions is not None or not source.about.get("cuts", True):
         return np.array([], np.int64)
@@ -111,42 +110,39 @@ def _cuts(source, frames, workers):
 
 
 def _fits(path, needed, memory, can_stay):
-    """True where `needed` bytes go into RAM. Raises UserError where they must and cannot."""
+    """Whether `needed` bytes go into RAM. Raises UserError where they must and cannot."""
+    if memory == "disk":
+        return False
     usable = RAM_SHARE * free_memory()
-    if memory != "disk" and needed > usable and (memory == "ram" or not can_stay):
+    if needed <= usable:
+        return True
+    if memory == "ram" or not can_stay:
         raise UserError(
-            f"{path}: its frames take {needed / 1e9:.2f} GB of RAM and {usable / 1e9:.2f} GB can be used (80 "
-            "% of what "
-            "is free); use a smaller height and width, or memory='auto' with cache=true, which maps them "
-            "from disk"
+            f"{path}: its frames take {needed / 1e9:.2f} GB of RAM and {usable / 1e9:.2f} GB can be used "
+            "(80 % of what is free); use a smaller height and width, or memory='auto' with cache=true, which "
+            "maps them from disk"
         )
-    return memory != "disk" and needed <= usable
+    return False
 
 
-VERSION = 1  # part of every key: raise it when the same files would give other frames or another meta.json
-
-
-DAY = 24 * 3600
+# ---- the cache: a folder for each key, with frames.npy and meta.json
 
 
 def cache_root():
     return Path(os.environ.get("MTLD_CACHE") or "~/.cache/mtld").expanduser() / "datasets"
 
 
-def entry_key(content, fit):
+def _key(content, size):
     """The key for a source's content digest and its (height, width, fit)."""
-    return blake2b(json.dumps([VERSION, content, *fit]).encode(), digest_size=16).hexdigest()
+    return blake2b(json.dumps([VERSION, content, *size]).encode(), digest_size=16).hexdigest()
 
 
-def find_entry(key):
-    """The meta.json of an entry as a dict, or None where it is missing or damaged. Counts as a use of the
-    entry.
-    """
+def _find(key):
+    """The meta.json of an entry, None where it is missing or damaged. Counts as a use of the entry."""
     folder = cache_root() / key
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        frames = np.load(folder / "frames.npy", mmap_mode="r")
-        if meta["sample"] != _sample(frames[: meta["rows"]]):
+        if meta["sample"] != _sample(_open(key, meta["rows"], in_ram=False)):
             return None
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
@@ -155,16 +151,24 @@ def find_entry(key):
     return meta
 
 
-def load_frames(key, meta, in_ram):
-    """The frames of an entry as uint8 `[N, H, W, 3]`: read whole, or mapped (writes then stay in memory)."""
-    path = cache_root() / key / "frames.npy"
-    return np.load(path, mmap_mode=None if in_ram else "c")[: meta["rows"]]
+def _open(key, rows, in_ram):
+    """The frames of an entry, uint8 `[rows, H, W, 3]`: read whole, or mapped (writes then stay in memory)."""
+    return np.load(cache_root() / key / "frames.npy", mmap_mode=None if in_ram else "c")[:rows]
+
+
+def _sample(frames):
+    """Hex digest of the shape and of up to 16 frames spread over the whole, the last one included."""
+    digest = blake2b(str(frames.shape).encode(), digest_size=16)
+    for row in np.unique(np.linspace(0, len(frames) - 1, 16).astype(int)):
+        digest.update(np.ascontiguousarray(frames[row]))
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
-def new_entry(key, needed):
-    """Yield a temporary folder that becomes the entry `key` if all goes well. Raises OSError where `needed`
-    bytes miss.
+def _new_entry(key, needed):
+    """Yield a temporary folder that becomes the entry `key` if all goes well.
+
+    Raises OSError where there is no room for `needed` bytes.
     """
     root = cache_root()
     root.mkdir(parents=True, exist_ok=True)
@@ -178,23 +182,8 @@ def new_entry(key, needed):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_meta(folder, frames, **values):
-    """Write meta.json last: `values`, and what `find_entry` judges the entry by."""
-    write_json(folder / "meta.json", {"rows": len(frames), "sample": _sample(frames), **values})
-
-
-def _sample(frames):
-    """Hex digest of the shape and of up to 16 frames spread over the whole, the last one included."""
-    digest = blake2b(str(frames.shape).encode(), digest_size=16)
-    for row in np.unique(np.linspace(0, len(frames) - 1, 16).astype(int)):
-        digest.update(np.ascontiguousarray(frames[row]))
-    return digest.hexdigest()
-
-
 def _make_room(root, needed):
-    """Delete entries, the longest unused first, while the cache would exceed half of itself and the free disk
-    together.
-    """
+    """Delete entries, the longest unused first, until all take half of what they and the free disk have."""
     for left in root.glob(".*.tmp"):  # of a process that was killed
         if time.time() - left.stat().st_mtime > DAY:
             shutil.rmtree(left, ignore_errors=True)

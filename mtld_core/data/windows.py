@@ -3,7 +3,6 @@
 import torch
 
 from mtld_core.config import UserError
-from mtld_core.data.dataset import DomainPair
 
 
 def split_windows(dataset, length, holdout=0.1, cross_cuts=False, restitution=False, judged=0):
@@ -15,15 +14,8 @@ def split_windows(dataset, length, holdout=0.1, cross_cuts=False, restitution=Fa
     and the first held-out one; an arc too short for that trains only. Images in no order (`kind` "images"):
     about `holdout` of each arc, which is a class, evenly spaced; of one arc in an HDF5 file, where they are
     mixed, the tail. restitution: all windows train and judge. judged: frames of a held-out window, where they
-    are more than `length`. For a DomainPair both are pairs (x, y). Raises UserError where no window fits or
-    none can be held out.
+    are more than `length`. Raises UserError where no window fits or none can be held out.
     """
-    if isinstance(dataset, DomainPair):
-        x, y = (
-            split_windows(domain, length, holdout, cross_cuts, restitution, judged)
-            for domain in (dataset.x, dataset.y)
-        )
-        return (x[0], y[0]), (x[1], y[1])
     judged = max(length, judged)
     starts = dataset.windows(length, cross_cuts)
     if restitution:

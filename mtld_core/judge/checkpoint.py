@@ -15,11 +15,10 @@ import torch
 
 from mtld_core.config import field_names, from_dict
 from mtld_core.files import write_json
-from mtld_core.judge.task import Task
+from mtld_core.judge.task import JudgeConfig, Task
 from mtld_core.runs.folder import JUDGEMENTS
 from mtld_core.runtime import command
 from mtld_core.systems.opening import open_run, own_dataset
-from mtld_core.train.settings import TrainConfig
 
 
 def judge(run_dir, checkpoint="", device="auto"):
@@ -31,10 +30,8 @@ def judge(run_dir, checkpoint="", device="auto"):
     gone.
     """
     system = open_run(run_dir, checkpoint, device)
-    known = field_names(TrainConfig)
-    config = from_dict(
-        TrainConfig, {name: value for name, value in system.run.training.items() if name in known}
-    )
+    training, known = system.run.training, field_names(JudgeConfig)
+    config = from_dict(JudgeConfig, {name: training[name] for name in known if name in training})
     if (weights := getattr(system.config, "lpips_weights", "")) and not Path(weights).is_file():
         print(
             f"lpips_weights={weights!r} is not here (any more): LPIPS takes what torch's cache has",

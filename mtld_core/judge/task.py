@@ -3,11 +3,12 @@ of the other.
 """
 
 import copy
+import dataclasses
+import typing
 
 import torch
 
-from mtld_core.config import check
-from mtld_core.data import Batches, DomainBatches, DomainPair
+from mtld_core.config import AtLeastOne, NotNegative, Settings, check
 from mtld_core.frames import evenly, to_uint8
 from mtld_core.judge.frechet import Likeness
 from mtld_core.judge.rollouts import Judge
@@ -18,40 +19,55 @@ from mtld_core.systems.base import Samples, Translates
 DRAWS = 256  # images from noise that are compared with held-out frames, and as many of those
 
 
-class Task:
-    """dataset (a `Dataset` or `DomainPair`), batches of its training part, and judges of the rest.
+@dataclasses.dataclass(frozen=True)
+class JudgeConfig(Settings):
+    """Which windows are held out, and how they are judged."""
 
-    samples: uint8 `[n, H, W, 3]` of the training part, of each domain. Raises ConfigError or UserError where
-    dataset and system do not belong together, or nothing is left to judge on. say: told what is left out.
+    restitution: bool = False  # train and judge on all windows: learning one clip by heart
+    holdout: float = 0.1  # share of arcs, or of each arc's tail, that is only judged on
+    cross_cuts: bool = False  # whether a window may go across a hard cut
+    # the frame that the controls in a recording's log lead to; see `open_dataset`
+    controls_lead_to: typing.Literal["next", "this"] = "next"
+    eval_horizon: NotNegative[int] = 0  # predicted frames that are judged; 0: all of a window
+    # that the lists by horizon reach, where the held-out data has windows so long; 0: as eval_horizon
+    long_horizon: NotNegative[int] = 0
+    eval_windows: AtLeastOne[int] = 256
+    eval_batches: NotNegative[int] = 0  # that many batches of windows are judged; 0: eval_windows
+    batch_size: AtLeastOne[int] = 8
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(0 < self.holdout < 1, f"holdout must be between 0 and 1, not {self.holdout}")
+
+
+class Task:
+    """The training part of a dataset (a `Dataset` or `DomainPair`), and judges of the rest.
+
+    config: a `JudgeConfig`. learned: start rows of the windows to train on, int64, of each domain. samples:
+    uint8 `[n, H, W, 3]` of the training part, of each domain. Raises ConfigError or UserError where dataset
+    and system do not belong together, or nothing is left to judge on. say: told what is left out.
     """
 
-    def __init__(self, system, dataset, config, device=None, say=print):
+    def __init__(self, system, dataset, config, say=print):
         self.dataset, needs = dataset, system.needs()
         _check(system, dataset, config)
-        pair = isinstance(dataset, DomainPair)
-        domains = (dataset.x, dataset.y) if pair else (dataset,)
-        for domain in domains:
+        for domain in dataset.domains:
             if unused := domain.too_short(needs.window, config.cross_cuts):
                 say(
                     f"{domain.path}: nothing is learnt from {len(unused)} of {len(domain.arcs)} arcs, which "
-                    "hold no window of "
-                    f"{needs.window} frames without a cut: {', '.join(unused)}"
+                    f"hold no window of {needs.window} frames without a cut: {', '.join(unused)}"
                 )
         horizon = judged_horizon(system, config.eval_horizon)
-        together = config.restitution or all(
-            domain.about.get("held_out") for domain in domains
-        )  # a shared run's frames
-        split = split_of(system, dataset, vars(config) | {"restitution": together})
-        learned, held = split if pair else [(part,) for part in split]
-        rows = [torch.unique(starts[:, None] + torch.arange(needs.window)) for starts in learned]
-        self.samples = [domain.frames[evenly(some, 512)] for domain, some in zip(domains, rows, strict=True)]
-        kind = DomainBatches if pair else Batches
-        self.batches = kind(
-            dataset, split[0], needs.window, config.batch_size, config.seed, needs.batches, device
-        )
-
+        shared = all(domain.about.get("held_out") for domain in dataset.domains)  # a shared run's frames
+        training = vars(config) | {"restitution": config.restitution or shared}
+        splits = [split_of(system, domain, training) for domain in dataset.domains]
+        self.learned, held = zip(*splits, strict=True)
+        rows = [torch.unique(starts[:, None] + torch.arange(needs.window)) for starts in self.learned]
+        self.samples = [
+            domain.frames[evenly(some, 512)] for domain, some in zip(dataset.domains, rows, strict=True)
+        ]
         windows = config.eval_batches * config.batch_size or config.eval_windows
-        first, starts, reach = domains[0], held[0], 0
+        first, starts, reach = dataset.domains[0], held[0], 0
         if horizon:
             starts, reach = reachable(
                 first, starts, needs.context, horizon, config.long_horizon, config.cross_cuts
@@ -104,6 +120,17 @@ class Task:
         return (self.translations or self.judge).preview(system)
 
 
+def summary(metrics):
+    """One line with the figures that matter most. metrics: as report.json has them."""
+    if not metrics:
+        return "not judged yet"
+    psnr, skill = metrics["psnr"], metrics["skill_db"]
+    if skill is None:
+        return f"psnr {psnr:.2f} dB (reconstruction)"
+    copied = metrics["baseline_copy_psnr"]
+    return f"psnr {psnr:.2f} dB (copying the last frame: {copied:.2f}), skill {skill:+.2f} dB"
+
+
 def best_by(metrics, restitution, step):
     """(name, value) of what the best checkpoint of a run has most of; of translations without a truth it is
     the newest one.
@@ -127,17 +154,17 @@ def _check(system, dataset, config):
         size == dataset.size,
         f"the system is built for frames of {size}, the dataset has {dataset.size}: see settings.build",
     )
-    pair = isinstance(dataset, DomainPair)
+    held = len(dataset.domains)
     two = (
         "lay two out as <folder>/X/<arc>/ and <folder>/Y/<arc>/ (data_prep/make_domains.py does) "
         "and name that folder"
     )
-    way = f"name {dataset.path}/X or {dataset.path}/Y" if pair else two
+    way = f"name {dataset.path}/X or {dataset.path}/Y" if held == 2 else two
     check(
-        pair == (needs.domains == 2),
-        f"{system.name} needs {needs.domains} domain(s); {dataset.path} holds {1 + pair}: {way}",
+        held == needs.domains,
+        f"{system.name} needs {needs.domains} domain(s); {dataset.path} holds {held}: {way}",
     )
-    first = dataset.x if pair else dataset
+    first = dataset.domains[0]
     check(
         not needs.actions or first.actions is not None,
         f"{system.name} needs actions and {dataset.path} has none: use an HDF5 file with a dataset 'actions'",

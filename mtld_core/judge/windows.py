@@ -17,8 +17,7 @@ def judged_horizon(system, eval_horizon):
 
 
 def split_of(system, dataset, training):
-    """(start rows of the windows that a system learns from, of those that it is judged on), as
-    `split_windows` gives them.
+    """(start rows of the windows that a system learns from, of those that it is judged on) in one domain.
 
     training: a dict with holdout, cross_cuts, restitution and eval_horizon.
     """

@@ -1,3 +1,1 @@
-"""Building blocks that two systems or more share. Shapes in the docstrings: N pictures, C channels, h w grid,
-H W pixels.
-"""
+"""Building blocks of two systems or more. Letters: N pictures, C channels, h w a grid, H W pixels."""

@@ -1,4 +1,4 @@
-"""Actions as networks see them: a token, made by a small MLP."""
+"""Actions: what a config keeps of a dataset's, and the token that networks see of each."""
 
 import itertools
 
@@ -6,27 +6,51 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mtld_core.config import check
+
+
+def action_fields(dataset):
+    """What a config keeps of a dataset's actions: "action_count", or "control_low" and "control_high".
+
+    Raises ConfigError where the dataset has none.
+    """
+    actions = dataset.actions
+    check(
+        actions is not None,
+        f"{dataset.path} has no actions, which this system needs: use a recording "
+        "(data_prep/record_game.py makes one)",
+    )
+    if actions.dtype == torch.int64:
+        taken = int(actions.max()) + 1
+        named = len(dataset.about.get("action_names", []))
+        return {"action_count": max(taken, named)}
+    return {"control_low": tuple(actions.amin(0).tolist()), "control_high": tuple(actions.amax(0).tolist())}
+
+
+def action_space(config):
+    """`System.action_space`, from a config that keeps the `action_fields` of its dataset."""
+    return config.action_count or (list(config.control_low), list(config.control_high))
+
 
 class ActionEncoder(nn.Module):
-    """Actions int64 `[...]` or float `[..., A]` -> `[..., dim]`; an MLP with GELU over the hidden `widths`.
+    """Actions int64 `[...]` or float `[..., A]` -> tokens `[..., dim]`, by an MLP with GELU.
 
-    space: as `System.action_space`. Whole numbers enter as one-hot vectors, floats scaled from their range to
-    [-1, 1].
+    space: as `System.action_space`. widths: of the hidden layers. Whole numbers enter as one-hot vectors,
+    floats scaled from their range to [-1, 1].
     """
 
     def __init__(self, space, widths, dim):
         super().__init__()
         self.count = space if isinstance(space, int) else 0
+        self.values = self.count or len(space[0])
         if not self.count:
-            low, high = (torch.tensor(side, dtype=torch.float32) for side in space)
+            low, high = torch.tensor(space, dtype=torch.float32)
             self.register_buffer("middle", (low + high) / 2)
             self.register_buffer("span", ((high - low) / 2).clamp(min=1e-6))
-        self.values = self.count or len(space[0])
-        sizes = [self.values, *widths, dim]
-        layers = [nn.Linear(sizes[0], sizes[1])]
-        for last, size in itertools.pairwise(sizes[1:]):
-            layers += [nn.GELU(), nn.Linear(last, size)]
-        self.body = nn.Sequential(*layers)
+        layers = []
+        for size, next_size in itertools.pairwise([self.values, *widths, dim]):
+            layers += [nn.Linear(size, next_size), nn.GELU()]
+        self.body = nn.Sequential(*layers[:-1])
 
     def to_values(self, actions):
         """What enters the MLP, `[..., values]`."""
@@ -36,9 +60,9 @@ class ActionEncoder(nn.Module):
 
     def idle(self, size):
         """Tokens `[size, dim]` of no action at all: no button, or floats of 0, which are sticks at rest."""
-        weight = self.body[0].weight
-        nothing = weight.new_zeros(size, self.values)
+        nothing = self.body[0].weight.new_zeros(size, self.values)
         return self.body(nothing if self.count else self.to_values(nothing))
 
     def forward(self, actions):
-        return self.body(self.to_values(actions).to(self.body[0].weight.dtype))
+        values = self.to_values(actions)
+        return self.body(values.to(self.body[0].weight.dtype))

@@ -1,7 +1,6 @@
-"""Transformer blocks over the patches of a picture, and over time with a cache.
+"""Parts of a Transformer over the patches of a picture.
 
-Letters: B batch, T frames, P patches a frame, E width, H heads, D = E / H, S frames that can be seen.
-Everything is pre-norm: a sum of the input and of what attention and the MLP make of its normalised values.
+Letters: N pictures, P patches, E width, H heads, D = E / H.
 """
 
 import torch
@@ -10,24 +9,23 @@ from torch import nn
 
 
 class Norm(nn.Module):
-    """LayerNorm over the last axis; with a `condition_dim` its scale and shift come from a condition (Peebles
-    & Xie 2023).
+    """LayerNorm over the last axis, whose scale and shift may come from a condition (Peebles & Xie 2023).
 
-    The modulation starts at zero: learning begins as if there were no condition.
+    condition_dim: 0 for a scale and a shift of its own. Those from a condition start at 1 and 0: learning
+    begins as if there were no condition.
     """
 
     def __init__(self, dim, condition_dim=0):
         super().__init__()
         self.norm = nn.LayerNorm(dim, elementwise_affine=not condition_dim)
-        self.modulation = nn.Linear(condition_dim, 2 * dim) if condition_dim else None
+        self.modulation = None
         if condition_dim:
+            self.modulation = nn.Linear(condition_dim, 2 * dim)
             nn.init.zeros_(self.modulation.weight)
             nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x, condition=None):
-        """condition: `[..., condition_dim]`, broadcast over the axes of x that it lacks right before the
-        last.
-        """
+        """condition: `[..., condition_dim]`, broadcast against x."""
         x = self.norm(x)
         if self.modulation is None:
             return x
@@ -40,31 +38,17 @@ class Attention(nn.Module):
 
     def __init__(self, dim, heads):
         super().__init__()
-        self.heads, self.head_dim = heads, dim // heads
-        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
 
     def forward(self, x):
-        q, k, v = (
-            self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
-        )  # [N, H, P, D]
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        parts = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [N, P, 3, H, D]
+        q, k, v = parts.permute(2, 0, 3, 1, 4)  # [N, H, P, D] each
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Sequential):
     def __init__(self, dim, hidden):
         super().__init__(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, dim))
-
-
-class Block(nn.Module):
-    """`[N, P, E]` -> the same: attention over P and an MLP; both norms may take a condition `[N, 1,
-    condition_dim]`.
-    """
-
-    def __init__(self, dim, heads, hidden, condition_dim=0):
-        super().__init__()
-        self.norm1, self.attention = Norm(dim, condition_dim), Attention(dim, heads)
-        self.norm2, self.mlp = Norm(dim, condition_dim), Mlp(dim, hidden)
-
-    def forward(self, x, condition=None):
-        x = x + self.attention(self.norm1(x, condition))
-        return x + self.mlp(self.norm2(x, condition))

@@ -1,7 +1,6 @@
-"""Discriminators and adversarial losses.
+"""A discriminator of patches, and the least-squares GAN.
 
-A discriminator's loss takes logits of real and of fake, a generator's those of fake alone; `GAN_LOSSES` has
-both by name. Verdicts may come in half precision, losses are in fp32.
+Logits may come in half precision, losses are in fp32.
 """
 
 import torch
@@ -9,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
+from mtld_core.config import check
 from mtld_core.nn.conv import norm2d
 from mtld_core.nn.precision import in_fp32
 
@@ -16,19 +16,18 @@ STARTING_ITERATIONS = 15  # torch's own number
 
 
 class SpectralNorm(nn.Module):
-    """A weight `[out, ...]` divided by its largest singular value (Miyato et al. 2018), as a parametrisation,
-    in fp32.
+    """A weight `[out, ...]` divided by its largest singular value, in fp32 (Miyato et al. 2018).
 
-    `iterate` moves the singular vectors a step on; unlike in torch's own, using the weight does not. So the
-    weight stays the same in all parts and passes of a training step. Buffers are named as torch's are, for
-    runs that were trained with those.
+    A parametrisation. `iterate` moves the singular vectors a step on; unlike in torch's own, using the weight
+    does not, so that it stays the same in all parts and passes of a training step. Buffers are named as
+    torch's are, for runs that were trained with those.
     """
 
     def __init__(self, weight):
         super().__init__()
-        matrix = weight.detach().flatten(1)
-        for name, size in zip(("_u", "_v"), matrix.shape, strict=True):
-            self.register_buffer(name, F.normalize(matrix.new_empty(size).normal_(), dim=0))
+        rows, columns = weight.detach().flatten(1).shape
+        self.register_buffer("_u", F.normalize(weight.new_empty(rows).normal_(), dim=0))
+        self.register_buffer("_v", F.normalize(weight.new_empty(columns).normal_(), dim=0))
         for _ in range(STARTING_ITERATIONS):
             self.iterate(weight)
 
@@ -40,9 +39,8 @@ class SpectralNorm(nn.Module):
         self._v.copy_(F.normalize(torch.mv(matrix.T, self._u), dim=0))
 
     def forward(self, weight):
-        rows = (weight.flatten(1) * self._v).sum(
-            1
-        )  # not as a matrix product, which autocast would run in half precision
+        # not as a matrix product, which autocast would run in half precision
+        rows = (weight.flatten(1) * self._v).sum(1)
         return weight / (rows * self._u).sum()
 
 
@@ -52,21 +50,22 @@ def spectral_norm(layer):
 
 
 class PatchDiscriminator(nn.Module):
-    """Pictures `[N, C, H, W]` -> (logits `[N, 1, h, w]`, list of feature maps): one verdict a patch, not a
-    picture.
+    """Pictures `[N, C, H, W]` -> (a logit a patch `[N, 1, h, w]`, list of feature maps), from one pass.
 
-    PatchGAN (Isola et al. 2017) with spectral norm. Each of `channels` but the last halves the grid; logits
-    and features come from the same pass. `iterate` belongs to the beginning of each training step, before any
-    phase.
+    PatchGAN (Isola et al. 2017) with spectral norm. Each of `channels` but the last halves the grid. Call
+    `iterate` at the beginning of each training step, before any phase.
     """
 
-    def __init__(self, channels, norm="instance", in_channels=3):
+    def __init__(self, channels, in_channels=3):
         super().__init__()
-        self.blocks, last = nn.ModuleList(), in_channels
-        for i, c in enumerate(channels):
-            conv = spectral_norm(nn.Conv2d(last, c, 4, 2 if i + 1 < len(channels) else 1, 1))
-            self.blocks.append(nn.Sequential(conv, norm2d(norm if i else "none", c), nn.LeakyReLU(0.2)))
-            last = c
+        self.blocks = nn.ModuleList()
+        last = in_channels
+        for i, width in enumerate(channels):
+            stride = 2 if i + 1 < len(channels) else 1
+            conv = spectral_norm(nn.Conv2d(last, width, 4, stride, 1))
+            kind = "instance" if i else "none"
+            self.blocks.append(nn.Sequential(conv, norm2d(kind, width), nn.LeakyReLU(0.2)))
+            last = width
         self.head = spectral_norm(nn.Conv2d(last, 1, 4, 1, 1))
 
     def forward(self, x):
@@ -83,15 +82,28 @@ class PatchDiscriminator(nn.Module):
                 parametrized.weight[0].iterate(parametrized.weight.original)
 
 
-def lsgan_discriminator_loss(real_logits, fake_logits, real=1.0, fake=0.0):
-    """Least-squares GAN (Mao et al. 2017): real towards 1, fake towards 0, or each towards labels of its
-    own.
+def check_discriminator(config, way_out):
+    """Raise ConfigError where frames are too small for a `PatchDiscriminator` of discriminator_channels.
+
+    config: has those, height and width. way_out: the settings that leave the discriminator out.
     """
-    return 0.5 * (
-        (in_fp32(real_logits) - real).square().mean() + (in_fp32(fake_logits) - fake).square().mean()
-    )
+    least = 3 << (len(config.discriminator_channels) - 1)  # the last two convolutions take a pixel each
+    for side in ("height", "width"):
+        size = getattr(config, side)
+        check(
+            size == 0 or size >= least,
+            f"{side}={size} is too small for so many discriminator_channels, which need {least} pixels; "
+            f"use fewer, or {way_out}",
+        )
+
+
+def lsgan_discriminator_loss(real_logits, fake_logits, real=1.0, fake=0.0):
+    """Least-squares GAN (Mao et al. 2017): real towards 1, fake towards 0, or towards labels of their own."""
+    real_error = (in_fp32(real_logits) - real).square().mean()
+    fake_error = (in_fp32(fake_logits) - fake).square().mean()
+    return 0.5 * (real_error + fake_error)
 
 
 def lsgan_generator_loss(fake_logits):
-    """The generator's side of the least-squares GAN: fake towards 1."""
+    """The generator's loss of the least-squares GAN (Mao et al. 2017): fake towards 1."""
     return (in_fp32(fake_logits) - 1).square().mean()

@@ -1,8 +1,4 @@
-"""Losses between pictures `[N, 3, H, W]` in [-1, 1], beside L1, MSE and LPIPS. All run in the pictures' own
-type.
-
-And `in_fp32`, for whatever is averaged: a loss and its mean are never in half precision.
-"""
+"""Full precision for whatever is averaged: a loss and its mean are never in half precision."""
 
 import torch
 

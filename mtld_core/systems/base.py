@@ -17,9 +17,9 @@ A system is a `System` subclass with a frozen `Config` and named `PRESETS`. It g
     extra_state, load_extra_state, extra_files    what is neither module nor optimizer: counters, a replay
 
 What only some systems can do is told by a class beside it: `Reconstructs`, `Samples`, `Translates`,
-`InventsActions`, `BuiltOn`.
+`InventsActions`, `BuiltOn`. A `Config` inherits from `FrameSize`.
 
-Axis letters: B batch, T frames, k context frames, H W pixels, A action. Frames inside are float
+Axis letters: B batch, T frames, k context frames, H W pixels, A numbers of an action. Frames inside are float
 `[B, T, 3, H, W]` in [-1, 1].
 """
 
@@ -30,8 +30,24 @@ import typing
 import torch
 from torch import nn
 
-from mtld_core.config import ConfigError
+from mtld_core.config import NotNegative, Settings, check
 from mtld_core.frames import to_float
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameSize(Settings):
+    """The first settings of every system: the size of its frames, in pixels. 0: the dataset's own size."""
+
+    height: NotNegative[int] = 0
+    width: NotNegative[int] = 0
+
+    def check_divisible(self, factor, way_out, name=""):
+        """Raise ConfigError where a side is no multiple of `factor`, which the setting `name` asks for."""
+        asked = f"{name}={factor}" if name else factor
+        for side in ("height", "width"):
+            size = getattr(self, side)
+            nearest = max(1, size // factor) * factor
+            check(size % factor == 0, f"{side}={size} is not divisible by {asked}; use {nearest}, {way_out}")
 
 
 class Needs(typing.NamedTuple):
@@ -45,25 +61,21 @@ class Needs(typing.NamedTuple):
 
 
 class Loss(typing.NamedTuple):
-    """What a loss function returns: the scalar to minimise, 0-dim tensors to log, and `[B, ...]` tensors for
-    a later phase.
+    """What a loss function returns.
 
-    The scalar and the logs are fp32 (or fp64), whatever the networks ran in. They are means over the samples
-    that the function was given, so that those of a batch's parts make up the whole batch's. weight: a 0-dim
-    tensor where they are means over something that differs from part to part: how much of that there was, a
-    sample.
+    `total` and `logs` are fp32 (or fp64), whatever the networks ran in. They are means over the samples that
+    the function was given, so that the means of a batch's parts make up the mean of the whole batch.
     """
 
-    total: torch.Tensor
-    logs: typing.Mapping = types.MappingProxyType({})
-    carry: typing.Mapping = types.MappingProxyType({})
+    total: torch.Tensor  # the scalar to minimise
+    logs: typing.Mapping = types.MappingProxyType({})  # name -> 0-dim tensor to log
+    carry: typing.Mapping = types.MappingProxyType({})  # name -> `[B, ...]` for a later phase
+    # 0-dim, where they are means over something that differs from part to part: how much of it a sample has
     weight: torch.Tensor | None = None
 
 
 class Place(typing.NamedTuple):
-    """Where the samples that a loss function is given lie in the whole batch, for what is chosen by
-    number.
-    """
+    """Where a loss function's samples lie in the whole batch: batch["place"], for what goes by number."""
 
     first: int  # row of the first one
     size: int  # samples of the whole batch
@@ -73,12 +85,12 @@ class Reconstructs:
     """A system that is judged by what it makes of frames that it is shown, not by rollouts."""
 
     def reconstruct(self, frames):
-        """Frames as the system rebuilds them, both float `[B, T, 3, H, W]`."""
+        """Rebuild frames float `[B, T, 3, H, W]`."""
         raise NotImplementedError
 
 
 class Samples:
-    """A system that draws from noise, too: `start` takes no context then."""
+    """A system that can also draw from noise: its `start` takes None for the context."""
 
     def sample(self, count, generator=None):
         """Draw `count` images from noise, float `[count, 3, H, W]`."""
@@ -86,13 +98,10 @@ class Samples:
 
 
 class Translates:
-    """A system between two domains, X and Y."""
+    """A system between two domains, X and Y. A direction is "x_to_y" or "y_to_x"."""
 
     def translate(self, frames, direction="x_to_y", state=None):
-        """Clips float `[B, T, 3, H, W]` -> (their translations, state).
-
-        direction: "x_to_y" or "y_to_x". state: what the clips' earlier part returned, to go on with the next.
-        """
+        """Translate clips `[B, T, 3, H, W]` -> (clips, state). state: from the call for the frames before."""
         raise NotImplementedError
 
 
@@ -100,24 +109,22 @@ class InventsActions:
     """A system with an action space whose actions nobody recorded."""
 
     def infer_actions(self, frames):
-        """Actions `[B, T-1]` that lead from frame to frame of clips float `[B, T, 3, H, W]`."""
+        """Name the actions `[B, T-1]` that lead from frame to frame of clips float `[B, T, 3, H, W]`."""
         raise NotImplementedError
 
 
 class BuiltOn:
     """A system that holds trained runs of other systems, its stages below, frozen inside itself."""
 
-    # config fields that name such a run -> the attribute that holds the system
-    built_on: typing.ClassVar[dict]
+    built_on: typing.ClassVar[dict]  # config field that names such a run -> attribute that holds the system
 
 
 class System(nn.Module):
-    """What is studied: networks, their losses and how they make frames. See the head of this file."""
+    """What is studied: networks, their losses and how they make frames. The head of base.py says more."""
 
     name: typing.ClassVar[str]
     Config: typing.ClassVar[type]
-    # preset -> fields of Config and of TrainConfig that differ from the defaults
-    PRESETS: typing.ClassVar[dict]
+    PRESETS: typing.ClassVar[dict]  # name -> fields of Config and TrainConfig that differ from the defaults
     action_space = None  # None, an int (n discrete actions) or (low, high) lists of floats
 
     def __init__(self, config):
@@ -132,39 +139,30 @@ class System(nn.Module):
 
     @classmethod
     def fit_config(cls, config, dataset):
-        """The config with all that the data decides filled in; here height and width where they are 0."""
+        """Fill in what the data decides; here height and width where they are 0. Returns a new config."""
         height, width = dataset.size
         return dataclasses.replace(config, height=config.height or height, width=config.width or width)
 
     def needs(self):
+        """Say what a batch must hold: `Needs`."""
         raise NotImplementedError
 
     def prepare(self, frames, frames_y=None):
-        """Set buffers that describe the data, from `frames`: uint8 `[n, H, W, 3]`, a sample of the training
-        part.
-
-        frames_y: the same of the second domain, where there is one. Called once in the life of a run, not on
-        resume.
-        """
+        """Set buffers that describe the data, once in a run's life. Samples of it: uint8 `[n, H, W, 3]`."""
 
     def setup_training(self, folder):
-        """Make what only training needs and no model file holds (frozen loss networks, slow copies).
+        """Make what only training needs and no model file holds, such as frozen networks and slow copies.
 
         Called in every session, with the networks on their device, before `load_extra_state`. folder: the
-        run's own, where a system may keep files that are too large for checkpoints; it names them in
-        `extra_files`.
+        run's own, for files that are too large for checkpoints.
         """
 
     def optimizers(self):
-        """dict phase name -> optimizer (see `adam`). A phase moves the parameters of its own optimizer
-        only.
-        """
+        """dict phase -> optimizer, from `adam`. A phase moves only the parameters of its own optimizer."""
         raise NotImplementedError
 
     def training_step(self, batches, step):
-        """One update of everything. `batches`: list of `needs().batches` dicts. Returns 0-dim tensors to
-        log.
-        """
+        """Update everything once. batches: `needs().batches` dicts. Returns 0-dim tensors to log, by name."""
         return step("model", self.loss, batches[0]).logs
 
     def loss(self, batch):
@@ -180,109 +178,72 @@ class System(nn.Module):
         return {}
 
     def extra_files(self):
-        """{path relative to the run's folder: bytes of it, from its beginning} of files that the present
-        state rests on.
+        """Files that the present state rests on: {path relative to the run's folder: bytes from its start}.
 
         They are on disk when this returns. A file that no kept checkpoint names any more is deleted.
         """
         return {}
 
     def load_extra_state(self, state, folder):
-        """Take back what `extra_state` gave. folder: of the run that it was saved in, where the `extra_files`
-        lie.
-        """
+        """Take back what `extra_state` gave. folder: the run it was saved in, with its `extra_files`."""
 
     def evaluate(self, dataset, starts):
-        """Figures of this system's own, dict of floats. `starts`: first rows of the held-out windows."""
+        """Figures of this system's own, dict of floats. starts: first rows of the held-out windows."""
         return {}
 
     def alarms(self, figures):
-        """Lines that warn of a collapse, from a log line's values or an evaluation's figures (dict of
-        floats).
-        """
+        """Lines that warn of a collapse. figures: dict of floats, of a line of the log or an evaluation."""
         return []
 
     # ---- generation
 
     def start(self, context, generator=None):
-        """Context frames -> state. uint8 `[H,W,3]`, `[k,H,W,3]` or `[B,k,H,W,3]`, or float `[B,k,3,H,W]` in
-        [-1, 1].
+        """Context frames -> state. Raises ConfigError where their size or number does not fit.
 
-        context: None for a draw from noise, where the system `Samples`. generator: a `torch.Generator` for
-        systems that draw. Raises ConfigError where size or number do not fit.
+        context: uint8 `[H,W,3]`, `[k,H,W,3]` or `[B,k,H,W,3]`, or float `[B,k,3,H,W]` in [-1, 1]; None for a
+        draw from noise, where the system `Samples`. generator: a `torch.Generator`, for systems that draw.
         """
-        if context is None and isinstance(self, Samples):
-            return self._start(None, generator)
+        wanted = self.needs().context
         if context is None:
-            raise ConfigError(
-                f"{self.name} cannot start from noise: give it {self.needs().context} context frames"
-            )
-        context = torch.as_tensor(context)
+            noise = isinstance(self, Samples)
+            check(noise, f"{self.name} cannot start from noise: give it {wanted} context frames")
+            return self._start(None, generator)
+        context = torch.as_tensor(context).to(self.device)
         if context.dtype == torch.uint8:
-            context = context.reshape(-1, *context.shape[-4:]) if context.dim() >= 4 else context[None, None]
-            context = to_float(context.to(self.device))
-        wanted, (height, width) = self.needs().context, context.shape[-2:]
-        if (height, width) != (self.config.height, self.config.width):
-            raise ConfigError(
-                f"the context is {height}x{width} but this run was trained on "
-                f"{self.config.height}x{self.config.width}; "
-                "resize it (mtld_core.frames.fit_frame does)"
-            )
-        if context.shape[1] < wanted:
-            raise ConfigError(f"this run needs {wanted} context frames, not {context.shape[1]}")
-        return self._start(context[:, -wanted:].to(self.device), generator)
+            if context.dim() == 3:
+                context = context[None]
+            context = to_float(context.reshape(-1, *context.shape[-4:]))
+        height, width = context.shape[-2:]
+        check(
+            (height, width) == (self.config.height, self.config.width),
+            f"the context is {height}x{width} but this run was trained on "
+            f"{self.config.height}x{self.config.width}; resize it (mtld_core.frames.fit_frame does)",
+        )
+        given = context.shape[1]
+        check(given >= wanted, f"this run needs {wanted} context frames, not {given}")
+        return self._start(context[:, -wanted:], generator)
 
     def _start(self, context, generator):
+        """Float `[B, k, 3, H, W]` on the system's device -> state; None where it `Samples`."""
         raise NotImplementedError
 
     def step(self, state, action=None):
-        """(state, action) -> (state, next frame float `[B, 3, H, W]`)."""
+        """Make the next frame: (state, action) -> (state, frame float `[B, 3, H, W]`)."""
         raise NotImplementedError
 
     def rollout(self, context, num_frames, actions=None, generator=None):
-        """Yield the predicted frames in order, in pieces of float `[B, t, 3, H, W]`; overridden where pieces
-        are faster.
+        """Yield the predicted frames in order, in pieces of float `[B, t, 3, H, W]` of any length t.
 
-        actions: sequence of `num_frames` actions, each a `[B]` or `[B, A]` tensor, for systems with an action
-        space.
+        actions: `num_frames` tensors `[B]` or `[B, A]`, for systems with an action space. Override it where
+        pieces of several frames are faster.
         """
         state = self.start(context, generator)
         for t in range(num_frames):
-            state, frame = self.step(state, None if actions is None else actions[t])
+            action = None if actions is None else actions[t]
+            state, frame = self.step(state, action)
             yield frame[:, None]
 
 
-def action_fields(dataset):
-    """What the config of a system with actions keeps of the dataset's: "action_count", or "control_low" and
-    "control_high".
-    """
-    actions = dataset.actions
-    if actions is None:
-        raise ConfigError(
-            f"{dataset.path} has no actions, which this system needs: use a recording "
-            "(data_prep/record_game.py makes one)"
-        )
-    if actions.dtype == torch.int64:
-        return {"action_count": max(int(actions.max()) + 1, len(dataset.about.get("action_names", [])))}
-    return {"control_low": tuple(actions.amin(0).tolist()), "control_high": tuple(actions.amax(0).tolist())}
-
-
-def action_space(config):
-    """`System.action_space` from such a config."""
-    return config.action_count or (list(config.control_low), list(config.control_high))
-
-
 def adam(parameters, lr, betas=(0.9, 0.999), weight_decay=0.0):
-    """AdamW in its fused form, which can also skip a non-finite step without asking the device
-    (`found_inf`).
-    """
+    """AdamW in its fused form, which can skip a step that is not finite without asking the device."""
     return torch.optim.AdamW(list(parameters), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
-
-
-def to_channels_last(system):
-    """Lay out the weights of all 2-d convolutions as the fast kernels like them; everything else stays as it
-    is.
-    """
-    for parameter in system.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

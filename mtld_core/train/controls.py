@@ -1,11 +1,13 @@
 """What a person may ask of a run in progress, from any thread, and what it answers."""
 
-import datetime
 import sys
 import threading
 import time
 
 from mtld_core.runtime import is_interactive
+
+SECONDS_BETWEEN_LINES = 30
+NEW_TOTAL = 0.02  # by which a total has to differ for the bar to begin anew: a budget's moves all the time
 
 
 class Controls:
@@ -13,39 +15,41 @@ class Controls:
 
     stop: save, judge and end. pause: wait until it is cleared. save: write a checkpoint; the loop clears it
     when that is done. doing: "starting", "training", "paused", "judging", ... or why it waits. step, total:
-    how far it is; total 0: not known yet. ending: all is saved and only judging is left, which a stop gives
-    up. say: a function that takes the loop's lines of text.
+    how far it is; total 0: not known yet. pace: words for how fast it goes. ending: all is saved and only
+    judging is left, which a stop gives up. say: a function that takes the loop's lines of text.
     """
 
     def __init__(self, say=lambda text: print(text, flush=True)):
-        self.stop, self.pause, self.save = (threading.Event() for _ in range(3))
-        self.doing, self.step, self.total, self.ending = "starting", 0, 0, False
+        self.stop = threading.Event()
+        self.pause = threading.Event()
+        self.save = threading.Event()
+        self.doing = "starting"
+        self.step, self.total = 0, 0
+        self.pace = []
+        self.ending = False
         self.say = say
 
 
-SECONDS_BETWEEN_LINES = 30
-
-
-NEW_TOTAL = (
-    0.02  # by which a total has to differ for the bar to begin anew: a budget's moves a little all the time
-)
-
-
 class Progress:
-    """`update(step, total, text)` as often as you like; `close(step)` at the end. total 0: not known yet.
+    """A bar where somebody watches, else a line every half minute. start: the step that a session begins at.
 
     say: takes the lines.
     """
 
     def __init__(self, start, interactive="auto", say=print):
         self.say = say
-        self.bar, self.last_line, self.started, self.start = None, time.monotonic(), time.monotonic(), start
+        self.last_line = time.monotonic()
+        self.bar = None
         if is_interactive(interactive) or sys.stderr.isatty():
             from tqdm.auto import tqdm
 
             self.bar = tqdm(initial=start, unit="step", dynamic_ncols=True)
 
-    def update(self, step, total, text):
+    def update(self, step, total, left, text):
+        """Show how far the run is, as often as you like.
+
+        total: steps; 0: not known yet. left: words for the time until then; "": not known yet.
+        """
         if self.bar is not None:
             if total and abs(total - (self.bar.total or 0)) > NEW_TOTAL * total:
                 self.bar.reset(total)  # a notebook's bar has a maximum of its own, which this sets, too
@@ -53,18 +57,11 @@ class Progress:
             self.bar.update(step - self.bar.n)
         elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
-            self.say(f"step {step}{self._eta(step, total)}  {text}")
-
-    def _eta(self, step, total):
-        if not total or step == self.start:
-            return ""
-        seconds = int((total - step) * (time.monotonic() - self.started) / (step - self.start))
-        return f"/{total}  {100 * step // total} %  left {datetime.timedelta(seconds=seconds)}"
+            share = f"/{total}  {100 * step // total} %  left {left}" if left else ""
+            self.say(f"step {step}{share}  {text}")
 
     def close(self, step):
-        """The end, at `step`, which may be before the last one: that is no failure, so the bar must not turn
-        red.
-        """
+        """End at `step`. That may be before the last one, which is no failure: the bar must not turn red."""
         if self.bar is not None:
             self.bar.update(step - self.bar.n)
             self.bar.total = step

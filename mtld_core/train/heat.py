@@ -1,14 +1,60 @@
-"""Heat: training rests while its GPU is too hot, and a run that rests in vain ends. A thread of its own reads
-the sensors.
+"""Heat: training rests while its GPU is too hot, and a run that rests in vain ends.
+
+A thread of its own reads the sensors.
 """
 
 import collections
 import contextlib
+import dataclasses
 import threading
 import time
 import typing
 
+import torch
+
+from mtld_core.config import AtLeastOne, NotNegative, Settings, check
+
 SECONDS_TO_END = 5  # for a reading in progress: a call into a broken driver may never come back
+MINUTES_A_DAY = 24 * 60
+
+# NVML's calls, by what they tell, newest first: old bindings and drivers lack the new ones
+TEMPERATURE = ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature")
+SLOWDOWN = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
+
+
+# ---- what readings mean
+
+
+@dataclasses.dataclass(frozen=True)
+class HeatConfig(Settings):
+    """When training rests so that the GPU cools down, and when it gives up."""
+
+    # °C: above it, or where the GPU slows down because of heat, training rests; 0: no guard
+    max_temperature: NotNegative[float] = 85.0
+    resume_temperature: float = 75.0  # °C below which it goes on
+    heat_poll_seconds: float = 2.0  # between two looks at the sensors
+    heat_rest_minutes: NotNegative[float] = 1.0  # a rest takes at least this long
+    heat_patience_minutes: float = 15.0  # after a rest as long as this, the run is saved and stopped
+    # so many rests begun within heat_window_minutes: the run is saved and stopped
+    heat_alerts: AtLeastOne[int] = 5
+    heat_window_minutes: float = 5.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        low, high = self.resume_temperature, self.max_temperature
+        shortest, longest = self.heat_rest_minutes, self.heat_patience_minutes
+        poll, window = self.heat_poll_seconds, self.heat_window_minutes
+        check(
+            not high or 0 < low < high,
+            f"resume_temperature must be above 0 and below max_temperature={high}, not {low}",
+        )
+        check(0 < poll <= 60, f"heat_poll_seconds must be in (0, 60], not {poll}")
+        check(
+            shortest < longest <= MINUTES_A_DAY,
+            f"heat_patience_minutes must be above heat_rest_minutes={shortest} and at most "
+            f"{MINUTES_A_DAY}, not {longest}",
+        )
+        check(window > 0, f"heat_window_minutes must be above 0, not {window}")
 
 
 class Reading(typing.NamedTuple):
@@ -16,57 +62,52 @@ class Reading(typing.NamedTuple):
 
     temperature: int | None = None  # °C
     slowed: bool = False  # it clocks itself down because of heat
-    power: float | None = None  # percent of its limit; None: not asked for, or not known
 
-
-# ---- what readings mean
+    def __str__(self):
+        return "temperature not known" if self.temperature is None else f"{self.temperature} °C"
 
 
 class Heat:
     """Decides from readings whether training may go on. One that never sees a reading never interferes.
 
-    config: a TrainConfig. resting: why training has to wait now, "" where it may go on. temperature: the
-    newest one in °C, None without a sensor. news: lines for a person; whoever prints them takes them out.
+    config: a HeatConfig. resting: why training has to wait now, "" where it may go on. newest: the latest
+    Reading. emergency: why the run must end, "" while it need not. news: lines for a person; whoever prints
+    them takes them out.
     """
 
     def __init__(self, config):
         self.config = config
-        self.resting, self.since = "", 0.0  # since: when the present rest began, seconds
-        self.hot, self.emergency = False, ""
-        self.alerts = collections.deque()  # when the newest rests from heat began
-        self.rests, self.temperature, self.highest = 0, None, None
+        self.newest, self.highest = Reading(), None
+        self.resting, self.emergency = "", ""
+        self.since = 0.0  # when the present rest began, seconds
+        self.rests = 0
+        self.alerts = collections.deque()  # when the newest rests began
         self.news = collections.deque()
 
     def see(self, reading, now):
         """Take a Reading made at `now`, in seconds of a clock that never goes back."""
-        config, degrees = self.config, reading.temperature
-        self.temperature = degrees
+        self.newest = reading
+        degrees = reading.temperature
         if degrees is not None:
             self.highest = max(degrees, self.highest or degrees)
-        too_hot = reading.slowed or (degrees is not None and degrees > config.max_temperature)
-        cool = not reading.slowed and (degrees is None or degrees < config.resume_temperature)
-        if too_hot and not self.hot:
-            self._alert(
-                _words(degrees) + (", and it slows down because of that" if reading.slowed else ""), now
-            )
-        elif self.hot and cool and now - self.since >= 60 * config.heat_rest_minutes:
-            self.hot = False
-            self.news.append(
-                f"the GPU has rested for {now - self.since:.0f} s: {_words(degrees)}; training goes on"
-            )
+        if self.resting:
+            self._rest(reading, now)
+        elif reading.slowed or (degrees or 0) > self.config.max_temperature:
+            self._alert(reading, now)
 
-        # Full power under full load is healthy and stops with the load: so one poll of rest, never two in a
-        # row, and no alert.
-        breather = 0 < config.max_power_percent < (reading.power or 0) and not self.resting
-        if (self.hot or breather) and not self.resting:
-            self.since = now
-        self.resting = (
-            f"cooling down: {_words(degrees)}" if self.hot else "resting: much power" if breather else ""
-        )
+    def _rest(self, reading, now):
+        config, rested = self.config, now - self.since
+        cool = not reading.slowed and (reading.temperature or 0) < config.resume_temperature
+        if cool and rested >= 60 * config.heat_rest_minutes:
+            self.news.append(f"the GPU has rested for {rested:.0f} s: {reading}; training goes on")
+            self.resting = ""
+        else:
+            self.resting = f"cooling down: {reading}"
 
-    def _alert(self, found, now):
+    def _alert(self, reading, now):
         config = self.config
-        self.hot = True
+        found = f"{reading}, and it slows down because of that" if reading.slowed else str(reading)
+        self.since = now
         self.rests += 1
         self.alerts.append(now)
         while now - self.alerts[0] > 60 * config.heat_window_minutes:
@@ -74,25 +115,25 @@ class Heat:
         if len(self.alerts) >= config.heat_alerts:
             self.emergency = (
                 f"the GPU got too hot {len(self.alerts)} times within {config.heat_window_minutes:g} "
-                f"minutes: {found}, "
-                f"max_temperature={config.max_temperature:g}"
+                f"minutes: {found}, max_temperature={config.max_temperature:g}"
             )
         else:
             self.news.append(
                 f"the GPU is too hot: {found}; training rests until it is below "
                 f"{config.resume_temperature:g} °C"
             )
+        self.resting = f"cooling down: {reading}"
 
     def reason_to_end(self, now):
-        """Why the run must end, "" while it need not. The loop itself asks: a sensor that hangs must not hold
-        it for ever.
+        """Why the run must end, "" while it need not.
+
+        The loop itself asks: a sensor that hangs must not hold it for ever.
         """
         config = self.config
         if self.resting and now - self.since > 60 * config.heat_patience_minutes:
             self.emergency = (
-                f"the GPU stays too hot: {_words(self.temperature)} after {config.heat_patience_minutes:g} "
-                "minutes of rest, "
-                f"max_temperature={config.max_temperature:g}, "
+                f"the GPU stays too hot: {self.newest} after {config.heat_patience_minutes:g} minutes of "
+                f"rest, max_temperature={config.max_temperature:g}, "
                 f"resume_temperature={config.resume_temperature:g}"
             )
         return self.emergency
@@ -102,23 +143,18 @@ class Heat:
         return None if self.highest is None else {"rests": self.rests, "highest_temperature": self.highest}
 
 
-def _words(degrees):
-    return "temperature not known" if degrees is None else f"{degrees} °C"
-
-
 # ---- where readings come from
 
 
 class Sensor:
-    """One NVIDIA GPU's sensors, read through NVML. What NVML lacks or refuses is told once, and asked for
-    again every time.
+    """One NVIDIA GPU's sensors, read through NVML.
 
-    uuid: NVML's numbers of GPUs are not CUDA's. with_power: read that, too. tell: is called with a line for a
-    person.
+    What NVML lacks or refuses is told once, and asked for again every time. uuid: NVML's numbers of GPUs are
+    not CUDA's. tell: is called with a line for a person.
     """
 
-    def __init__(self, uuid, with_power, tell):
-        self.uuid, self.with_power, self.tell = uuid, with_power, tell
+    def __init__(self, uuid, tell):
+        self.uuid, self.tell = uuid, tell
         self.handle, self.told = None, set()
 
     def read(self):
@@ -134,17 +170,14 @@ class Sensor:
         except nvml.NVMLError as error:
             self._missing("temperature", error)
             return Reading()
-        names = ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature")
-        degrees = self._ask(nvml, "temperature", names, nvml.NVML_TEMPERATURE_GPU)
+        degrees = self._ask(nvml, "temperature", TEMPERATURE, nvml.NVML_TEMPERATURE_GPU)
         if degrees is None:
             self.close()  # a GPU that was lost and returns has another handle
             return Reading()
-        names = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
-        reasons = self._ask(nvml, "thermal slowdown", names) or 0
-        thermal = (
-            nvml.nvmlClocksThrottleReasonSwThermalSlowdown | nvml.nvmlClocksThrottleReasonHwThermalSlowdown
-        )
-        return Reading(degrees, bool(reasons & thermal), self._power(nvml) if self.with_power else None)
+        reasons = self._ask(nvml, "thermal slowdown", SLOWDOWN) or 0
+        by_software = nvml.nvmlClocksThrottleReasonSwThermalSlowdown
+        by_hardware = nvml.nvmlClocksThrottleReasonHwThermalSlowdown
+        return Reading(degrees, bool(reasons & (by_software | by_hardware)))
 
     def close(self):
         if self.handle is not None:
@@ -154,20 +187,11 @@ class Sensor:
             with contextlib.suppress(nvml.NVMLError):
                 nvml.nvmlShutdown()
 
-    def _power(self, nvml):
-        usage, limit = (
-            self._ask(nvml, "power", (name,))
-            for name in ("nvmlDeviceGetPowerUsage", "nvmlDeviceGetEnforcedPowerLimit")
-        )
-        return 100 * usage / limit if usage and limit else None
-
-    def _ask(self, nvml, what, names, *args):
-        """What the first of NVML's calls `names` answers, or None. New names come first: old bindings and
-        drivers lack them.
-        """
-        for name in names:
+    def _ask(self, nvml, what, calls, *arguments):
+        """What the first of `calls` that works answers, or None."""
+        for call in calls:
             try:
-                return getattr(nvml, name)(self.handle, *args)
+                return getattr(nvml, call)(self.handle, *arguments)
             except (AttributeError, nvml.NVMLError) as error:
                 why = error
         self._missing(what, why)
@@ -192,27 +216,25 @@ def _open(nvml, uuid):
 
 def uuid_of(device):
     """NVML's name of a torch device; "" for one that it does not know."""
-    import torch
-
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else ""
 
 
 @contextlib.contextmanager
 def watched(heat, device):
-    """While the block runs, a thread shows `heat` what a torch device's sensors say; none for a CPU or with
-    the guard off.
+    """While the block runs, a thread shows `heat` what the sensors of a torch device say.
+
+    There is none for a CPU, or with the guard off.
     """
-    config = heat.config
-    uuid = uuid_of(device) if config.max_temperature else ""
+    uuid = uuid_of(device) if heat.config.max_temperature else ""
     if not uuid:
         yield
         return
-    sensor, over = Sensor(uuid, config.max_power_percent > 0, heat.news.append), threading.Event()
+    sensor, over = Sensor(uuid, heat.news.append), threading.Event()
 
     def watch():
         while not over.is_set():
             heat.see(sensor.read(), time.monotonic())
-            over.wait(config.heat_poll_seconds)
+            over.wait(heat.config.heat_poll_seconds)
         sensor.close()
 
     thread = threading.Thread(target=watch, name="heat", daemon=True)

@@ -9,17 +9,10 @@ import time
 from pathlib import Path
 
 from mtld_core.config import RunGivenUp, UserError, check, parse_object
-from mtld_core.runs import checkpoint as checkpoints
+from mtld_core.runs.checkpoint import disk_errors
 from mtld_core.runs.folder import folder_of
 from mtld_core.runs.lock import run_lock
-from mtld_core.runtime import (
-    ASKED_TO_STOP,
-    ENDED,
-    command,
-    pick_device,
-    stop_on_signal,
-    warm_memory,
-)
+from mtld_core.runtime import ASKED_TO_STOP, ENDED, command, pick_device, stop_on_signal, warm_memory
 from mtld_core.train.controls import Controls
 from mtld_core.train.heat import watched
 from mtld_core.train.loop import Training
@@ -28,10 +21,10 @@ from mtld_core.train.threads import Threads
 
 
 def train(system="mtld", preset="small", dataset_root="sample", overrides="{}", **settings):
-    """From names to a trained run. `settings`: any field of `TrainConfig` (run_dir, steps,
-    time_budget_minutes, seed, ...).
+    """From names to a trained run; returns what report.json holds.
 
-    Returns what report.json holds. Raises UserError or ConfigError for anything the caller can mend.
+    settings: any field of `TrainConfig` (run_dir, steps, time_budget_minutes, seed, ...). overrides: see
+    `plan`. Raises UserError or ConfigError for anything the caller can mend.
     """
     for name, value in {"system": system, "preset": preset, "dataset_root": dataset_root}.items():
         check(isinstance(value, (str, Path)), f"{name} must be a text, not {value!r}")
@@ -46,24 +39,21 @@ def fit(system, dataset, config=TrainConfig(), controls=None):  # noqa: B008 (fr
     controls: events with which another thread stops it (status "stopped"), pauses it or has it saved. Ctrl-C,
     SIGINT and SIGTERM stop it, too, after the step in progress; a second Ctrl-C interrupts at once.
     """
+    began = time.monotonic()
     run_dir = folder_of(config.run_dir, system.name)
     check(
         run_dir.resolve() != Path(dataset.path).resolve(),
         f"run_dir={run_dir} is the dataset's own folder; choose another",
     )
     controls = controls or Controls()
-    began = time.monotonic()
+    device = pick_device(config.device, say=lambda line: None)
+    threads = Threads(config.threads, device, controls.say, trials=not config.compile)
     with (
         run_lock(run_dir, controls.say),
-        checkpoints.disk_errors(run_dir),
+        disk_errors(run_dir),
         stop_on_signal(controls.stop),
         warm_memory(),
-        Threads(
-            config.threads,
-            pick_device(config.device, say=lambda line: None),
-            controls.say,
-            not config.compile,
-        ) as threads,
+        threads,
     ):
         training = Training(system, dataset, config, run_dir, controls, threads, began)
         try:

@@ -2,16 +2,20 @@
 
 import contextlib
 import copy
+import dataclasses
 import time
+import typing
 
 import torch
 
 from mtld_core import media
 from mtld_core.chance import seed_of
-from mtld_core.config import RunGivenUp
+from mtld_core.config import AtLeastOne, BelowOne, NotNegative, RunGivenUp, Settings, check
+from mtld_core.data import Batches
 from mtld_core.files import atomic_path, write_json
-from mtld_core.judge.task import Task, best_by
+from mtld_core.judge.task import Task, best_by, summary
 from mtld_core.judge.windows import check_stages
+from mtld_core.nn.conv import to_channels_last
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import (
     BEST,
@@ -25,16 +29,11 @@ from mtld_core.runs.folder import (
     rewind,
 )
 from mtld_core.runs.resume import check_origin, checkpoint_to_resume
-from mtld_core.runtime import (
-    peak_memory_mb,
-    pick_device,
-    pick_precision,
-)
-from mtld_core.systems.base import to_channels_last
+from mtld_core.runtime import peak_memory_mb, pick_device, pick_precision
 from mtld_core.train.controls import Progress
 from mtld_core.train.heat import Heat
 from mtld_core.train.plots import draw_judgement
-from mtld_core.train.report import Alarms, about, report, summary
+from mtld_core.train.report import Alarms, about, peak_gpu_memory_mb, report
 from mtld_core.train.schedule import Schedule
 from mtld_core.train.stepper import Stepper
 
@@ -42,14 +41,42 @@ SECONDS_BETWEEN_LOOKS = 0.1  # while paused
 PATIENCE = 20  # updates of a phase in a row that were not finite, after which the run is given up
 FEW, MORE = 1 / 16, 1 / 8  # of all windows: enough to see how long judging takes
 MOST_TO_EXPECT = 0.03  # of the budget, to judge each of those
-EARLY_STEPS, SECONDS_BETWEEN_READINGS = (
-    4,
-    5,
-)  # when a GPU is waited for, besides at log lines, to see how long a step takes
+# when a GPU is waited for, besides at log lines, to see how long a step takes
+EARLY_STEPS, SECONDS_BETWEEN_READINGS = 4, 5
 BYTES_A_SECOND = 60e6  # that a checkpoint is written and checked at, until one was
 
 
-# ---- the loop
+@dataclasses.dataclass(frozen=True)
+class LoopConfig(Settings):
+    """Where a run lies and how it is computed."""
+
+    preset: str = ""  # a label for the report
+    run_dir: str = ""  # "": runs/<system>_<time stamp>
+    # "auto": go on where run_dir stopped; "never"; or another run's folder to start from
+    resume: str = "auto"
+    seed: int = 0
+    device: str = "auto"
+    devices: int = 1
+    # of the processor, for a step; "auto": the fastest number, tried now and then
+    threads: int | str = "auto"
+    interactive: typing.Literal["auto", True, False] = "auto"
+    precision: typing.Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    channels_last: bool = True
+    accumulate: AtLeastOne[int] = 1  # parts that a batch is computed in
+    clip_norm: NotNegative[float] = 1.0  # of each phase's gradient; 0: none
+    # moving average of the weights, used for judging and generating; 0: none
+    ema_decay: BelowOne[float] = 0.999
+    log_every_steps: AtLeastOne[int] = 10
+    save_every_minutes: NotNegative[float] = 10.0  # 0: by steps alone
+    keep_checkpoints: AtLeastOne[int] = 2
+
+    def __post_init__(self):
+        super().__post_init__()
+        threads, devices = self.threads, self.devices
+        counted = type(threads) is int and threads >= 1
+        check(counted or threads == "auto", f"threads must be 'auto' or a number from 1, not {threads!r}")
+        check(devices == 1, f"devices={devices}: several processes are not built yet; use devices=1")
 
 
 class GivenUp(Exception):
@@ -60,57 +87,73 @@ class Training:
     """A run in progress: what `fit` holds while it trains. `run()` is the loop."""
 
     def __init__(self, system, dataset, config, run_dir, controls, threads, began):
-        self.config, self.run_dir, self.controls, self.threads = config, run_dir, controls, threads
+        self.config, self.run_dir = config, run_dir
+        self.controls, self.threads = controls, threads
         self.device = pick_device(config.device, controls.say)
         self.dtype, why = pick_precision(self.device, config.precision)
+        self.precision = str(self.dtype).removeprefix("torch.")
+        folder, manifest = checkpoint_to_resume(run_dir, config.resume, controls.say)
+
+        # ---- what learns, and from what
         self.needs = system.needs()
-        self.task = Task(system, dataset.to(self.device), config, self.device, controls.say)
-        self.dataset, self.batches, self.judge = self.task.dataset, self.task.batches, self.task.judge
+        self.task = Task(system, dataset.to(self.device), config, controls.say)
+        self.dataset, window, count = self.task.dataset, self.needs.window, self.needs.batches
+        self.batches = Batches(
+            self.dataset, self.task.learned, window, config.batch_size, config.seed, count, self.device
+        )
         self.system = system.to(self.device).train()
         if config.channels_last:
             to_channels_last(system)
         self.optimizers = system.optimizers()
         self.learning_rates = {
-            name: [group["lr"] for group in o.param_groups] for name, o in self.optimizers.items()
+            name: [group["lr"] for group in optimizer.param_groups]
+            for name, optimizer in self.optimizers.items()
         }
         self.ema = copy.deepcopy(system).eval().requires_grad_(False) if config.ema_decay else None
         self.stepper = Stepper(
             self.optimizers, self.device, self.dtype, config.accumulate, config.clip_norm, controls.say
         )
+
+        # ---- what may end it
         self.schedule = Schedule(config, self.batches.steps_per_epoch, controls.stop, began)
         self.heat = Heat(config)
-        self.step = 0
-        self.lost = dict.fromkeys(self.optimizers, 0)  # updates of each phase in a row that were not finite
-        self.train_seconds = self.paused_seconds = self.earlier_wall_seconds = 0.0
-        self.saved, self.metrics, self.judged_at = (
-            None,
-            {},
-            None,
-        )  # the checkpoint of the present state, the newest figures
-        self.previewed_at = None
         self.alarms = Alarms(system, controls.say)
-        system.setup_training(run_dir)
-        self._resume_or_begin()
-        self.session_step, self.session_seconds = self.step, self.train_seconds  # where this session began
+        self.lost = dict.fromkeys(self.optimizers, 0)  # updates of each phase in a row that were not finite
+
+        # ---- how far it is
+        self.step = 0
+        self.train_seconds = self.paused_seconds = self.earlier_wall_seconds = 0.0
         self.unread_steps, self.unread_seconds = 0, 0.0  # since the time of a step was last read
+        self.metrics = {}  # the newest figures
+        self.saved = None  # name of the checkpoint of the present state
+        self.judged_at = self.previewed_at = None
+        system.setup_training(run_dir)
+        if folder is None:
+            self._begin()
+        else:
+            self._resume(folder, manifest)
+        self.parameters = sum(parameter.numel() for parameter in system.parameters())
+        self.session_step, self.session_seconds = self.step, self.train_seconds  # where this session began
+
         if config.compile:
             for part in system.to_compile():
                 part.compile()
         rewind(run_dir, self.step)
         write_json(run_dir / CONFIG, self._about())
-        say = controls.say
-        say(
-            f"{system.name}: {self.parameters / 1e6:.1f} M parameters on {self.device} in {self.precision} "
-            f"({why})"
-        )
-        judged = (
-            "the same ones (restitution)" if config.restitution else f"{len(self.judge.starts)} held-out ones"
-        )
-        say(f"{self.batches.windows} windows of {self.needs.window} frames to learn, judged on {judged}")
-        say(f"run folder {run_dir}" + (f", going on at step {self.step}" if self.step else ""))
+        self._introduce(why)
+
+    def _introduce(self, why):
+        say, name, batches = self.controls.say, self.system.name, self.batches
+        held_out = len(self.task.judge.starts)
+        judged = "the same ones (restitution)" if self.config.restitution else f"{held_out} held-out ones"
+        going_on = f", going on at step {self.step}" if self.step else ""
+        say(f"{name}: {self.parameters / 1e6:.1f} M parameters on {self.device} in {self.precision} ({why})")
+        say(f"{batches.windows} windows of {self.needs.window} frames to learn, judged on {judged}")
+        say(f"run folder {self.run_dir}{going_on}")
 
     def run(self):
-        config = self.config
+        """Train until the schedule, a person or the heat ends it; returns what report.json holds."""
+        config, schedule = self.config, self.schedule
         self.progress = Progress(self.step, config.interactive, self.controls.say)
         self.saved_at = time.monotonic()
         while (end := self._attend()) is None:
@@ -118,54 +161,68 @@ class Training:
             began = time.monotonic()
             logs = self._train_step()
             self.step += 1
-            log = self.step % config.log_every_steps == 0
-            if log:
-                values = self._fetch(logs)  # waits for the device
+            log = self._is_due(config.log_every_steps)
+            values = self._fetch(logs) if log else None  # waits for the device
             whole = log or self._wait_to_read()
-            took = time.monotonic() - began
-            self.train_seconds += took
-            self._read_time(took, whole)
+            self._read_time(time.monotonic() - began, whole)
+
+            # ---- every log_every_steps: a line of metrics.jsonl
             if log:
                 self._log(values)
-            if self.schedule.lacks_expectations:
+                self._give_up_if_lost(values)
+
+            # ---- once, when it is known how long a step takes: see how long the end will take
+            if schedule.lacks_expectations:
                 self._expect_the_end()
 
-            # ---- once in a while: save, preview, judge
-            late = (
-                config.save_every_minutes
-                and time.monotonic() - self.saved_at > 60 * config.save_every_minutes
-            )
-            if _due(self.step, config.save_every_steps) or late:
+            # ---- every save_every_steps, and every save_every_minutes
+            minutes = (time.monotonic() - self.saved_at) / 60
+            late = config.save_every_minutes and minutes > config.save_every_minutes
+            if self._is_due(config.save_every_steps) or late:
                 self._save()
-            if _due(self.step, config.preview_every_steps) and self.schedule.has_room_for("preview"):
+
+            # ---- every preview_every_steps, and every eval_every_steps
+            if self._is_due(config.preview_every_steps) and schedule.has_room_for("preview"):
                 self._preview()
-            if _due(self.step, config.eval_every_steps) and self.schedule.has_room_for("judging"):
+            if self._is_due(config.eval_every_steps) and schedule.has_room_for("judging"):
                 self._evaluate(self._attend_judging)
 
-        # ---- once: the end; first what must not be lost
+        # ---- once: the end
+        return self._end(*end)
+
+    def _is_due(self, every):
+        return every > 0 and self.step % every == 0
+
+    def _end(self, status, reason):
         self.progress.close(self.step)
-        self.controls.doing = "saving and judging"
+        self.controls.doing, self.controls.pace = "saving and judging", []
         self.controls.say("saving and judging ...")
-        if end[0] == "finished" and self.step == self.session_step and not self.schedule.total:
-            end = "stopped", "the time budget was spent before the first step; give it more minutes"
-        if end[0] == "finished" and not self.schedule.total:
+        budget_spent = status == "finished" and not self.schedule.total
+        if budget_spent and self.step == self.session_step:
+            status = "stopped"
+            reason = "the time budget was spent before the first step; give it more minutes"
+        elif budget_spent:
             self.schedule.finish()
             self.saved = None  # what may have been saved at this step does not know that it is the last
+
+        # first what must not be lost
         self._save()
         self.controls.ending = True
         if self.previewed_at != self.step:
             self._preview()
         if self.judged_at != self.step and not self.heat.emergency:  # judging is as hard work as training
-            stopped = self.controls.stop.is_set()  # a stop that comes now gives it up
-            self._evaluate(lambda: self._give_up_if(self.controls.stop.is_set() and not stopped))
-        written = self.write_report(*end)
-        self.controls.say(f"{end[0]} at step {self.step} ({end[1]}): {summary(self.metrics)}")
+            stop = self.controls.stop
+            stopped = stop.is_set()  # a stop that comes now gives it up
+            self._evaluate(lambda: self._give_up_if(stop.is_set() and not stopped))
+        written = self.write_report(status, reason)
+        self.controls.say(f"{status} at step {self.step} ({reason}): {summary(self.metrics)}")
         return written
 
+    # ---- every step
+
     def _train_step(self):
-        torch.manual_seed(
-            seed_of(self.config.seed, "step", self.step)
-        )  # whatever draws unkeyed: the same after a resume
+        # whatever draws without a key: the same after a resume
+        torch.manual_seed(seed_of(self.config.seed, "step", self.step))
         factor = self.schedule.learning_rate(self.step)
         for name, rates in self.learning_rates.items():
             for group, rate in zip(self.optimizers[name].param_groups, rates, strict=True):
@@ -177,16 +234,16 @@ class Training:
 
     @torch.no_grad()
     def _average(self):
-        decay = min(
-            self.config.ema_decay, (1 + self.step) / (10 + self.step)
-        )  # a short memory while much still moves
+        short = (1 + self.step) / (10 + self.step)  # a short memory while much still moves
+        decay = min(self.config.ema_decay, short)
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.system.parameters()), 1 - decay)
         for averaged, buffer in zip(self.ema.buffers(), self.system.buffers(), strict=True):
             averaged.copy_(buffer)
 
     def _attend(self, doing="training"):
-        """Save if asked to, wait while a person or the heat wants it; None to go on `doing`, else (status,
-        reason) to end.
+        """Save if asked to, and wait while a person or the heat wants it.
+
+        Returns None to go on `doing`, else (status, reason) to end.
         """
         controls, began, waited = self.controls, time.monotonic(), False
         controls.step, controls.total = self.step, self.schedule.last_step(self.step)
@@ -209,9 +266,8 @@ class Training:
 
     def _attend_judging(self):
         self._attend("judging")
-        self._give_up_if(
-            self.controls.stop.is_set() or self.heat.emergency
-        )  # the end judges once more, or must not
+        # the end judges once more, or must not
+        self._give_up_if(self.controls.stop.is_set() or self.heat.emergency)
 
     def _give_up_if(self, over):
         if over:
@@ -225,8 +281,9 @@ class Training:
     # ---- time
 
     def _wait_to_read(self):
-        """Whether this step is over, so that its time can be read. A GPU is waited for at first, and then
-        every few seconds.
+        """Whether this step is over, so that its time can be read.
+
+        A GPU is waited for at first, and then every few seconds.
         """
         if self.device.type == "cuda":
             early = self.step - self.session_step <= EARLY_STEPS
@@ -236,9 +293,8 @@ class Training:
         return True
 
     def _read_time(self, took, whole):
-        """After each step: it took so many seconds. whole: that is all of it, and not only its start on a
-        GPU.
-        """
+        """A step took so many seconds. whole: that is all of it, and not only its start on a GPU."""
+        self.train_seconds += took
         self.unread_steps += 1
         self.unread_seconds += took
         if whole:
@@ -249,13 +305,10 @@ class Training:
         self.schedule.advance()
 
     def _expect_the_end(self):
-        """Estimate how long the last save, preview and judging will take, from few windows, so that time is
-        kept for them.
-        """
-        schedule, judged = self.schedule, self._judged()
-        stored = 4 * sum(
-            tensor.nbytes for tensor in self.system.state_dict().values()
-        )  # weights, average, two moments
+        """Estimate from few windows how long saving, a preview and judging will take in the end."""
+        schedule = self.schedule
+        # weights, average, two moments
+        stored = 4 * sum(tensor.nbytes for tensor in self.system.state_dict().values())
         schedule.expect("saving", stored / BYTES_A_SECOND)
         self.controls.doing = "judging"
         with self.threads.settled():
@@ -268,25 +321,22 @@ class Training:
                     expected = max(longer, seconds + (longer - seconds) * (1 - share) / (larger - share))
             schedule.expect("judging", expected)
             began = time.monotonic()
-            self.task.preview(judged)
+            self.task.preview(self._judged())
             schedule.expect("preview", time.monotonic() - began)
         self.system.train()
 
     def _judge_few(self, share):
-        """(share of the windows that was judged, seconds that it took, whether it was done or took too
-        long).
-        """
+        """(share of the windows that was judged, its seconds, whether it was done or took too long)."""
         few, share = self.task.few(share)
         began = time.monotonic()
         until = began + MOST_TO_EXPECT * self.schedule.budget
+        stop = self.controls.stop
+        whole = True
         try:
-            few.figures(
-                self._judged(),
-                lambda: self._give_up_if(self.controls.stop.is_set() or time.monotonic() > until),
-            )
+            few.figures(self._judged(), lambda: self._give_up_if(stop.is_set() or time.monotonic() > until))
         except GivenUp:
-            return share, time.monotonic() - began, False
-        return share, time.monotonic() - began, True
+            whole = False
+        return share, time.monotonic() - began, whole
 
     @contextlib.contextmanager
     def _timed(self, work):
@@ -295,76 +345,37 @@ class Training:
             yield
         self.schedule.took(work, time.monotonic() - began - (self.paused_seconds - paused))
 
-    # ---- beginning
-
-    def _resume_or_begin(self):
-        folder, manifest = checkpoint_to_resume(self.run_dir, self.config.resume, self.controls.say)
-        if folder is None:
-            check_stages(self.system, self.dataset, self.config)
-            self.system.prepare(*self.task.samples)
-            if self.ema is not None:
-                self.ema.load_state_dict(self.system.state_dict())
-            return
-        check_origin(folder, manifest["config"], self._about(), self.run_dir)
-        checkpoints.load_state_dict(self.system, checkpoints.load_weights(folder, ema=False), folder)
-        if self.ema is not None:
-            self.ema.load_state_dict(checkpoints.load_weights(folder))
-        state = checkpoints.load_train_state(folder)
-        self.step, self.train_seconds, self.paused_seconds = (
-            state["step"],
-            state["train_seconds"],
-            state["paused_seconds"],
-        )
-        self.earlier_wall_seconds = state["wall_seconds"]
-        self.schedule.resume(self.step, state.get("schedule"), state.get("total", 0))
-        self.batches.load_state(state["batches"])
-        self.stepper.load_state(state["stepper"])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-            for (
-                parameter,
-                moments,
-            ) in optimizer.state.items():  # the fused kernel pairs raw memory: lay it out alike
-                moments |= {
-                    k: torch.empty_like(parameter).copy_(v)
-                    for k, v in moments.items()
-                    if v.shape == parameter.shape
-                }
-        self.system.load_extra_state(state["extra"], folder.parent.parent)
-        if folder.parent.parent == self.run_dir:
-            self.saved = checkpoint_name(self.step)
-
-    # ---- once in a while
+    # ---- every log_every_steps
 
     def _fetch(self, logs):
-        skipped = {f"skipped_{name}": count for name, count in self.stepper.skipped.items()}
-        values = torch.stack([value.float() for value in (logs | skipped).values()]).tolist()
+        skipped = {f"skipped_{phase}": count for phase, count in self.stepper.skipped.items()}
+        logs = logs | skipped
+        values = torch.stack([value.float() for value in logs.values()]).tolist()
         for count in skipped.values():
             count.zero_()
-        return dict(zip(logs | skipped, values, strict=True))
+        return dict(zip(logs, values, strict=True))
 
     def _log(self, values):
         steps, seconds = self.step - self.session_step, self.train_seconds - self.session_seconds
         speed = steps * self.config.batch_size * self.needs.window / seconds
         rates = {f"lr_{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
-        line = (
-            {"step": self.step, "seconds": round(self.train_seconds, 3)}
-            | values
-            | rates
-            | {"frames_per_second": speed}
-        )
-        if self.heat.temperature is not None:
-            line["temperature"] = self.heat.temperature
+        line = {"step": self.step, "seconds": round(self.train_seconds, 3)}
+        line |= values | rates | {"frames_per_second": speed}
+        if (degrees := self.heat.newest.temperature) is not None:
+            line["temperature"] = degrees
         append_log(self.run_dir, line)
         self.alarms.look("log", values, self.step)
+
         name, value = next(iter(values.items()))
-        memory = (
-            torch.cuda.max_memory_allocated(self.device) / 1e9
-            if self.device.type == "cuda"
-            else (peak_memory_mb() or 0) / 1e3
-        )
-        total = self.schedule.last_step(self.step)
-        self.progress.update(self.step, total, f"{name} {value:.4f}  {speed:.0f} frames/s  {memory:.1f} GB")
+        megabytes = peak_gpu_memory_mb(self.device) or peak_memory_mb() or 0
+        text = f"{name} {value:.4f}  {speed:.0f} frames/s  {megabytes / 1000:.1f} GB"
+        left = self.schedule.time_left(self.step)
+        self.progress.update(self.step, self.schedule.last_step(self.step), left, text)
+        self.controls.pace = [f"{speed:.0f} frames/s"]
+        if left:
+            self.controls.pace.append(f"{left} left")
+
+    def _give_up_if_lost(self, values):
         for phase, calls in self.stepper.calls.items():
             finite = calls - values[f"skipped_{phase}"]
             self.lost[phase] = 0 if finite else self.lost[phase] + calls
@@ -374,9 +385,10 @@ class Training:
             self._save()
             raise RunGivenUp(
                 f"none of the last {lost} updates of phase {phase!r} was finite (now at step {self.step}); "
-                "lower the learning "
-                "rates, or go on with precision='fp32' from an earlier checkpoint"
+                "lower the learning rates, or go on with precision='fp32' from an earlier checkpoint"
             )
+
+    # ---- every preview_every_steps and every eval_every_steps
 
     def _judged(self):
         return self.ema if self.ema is not None else self.system.eval()
@@ -388,18 +400,18 @@ class Training:
         self.previewed_at = self.step
 
     def _save_strip(self, name, rows, labels, columns):
-        media.save_picture(
-            self.run_dir / PREVIEWS / f"{name}_{self.step:08d}.png", media.strip(rows, labels, columns)
-        )
+        path = self.run_dir / PREVIEWS / f"{name}_{self.step:08d}.png"
+        media.save_picture(path, media.strip(rows, labels, columns))
 
     def _evaluate(self, between):
+        """Judge, report, and see whether this is the best checkpoint. between: see `Task.figures`."""
         best = read_pointer(self.run_dir / BEST)
         self.controls.doing = "judging"
         try:
             with self._timed("judging"):
                 self.metrics = self.task.figures(self._judged(), between)
-                if self.judge.steerable is not None:
-                    self._save_strip("actions", *self.judge.steered(self._judged()))
+                if self.task.judge.steerable is not None:
+                    self._save_strip("actions", *self.task.judge.steered(self._judged()))
         except GivenUp:
             return
         finally:
@@ -413,14 +425,44 @@ class Training:
         if best is None or best["metric"] != figure or value > best["value"]:
             checkpoints.mark_best(self.run_dir, self._save(), figure, value)
 
+    # ---- a checkpoint is read at the beginning, and written every save_every_steps
+
+    def _begin(self):
+        check_stages(self.system, self.dataset, self.config)
+        self.system.prepare(*self.task.samples)
+        if self.ema is not None:
+            self.ema.load_state_dict(self.system.state_dict())
+
+    def _resume(self, folder, manifest):
+        check_origin(folder, manifest["config"], self._about(), self.run_dir)
+        checkpoints.load_state_dict(self.system, checkpoints.load_weights(folder, ema=False), folder)
+        if self.ema is not None:
+            self.ema.load_state_dict(checkpoints.load_weights(folder))
+        state = checkpoints.load_train_state(folder)
+        self.step = state["step"]
+        self.train_seconds, self.paused_seconds = state["train_seconds"], state["paused_seconds"]
+        self.earlier_wall_seconds = state["wall_seconds"]
+        self.schedule.resume(self.step, state.get("schedule"), state.get("total", 0))
+        self.batches.load_state(state["batches"])
+        self.stepper.load_state(state["stepper"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+            _lay_out_like_weights(optimizer)
+        run_dir = folder.parent.parent
+        self.system.load_extra_state(state["extra"], run_dir)
+        if run_dir == self.run_dir:
+            self.saved = checkpoint_name(self.step)
+
     def _save(self):
+        """Write a checkpoint unless this step has one; returns its name relative to the run's folder."""
         name = checkpoint_name(self.step)
         if self.saved == name:
             return name
         with self._timed("saving"):
-            self._write_checkpoint()
+            self.saved = self._write_checkpoint()
+            checkpoints.prune(self.run_dir, self.config.keep_checkpoints)
         self.saved_at = time.monotonic()
-        return self.saved
+        return name
 
     def _write_checkpoint(self):
         files = self.system.extra_files()
@@ -436,12 +478,10 @@ class Training:
             "extra": self.system.extra_state(),
         }
         ema = None if self.ema is None else self.ema.state_dict()
-        self.saved = checkpoints.save(
-            self.run_dir, self.step, self.system.state_dict(), state, self._about(), ema, files
-        )
-        checkpoints.prune(self.run_dir, self.config.keep_checkpoints)
+        weights = self.system.state_dict()
+        return checkpoints.save(self.run_dir, self.step, weights, state, self._about(), ema, files)
 
-    # ---- the run folder
+    # ---- what the run says of itself
 
     def _about(self):
         return about(self.system, self.config, self.dataset)
@@ -449,14 +489,6 @@ class Training:
     @property
     def given_up(self):
         return bool(self.heat.emergency) or max(self.lost.values()) >= PATIENCE
-
-    @property
-    def precision(self):
-        return str(self.dtype).removeprefix("torch.")
-
-    @property
-    def parameters(self):
-        return sum(p.numel() for p in self.system.parameters())
 
     @property
     def wall_seconds(self):
@@ -468,5 +500,9 @@ class Training:
         return written
 
 
-def _due(step, every):
-    return every > 0 and step % every == 0
+def _lay_out_like_weights(optimizer):
+    """The fused kernel pairs raw memory: give each moment the memory layout of its parameter."""
+    for parameter, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if moment.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter).copy_(moment)

@@ -9,7 +9,6 @@ in the kernel's main thread.
 import collections
 import contextlib
 import dataclasses
-import datetime
 import html
 import threading
 import time
@@ -31,27 +30,25 @@ _panels = {}  # run folder -> its newest panel
 
 
 def train_panel(system, dataset, config):
-    """The panel of a run that begins now; where that system or folder is being trained already, the panel
-    that does it.
-    """
+    """The panel of a run that begins now, or the one that trains this system or in this folder already."""
     folder = folder_of(config.run_dir, system.name)
     for panel in _panels.values():
         if panel.training and (panel.system is system or panel.run_dir == folder):
             return panel
-    panel = _panels[folder] = TrainPanel(system, dataset, dataclasses.replace(config, run_dir=str(folder)))
+    config = dataclasses.replace(config, run_dir=str(folder))
+    panel = _panels[folder] = TrainPanel(system, dataset, config)
     return panel
 
 
 class TrainPanel(widgets.VBox):
-    """What `fit` needs goes in; training starts at once. Its parts are fields: `panel.stop.click()` is what a
-    person does.
+    """A run that begins at once, with its buttons, curves, pictures and figures. It takes what `fit` does.
+
+    Its parts are fields: `panel.stop.click()` is what a person does.
     """
 
     def __init__(self, system, dataset, config):
         self.system, self.dataset = system, dataset
-        self.config = dataclasses.replace(
-            config, interactive=False
-        )  # no second bar: lines for the log instead
+        self.config = dataclasses.replace(config, interactive=False)  # no second bar: lines for the log
         self.run_dir = folder_of(config.run_dir, system.name)
         self.pause = self._button("Pause", "pause", self._pause_or_go_on)
         self.stop = self._button("Stop", "stop", self._stop)
@@ -70,9 +67,11 @@ class TrainPanel(widgets.VBox):
         pictures = widgets.HBox([left, right], layout={"flex_flow": "row wrap", "margin": "0 0 8px 0"})
         super().__init__([buttons, self.bar, self.status, pictures, self.details])
         self.add_class("mtld-train")  # by which a page's other scripts find it
-        self._lock, self._shown = threading.Lock(), {}
+        self._lock = threading.Lock()
         self._lines = collections.deque(maxlen=100)
-        self._log, self._drawn, self._new = Log(self.run_dir / LOG), 0, False
+        self._log = Log(self.run_dir / LOG)
+        self._undrawn, self._drawn_at = False, 0.0
+        self._shown = {}  # pattern of a picture's file -> which one is shown
         self._begin()
 
     def _button(self, text, icon, action):
@@ -84,15 +83,12 @@ class TrainPanel(widgets.VBox):
     def training(self):
         return self.thread.is_alive()
 
-    @property
-    def _finished(self):
-        return self.report is not None and self.report["status"] == "finished"
-
     # ---- the run
 
     def _begin(self):
         with self._lock:  # nobody paints a run that has neither begun nor ended
-            self.controls, self.report, self.error = Controls(self._hear), None, ""
+            self.controls = Controls(self._hear)
+            self.report, self.error = None, ""
             self.thread = threading.Thread(target=self._train, daemon=True)
             self.thread.start()
         threading.Thread(target=self._paint, daemon=True).start()
@@ -110,16 +106,16 @@ class TrainPanel(widgets.VBox):
     # ---- clicks
 
     def _pause_or_go_on(self):
-        pause = self.controls.pause
+        controls = self.controls
         if not self.training:
             self.config = dataclasses.replace(self.config, resume="auto")
             self._begin()
-        elif pause.is_set():
-            pause.clear()
-            self._wait(lambda: self.controls.doing != "paused")
+        elif controls.pause.is_set():
+            controls.pause.clear()
+            self._wait(lambda: controls.doing != "paused")
         else:
-            pause.set()
-            self._wait(lambda: self.controls.doing == "paused")
+            controls.pause.set()
+            self._wait(lambda: controls.doing == "paused")
 
     def _stop(self):
         self.controls.stop.set()
@@ -141,27 +137,28 @@ class TrainPanel(widgets.VBox):
         while thread.is_alive():
             began = time.monotonic()
             self.refresh()
-            thread.join(
-                max(LOOK, 5 * (time.monotonic() - began))
-            )  # however slow the machine, most of it is for the training
+            took = time.monotonic() - began
+            thread.join(max(LOOK, 5 * took))  # however slow the machine, most of it is for the training
         self.refresh()
 
     def refresh(self):
         """Show how things are now. What has not changed is not sent again."""
         with self._lock:
-            alive = self.training
-            self._new |= self._log.read()
-            if self._new and (not alive or time.monotonic() - self._drawn > DRAW):
-                self.curves.value, self._new, self._drawn = draw(self._log.lines), False, time.monotonic()
+            training = self.training
+            self._undrawn |= self._log.read()
+            if self._undrawn and (not training or time.monotonic() - self._drawn_at > DRAW):
+                self.curves.value = draw(self._log.lines)
+                self._undrawn, self._drawn_at = False, time.monotonic()
             with contextlib.suppress(OSError, UserError):  # the folder may be gone
-                self._show_files()
+                self._show_pictures()
+                self._show_figures()
             said = html.escape("\n".join(list(self._lines)))
             self.said.value = f'<pre style="white-space: pre-wrap; line-height: 1.4; margin: 0">{said}</pre>'
-            self.status.value = self._status(alive)
-            self._show_buttons(alive)
+            self.status.value = self._status(training)
+            self._show_buttons(training)
+            self._show_bar(training)
 
-    def _show_files(self):
-        """The newest pictures and the newest figures."""
+    def _show_pictures(self):
         places = {
             f"{PREVIEWS}/step_*.png": self.preview,
             f"{PREVIEWS}/actions_*.png": self.steered,
@@ -171,66 +168,66 @@ class TrainPanel(widgets.VBox):
             newest = max(self.run_dir.glob(place), default=None)
             found = newest and (newest, newest.stat().st_mtime_ns)
             if found and found != self._shown.get(place):
-                picture.value, picture.layout.display, self._shown[place] = newest.read_bytes(), "", found
+                picture.value = newest.read_bytes()
+                picture.layout.display = ""
+                self._shown[place] = found
+
+    def _show_figures(self):
         report = read_report(self.run_dir)
-        if report["metrics"]:
-            figures = {name: value for name, value in report["metrics"].items() if isinstance(value, float)}
+        figures = {name: value for name, value in report["metrics"].items() if isinstance(value, float)}
+        if figures:
             table = table_html({"judged at step": report["judged_at_step"]} | figures)
             self.figures.value = f'<div style="line-height: 1.5; margin: 4px 0 0 24px">{table}</div>'
 
-    def _show_buttons(self, alive):
-        paused = self.controls.pause.is_set()
-        self.pause.description, self.pause.icon = (
-            ("Pause", "pause") if alive and not paused else ("Go on", "play")
-        )
-        over = self.controls.stop.is_set() or self.controls.ending
-        self.pause.disabled = over if alive else not self._can_go_on()
-        self.save.disabled = not alive or over
-        self.stop.disabled = (
-            not alive or self.controls.stop.is_set()
-        )  # while the end is judged it gives that up
-        self.bar.max = max(1, self.controls.total, self.controls.step)
-        self.bar.value = self.controls.step
-        self.bar.bar_style = (
-            "danger" if self.error else "success" if self._finished else "warning" if alive and paused else ""
-        )
+    def _show_buttons(self, training):
+        controls = self.controls
+        pausable = training and not controls.pause.is_set()
+        self.pause.description = "Pause" if pausable else "Go on"
+        self.pause.icon = "pause" if pausable else "play"
+        over = controls.stop.is_set() or controls.ending
+        self.pause.disabled = over if training else not self._can_go_on()
+        self.save.disabled = not training or over
+        self.stop.disabled = not training or controls.stop.is_set()  # of judging the end, it gives that up
+
+    def _show_bar(self, training):
+        controls = self.controls
+        self.bar.max = max(1, controls.total, controls.step)
+        self.bar.value = controls.step
+        style = ""
+        if self.error:
+            style = "danger"
+        elif self._finished():
+            style = "success"
+        elif training and controls.pause.is_set():
+            style = "warning"
+        self.bar.bar_style = style
+
+    def _finished(self):
+        return self.report is not None and self.report["status"] == "finished"
 
     def _can_go_on(self):
-        """A run that has reached its number of steps has not; without a checkpoint it would not begin as it
-        did.
-        """
-        new_budget = self.config.time_budget_minutes and not (self.config.steps or self.config.epochs)
-        return bool(new_budget or not self._finished) and bool(list_checkpoints(self.run_dir))
+        """Whether there is a checkpoint to go on from, and something that the run would still do."""
+        config = self.config
+        new_budget = config.time_budget_minutes and not (config.steps or config.epochs)
+        return bool(new_budget or not self._finished()) and bool(list_checkpoints(self.run_dir))
 
-    def _status(self, alive):
+    def _status(self, training):
         controls = self.controls
         if self.error:
             return in_colour(self.error, "#c00")
         step = f"step {controls.step}" + (f" of {controls.total}" if controls.total else "")
         saved = read_pointer(self.run_dir / LATEST)
         kept = f"saved at step {saved['step']}" if saved else "nothing saved yet"
-        if not alive:
+        if not training:
             ended = f"{self.report['status']}: {self.report['reason']}"
             way = "press Go on" if self._can_go_on() else "give it more steps above and run the cells again"
             return _line(ended, step, kept, f"to train on, {way}")
         doing = controls.doing
         if controls.stop.is_set():
-            doing = f"stopping: {doing}" if doing != "training" else "stopping"
+            doing = "stopping" if doing == "training" else f"stopping: {doing}"
         elif controls.pause.is_set() and doing != "paused":
             doing = f"pausing: {doing}"
-        return _line(doing, step, *self._speed(), kept)
-
-    def _speed(self):
-        """Frames a second and the time left, from the newest lines of the log."""
-        if len(self._log.lines) < 2 or self.controls.stop.is_set():
-            return []
-        first, last = self._log.lines[-20:][0], self._log.lines[-1]
-        said = [f"{last['frames_per_second']:.0f} frames/s"]
-        if self.controls.total:
-            seconds_a_step = (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
-            seconds = int(seconds_a_step * (self.controls.total - self.controls.step))
-            said.append(f"{datetime.timedelta(seconds=seconds)} left")
-        return said
+        return _line(doing, step, *controls.pace, kept)
 
 
 def _line(first, *rest):

@@ -11,40 +11,39 @@ import threading
 
 import numpy as np
 
-OTHERS = (
-    "step",
-    "seconds",
-    "frames_per_second",
-    "temperature",
-    "lr_",
-    "skipped_",
-)  # what a line holds (or begins with) beside losses
+# what a line of the log holds beside losses, or such a name begins with
+OTHERS = ("step", "seconds", "frames_per_second", "temperature", "lr_", "skipped_")
 MOST_POINTS = 500  # of a curve: more would not be seen, and drawing takes time from the training
-NOTED = {  # figures that judgement.png says in words
+PSNRS = {  # curve of judgement.png: (figure, style)
+    "model": ("psnr_by_horizon", "C0-o"),
+    "last frame repeated": ("baseline_copy_psnr_by_horizon", "C1--o"),
+    "median frame": ("baseline_median_psnr_by_horizon", "C2:o"),
+}
+NOTED = {  # figure that judgement.png says in words: (those words, unit)
     "codebook_use": ("codebook use", ""),
     "latent_variance": ("latent variance", ""),
     "action_shuffle_gap_db": ("worse under shuffled actions by", " dB"),
     "controllability_db": ("controllability", " dB"),
 }
-_one_at_a_time = (
-    threading.Lock()
-)  # matplotlib's caches of fonts are shared, and a panel draws from several threads
+# matplotlib's caches of fonts are shared, and a panel draws from several threads
+_one_at_a_time = threading.Lock()
 
 
 class Log:
-    """The lines of a metrics.jsonl that another thread writes; `read()` takes in what is new and says if
-    there was any.
-    """
+    """The lines of a metrics.jsonl that another thread writes, as dicts in `lines`."""
 
     def __init__(self, path):
-        self.path, self.lines, self._file, self._read = path, [], None, 0
+        self.path, self.lines = path, []
+        self._file, self._read = None, 0
 
     def read(self):
+        """Take in what is new; returns whether there was any."""
         try:
             with open(self.path, "rb") as file:
                 about = os.fstat(file.fileno())
-                if (about.st_dev, about.st_ino) != self._file:  # a session that goes on writes the file anew
-                    self.lines, self._file, self._read = [], (about.st_dev, about.st_ino), 0
+                opened = about.st_dev, about.st_ino
+                if opened != self._file:  # a session that goes on writes the file anew
+                    self.lines, self._file, self._read = [], opened, 0
                 file.seek(self._read)
                 new = file.read()
         except OSError:  # not there yet
@@ -57,48 +56,39 @@ class Log:
         return bool(whole)
 
 
-def draw(lines, width=4.8, height=2.8):
-    """PNG bytes: every loss over the steps, on a logarithmic axis. lines: dicts, as metrics.jsonl has them.
-    In inches.
-    """
+def draw(lines):
+    """PNG bytes: every loss over the steps, on a logarithmic axis. lines: dicts, as in metrics.jsonl."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure((width, height), dpi=150)
+    figure = Figure((4.8, 2.8), dpi=150)
     axes = figure.add_axes((0.17, 0.17, 0.8, 0.66))  # fixed: constrained layout would draw twice
-    axes.set_xlabel("step")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    every = 1 << max(
-        0, (len(lines) // MOST_POINTS).bit_length()
-    )  # a power of two: the points stay the same for long
-    shown = lines[::every]
+    _tidy(axes, "step")
     names = [name for name in (lines[-1] if lines else ()) if not name.startswith(OTHERS)]
-    positive = True
+    if not names:
+        words = "the curves begin with the first lines of the log"
+        axes.text(0.5, 0.5, words, ha="center", transform=axes.transAxes)
+        axes.set(xticks=[], yticks=[])
+        return _png(figure)
+    # a power of two: the points stay the same for long
+    every = 1 << max(0, (len(lines) // MOST_POINTS).bit_length())
+    shown = lines[::every]
+    steps = [line["step"] for line in shown]
+    scale = {"value": "log"}
     for name in names:
         values = np.array([line.get(name) for line in shown], float)  # null is nan, a gap
-        positive &= not (values <= 0).any()
-        axes.plot([line["step"] for line in shown], values, label=name.replace("_", " "), linewidth=1.2)
-    if names:
-        axes.set_yscale(**({"value": "log"} if positive else {"value": "symlog", "linthresh": 0.01}))
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize="small")
-        axes.set_xlim(left=0)
-    else:
-        axes.text(
-            0.5,
-            0.5,
-            "the curves begin with the first lines of the log",
-            ha="center",
-            transform=axes.transAxes,
-        )
-        axes.set(xticks=[], yticks=[])
+        if (values <= 0).any():
+            scale = {"value": "symlog", "linthresh": 0.01}
+        axes.plot(steps, values, label=name.replace("_", " "), linewidth=1.2)
+    axes.set_yscale(**scale)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize="small")
     return _png(figure)
 
 
 def draw_judgement(metrics):
-    """PNG bytes: PSNR beside the baselines' and skill, over the horizon, and below them the figures in
-    `NOTED`.
+    """PNG bytes: PSNR beside the baselines' and skill, over the horizon, and below them the `NOTED` figures.
 
     metrics: as report.json has them. Where nothing is predicted (a reconstruction), PSNR over the frames of a
     window alone.
@@ -106,42 +96,39 @@ def draw_judgement(metrics):
     from matplotlib.figure import Figure
 
     skill = metrics.get("skill_db_by_horizon")
-    figure = Figure((9.6 if skill else 4.8, 3.2), dpi=150, layout="constrained")
-    panels = figure.subplots(1, 2 if skill else 1, squeeze=False)[0]
-    marked = [2**i for i in range(len(metrics["psnr_by_horizon"]).bit_length())]
-    for axes, words in zip(panels, ("PSNR, dB", "skill over the best baseline, dB"), strict=False):
-        axes.set_title(words, fontsize="medium")
-        axes.set_xlabel("horizon, frames" if skill else "frame of the window")
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(marked, marked)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-
-    def plot(axes, values, style, **label):
-        horizons = range(1, len(values) + 1)
-        axes.plot(
-            horizons, values, style, markevery=[h - 1 for h in marked], markersize=3, linewidth=1.2, **label
-        )
-
-    curves = {
-        "model": "psnr",
-        "last frame repeated": "baseline_copy_psnr",
-        "median frame": "baseline_median_psnr",
-    }
-    for (label, name), style in zip(curves.items(), ("C0-o", "C1--o", "C2:o"), strict=True):
-        if values := metrics.get(f"{name}_by_horizon"):
-            plot(panels[0], values, style, label=label)
+    panels = 2 if skill else 1
+    figure = Figure((4.8 * panels, 3.2), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, panels, squeeze=False)[0, [0, -1]]
+    _tidy(left, "horizon, frames" if skill else "frame of the window", "PSNR, dB")
+    for label, (name, style) in PSNRS.items():
+        if values := metrics.get(name):
+            _plot_over_horizons(left, values, style, label)
     if skill:
-        panels[0].legend(frameon=False, fontsize="small")
-        panels[1].axhline(0, color="0.4", linewidth=0.8)
-        plot(panels[1], skill, "C0-o")
-    noted = [
-        f"{words}: {metrics[name]:.3g}{unit}"
-        for name, (words, unit) in NOTED.items()
-        if metrics.get(name) is not None
-    ]
+        left.legend(frameon=False, fontsize="small")
+        _tidy(right, "horizon, frames", "skill over the best baseline, dB")
+        right.axhline(0, color="0.4", linewidth=0.8)
+        _plot_over_horizons(right, skill, "C0-o")
+    known = {name: metrics[name] for name in NOTED if metrics.get(name) is not None}
+    noted = [f"{NOTED[name][0]}: {value:.3g}{NOTED[name][1]}" for name, value in known.items()]
     figure.supxlabel("     ".join(noted), fontsize="small")
     return _png(figure)
+
+
+def _tidy(axes, label, title=""):
+    axes.set_xlabel(label)
+    axes.set_title(title, fontsize="medium")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _plot_over_horizons(axes, values, style, label=None):
+    """values: of horizons 1, 2, 3, ..., of which the powers of two are marked."""
+    marked = [2**i for i in range(len(values).bit_length())]
+    places = [horizon - 1 for horizon in marked]
+    horizons = range(1, len(values) + 1)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(marked, marked)
+    axes.plot(horizons, values, style, label=label, markevery=places, markersize=3, linewidth=1.2)
 
 
 def _png(figure):

@@ -1,10 +1,13 @@
-"""What a run says about itself: config.json and the manifests, report.json, and one line for a person."""
+"""What a run says about itself: its manifests and report.json, warnings, and one line for a person."""
 
 import torch
 
 from mtld_core.config import to_dict
 from mtld_core.runs.checkpoint import SCHEMA
 from mtld_core.runtime import peak_memory_mb, versions
+
+EARLY = 500  # steps: before that little has begun to vary, which is no collapse
+LEAST_GAP = 0.05  # dB of action_shuffle_gap_db, below which actions do not matter
 
 
 def about(system, config, dataset):
@@ -22,7 +25,6 @@ def about(system, config, dataset):
 def report(run, status, reason):
     """What report.json holds, of a `Training`: what ran, on what, how long, and the newest figures."""
     config, device = run.config, run.device
-    on_gpu = device.type == "cuda"
     speed = run.step / run.train_seconds if run.train_seconds else 0.0
     return {
         "schema": 1,
@@ -42,8 +44,8 @@ def report(run, status, reason):
         "threads": run.threads.facts(),
         "wall_seconds": run.wall_seconds,
         "peak_memory_mb": peak_memory_mb(),
-        "peak_gpu_memory_mb": torch.cuda.max_memory_allocated(device) / 1e6 if on_gpu else None,
-        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        "peak_gpu_memory_mb": peak_gpu_memory_mb(device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": run.precision,
         "parameters": run.parameters,
         "seed": config.seed,
@@ -56,33 +58,22 @@ def report(run, status, reason):
     }
 
 
-def summary(metrics):
-    """The figures that matter most, in words."""
-    if not metrics:
-        return "not judged yet"
-    if metrics["skill_db"] is None:
-        return f"psnr {metrics['psnr']:.2f} dB (reconstruction)"
-    copied, skill = metrics["baseline_copy_psnr"], metrics["skill_db"]
-    return f"psnr {metrics['psnr']:.2f} dB (copying the last frame: {copied:.2f}), skill {skill:+.2f} dB"
-
-
-EARLY = 500  # steps: before that little has begun to vary, which is no collapse
-
-
-LEAST_GAP = 0.05  # dB of action_shuffle_gap_db, below which actions do not matter
+def peak_gpu_memory_mb(device):
+    """The most that torch has held on a GPU so far, in MB (10^6 bytes); None for a CPU."""
+    return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
 
 
 class Alarms:
-    """`look` at every log line's values and every evaluation's figures; `present`: the lines that warn
-    now.
-    """
+    """Warns of what looks like a collapse, when it appears. say: takes the lines."""
 
     def __init__(self, system, say):
-        self.system, self.say, self._found = system, say, {}  # "log" or "judgement" -> its latest lines
+        self.system, self.say = system, say
+        self.found = {}  # "log" or "judgement" -> its latest lines
 
     def look(self, at, figures, step=EARLY):
-        """at: "log" or "judgement", whose earlier lines these replace. figures: dict; only its floats are
-        looked at.
+        """Take a log line's values or an evaluation's figures: a dict, of which the floats are looked at.
+
+        at: "log" or "judgement", whose earlier lines these replace.
         """
         if step < EARLY:
             return
@@ -95,8 +86,9 @@ class Alarms:
         for line in lines:
             if line not in self.present:
                 self.say(f"warning: {line}")
-        self._found[at] = lines
+        self.found[at] = lines
 
     @property
     def present(self):
-        return list(dict.fromkeys(line for lines in self._found.values() for line in lines))
+        """The lines that warn now, each once."""
+        return list(dict.fromkeys(line for lines in self.found.values() for line in lines))

@@ -1,26 +1,42 @@
 """How long a run goes on, and the learning rate on the way."""
 
 import collections
+import dataclasses
+import datetime
 import math
 import statistics
 import time
+import typing
 
-from mtld_core.config import check
+from mtld_core.config import NotNegative, Settings, check
 
 RECENT = 9  # readings whose median is the time of a step: a few odd ones among them do not matter
 # readings that say something; a session's first step is none of them (it compiles, searches, fills caches)
 FEWEST = 2
-# progress from which a run of the time when a budget fixed the steps had ended: judging took the rest of its
-# time
+# progress from which a run of the time when a budget fixed the steps had ended: judging took the rest
 ENDED = 0.9
 LAST_STEPS = 2  # at least so many count as left until the end is there
 LEAST_SECONDS = 1e-9  # a clock may be too coarse for a step
 MOST_RESERVED = 0.5  # of the budget: below that a run would be judged longer than it is trained
 
 
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig(Settings):
+    """How long to train, at which learning rate, and how often to do what else."""
+
+    steps: NotNegative[int] = 0  # in total over all resumes; 0: epochs or the time budget decide
+    epochs: NotNegative[int] = 0  # in total; 0: steps or the time budget decide
+    steps_per_epoch: NotNegative[int] = 0  # 0: as many as show every window once
+    time_budget_minutes: NotNegative[float] = 0.0  # of this session, wall clock; 0: none
+    lr_schedule: typing.Literal["constant", "cosine"] = "constant"
+    warmup_steps: NotNegative[int] = 50
+    save_every_steps: NotNegative[int] = 1000  # 0: by the clock alone
+    eval_every_steps: NotNegative[int] = 1000  # 0: at the end alone
+    preview_every_steps: NotNegative[int] = 500  # 0: at the end alone
+
+
 class Schedule:
-    """Ends a run at its number of steps or epochs, at its time budget, or when asked to, whichever comes
-    first.
+    """Ends a run at its number of steps or epochs, at its time budget, or when asked to, whichever is first.
 
     With steps or epochs the learning rate follows the step: `total` is their number. With a budget alone
     `total` is 0, and it follows `progress`, which goes from 0 to 1 in a cycle: each step moves it by (1 -
@@ -31,22 +47,21 @@ class Schedule:
     The last save, preview and judging belong to the budget: training ends when what is left of it is the
     `reserve` for them.
 
-    stop: event that asks for the end. began: `time.monotonic()` at which the session did.
+    config: a ScheduleConfig. stop: event that asks for the end. began: `time.monotonic()` at which the
+    session did. Raises ConfigError where nothing says how long to train.
     """
 
     def __init__(self, config, steps_per_epoch, stop, began=None):
         self.config, self.stop = config, stop
-        self.total = min(
-            filter(None, (config.steps, config.epochs * (config.steps_per_epoch or steps_per_epoch))),
-            default=0,
-        )
+        lengths = config.steps, config.epochs * (config.steps_per_epoch or steps_per_epoch)
+        self.total = min(filter(None, lengths), default=0)
         check(
             self.total or config.time_budget_minutes,
             "nothing says how long to train: set steps, epochs or time_budget_minutes",
         )
         self.budget = 60 * config.time_budget_minutes
         self.started = time.monotonic() if began is None else began
-        self.progress, self.cycle_step = 0.0, 0  # the step that the cycle began at
+        self.progress, self.cycle_step = 0.0, 0  # cycle_step: the step that the cycle began at
         self.readings, self.recent = 0, collections.deque(maxlen=RECENT)
         self.step_seconds = 0.0  # their median
         self.expected = {}  # name of work beside the steps -> (seconds, in how many steps' time)
@@ -60,12 +75,12 @@ class Schedule:
     # ---- what a checkpoint keeps
 
     def state(self, step):
-        progress = min(1.0, step / self.total) if self.total else self.progress
-        return {"progress": progress, "cycle_step": self.cycle_step}
+        return {"progress": self._done(step), "cycle_step": self.cycle_step}
 
     def resume(self, step, state, total=0):
-        """Go on at `step` with what `state` gave there. total: of runs before there was one, whose state is
-        None.
+        """Go on at `step` with what `state` gave there.
+
+        In a run of before there was one, state is None, and total the number of its steps, or 0.
         """
         if state is None:
             done = step / total if total else 0.0
@@ -78,16 +93,16 @@ class Schedule:
     # ---- the learning rate
 
     def learning_rate(self, step):
-        """The factor on every learning rate, in [0, 1]: a linear warm-up, then constant or half a cosine down
-        to 0.
-        """
+        """The factor on every learning rate, in [0, 1]: a linear warm-up, then constant or half a cosine."""
         config = self.config
         begun = step + 1 - (0 if self.total else self.cycle_step)
         warm = min(1.0, begun / config.warmup_steps) if config.warmup_steps else 1.0
         if config.lr_schedule == "constant":
             return warm
-        done = min(1.0, step / self.total) if self.total else self.progress
-        return warm * (0.5 + 0.5 * math.cos(math.pi * done))
+        return warm * (0.5 + 0.5 * math.cos(math.pi * self._done(step)))
+
+    def _done(self, step):
+        return min(1.0, step / self.total) if self.total else self.progress
 
     # ---- time
 
@@ -122,7 +137,7 @@ class Schedule:
         self.expected[work] = seconds, seconds / max(LEAST_SECONDS, self.step_seconds)
 
     def took(self, work, seconds):
-        """How long it did take."""
+        """How long "judging", "preview" or "saving" did take."""
         self.slowest[work] = max(seconds, self.slowest.get(work, 0.0))
 
     @property
@@ -132,14 +147,14 @@ class Schedule:
     @property
     def lacks_expectations(self):
         """Whether it is time to say how long the end will take."""
-        return bool(self.budget) and self.knows_the_speed and not self.expected
+        return self.budget and self.knows_the_speed and not self.expected
 
     @property
     def elapsed(self):
         return time.monotonic() - self.started
 
     def cost(self, work):
-        """Seconds that it takes: the slowest one of this session, or what is expected."""
+        """Seconds that "judging", "preview" or "saving" takes: the most in this session, or as expected."""
         if work in self.slowest:
             return self.slowest[work]
         seconds, steps = self.expected.get(work, (0.0, 0.0))
@@ -151,20 +166,19 @@ class Schedule:
         return min(sum(map(self.cost, self.every)), MOST_RESERVED * self.budget)
 
     def has_room_for(self, work):
-        """Whether some training fits into the budget after this work, which the end of the run does
-        anyway.
-        """
+        """Whether some training fits into the budget after this work, which the end does anyway."""
         return not self.budget or self.elapsed + self.cost(work) + self.reserve < self.budget
 
     def steps_left(self):
-        """How many steps still fit into the budget, each with its share of the work beside them; None: not
-        known (yet).
-        """
+        """How many steps still fit into the budget, each with its share of the work beside; None: unknown."""
         if not self.budget or not self.knows_the_speed:
             return None
-        beside = sum(self.cost(work) / every for work, every in self.every.items() if every)
         left = self.budget - self.reserve - self.elapsed
-        return max(0.0, left) / max(LEAST_SECONDS, self.step_seconds + beside)
+        return max(0.0, left) / self._seconds_a_step()
+
+    def _seconds_a_step(self):
+        beside = sum(self.cost(work) / every for work, every in self.every.items() if every)
+        return max(LEAST_SECONDS, self.step_seconds + beside)
 
     def last_step(self, step):
         """The step that the run will end at, as far as is known at `step`; 0: not yet."""
@@ -172,6 +186,13 @@ class Schedule:
         if self.total or left is None:
             return self.total
         return step + int(left)
+
+    def time_left(self, step):
+        """Words for how long the steps to come and the work beside them will take; "" where not known yet."""
+        total = self.last_step(step)
+        if not total or not self.knows_the_speed:
+            return ""
+        return str(datetime.timedelta(seconds=int((total - step) * self._seconds_a_step())))
 
     def reason_to_end(self, step):
         """None while the run goes on, else (status, why in words)."""

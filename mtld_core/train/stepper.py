@@ -12,9 +12,8 @@ import torch
 from mtld_core.config import UserError
 from mtld_core.systems.base import Loss, Place
 
-INITIAL_SCALE = (
-    2.0**12
-)  # of fp16 losses, which grows by itself: from 2 ** 16 on the first steps of most systems would overflow
+# of fp16 losses, which grows by itself: from 2 ** 16 on the first steps of most systems would overflow
+INITIAL_SCALE = 2.0**12
 
 
 class Stepper:
@@ -33,16 +32,18 @@ class Stepper:
                 f"optimizers {unfused} must be fused (fused=True): only those can skip a step without a "
                 "device sync"
             )
+        self.device, self.dtype = device, dtype
+        self.clip_norm, self.say = clip_norm, say
         self.optimizers = optimizers
         self.parameters = {
-            name: [p for g in o.param_groups for p in g["params"]] for name, o in optimizers.items()
+            name: [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for name, optimizer in optimizers.items()
         }
         self.scalers = {
             name: torch.amp.GradScaler(device.type, init_scale=INITIAL_SCALE, enabled=dtype == torch.float16)
             for name in optimizers
         }
         self.splits = dict.fromkeys(optimizers, accumulate)
-        self.device, self.dtype, self.clip_norm, self.say = device, dtype, clip_norm, say
         self.skipped = {name: torch.zeros((), device=device) for name in optimizers}
         self.calls = dict.fromkeys(optimizers, 0)
 
@@ -68,10 +69,12 @@ class Stepper:
         return result
 
     def _backward(self, phase, loss_fn, batch, size):
+        """The gradient of the whole batch, summed part by part; returns its `Loss`."""
         parameters = self.parameters[phase]
         self.optimizers[phase].zero_grad(set_to_none=True)
-        total, logs, carry, weight = 0, {}, [], 0
         parts = _parts(size, self.splits[phase])
+        total = weight = 0
+        logs, carries = {}, []
         for first, last in parts:
             part = {name: value[first:last] for name, value in batch.items()}
             with self._autocast():
@@ -85,36 +88,33 @@ class Stepper:
             total = total + loss.total.detach() * share
             for name, value in loss.logs.items():
                 logs[name] = logs.get(name, 0) + value.detach() * share
-            carry.append({name: value.detach() for name, value in loss.carry.items()})
-        joined = (
-            carry[0]
-            if len(carry) == 1
-            else {name: torch.cat([part[name] for part in carry]) for name in carry[0]}
-        )
+            carries.append({name: value.detach() for name, value in loss.carry.items()})
+        carry = carries[0]
+        if len(parts) > 1:
+            carry = {name: torch.cat([each[name] for each in carries]) for name in carry}
         if torch.is_tensor(weight):
-            weight = weight.clamp(
-                min=torch.finfo(weight.dtype).tiny
-            )  # nothing counted: then all of this is 0
-            torch._foreach_div_([p.grad for p in parameters if p.grad is not None], weight)
-            total, logs = total / weight, {name: value / weight for name, value in logs.items()}
-        return Loss(total, logs, joined)
+            # nothing counted in any part: then all of this is 0
+            weight = weight.clamp(min=torch.finfo(weight.dtype).tiny)
+            torch._foreach_div_(_gradients(parameters), weight)
+            total = total / weight
+            logs = {name: value / weight for name, value in logs.items()}
+        return Loss(total, logs, carry)
 
     def _autocast(self):
-        """Without autocast's cache of half-precision weights.
+        """Autocast without its cache of half-precision weights.
 
         Up to torch 2.10 a copy that was made under `no_grad` is used where gradient is wanted, too, and then
         there is none.
         """
-        return torch.autocast(
-            self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False
-        )
+        half = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=half, cache_enabled=False)
 
     def _update(self, phase):
+        """Clip and step, unless a gradient is not finite."""
         optimizer, scaler, parameters = self.optimizers[phase], self.scalers[phase], self.parameters[phase]
         if scaler.is_enabled():
             scaler.unscale_(optimizer)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        norm = torch.nn.utils.get_total_norm(_gradients(parameters), foreach=True)
         if self.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm, foreach=True)
         bad = (~torch.isfinite(norm)).float()
@@ -138,23 +138,22 @@ class Stepper:
             self.splits[name] = max(self.splits[name], state["splits"][name])
 
 
+def _gradients(parameters):
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
 def _check(phase, loss):
-    """A mean in half precision would lose small losses, and its gradient, the loss scale times a weight,
-    would overflow.
-    """
+    """Refuse half precision: a mean in it loses small losses, and its scaled gradient would overflow."""
     for name, value in {"total": loss.total, **loss.logs}.items():
         if value.dtype not in (torch.float32, torch.float64):
             raise TypeError(
                 f"phase {phase!r}: {name!r} of its Loss is {value.dtype}, wanted is float32: take what is "
-                "averaged out of half "
-                "precision before the mean (mtld_core.nn.precision.in_fp32 does)"
+                "averaged out of half precision before the mean (mtld_core.nn.precision.in_fp32 does)"
             )
 
 
 def _parts(size, splits):
-    """(first, last) of `splits` nearly equal parts of `range(size)`; fewer where there are not as many
-    samples.
-    """
+    """(first, last) of at most `splits` nearly equal parts of `range(size)`, none of them empty."""
     splits = min(splits, size)
     edges = [size * i // splits for i in range(splits + 1)]
     return list(itertools.pairwise(edges))

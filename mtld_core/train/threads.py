@@ -5,16 +5,16 @@ uses as well, one of them comes late to each, so that fewer threads can be sever
 machine more are.
 """
 
-import collections
 import contextlib
 
+import psutil
 import torch
 
 BLOCK = 4  # steps that are timed together; rl_v2v's differ from one to the next and repeat after four
 GAIN = 0.95  # a count wins whose block takes at most this share of the present one's
 CHANGED = 1.3  # times slower or faster than when it was tried last: the machine is another one now
 COST = 0.02  # share of the time that trying may cost
-REST = 5.0, 60.0  # seconds between two rounds of trials, at least and at most
+SHORTEST_REST, LONGEST_REST = 5.0, 60.0  # seconds between two rounds of trials
 LOOK = 0.1  # seconds for which a session first looks at what others use
 IDLE = 0.5  # of a core that has to be idle for each thread more that is tried
 
@@ -35,15 +35,15 @@ class Threads:
         self.before = torch.get_num_threads()
         self.auto = setting == "auto" and device.type == "cpu" and self.before > 1
         self.trials = self.auto and trials
-        self.counts = _ladder(self.before)
+        self.counts = _counts(self.before)
         self.count = self.before if setting == "auto" else setting
         self.changes = 0
         self.trial = None  # the count that is being tried
         self.waiting = []  # counts to be tried after it in this round
-        self.block = collections.deque(maxlen=BLOCK)  # seconds of the newest steps
+        self.block = []  # seconds of the newest steps, BLOCK at most
         self.first = True
         self.pace = None  # seconds that a block takes with `count`, when it was last measured
-        self.rest, self.rested = 0.0, 0.0
+        self.rest = self.rested = 0.0  # seconds until the next round, and of them those that are over
         self.lost = 0.0  # seconds that this round's trials took longer than `count` would have
 
     def __enter__(self):
@@ -74,7 +74,7 @@ class Threads:
         if self.first:  # it fills caches
             self.first = False
             return
-        self.block.append(seconds)
+        self.block = [*self.block, seconds][-BLOCK:]
         if self.trial is not None:
             self._judge_trial()
             return
@@ -83,66 +83,58 @@ class Threads:
             return
         taken = sum(self.block)
         if self.pace is None or self.rested >= self.rest:
-            self._begin_round(taken)
+            self.pace = taken
+            self._try([*self._smaller(), *self._larger()])
         elif self.rested > 1 and not self.pace / CHANGED < taken < self.pace * CHANGED:
             self.pace = None  # the block may be from before and after: another one, then a round
-            self.block.clear()
+            self.block = []
 
-    def _begin_round(self, taken):
-        self.pace = taken
+    def _smaller(self):
         place = self.counts.index(self.count)
-        self.waiting = [*self.counts[max(0, place - 1) : place], *self._next_larger()]
-        self._try_next()
+        return self.counts[max(0, place - 1) : place]
 
-    def _next_larger(self):
+    def _larger(self):
         place, idle = self.counts.index(self.count), _idle_cores()
         return [count for count in self.counts[place + 1 : place + 2] if idle >= IDLE * (count - self.count)]
 
-    def _try_next(self):
-        self.block.clear()
-        self.trial = self.waiting.pop(0) if self.waiting else None
+    def _try(self, counts):
+        """Try the first of `counts`, and after it the others; where there is none, this round is over."""
+        self.block = []
+        self.trial, self.waiting = (counts[0], counts[1:]) if counts else (None, [])
         torch.set_num_threads(self.trial or self.count)
         if self.trial is None:
-            least, most = REST
-            self.rest, self.rested = min(most, max(least, self.lost / COST)), 0.0
-            self.lost = 0.0
+            self.rest = min(LONGEST_REST, max(SHORTEST_REST, self.lost / COST))
+            self.rested = self.lost = 0.0
 
     def _judge_trial(self):
         taken = sum(self.block)
         if taken >= GAIN * self.pace:  # it cannot win any more
             self.lost += max(0.0, taken - self.pace * len(self.block) / BLOCK)
-            self._try_next()
+            self._try(self.waiting)
         elif len(self.block) == BLOCK:
             self._change(taken)
 
     def _change(self, taken):
+        """Take the count on trial, whose block took so many seconds, and go on in its direction."""
         fewer = self.trial < self.count
-        before, self.pace = self.pace, taken
-        self.count, self.trial = self.trial, None
+        now, before = 1000 * taken / BLOCK, 1000 * self.pace / BLOCK
+        self.count, self.pace = self.trial, taken
         self.changes += 1
         threads = "1 thread" if self.count == 1 else f"{self.count} threads"
-        self.say(
-            f"a step uses {threads} from now on: {1000 * taken / BLOCK:.0f} ms instead of "
-            f"{1000 * before / BLOCK:.0f}"
-        )
-        place = self.counts.index(self.count)
-        self.waiting = self.counts[max(0, place - 1) : place] if fewer else self._next_larger()
-        self._try_next()
+        self.say(f"a step uses {threads} from now on: {now:.0f} ms instead of {before:.0f}")
+        self._try(self._smaller() if fewer else self._larger())
 
 
-def _ladder(most):
+def _counts(most):
     """The counts that are tried: 1, 2, 4, ... and `most`."""
-    doubled = [1]
-    while 2 * doubled[-1] < most:
-        doubled.append(2 * doubled[-1])
-    return [*doubled, most] if most > 1 else doubled
+    doubled = {2**i for i in range(most.bit_length())}
+    return sorted(doubled | {most})
 
 
 def _idle_cores(look=None):
-    """How many cores nobody uses, or only programs that give way to others, for `look` seconds or since this
-    was asked last.
-    """
-    import psutil
+    """How many cores nobody uses, or only programs that give way to others.
 
+    look: for so many seconds from now; None: since this was asked last.
+    """
     times = psutil.cpu_times_percent(look)
     return psutil.cpu_count() * (times.idle + getattr(times, "nice", 0.0)) / 100

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mtld_core.chance import seed_of
 from mtld_core.config import UserError
-from mtld_core.data import Arc, Batches, Dataset, DomainBatches, DomainPair, split_windows
+from mtld_core.data import Arc, Batches, Dataset, DomainPair, split_windows
 from mtld_core.frames import to_float
 
 
@@ -142,7 +142,7 @@ def test_restitution_and_too_little_to_hold_out():
 @given(st.integers(1, 30), st.integers(1, 9), st.integers(1, 3), st.integers(0, 5))
 def test_every_window_comes_once_an_epoch(windows, batch_size, count, seed):
     data = make([windows + 2])
-    batches = Batches(data, data.windows(3), 3, batch_size, seed, count)
+    batches = Batches(data, [data.windows(3)], 3, batch_size, seed, count)
     seen, keys = [], []
     for _ in range(3 * batches.steps_per_epoch):
         for batch in batches.next():
@@ -157,7 +157,7 @@ def test_every_window_comes_once_an_epoch(windows, batch_size, count, seed):
 @given(st.integers(1, 20), st.integers(1, 7), st.integers(0, 12))
 def test_a_restored_stream_goes_on_identically(windows, batch_size, before):
     data = make([windows + 1])
-    first, second = (Batches(data, data.windows(2), 2, batch_size, seed=3, count=2) for _ in range(2))
+    first, second = (Batches(data, [data.windows(2)], 2, batch_size, seed=3, count=2) for _ in range(2))
     for _ in range(before):
         first.next()
     second.load_state(first.state())
@@ -170,14 +170,14 @@ def test_a_restored_stream_goes_on_identically(windows, batch_size, before):
 def test_a_position_beyond_the_windows_is_refused():
     data = make([10])
     with pytest.raises(UserError, match="window 10 of an epoch and there are 8"):
-        Batches(data, data.windows(3), 3, 2, seed=0).load_state({"epoch": 0, "index": 10})
+        Batches(data, [data.windows(3)], 3, 2, seed=0).load_state({"epoch": 0, "index": 10})
 
 
 def test_seeds_purposes_and_epochs_have_orders_of_their_own():
     data = make([200])
 
     def draw(seed, purpose, skip=0):
-        batches = Batches(data, data.windows(1), 1, 200, seed, purpose=purpose)
+        batches = Batches(data, [data.windows(1)], 1, 200, seed, purpose=purpose)
         for _ in range(skip):
             batches.next()
         return batches.next()[0]["frames"].clone()
@@ -189,7 +189,7 @@ def test_seeds_purposes_and_epochs_have_orders_of_their_own():
 
 def test_frames_are_the_windows_in_floats_and_actions_lead_on():
     data = make([50], actions=torch.arange(50) * 2)
-    for batch in Batches(data, data.windows(5), 5, 4, seed=0, count=2).next():
+    for batch in Batches(data, [data.windows(5)], 5, 4, seed=0, count=2).next():
         first = ((batch["frames"][:, 0, 0, 0, 0] + 1) * 127.5).round().long()
         assert batch["frames"].shape == (4, 5, 3, 4, 4)
         torch.testing.assert_close(batch["frames"], to_float(data.frames[torch.from_numpy(rows(first, 5))]))
@@ -198,15 +198,13 @@ def test_frames_are_the_windows_in_floats_and_actions_lead_on():
 
 def test_batches_of_one_call_do_not_share_memory():
     data = make([50])
-    a, b = Batches(data, data.windows(2), 2, 4, seed=0, count=2).next()
+    a, b = Batches(data, [data.windows(2)], 2, 4, seed=0, count=2).next()
     assert not torch.equal(a["frames"], b["frames"])
 
 
 def test_domains_are_drawn_independently():
     pair = DomainPair(make([40]), make([90]), "/data")
-    train, held = split_windows(pair, 4)
-    assert train[0].max() < held[0].min()
-    batches = DomainBatches(pair, train, 4, 8, seed=0)
+    batches = Batches(pair, [domain.windows(4) for domain in pair.domains], 4, 8, seed=0)
     state = batches.state()
     first = {name: value.clone() for name, value in batches.next()[0].items()}
     assert first["frames"].shape == first["frames_y"].shape == (8, 4, 3, 4, 4)
@@ -220,7 +218,7 @@ def batch_speed(batch_size, length, size, repeats=7):
     """How fast a batch comes, as a share of the speed of a plain `x.to(torch.float32)` of the same bytes."""
     store = torch.randint(0, 256, (512, size, size, 3), dtype=torch.uint8)
     data = Dataset("/data", "arcs", store, [Arc("a", 0, 512, np.arange(512))], np.array([], np.int64))
-    batches = Batches(data, data.windows(length), length, batch_size, seed=0)
+    batches = Batches(data, [data.windows(length)], length, batch_size, seed=0)
     plain = torch.randint(0, 256, (batch_size, length, size, size, 3), dtype=torch.uint8)
     batches.next()
 

@@ -219,7 +219,7 @@ def test_flags_that_make_no_sense_are_refused(tmp_path, columns, match):
 
 @pytest.mark.parametrize("memory", ["ram", "disk"])
 def test_several_files_in_a_folder_are_episodes(tmp_path, monkeypatch, memory):
-    monkeypatch.setattr(hdf5_file, "OPEN", 1)
+    monkeypatch.setattr(hdf5_file, "MOST_OPEN", 1)
     for number, suffix in ((10, "hdf5"), (9, "h5"), (11, "H5")):
         put(
             tmp_path / f"take_{number}.{suffix}",
@@ -536,7 +536,7 @@ def test_batches_are_the_same_wherever_the_frames_are(tmp_path):
     near, far = (open_dataset(path, memory=memory, progress=False) for memory in ("ram", "disk"))
     assert near.windows(4).tolist() == far.windows(4).tolist()
     for a, b in zip(
-        *(Batches(data, data.windows(4), 4, 8, seed=1, count=2).next() for data in (near, far)), strict=True
+        *(Batches(data, [data.windows(4)], 4, 8, seed=1, count=2).next() for data in (near, far)), strict=True
     ):
         assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 

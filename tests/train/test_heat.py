@@ -20,7 +20,7 @@ import torch
 from mtld_core.config import ConfigError, UserError
 from mtld_core.judge.rollouts import Judge
 from mtld_core.runs.folder import read_pointer
-from mtld_core.train import fit
+from mtld_core.train import fit, train
 from mtld_core.train import heat as thermal
 from mtld_core.train import loop as train_module
 from mtld_core.train.controls import Controls
@@ -109,7 +109,7 @@ def test_a_rest_in_vain_ends_the_run_whether_the_sensor_speaks_or_hangs():
 def test_a_sensor_lost_while_resting_lets_training_go_on_and_one_that_returns_counts_again():
     assert states(90, Reading(), 90, 60, heat_rest_minutes=0) == [True, False, True, False]
     heat, _ = seen(90, Reading(), heat_rest_minutes=0)
-    assert heat.temperature is None and heat.facts() == {"rests": 1, "highest_temperature": 90}
+    assert heat.newest == Reading() and heat.facts() == {"rests": 1, "highest_temperature": 90}
     assert heat.news[-1] == "the GPU has rested for 2 s: temperature not known; training goes on"
     assert seen(90, Reading(), heat_rest_minutes=1)[0].resting == "cooling down: temperature not known"
 
@@ -123,24 +123,6 @@ def test_each_rest_from_heat_says_its_beginning_and_its_end():
     ]
 
 
-def test_power_is_off_unless_asked_for_and_never_rests_twice_in_a_row_nor_ends_the_run():
-    full = Reading(60, power=100.0)
-    assert states(full, full) == [False, False]
-    heat, now = seen(*[full] * 1000, max_power_percent=95)
-    assert states(*[full] * 5, max_power_percent=95) == [True, False, True, False, True]
-    assert heat.reason_to_end(now) == "" and heat.rests == 0 and not heat.news
-    assert states(Reading(60, power=95.0), Reading(60), max_power_percent=95) == [False, False]
-    heat, now = seen(full, max_power_percent=95)  # a sensor that hangs then
-    assert heat.reason_to_end(now + 901)
-
-
-def test_heat_leads_where_power_is_high_too():
-    heat, _ = seen(
-        Reading(60, power=99.0), Reading(90, power=99.0), Reading(89, power=99.0), max_power_percent=95
-    )
-    assert heat.rests == 1 and heat.resting == "cooling down: 89 °C"
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -152,11 +134,6 @@ def test_heat_leads_where_power_is_high_too():
         ),
         ({"max_temperature": 60}, r"below max_temperature=60, not 75.0"),
         ({"resume_temperature": 0}, "resume_temperature must be above 0"),
-        ({"max_power_percent": 100}, r"max_power_percent must be in \[0, 100\)"),
-        (
-            {"max_power_percent": 95, "max_temperature": 0},
-            "max_power_percent needs the heat guard: give max_temperature",
-        ),
         ({"heat_poll_seconds": 0}, "heat_poll_seconds must be in"),
         ({"heat_poll_seconds": 61}, "heat_poll_seconds must be in"),
         ({"heat_rest_minutes": -1}, "heat_rest_minutes must not be negative"),
@@ -187,7 +164,7 @@ class World:
         limit = draw.uniform(50, 95)
         self.config = {
             "max_temperature": limit, "resume_temperature": limit - draw.uniform(1, 20),
-            "max_power_percent": draw.choice([0, 0, 90]), "heat_poll_seconds": draw.choice([0.25, 0.5, 1, 2, 5]),
+            "heat_poll_seconds": draw.choice([0.25, 0.5, 1, 2, 5]),
             "heat_rest_minutes": draw.choice([0, 0, 0.05, 0.3]), "heat_patience_minutes": draw.uniform(0.4, 2),
             "heat_alerts": draw.choice([2, 5, 20]), "heat_window_minutes": draw.uniform(0.5, 10),
         }  # fmt: skip
@@ -198,11 +175,7 @@ class World:
         self.lost_at_rest = 0
 
     def reading(self):
-        if self.lost:
-            return Reading()
-        return Reading(
-            round(self.degrees), self.slowed, self.power if self.config["max_power_percent"] else None
-        )
+        return Reading() if self.lost else Reading(round(self.degrees), self.slowed)
 
     def pass_time(self, seconds, working):
         """Time goes by: weather, temperature, polls; and a record of what must not be."""
@@ -212,7 +185,6 @@ class World:
                 self.until = self.now + self.draw.uniform(1, 60)
                 self.heats, self.cools = self.draw.choice(self.warms), self.draw.choice([0, 0.5, 1, 4, 10])
                 self.lost, self.slowed = self.draw.random() < 0.15, self.draw.random() < self.often_slowed
-                self.power = self.draw.choice([50, 100])
             if self.now - self.polled >= self.config["heat_poll_seconds"]:
                 self.polled = self.now
                 self.heat.see(self.reading(), self.now)
@@ -245,11 +217,10 @@ def kinds_of(world, end):
     kinds |= {"rested"} if world.heat.rests else {"never rested"}
     kinds |= {"lost at rest"} if world.lost_at_rest else set()
     kinds |= {"went on"} if world.heat.rests and not end else set()
-    kinds |= {"rested for power"} if world.longest_rest and not world.heat.rests else set()
     return kinds
 
 
-ALL_KINDS = {"alerts", "in vain", "rested", "never rested", "lost at rest", "went on", "rested for power"}
+ALL_KINDS = {"alerts", "in vain", "rested", "never rested", "lost at rest", "went on"}
 
 
 class Waits(threading.Event):
@@ -324,8 +295,8 @@ from mtld_core.train.heat import Heat, Reading, Sensor
 FIRST, SECOND = {FIRST!r}, {SECOND!r}
 """
 PRELUDE += '''
-def gpu(uuid, degrees, reasons=0, power=50_000, limit=100_000, error=0, rest=0):
-    return f"{uuid} {degrees} {reasons} {power} {limit} {error} {rest}"
+def gpu(uuid, degrees, reasons=0, error=0, rest=0):
+    return f"{uuid} {degrees} {reasons} {error} {rest}"
 
 def world(*gpus, init=0):
     """What the library says from now on."""
@@ -335,7 +306,7 @@ def world(*gpus, init=0):
     os.replace(path + ".new", path)
 
 told = []
-sensor = Sensor(SECOND, True, told.append)
+sensor = Sensor(SECOND, told.append)
 '''
 
 
@@ -386,17 +357,16 @@ for name in ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetCurrentClocksEventReason
 )
 def test_a_gpu_is_read_by_its_uuid_whatever_its_place(nvml, libraries, driver, binding):
     code = """
-    world(gpu(FIRST, 40), gpu(SECOND, 70, power=80_000))
-    assert sensor.read() == Reading(70, False, 80.0)
+    world(gpu(FIRST, 40), gpu(SECOND, 70))
+    assert sensor.read() == Reading(70)
     world(gpu(FIRST, 40), gpu(SECOND, 91, reasons=0x20))  # slowed by software because of heat
-    assert sensor.read() == Reading(91, True, 50.0)
+    assert sensor.read() == Reading(91, True)
     for reasons, slowed in ((0x40, True), (0x04 | 0x08 | 0x80, False), (0x44, True)):  # only heat counts, not power
         world(gpu(FIRST, 40, reasons=0x60), gpu(SECOND, 60, reasons=reasons))
         assert sensor.read().slowed is slowed, reasons
     sensor.close()
     world(gpu(SECOND, 50), gpu(FIRST, 80))
     assert sensor.read().temperature == 50
-    assert Sensor(SECOND, False, told.append).read().power is None
     assert not told
     """
     nvml(libraries[driver], binding + textwrap.dedent(code))
@@ -426,7 +396,7 @@ def test_whatever_fails_is_no_sensor_said_once_and_used_again_when_it_returns(nv
         {trouble}
         assert [sensor.read(), sensor.read()] == [Reading()] * 2
         world(*good)
-        assert sensor.read() == Reading(70, False, 50.0)
+        assert sensor.read() == Reading(70)
     sensor.close()
     log = open(os.environ["FAKE_NVML"] + ".log").read()
     assert log.count("i") == log.count("s"), log  # every begin has its end: others in the process use NVML, too
@@ -456,24 +426,23 @@ def test_a_library_that_is_not_there_is_no_sensor_until_it_is(nvml, libraries, t
 def test_without_the_package_there_is_no_sensor(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     told = []
-    sensor = thermal.Sensor(FIRST, False, told.append)
+    sensor = thermal.Sensor(FIRST, told.append)
     assert [sensor.read(), sensor.read()] == [Reading()] * 2
     sensor.close()
     assert len(told) == 1 and "nvidia-ml-py is not installed" in told[0]
 
 
-def test_slowdown_and_power_that_cannot_be_read_leave_the_temperature(nvml, libraries):
+def test_a_slowdown_that_cannot_be_read_leaves_the_temperature(nvml, libraries):
     code = """
     world(gpu(FIRST, 40), gpu(SECOND, 70, reasons=0x40, rest=3))
     assert [sensor.read(), sensor.read()] == [Reading(70)] * 2
-    world(gpu(FIRST, 40), gpu(SECOND, 70, reasons=0x40, limit=0))
+    world(gpu(FIRST, 40), gpu(SECOND, 70, reasons=0x40))
     assert sensor.read() == Reading(70, True)
     print(*told, sep="\\n")
     """
     lines = nvml(libraries["new"], code).splitlines()
     assert [line.partition(": ")[0] for line in lines] == [
         "no sensor for the GPU's thermal slowdown (Not Supported)",
-        "no sensor for the GPU's power (Not Supported)",
     ]
 
 
@@ -487,14 +456,14 @@ def test_the_watched_gpu_is_the_one_that_cuda_uses_not_the_one_of_that_number(nv
         return types.SimpleNamespace(uuid=SECOND.removeprefix("GPU-"))
     torch.cuda.get_device_properties = properties
     world(gpu(FIRST, 90), gpu(SECOND, 60))
-    heat = Heat(TrainConfig(heat_poll_seconds=0.01, heat_rest_minutes=0, max_power_percent=int(sys.argv[1])))
+    heat = Heat(TrainConfig(heat_poll_seconds=0.01, heat_rest_minutes=0))
     def wait_until(true):
         deadline = time.monotonic() + 60
         while not true():
             assert time.monotonic() < deadline
             time.sleep(0.005)
     with thermal.watched(heat, torch.device("cuda:0")):
-        wait_until(lambda: heat.temperature == 60)
+        wait_until(lambda: heat.newest.temperature == 60)
         assert not heat.resting
         world(gpu(FIRST, 30), gpu(SECOND, 90))
         wait_until(lambda: heat.resting == "cooling down: 90 °C")
@@ -502,15 +471,12 @@ def test_the_watched_gpu_is_the_one_that_cuda_uses_not_the_one_of_that_number(nv
         wait_until(lambda: not heat.resting)
         world(gpu(FIRST, 30), gpu(SECOND, 91))
         wait_until(lambda: heat.resting == "cooling down: 91 °C")
-        world(gpu(FIRST, 30), gpu(SECOND, 60, power=99_000))
-        wait_until(lambda: not heat.hot)
-        for i in range(50):
-            wait_until(lambda: heat.resting == ("resting: much power" if int(sys.argv[1]) and i % 2 else ""))
+        world(gpu(FIRST, 30), gpu(SECOND, 60))
+        wait_until(lambda: not heat.resting)
     assert not [thread for thread in threading.enumerate() if thread.name == "heat"]
     assert open(os.environ["FAKE_NVML"] + ".log").read() == "isis"
     """
-    nvml(libraries["new"], code, 0)
-    nvml(libraries["new"], code.replace('"isis"', '"isisisis"'), 90)
+    nvml(libraries["new"], code)
 
 
 # ---- the thread
@@ -521,7 +487,7 @@ class Stub:
 
     answer = staticmethod(lambda: Reading(60))
 
-    def __init__(self, uuid, with_power, tell):
+    def __init__(self, uuid, tell):
         self.read = lambda: self.answer()
         self.close = lambda: None
 
@@ -634,7 +600,7 @@ def test_a_run_rests_goes_on_and_ends_saved_where_rests_do_not_help(nvml, librar
     assert (tmp_path / "gpus.log").read_text() == "is"  # NVML was begun and ended
 
     config = {"max_temperature": 0, "save_every_minutes": 0, "log_every_steps": 1}
-    more = train_module.train("mtld", "tiny", str(arcs), config, run_dir=str(run), steps=report["step"] + 2)
+    more = train("mtld", "tiny", str(arcs), config, run_dir=str(run), steps=report["step"] + 2)
     assert (
         more["status"] == "finished"
         and more["step"] == report["step"] + 2

@@ -24,7 +24,8 @@ class Terminal(io.StringIO):
 def steps(bar, clock, first, last, total, seconds=1.0):
     for step in range(first + 1, last + 1):
         clock[0] += seconds
-        bar.update(step, total, f"loss {step / 10:.1f}")
+        left = f"{total - step} s" if total else ""
+        bar.update(step, total, left, f"loss {step / 10:.1f}")
 
 
 def test_without_a_watcher_a_line_every_half_minute(clock, capsys):
@@ -36,9 +37,9 @@ def test_without_a_watcher_a_line_every_half_minute(clock, capsys):
     out, err = capsys.readouterr()
     assert err == "" and "\r" not in out and out.endswith("\n")
     assert out.splitlines() == [
-        "step 30/200  15 %  left 0:02:50  loss 3.0",
-        "step 60/200  30 %  left 0:02:20  loss 6.0",
-        "step 90/200  45 %  left 0:01:50  loss 9.0",
+        "step 30/200  15 %  left 170 s  loss 3.0",
+        "step 60/200  30 %  left 140 s  loss 6.0",
+        "step 90/200  45 %  left 110 s  loss 9.0",
     ]
 
 
@@ -51,26 +52,16 @@ def test_never_more_than_a_line_in_half_a_minute(clock, capsys, seconds):
     assert len(lines) >= min(50, (clock[0] - began) // (30 + seconds))
 
 
-def test_what_is_left_follows_the_speed_of_this_session(clock, capsys):
-    steps(Progress(1000), clock, 1000, 1015, 1045, seconds=2.0)
-    assert capsys.readouterr().out == "step 1015/1045  97 %  left 0:01:00  loss 101.5\n"
-
-
 def test_without_a_known_end_the_step_alone(clock, capsys):
     steps(Progress(0), clock, 0, 30, 0)
     assert capsys.readouterr().out == "step 30  loss 3.0\n"
 
 
-def test_a_first_update_without_a_step_has_no_speed(clock, capsys):
+def test_without_a_known_speed_the_step_alone(clock, capsys):
     bar = Progress(7)
     clock[0] += 60
-    bar.update(7, 100, "loss 1.0")
+    bar.update(7, 100, "", "loss 1.0")
     assert capsys.readouterr().out == "step 7  loss 1.0\n"
-
-
-def test_long_times_are_written_in_days(clock, capsys):
-    steps(Progress(0), clock, 0, 1, 2001, seconds=100.0)
-    assert "left 2 days, 7:33:20" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("watched", ["asked", "terminal"])
@@ -79,9 +70,9 @@ def test_somebody_who_watches_gets_a_bar(monkeypatch, capsys, watched):
     monkeypatch.setattr(sys, "stderr", stream)
     bar = Progress(10, interactive=True if watched == "asked" else "auto")
     assert type(bar.bar).__name__.startswith("tqdm") and bar.bar.n == 10
-    bar.update(12, 0, "loss 1.5")
+    bar.update(12, 0, "", "loss 1.5")
     assert (bar.bar.n, bar.bar.total) == (12, None)
-    bar.update(40, 100, "loss 0.5")
+    bar.update(40, 100, "0:01:00", "loss 0.5")
     assert (bar.bar.n, bar.bar.total) == (40, 100)
     bar.close(40)  # stopped early: what was done is whole, not a failure
     assert (bar.bar.n, bar.bar.total) == (40, 40) and "loss 0.5" in stream.getvalue()

@@ -182,6 +182,25 @@ def test_judging_on_the_way_counts_in_the_steps_that_are_left(clock):
     assert make(steps=5).steps_left() is None
 
 
+def test_the_time_that_is_left_has_the_work_beside_the_steps_in_it(clock):
+    plan = make(steps=1045, eval_every_steps=10, preview_every_steps=0, save_every_steps=0)
+    assert plan.time_left(1000) == ""
+    for _ in range(3):
+        plan.read(2.0)
+    assert plan.time_left(1015) == "0:01:00"
+    plan.took("judging", 10.0)
+    assert plan.time_left(1015) == "0:01:30"
+    for _ in range(9):
+        plan.read(6000.0)
+    assert plan.time_left(1012) == "2 days, 7:00:33"
+    plan = make(time_budget_minutes=10)
+    assert plan.time_left(7) == ""
+    for _ in range(3):
+        plan.read(1.0)
+    clock.now += 300
+    assert plan.time_left(7) == "0:05:00"
+
+
 # ---- resume
 
 
@@ -363,6 +382,7 @@ class FakeTask:
 
     def __init__(self, world, share=1.0):
         self.world, self.share = world, share
+        self.judge = types.SimpleNamespace(steerable=None)
 
     def few(self, share):
         return FakeTask(self.world, share), share

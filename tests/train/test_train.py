@@ -14,6 +14,7 @@ from conftest import write_arcs
 
 from mtld_core.config import ConfigError, UserError
 from mtld_core.data import open_dataset
+from mtld_core.judge import judge
 from mtld_core.judge.rollouts import Judge
 from mtld_core.judge.windows import windows_of
 from mtld_core.runs import checkpoint as checkpoints
@@ -585,3 +586,17 @@ def test_another_preset_goes_on_with_the_split_and_the_seed_that_the_run_began_w
     report = train("mtld", "small", str(arcs), same, run_dir=str(tmp_path / "run"), steps=2)
     assert open_run(tmp_path / "run", device="cpu").config.sequence_length == 4
     assert (report["step"], report["restitution"], report["seed"], report["preset"]) == (2, True, 3, "small")
+
+
+def test_a_run_with_a_setting_that_is_gone_opens_is_judged_and_goes_on(arcs, tmp_path, monkeypatch):
+    def older(*run, about=train_module.about):
+        told = about(*run)
+        return told | {"training": told["training"] | {"max_power_percent": 95.0}}
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "about", older)
+        tiny(arcs, run, steps=1)
+    assert open_run(run, device="cpu").run.training["max_power_percent"] == 95
+    assert judge(run, device="cpu")["psnr"] > 0
+    assert tiny(arcs, run, steps=2)["step"] == 2

@@ -5,8 +5,23 @@ import itertools
 import torch.nn.functional as F
 from torch import nn
 
-from mtld_core.nn.attention import Block, Norm
+from mtld_core.nn.attention import Attention, Mlp, Norm
 from mtld_core.nn.conv import ResNetBlock
+
+
+class Block(nn.Module):
+    """`[N, P, E]` -> the same: attention over P and an MLP; both norms may take a condition `[N, 1,
+    condition_dim]`.
+    """
+
+    def __init__(self, dim, heads, hidden, condition_dim=0):
+        super().__init__()
+        self.norm1, self.attention = Norm(dim, condition_dim), Attention(dim, heads)
+        self.norm2, self.mlp = Norm(dim, condition_dim), Mlp(dim, hidden)
+
+    def forward(self, x, condition=None):
+        x = x + self.attention(self.norm1(x, condition))
+        return x + self.mlp(self.norm2(x, condition))
 
 
 class PatchTokenizer(nn.Conv2d):

@@ -18,14 +18,13 @@ from torch.utils.checkpoint import checkpoint
 
 from mtld_core.chance import keyed_normal, keyed_uniform
 from mtld_core.config import check
-from mtld_core.nn.actions import ActionEncoder
-from mtld_core.nn.attention import Block
+from mtld_core.nn.actions import ActionEncoder, action_fields, action_space
 from mtld_core.nn.conv import ConvTokenizer, erases
 from mtld_core.nn.gan import PatchDiscriminator, lsgan_discriminator_loss, lsgan_generator_loss
 from mtld_core.nn.perceptual import LPIPS, load_trunk
-from mtld_core.systems.base import Loss, Needs, System, action_fields, action_space, adam
+from mtld_core.systems.base import Loss, Needs, System, adam
 from mtld_core.systems.tinydreams.losses import sobel_loss, spectrum_loss, ssim_loss
-from mtld_core.systems.tinydreams.nets import AttentionDecoder, ConvDecoder, CrossBlock, PatchTokenizer
+from mtld_core.systems.tinydreams.nets import AttentionDecoder, Block, ConvDecoder, CrossBlock, PatchTokenizer
 
 UNET = {
     "tokenizer_filters": (32, 64),

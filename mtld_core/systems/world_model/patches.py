@@ -1,5 +1,6 @@
-"""Pictures as sequences of square patches, and back. p: pixels along a patch's side; h w: the grid of
-patches; P = h w.
+"""Pictures as sequences of square patches, and back.
+
+p: pixels along a patch's side; h w: the grid of patches; P = h w.
 """
 
 import torch
@@ -7,14 +8,14 @@ from torch import nn
 
 
 def to_patches(frames, p):
-    """`[..., 3, H, W]` -> `[..., P, 3pp]`; no value is touched."""
+    """Pictures `[..., 3, H, W]` -> their patches `[..., P, 3pp]`; no value is touched."""
     x = frames.movedim(-3, -1)
     x = x.unflatten(-2, (-1, p)).unflatten(-4, (-1, p)).transpose(-4, -3)  # [..., h, w, p, p, 3]
     return x.flatten(-3).flatten(-3, -2)
 
 
 def to_frames(patches, p, height, width):
-    """`[..., P, 3pp]` -> `[..., 3, H, W]`, in the order of channels_last."""
+    """Patches `[..., P, 3pp]` -> pictures `[..., 3, H, W]`, in the order of channels_last."""
     x = patches.unflatten(-1, (p, p, 3)).unflatten(-4, (height // p, width // p)).transpose(-4, -3)
     return x.flatten(-3, -2).flatten(-4, -3).movedim(-1, -3)
 

@@ -5,11 +5,9 @@ from torch import nn
 
 
 class FSQ(nn.Module):
-    """`[..., L]` -> the same on a grid of `levels` values from -1 to 1 in each of L channels (Mentzer et al.
-    2024).
+    """`[..., L]` -> the nearest of `levels` values from -1 to 1 in each channel (Mentzer et al. 2024).
 
-    The gradient passes straight through the rounding. A code is the number of a grid point, from 0 to `size`
-    - 1.
+    The gradient passes straight through the rounding. A code is the number of a grid point, below `size`.
     """
 
     def __init__(self, dims, levels):
@@ -29,7 +27,7 @@ class FSQ(nn.Module):
         return (digits * self.place).sum(-1)
 
     def latents(self, codes):
-        """The inverse of `codes`."""
+        """Codes int64 `[...]` -> latents on the grid `[..., L]`."""
         digits = codes[..., None] // self.place % self.levels
         return self._to_latent(digits.float())
 
@@ -38,8 +36,7 @@ class FSQ(nn.Module):
 
 
 class Whitening(nn.Module):
-    """`[..., L]` -> the same without mean and correlation, each channel of variance one: batch norm that also
-    turns.
+    """Batch norm that also turns: `[..., L]` -> channels without mean and correlation, each of variance one.
 
     Before a quantiser it keeps the codes in use: half of the values lie on each side of zero, in each channel
     by itself. In training the statistics are the batch's own and carry gradient; in eval mode they are a
@@ -65,7 +62,6 @@ class Whitening(nn.Module):
             self.mean.lerp_(mean.detach(), self.momentum)
             self.covariance.lerp_(covariance.detach(), self.momentum)
         little = 1e-3 * covariance.diagonal().mean() + 1e-12
-        root = torch.linalg.cholesky_ex(
-            covariance + little * torch.eye(len(mean), device=flat.device, dtype=mean.dtype)
-        )[0]
+        identity = torch.eye(len(mean), device=flat.device, dtype=mean.dtype)
+        root, _ = torch.linalg.cholesky_ex(covariance + little * identity)
         return torch.linalg.solve_triangular(root, (flat - mean).T, upper=False).T.contiguous()

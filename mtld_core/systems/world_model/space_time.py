@@ -10,8 +10,7 @@ from mtld_core.nn.attention import Attention, Mlp, Norm
 
 
 class CausalTimeAttention(nn.Module):
-    """Attention of `[B, T, P, E]` over time, each patch for itself: a frame sees itself and the `span` - 1
-    frames before it.
+    """Attention of `[B, T, P, E]` over time, each patch by itself: the last `span` frames, its own included.
 
     Time is coded by a learned number for each head and distance (Shaw et al. 2018, as a bias), so what a
     frame sees does not depend on how many frames came before those, and keys and values can be kept: the next
@@ -20,36 +19,36 @@ class CausalTimeAttention(nn.Module):
 
     def __init__(self, dim, heads, span):
         super().__init__()
-        self.heads, self.head_dim, self.span = heads, dim // heads, span
-        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.heads = heads
+        self.head_dim = dim // heads
+        self.span = span
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
         self.distance = nn.Parameter(torch.zeros(heads, span))
 
     def forward(self, x, past=None, keep=True):
-        """past: keys and values `[B, P, H, S, D]` of at most span - 1 frames. Returns (`[B, T, P, E]`, the
-        new past).
+        """Frames and the past of those before -> (`[B, T, P, E]`, the new past).
 
-        keep: False where no frame follows these: then the new past, whose joining is most of a frame's
-        copying, is None.
+        past: keys and values `[B, P, H, S, D]` of at most span - 1 frames. keep: False where no frame follows
+        these: then the new past, whose joining is most of a frame's copying, is None.
         """
-        q, k, v = (
-            self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).permute(3, 0, 2, 4, 1, 5)
-        )  # [B, P, H, T, D]
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim))
+        q, k, v = qkv.permute(3, 0, 2, 4, 1, 5)  # [B, P, H, T, D]
         seen = [(k, v)] if past is None else [past, (k, v)]
-        scores = [q @ keys.transpose(-1, -2) for keys, _ in seen]  # [B, P, H, T, S]
-        scores = scores[0] if past is None else torch.cat(scores, -1)
+        scores = [q @ keys.transpose(-1, -2) for keys, _ in seen]
+        scores = scores[0] if past is None else torch.cat(scores, -1)  # [B, P, H, T, S]
         weights = torch.softmax(scores * self.head_dim**-0.5 + self.bias(*scores.shape[-2:]), -1)
         parts = weights.split([keys.shape[3] for keys, _ in seen], -1)
-        mixed = sum(w @ values for w, (_, values) in zip(parts, seen, strict=True)).permute(
-            0, 3, 1, 2, 4
-        )  # [B, T, P, H, D]
+        mixed = sum(part @ values for part, (_, values) in zip(parts, seen, strict=True))
+        mixed = mixed.permute(0, 3, 1, 2, 4).flatten(-2)  # [B, T, P, E]
+        if not keep:
+            return self.out(mixed), None
+        joined = (k, v) if past is None else [torch.cat(pair, 3) for pair in zip(*seen, strict=True)]
         first = max(0, scores.shape[-1] - self.span + 1)
-        if keep:
-            joined = (k, v) if past is None else [torch.cat(pair, 3) for pair in zip(*seen, strict=True)]
-            past = tuple(one[..., first:, :] for one in joined)
-        return self.out(mixed.flatten(-2)), past if keep else None
+        return self.out(mixed), tuple(one[..., first:, :] for one in joined)
 
     def bias(self, frames, seen):
-        """`[H, T, S]`: the number for each distance, minus infinity for what lies ahead or too far back."""
+        """What is added to scores, `[H, T, S]`: minus infinity for what lies ahead or too far back."""
         if frames == 1:  # frame after frame, which is where every operation counts
             return self.distance[:, None, :seen].flip(-1)
         now = torch.arange(seen - frames, seen, device=self.distance.device)
@@ -59,15 +58,16 @@ class CausalTimeAttention(nn.Module):
 
 
 class SpaceTimeBlock(nn.Module):
-    """`[B, T, P, E]` -> the same: attention over the patches of a frame, causal attention over time, an
-    MLP.
-    """
+    """Attention of `[B, T, P, E]` over the patches of a frame, causal attention over time, and an MLP."""
 
     def __init__(self, dim, heads, hidden, span, condition_dim=0):
         super().__init__()
-        self.norm1, self.space = Norm(dim, condition_dim), Attention(dim, heads)
-        self.norm2, self.time = Norm(dim, condition_dim), CausalTimeAttention(dim, heads, span)
-        self.norm3, self.mlp = Norm(dim, condition_dim), Mlp(dim, hidden)
+        self.norm1 = Norm(dim, condition_dim)
+        self.space = Attention(dim, heads)
+        self.norm2 = Norm(dim, condition_dim)
+        self.time = CausalTimeAttention(dim, heads, span)
+        self.norm3 = Norm(dim, condition_dim)
+        self.mlp = Mlp(dim, hidden)
 
     def forward(self, x, condition=None, past=None, keep=True):
         x = x + self.space(self.norm1(x, condition).flatten(0, 1)).view_as(x)
@@ -77,25 +77,24 @@ class SpaceTimeBlock(nn.Module):
 
 
 class SpaceTimeTransformer(nn.Module):
-    """Blocks over `[B, T, P, E]`. `forward(x, condition, past)` -> (out, past): past is what the next frames
-    need of these.
+    """Space-time blocks over `[B, T, P, E]`: `forward` gives their output and what the next frames need.
 
     condition: `[B, T, condition_dim]`. past: a list, one entry a block; None at the start of a clip. keep:
-    False where no frame follows these. One pass over a whole clip and frame after frame with the past are the
-    same function.
+    False where no frame follows these. One pass over a whole clip gives what frame after frame gives.
     """
 
     def __init__(self, dim, heads, hidden, blocks, span, condition_dim=0):
         super().__init__()
-        self.blocks = nn.ModuleList(
-            [SpaceTimeBlock(dim, heads, hidden, span, condition_dim) for _ in range(blocks)]
-        )
+        layers = [SpaceTimeBlock(dim, heads, hidden, span, condition_dim) for _ in range(blocks)]
+        self.blocks = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x, condition=None, past=None, keep=True):
-        condition = None if condition is None else condition[:, :, None]
+        if condition is not None:
+            condition = condition[:, :, None]
+        past = past or [None] * len(self.blocks)
         present = []
-        for block, kept in zip(self.blocks, past or [None] * len(self.blocks), strict=True):
+        for block, kept in zip(self.blocks, past, strict=True):
             x, kept = block(x, condition, kept, keep)
             present.append(kept)
         return self.norm(x), present

@@ -1,90 +1,33 @@
-"""What the three stages share: widths, checks, taking over a trained stage, and figures that show a
-collapse.
-"""
+"""What the three stages share: settings, a split, trained stages below, and signs of a collapse."""
 
 import dataclasses
 import itertools
 
 import torch
 
-from mtld_core.config import ConfigError, check, from_dict
+from mtld_core.config import (
+    AtLeastTwo,
+    BelowOne,
+    ConfigError,
+    NotNegative,
+    Positive,
+    check,
+    from_dict,
+)
 from mtld_core.data import Dataset
 from mtld_core.frames import to_float
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import read_config
+from mtld_core.systems.base import FrameSize, System, adam
+from mtld_core.systems.world_model.patches import to_patches
 
-WINDOW, JUDGED = (
-    8,
-    20,
-)  # frames by which the stages divide data that is long enough: no preset has longer windows
+# frames by which the stages divide data that is long enough: no preset has longer windows
+WINDOW = 8
+JUDGED = 20
+MOST_CODES = 2**16  # that a stage may have: each is counted, and is a button or one outcome of a softmax
+LEAST_VARIANCE = 1e-5  # of a latent channel, below which it has collapsed
 
-
-@dataclasses.dataclass(frozen=True)
-class StageConfig:
-    height: int = 0  # pixels; 0: the dataset's own size
-    width: int = 0
-    sequence_length: int = 8  # T: frames of a training window
-    patch_size: int = 8  # pixels along a side
-    embed_dim: int = 128
-    heads: int = 4
-    hidden_dim: int = 512  # of the MLPs
-    blocks: int = 2
-    context_frames: int = 4  # frames that attention over time sees, the present one included
-    lr: float = 1e-3
-    beta2: float = 0.99
-    weight_decay: float = 0.01
-    # frames of a training window and of a judged one by which all stages divide the data alike; (): chosen
-    # from the data, or as the run below; (0, 0): by this stage's own, as runs of before did
-    split: tuple[int, ...] = ()
-
-    def __post_init__(self):
-        for name in ("patch_size", "embed_dim", "heads", "hidden_dim", "blocks", "context_frames", "lr"):
-            check(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
-        check(0 <= self.beta2 < 1, f"beta2 must be in [0, 1), not {self.beta2}")
-        check(self.weight_decay >= 0, f"weight_decay must not be negative, it is {self.weight_decay}")
-        for side in ("height", "width"):
-            size = getattr(self, side)
-            check(
-                size >= 0 and size % self.patch_size == 0,
-                f"{side}={size} is not divisible by patch_size={self.patch_size}; extract the frames at "
-                f"{max(1, size // self.patch_size) * self.patch_size}, or choose another patch_size",
-            )
-        wide = 8 * self.heads
-        check(
-            self.embed_dim % wide == 0,
-            f"embed_dim={self.embed_dim} must be a multiple of 8 * heads = {wide}, or the fast attention "
-            "kernels cannot be "
-            f"used; the nearest is {max(1, round(self.embed_dim / wide)) * wide}",
-        )
-        check(self.sequence_length >= 2, f"sequence_length must be at least 2, not {self.sequence_length}")
-
-        check(
-            self.split in ((), (0, 0)) or (len(self.split) == 2 and min(self.split) > 0),
-            f"split must be two numbers of frames, such as [{WINDOW}, {JUDGED}], not {list(self.split)}",
-        )
-
-    def check_length(self):
-        """For stages that predict: a window holds more than the context."""
-        check(
-            self.sequence_length > self.context_frames,
-            f"sequence_length={self.sequence_length} must be above context_frames={self.context_frames}",
-        )
-
-    @property
-    def patches(self):
-        return (self.height // self.patch_size) * (self.width // self.patch_size)
-
-    @property
-    def patch_values(self):
-        return 3 * self.patch_size**2
-
-    @property
-    def transformer(self):
-        """The first arguments of `SpaceTimeTransformer`."""
-        return self.embed_dim, self.heads, self.hidden_dim, self.blocks, self.context_frames
-
-
-# the source's values, the same for all three
+# the source's values, alike for all three
 ORIGINAL = {
     "height": 64,
     "width": 64,
@@ -105,7 +48,6 @@ ORIGINAL = {
     "ema_decay": 0.0,
     "warmup_steps": 0,
 }
-MOST_CODES = 2**16  # that a stage may have: each is counted, and is a button or one outcome of a softmax
 # seconds, to see that everything runs
 TINY = {
     "patch_size": 8,
@@ -121,9 +63,83 @@ TINY = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class StageConfig(FrameSize):
+    """The settings that every stage has."""
+
+    sequence_length: AtLeastTwo[int] = 8  # T: frames of a training window
+    patch_size: Positive[int] = 8  # pixels along a side
+    embed_dim: Positive[int] = 128
+    heads: Positive[int] = 4
+    hidden_dim: Positive[int] = 512  # of the MLPs
+    blocks: Positive[int] = 2
+    context_frames: Positive[int] = 4  # frames that attention over time sees, the present one included
+    lr: Positive[float] = 1e-3
+    beta2: BelowOne[float] = 0.99
+    weight_decay: NotNegative[float] = 0.01
+    # frames of a training window and of a judged one by which all stages divide the data alike; (): chosen
+    # from the data, or as the run below; (0, 0): by this stage's own, as runs of before did
+    split: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_divisible(self.patch_size, "or choose another patch_size", "patch_size")
+        wide = 8 * self.heads
+        check(
+            self.embed_dim % wide == 0,
+            f"embed_dim={self.embed_dim} must be a multiple of 8 * heads = {wide}, or the fast attention "
+            f"kernels cannot be used; the nearest is {max(1, round(self.embed_dim / wide)) * wide}",
+        )
+        two_numbers = len(self.split) == 2 and min(self.split) > 0
+        check(
+            two_numbers or self.split in ((), (0, 0)),
+            f"split must be two numbers of frames, such as [{WINDOW}, {JUDGED}], not {list(self.split)}",
+        )
+
+    def check_length(self):
+        """Raise ConfigError where a window holds no more than the context: for stages that predict."""
+        check(
+            self.sequence_length > self.context_frames,
+            f"sequence_length={self.sequence_length} must be above context_frames={self.context_frames}",
+        )
+
+    @property
+    def patches(self):
+        """P, how many patches a frame has."""
+        return (self.height // self.patch_size) * (self.width // self.patch_size)
+
+    @property
+    def patch_values(self):
+        """How many numbers a patch of pixels has."""
+        return 3 * self.patch_size**2
+
+    @property
+    def transformer(self):
+        """The first arguments of `SpaceTimeTransformer`."""
+        return self.embed_dim, self.heads, self.hidden_dim, self.blocks, self.context_frames
+
+
+class Stage(System):
+    """A system of one phase, with one optimizer. What it sees of frames are patches, less their `mean`."""
+
+    @classmethod
+    def fit_config(cls, config, dataset):
+        config = super().fit_config(config, dataset)
+        return dataclasses.replace(config, split=config.split or common_split(dataset))
+
+    def prepare(self, frames, frames_y=None):
+        """Set `mean` to the median frame, `[P, 3pp]`."""
+        median = to_float(frames).median(0).values
+        self.mean.copy_(to_patches(median, self.config.patch_size))
+
+    def optimizers(self):
+        config = self.config
+        own = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return {"model": adam(own, config.lr, (0.9, config.beta2), config.weight_decay)}
+
+
 def common_split(dataset):
-    """`StageConfig.split` for a dataset: it depends on the data alone, so that every stage holds out the same
-    frames.
+    """`StageConfig.split` for a dataset, by the data alone, so that every stage holds out the same frames.
 
     As everywhere whole arcs are held out where there are five or more, such as are long enough for any stage;
     short data counts short ones. Else it is the end of each arc: the longest one has room for a window to
@@ -131,15 +147,9 @@ def common_split(dataset):
     """
     if not isinstance(dataset, Dataset):  # two domains, which training refuses
         return ()
-    borders = [
-        [arc.start, *dataset.cuts[(dataset.cuts > arc.start) & (dataset.cuts < arc.stop)], arc.stop]
-        for arc in dataset.arcs
-    ]
-    shots = [
-        int(max(b - a for a, b in itertools.pairwise(some))) for some in borders
-    ]  # the longest one of each arc
-    longest, *_ = shots = sorted(shots, reverse=True)
-    fifth = shots[4] if len(shots) >= 5 else 0
+    longest_shots = sorted((_longest_shot(dataset, arc) for arc in dataset.arcs), reverse=True)
+    longest = longest_shots[0]
+    fifth = longest_shots[4] if len(longest_shots) >= 5 else 0
     short = longest < 2 * WINDOW + JUDGED
     if fifth >= WINDOW or (short and fifth >= WINDOW // 2):
         return min(WINDOW, fifth), min(JUDGED, longest)
@@ -147,15 +157,23 @@ def common_split(dataset):
     return window, max(1, min(JUDGED, longest - 2 * window))
 
 
+def _longest_shot(dataset, arc):
+    cuts = dataset.cuts[(dataset.cuts > arc.start) & (dataset.cuts < arc.stop)]
+    borders = [arc.start, *cuts, arc.stop]
+    return int(max(stop - start for start, stop in itertools.pairwise(borders)))
+
+
+# ---- stages below
+
+
 def read_stage(run, field, cls, dataset):
-    """The config, as a dict, of the run that the setting `field` names; refuses another system, frame size or
-    dataset.
+    """The config, as a dict, of the run that the setting `field` names.
+
+    Raises ConfigError or UserError where it is no run of the system `cls`, or learned other data.
     """
     if not run:
-        raise ConfigError(
-            f'{field} is empty: name the run folder of a trained {cls.name}, overrides={{"{field}": '
-            '"runs/..."}}'
-        )
+        example = f'overrides={{"{field}": "runs/..."}}'
+        raise ConfigError(f"{field} is empty: name the run folder of a trained {cls.name}, {example}")
     about = read_config(run, field)
     system, there = about["system"], about["dataset"]
     check(system == cls.name, f"{field}={run!r} is a run of {system!r}, wanted is one of {cls.name!r}")
@@ -164,14 +182,13 @@ def read_stage(run, field, cls, dataset):
         check(
             there[name] == here[name],
             f"{field}={run!r} was trained on data with {name}={there[name]}, this dataset has "
-            f"{name}={here[name]}; "
-            f"train both stages on the same data ({there['path']} there)",
+            f"{name}={here[name]}; train both stages on the same data ({there['path']} there)",
         )
     return about["config"]
 
 
 def take_over(cls, config):
-    """A stage of class `cls` with random weights, frozen; config: a dict, as `read_stage` gives it."""
+    """A stage of class `cls` with random weights, frozen. config: a dict, as `read_stage` gives it."""
     return cls(from_dict(cls.Config, config)).requires_grad_(False).eval()
 
 
@@ -181,24 +198,31 @@ def load_stage(stage, run):
     checkpoints.load_state_dict(stage, checkpoints.load_weights(folder), folder)
 
 
+# ---- figures
+
+
 def spread(name, values):
-    """What to log of latents `[..., L]`, to see a collapse: their variance, averaged over the channels and of
-    the least one.
-    """
+    """Variance of latents `[..., L]`, averaged over channels and of the least one: it shows a collapse."""
     variance = values.detach().float().flatten(0, -2).var(0)
     return {f"{name}_variance": variance.mean(), f"{name}_variance_least": variance.min()}
 
 
+def spread_alarms(figures, name):
+    """A list of one line where a channel of the latents called `name` has ceased to vary, else of none."""
+    if figures.get(f"{name}_variance_least", 1) >= LEAST_VARIANCE:
+        return []
+    collapse = f"a channel of the {name}s has collapsed: its variance is below {LEAST_VARIANCE}"
+    return [f"{collapse}; lower the learning rate, or begin anew"]
+
+
 def statistics(name, values):
-    """What to log of an output."""
+    """Mean and standard deviation of an output, as 0-dim tensors to log."""
     values = values.detach().float()
     return {f"{name}_mean": values.mean(), f"{name}_std": values.std()}
 
 
 def code_use(codes, size):
-    """Which of `size` codes were used: the share that was used at all, and as how many equally used ones they
-    count.
-    """
+    """The share of `size` codes that was used at all, and as how many equally used ones they count."""
     share = torch.bincount(codes.flatten(), minlength=size) / codes.numel()
     return {
         "codebook_use": (share > 0).float().mean().item(),
@@ -206,24 +230,12 @@ def code_use(codes, size):
     }
 
 
-def spread_alarms(figures, name, least=1e-5):
-    """A line where a channel of the latents called `name` has stopped to vary."""
-    if figures.get(f"{name}_variance_least", 1) < least:
-        return [
-            f"a channel of the {name}s has collapsed: its variance is below {least}; lower the learning "
-            "rate, or begin anew"
-        ]
-    return []
-
-
 def held_out(system, dataset, starts, most=64):
-    """Float windows `[n, T, 3, H, W]` of the system's training length, in pieces, from at most `most` of the
-    held-out ones.
-    """
+    """Yield (rows, float windows `[n, T, 3, H, W]`) of at most `most` held-out windows."""
     ends = torch.tensor([arc.stop for arc in dataset.arcs])
-    room = int(
-        (ends[torch.searchsorted(ends, starts, right=True)] - starts).min()
-    )  # a stage may have learned longer ones
-    for part in starts[:: -(-len(starts) // most)].split(16):
-        rows = part[:, None] + torch.arange(min(system.config.sequence_length, room))
+    room = ends[torch.searchsorted(ends, starts, right=True)] - starts
+    length = min(system.config.sequence_length, int(room.min()))  # a stage may have learned longer ones
+    every = -(-len(starts) // most)
+    for part in starts[::every].split(16):
+        rows = part[:, None] + torch.arange(length)
         yield rows, to_float(dataset.frames[rows].to(system.device))

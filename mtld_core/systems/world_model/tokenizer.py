@@ -1,7 +1,7 @@
-"""Video tokenizer: patches -> space-time transformer -> L numbers a patch, perhaps quantised -> transformer
--> pixels.
+"""Video tokenizer: patches -> space-time transformer -> L numbers a patch -> transformer -> pixels.
 
-Letters: B batch, T frames, P patches a frame, L latent channels, p pixels along a patch's side.
+The numbers may be quantised to codes. Letters: B batch, T frames, P patches a frame, L latent channels, p
+pixels along a patch's side.
 """
 
 import dataclasses
@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mtld_core.chance import keyed_normal
-from mtld_core.config import check
-from mtld_core.frames import to_float
-from mtld_core.systems.base import Loss, Needs, Reconstructs, System, adam
+from mtld_core.config import AtLeastTwo, NotNegative, Positive, check
+from mtld_core.systems.base import Loss, Needs, Reconstructs
 from mtld_core.systems.world_model.patches import PatchEmbedding, to_frames, to_patches
 from mtld_core.systems.world_model.quantise import FSQ
 from mtld_core.systems.world_model.space_time import SpaceTimeTransformer
@@ -22,67 +21,47 @@ from mtld_core.systems.world_model.stages import (
     MOST_CODES,
     ORIGINAL,
     TINY,
+    Stage,
     StageConfig,
     code_use,
-    common_split,
     held_out,
     spread,
     spread_alarms,
     statistics,
 )
 
+GAME = {"batch_size": 4, "sequence_length": 4, "lr_schedule": "cosine"}
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig(StageConfig):
-    latent_dim: int = 16  # L
+    latent_dim: Positive[int] = 16  # L
     quantise: typing.Literal["none", "fsq"] = "none"
-    levels: int = 4  # fsq: values a channel; levels ** latent_dim codes in all
-    latent_noise: float = (
-        0.05  # none: what is added to latents in (-1, 1) in training, so that near ones look alike
-    )
+    levels: AtLeastTwo[int] = 4  # fsq: values a channel; levels ** latent_dim codes in all
+    # none: what is added to latents in (-1, 1) in training, so that near ones look alike
+    latent_noise: NotNegative[float] = 0.05
 
     def __post_init__(self):
         super().__post_init__()
-        check(self.latent_dim > 0, f"latent_dim must be positive, not {self.latent_dim}")
-        check(self.levels >= 2, f"levels must be at least 2, not {self.levels}")
+        codes = self.levels**self.latent_dim
         check(
-            self.quantise == "none" or self.levels**self.latent_dim <= MOST_CODES,
-            f"levels={self.levels} in latent_dim={self.latent_dim} channels make "
-            f"{self.levels**self.latent_dim} codes; "
-            f"{MOST_CODES} are the most; use fewer of either (4 in 5 channels make 1024)",
+            self.quantise == "none" or codes <= MOST_CODES,
+            f"levels={self.levels} in latent_dim={self.latent_dim} channels make {codes} codes; {MOST_CODES} "
+            "are the most; use fewer of either (4 in 5 channels make 1024)",
         )
-        check(self.latent_noise >= 0, f"latent_noise must not be negative, it is {self.latent_noise}")
 
 
-class Tokenizer(Reconstructs, System):
+class Tokenizer(Reconstructs, Stage):
+    """The first stage: what the others see of a frame are its latents."""
+
     name = "tokenizer"
     Config = TokenizerConfig
     PRESETS: typing.ClassVar = {
         # a game at 64x64 in a quarter of an hour on two cores
-        "small": {
-            "steps": 4000,
-            "batch_size": 4,
-            "sequence_length": 4,
-            "lr_schedule": "cosine",
-            "ema_decay": 0.995,
-        },
-        "demo": {
-            "steps": 1500,
-            "batch_size": 4,
-            "sequence_length": 4,
-            "lr_schedule": "cosine",
-            "ema_decay": 0.99,
-        },
+        "small": GAME | {"steps": 4000, "ema_decay": 0.995},
+        "demo": GAME | {"steps": 1500, "ema_decay": 0.99},
         # codes for masked dynamics
-        "codes": {
-            "quantise": "fsq",
-            "latent_dim": 5,
-            "steps": 6000,
-            "batch_size": 4,
-            "sequence_length": 4,
-            "lr_schedule": "cosine",
-            "ema_decay": 0.995,
-        },
+        "codes": GAME | {"quantise": "fsq", "latent_dim": 5, "steps": 6000, "ema_decay": 0.995},
         "original": ORIGINAL | {"sequence_length": 4, "latent_noise": 0.0},
         "tiny": TINY | {"latent_dim": 4},
     }
@@ -97,36 +76,19 @@ class Tokenizer(Reconstructs, System):
         self.from_latent = PatchEmbedding(c.patches, c.latent_dim, c.embed_dim)
         self.decoder = SpaceTimeTransformer(*c.transformer)
         self.head = nn.Linear(c.embed_dim, c.patch_values)
-        self.register_buffer(
-            "mean", torch.zeros(c.patches, c.patch_values)
-        )  # of all frames: what the head adds to
-
-    @classmethod
-    def fit_config(cls, config, dataset):
-        config = super().fit_config(config, dataset)
-        return dataclasses.replace(config, split=config.split or common_split(dataset))
+        self.register_buffer("mean", torch.zeros(c.patches, c.patch_values))  # what the head adds to
 
     def needs(self):
         return Needs(window=self.config.sequence_length)
 
-    def prepare(self, frames, frames_y=None):
-        median = to_float(frames).median(0).values
-        self.mean.copy_(to_patches(median, self.config.patch_size))
-
-    def optimizers(self):
-        return {
-            "model": adam(
-                self.parameters(), self.config.lr, (0.9, self.config.beta2), self.config.weight_decay
-            )
-        }
-
     # ---- frames <-> latents
 
     def encode(self, frames):
-        """Frames float `[B, T, 3, H, W]` in [-1, 1] -> latents `[B, T, P, L]` in [-1, 1]; a frame's know
-        those before.
+        """Frames float `[B, T, 3, H, W]` in [-1, 1] -> latents `[B, T, P, L]` in [-1, 1].
+
+        A frame's latents depend on the frames before it, too.
         """
-        return self._bound(self._encode(to_patches(frames, self.config.patch_size)))
+        return self._encode_patches(to_patches(frames, self.config.patch_size))
 
     def decode(self, latents, past=None):
         """Latents `[B, T, P, L]` -> (frames `[B, T, 3, H, W]`, past), as `SpaceTimeTransformer` does."""
@@ -135,14 +97,13 @@ class Tokenizer(Reconstructs, System):
         return to_frames(patches, c.patch_size, c.height, c.width), past
 
     def decode_patches(self, latents, past=None):
+        """Latents `[B, T, P, L]` -> (patches `[B, T, P, 3pp]`, past)."""
         x, past = self.decoder(self.from_latent(latents), past=past)
         return self.head(x) + self.mean, past
 
-    def _encode(self, patches):
+    def _encode_patches(self, patches):
         x, _ = self.encoder(self.embed(patches - self.mean))
-        return self.to_latent(x)
-
-    def _bound(self, x):
+        x = self.to_latent(x)
         return torch.tanh(x) if self.fsq is None else self.fsq(x)
 
     # ---- training
@@ -150,7 +111,7 @@ class Tokenizer(Reconstructs, System):
     def loss(self, batch):
         c = self.config
         patches = to_patches(batch["frames"], c.patch_size)
-        latents = self._bound(self._encode(patches))
+        latents = self._encode_patches(patches)
         noisy = latents
         if self.fsq is None and c.latent_noise and self.training:
             noise = keyed_normal(batch["key"], "latent_noise", latents[0].numel())
@@ -160,19 +121,19 @@ class Tokenizer(Reconstructs, System):
         return Loss(loss, {"mse": loss} | spread("latent", latents) | statistics("output", rebuilt))
 
     def reconstruct(self, frames):
-        return self.decode(self.encode(frames))[0].clamp(-1, 1)
+        frames, _ = self.decode(self.encode(frames))
+        return frames.clamp(-1, 1)
 
     def evaluate(self, dataset, starts):
-        """latent_variance (mean and least channel); codebook_use and codebook_perplexity of quantised
-        latents.
-        """
+        """latent_variance, also of the least channel; codebook_use and codebook_perplexity of codes."""
         latents = torch.cat([self.encode(frames) for _, frames in held_out(self, dataset, starts)])
         figures = {name: value.item() for name, value in spread("latent", latents).items()}
-        return figures | (code_use(self.fsq.codes(latents), self.fsq.size) if self.fsq else {})
+        if self.fsq:
+            figures |= code_use(self.fsq.codes(latents), self.fsq.size)
+        return figures
 
     def alarms(self, figures):
-        few = figures.get("codebook_perplexity", 2) < 2
-        return (
-            spread_alarms(figures, "latent")
-            + ["nearly all patches have the same code: the codebook has collapsed"] * few
-        )
+        lines = spread_alarms(figures, "latent")
+        if figures.get("codebook_perplexity", 2) < 2:
+            lines.append("nearly all patches have the same code: the codebook has collapsed")
+        return lines
