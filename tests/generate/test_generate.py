@@ -18,6 +18,7 @@ from mtld_core import media, open_run
 from mtld_core.config import ConfigError, UserError
 from mtld_core.frames import to_uint8
 from mtld_core.generate import jobs as generation
+from mtld_core.generate.rollouts import rollout
 from mtld_core.systems import SYSTEMS
 from mtld_core.train import train
 
@@ -307,7 +308,7 @@ def test_from_noise_the_first_frame_is_the_first_sample(sampler, tmp_path):
     ]
     assert "psnr" not in result and "comparison" not in result
     system = open_run(sampler)
-    drawn = generation.rollout(system, None, 5, seed=3)
+    drawn = rollout(system, None, 5, seed=3)
     for i, frame in enumerate(drawn):
         assert np.array_equal(media.read_image(Path(result["out_dir"], f"frames/frame_000{i}.png")), frame)
     state = system.start(None, torch.Generator().manual_seed(3))
@@ -325,7 +326,7 @@ def test_a_sampler_starts_from_a_picture_too(sampler, tmp_path, monkeypatch, sou
     context = media.read_image(tmp_path / "data/arc_2/frame_0007.png")
     written = [media.read_image(Path(result["out_dir"], f"frames/frame_000{i}.png")) for i in range(4)]
     assert np.array_equal(written[0], context) and np.array_equal(
-        written[1:], generation.rollout(open_run(sampler), context, 3)
+        written[1:], rollout(open_run(sampler), context, 3)
     )
     assert "psnr" not in result and "comparison.mp4" not in result["files"]
     with pytest.raises(UserError, match="num_frames must be at least 2"):
@@ -343,7 +344,7 @@ def test_who_only_rebuilds_generates_nothing(tmp_path, monkeypatch):
 
 def test_who_cannot_draw_from_noise_says_so_in_python_too():
     with pytest.raises(ConfigError, match="toy cannot start from noise: give it 1 context frames"):
-        generation.rollout(Toy(ToyConfig()).eval(), None, 2)
+        rollout(Toy(ToyConfig()).eval(), None, 2)
 
 
 MEMORY = """

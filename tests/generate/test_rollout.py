@@ -5,8 +5,8 @@ import pytest
 import torch
 from rolling import Toy, ToyConfig, picture
 
+from mtld_core import generate as generation
 from mtld_core.config import UserError
-from mtld_core.generate import jobs as generation
 
 
 def test_rollout_is_the_predictions_only():
