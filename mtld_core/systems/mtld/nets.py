@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mtld_core.nn.conv import ResBlock, norm2d
+from mtld_core.nn.conv import Conv3x3, ResBlock, norm2d
 from mtld_core.nn.precision import in_fp32
 
 
@@ -83,11 +83,6 @@ class Trajectory(nn.Module):
     def forward(self, z, length):
         """Latents of the priming frames `[B, k, Z]` -> those that follow `[B, length, Z]`."""
         return self.go_on(z[:, -1], self.start(z), length)[0]
-
-
-class Conv3x3(nn.Conv2d):
-    def __init__(self, channels, out):
-        super().__init__(channels, out, 3, 1, 1)
 
 
 class ConvGRUCell(nn.Module):

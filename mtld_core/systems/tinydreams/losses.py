@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from mtld_core.metrics import SSIM_WINDOW
+from mtld_core.metrics import up_to_window
 
 
 def sobel_loss(fake, real):
@@ -30,10 +30,8 @@ def ssim_loss(fake, real):
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    height, width = fake.shape[-2:]
-    pad = (0, max(0, SSIM_WINDOW - width), 0, max(0, SSIM_WINDOW - height))
-    fake = F.pad((fake + 1) / 2, pad, mode="replicate")
-    real = F.pad((real + 1) / 2, pad, mode="replicate")
+    fake = up_to_window((fake + 1) / 2)
+    real = up_to_window((real + 1) / 2)
     with torch.autocast(fake.device.type, enabled=False):
         return 1 - structural_similarity_index_measure(fake, real, data_range=1.0)
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mtld_core.nn.attention import Attention, Mlp, Norm
-from mtld_core.nn.conv import ResNetBlock
+from mtld_core.nn.conv import Conv3x3, ResNetBlock
 
 
 class Block(nn.Module):
@@ -96,7 +96,7 @@ class ConvDecoder(nn.Module):
             blocks = range(config.decoder_blocks)
             level = [ResNetBlock(width, width, 1, config.norm, activation) for _ in blocks]
             self.levels.append(nn.Sequential(*level))
-        self.head = nn.Conv2d(sizes[-1], 3 * fold**2, 3, 1, 1)
+        self.head = Conv3x3(sizes[-1], 3 * fold**2)
         self.unfold = nn.PixelShuffle(fold)
 
     def forward(self, x, maps=()):

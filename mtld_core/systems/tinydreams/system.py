@@ -314,7 +314,7 @@ class TinyDreams(System):
         c = self.config
         makers = [p for name, p in self.named_parameters() if not name.startswith("discriminator.")]
         phases = {"generator": adam(makers, c.lr, (c.beta1, c.beta2), c.weight_decay)}
-        if self.discriminator is not None:
+        if self.discriminator:
             phases["discriminator"] = adam(self.discriminator.parameters(), c.lr_d, (0.5, 0.999))
         return phases
 
@@ -382,41 +382,34 @@ class TinyDreams(System):
         if c.lambda_still:
             logs["still"] = F.l1_loss(self.predict(past, None), frames[:, k - 1])
         carry = {}
-        if self.discriminator is not None:
-            # a fake frame goes on from a fake one
-            before = torch.cat([frames[:, k - 1 : k], made[:, :-1].detach()], 1)
-            logits, _ = self.discriminator(self._shown(made, before, actions))
+        if self.discriminator:
+            before = frames[:, k - 1 : -1]
+            fake_before = torch.cat([before[:, :1], made[:, :-1].detach()], 1)  # it goes on from a fake one
+            shown = self._shown(made, fake_before, actions)
+            logits, _ = self.discriminator(shown.flatten(0, 1))
             logs["gan"] = lsgan_generator_loss(logits)
-            carry = {
-                "fake": made,
-                "fake_before": before,
-                "real": real,
-                "real_before": frames[:, k - 1 : -1],
-                "actions": actions,
-                "key": batch["key"],
-            }
+            carry = {"fake": shown, "real": self._shown(real, before, actions), "key": batch["key"]}
         total = sum(c.weight(name) * value for name, value in logs.items())
         return Loss(total, logs, carry)
 
     def _shown(self, frames, before, actions):
-        """What the discriminator sees of frames `[B, n, 3, H, W]`, as `[B*n, C, H, W]`."""
+        """What the discriminator sees of frames `[B, n, 3, H, W]`: `[B, n, C, H, W]`."""
         if not self.config.gan_conditional:
-            return frames.flatten(0, 1)
+            return frames
         controls = self.action.to_values(actions).to(frames.dtype)[..., None, None]  # [B, n, A, 1, 1]
-        planes = controls.expand(*controls.shape[:-2], *frames.shape[-2:])
-        return torch.cat([frames, before, planes], 2).flatten(0, 1)
+        planes = controls.expand(-1, -1, -1, *frames.shape[-2:])
+        return torch.cat([frames, before, planes], 2)
 
     def discriminator_loss(self, batch):
         c = self.config
-        size, n = batch["fake"].shape[:2]
-        chance = keyed_uniform(batch["key"], "labels", 4 * n).view(size * n, 4, 1, 1, 1)
+        pictures = torch.cat([batch["real"], batch["fake"]]).flatten(0, 1)
+        logits, _ = self.discriminator(pictures)
+        n = batch["real"].shape[1]
+        chance = keyed_uniform(batch["key"], "labels", 4 * n).view(-1, 4, 1, 1, 1)  # [B*n, 4, 1, 1, 1]
         soft = c.soft_labels * chance[:, :2]
         exchanged = chance[:, 2:] < c.label_noise
-        # how far the labels `[B*n, 1, 1, 1]` are from where they belong
+        # how far the labels are from where they belong
         real_off, fake_off = torch.where(exchanged, 1 - soft, soft).unbind(1)
-        real = self._shown(batch["real"], batch["real_before"], batch["actions"])
-        fake = self._shown(batch["fake"], batch["fake_before"], batch["actions"])
-        logits, _ = self.discriminator(torch.cat([real, fake]))
         loss = lsgan_discriminator_loss(*logits.chunk(2), 1 - real_off, fake_off)
         return Loss(loss, {"discriminator": loss})
 
