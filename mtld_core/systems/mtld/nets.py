@@ -27,7 +27,7 @@ class ConvEncoder(nn.Module):
         last = 3
         for i, channels in enumerate(config.encoder_channels):
             height, width = height // 2, width // 2
-            kind = config.encoder_norm if i > 0 and height * width > 1 else "none"
+            kind = config.encoder_norm if i and height * width > 1 else "none"
             layers += [nn.Conv2d(last, channels, 4, 2, 1), norm2d(kind, channels), nn.LeakyReLU(0.2)]
             last = channels
         self.body = nn.Sequential(*layers)
