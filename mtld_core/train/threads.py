@@ -10,6 +10,7 @@ import contextlib
 import psutil
 import torch
 
+CPU = torch.device("cpu")
 BLOCK = 4  # steps that are timed together; rl_v2v's differ from one to the next and repeat after four
 GAIN = 0.95  # a count wins whose block takes at most this share of the present one's
 CHANGED = 1.3  # times slower or faster than when it was tried last: the machine is another one now
@@ -30,7 +31,7 @@ class Threads:
     itself (compiled code is compiled anew): "auto" stays as it begins.
     """
 
-    def __init__(self, setting="auto", device=torch.device("cpu"), say=print, trials=True):  # noqa: B008 (immutable)
+    def __init__(self, setting="auto", device=CPU, say=print, trials=True):
         self.setting, self.say = setting, say
         self.before = torch.get_num_threads()
         self.auto = setting == "auto" and device.type == "cpu" and self.before > 1
