@@ -195,7 +195,8 @@ class Training:
 
     def _end(self, status, reason):
         self.progress.close(self.step)
-        self.controls.doing, self.controls.pace = "saving and judging", []
+        self.controls.doing = "saving and judging"
+        self.controls.pace = []
         self.controls.say("saving and judging ...")
         budget_spent = status == "finished" and not self.schedule.total
         if budget_spent and self.step == self.session_step:
@@ -245,7 +246,8 @@ class Training:
 
         Returns None to go on `doing`, else (status, reason) to end.
         """
-        controls, began, waited = self.controls, time.monotonic(), False
+        controls, began = self.controls, time.monotonic()
+        waited = False
         controls.step, controls.total = self.step, self.schedule.last_step(self.step)
         while True:
             if controls.save.is_set():
@@ -257,7 +259,8 @@ class Training:
             why = "paused" if controls.pause.is_set() else self.heat.resting
             if end or not why:
                 break
-            controls.doing, waited = why, True
+            controls.doing = why
+            waited = True
             controls.stop.wait(SECONDS_BETWEEN_LOOKS)
         if waited:
             self.paused_seconds += time.monotonic() - began
@@ -293,7 +296,7 @@ class Training:
         return True
 
     def _read_time(self, took, whole):
-        """A step took so many seconds. whole: that is all of it, and not only its start on a GPU."""
+        """Take a reading of a step, in seconds. whole: of all of it, and not only of its start on a GPU."""
         self.train_seconds += took
         self.unread_steps += 1
         self.unread_seconds += took

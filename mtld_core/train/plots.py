@@ -71,7 +71,7 @@ def draw(lines):
         axes.set(xticks=[], yticks=[])
         return _png(figure)
     # a power of two: the points stay the same for long
-    every = 1 << max(0, (len(lines) // MOST_POINTS).bit_length())
+    every = 2 ** (len(lines) // MOST_POINTS).bit_length()
     shown = lines[::every]
     steps = [line["step"] for line in shown]
     scale = {"value": "log"}
@@ -109,8 +109,10 @@ def draw_judgement(metrics):
         _tidy(second, "horizon, frames", "skill over the best baseline, dB")
         second.axhline(0, color="0.4", linewidth=0.8)
         _plot_over_horizons(second, skill, "C0-o")
-    known = {name: metrics[name] for name in NOTED if metrics.get(name) is not None}
-    noted = [f"{NOTED[name][0]}: {value:.3g}{NOTED[name][1]}" for name, value in known.items()]
+    noted = []
+    for name, (words, unit) in NOTED.items():
+        if (value := metrics.get(name)) is not None:
+            noted.append(f"{words}: {value:.3g}{unit}")
     figure.supxlabel("     ".join(noted), fontsize="small")
     return _png(figure)
 

@@ -65,11 +65,11 @@ class Threads:
         torch.set_num_threads(self.trial or self.count)
 
     def facts(self):
-        """What report.json says."""
+        """What report.json says of them, a dict."""
         return {"setting": self.setting, "count": self.count, "changes": self.changes}
 
     def see(self, seconds):
-        """A step took this long; the next one may use another count."""
+        """Take a reading of how long a step took; the next one may use another count."""
         if not self.trials:
             return
         if self.first:  # it fills caches
