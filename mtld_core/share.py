@@ -20,7 +20,7 @@ import h5py
 import safetensors.torch
 import torch
 
-from mtld_core.config import UserError, check
+from mtld_core.config import UserError, can_write, check
 from mtld_core.files import atomic_path, write_json
 from mtld_core.judge.windows import windows_of
 from mtld_core.runs.checkpoint import export_pth, find
@@ -77,7 +77,7 @@ def share(run_dir, out, frames=256):
 
 
 def share_weights(run_dir, file):
-    """Write the newest good weights of a run (the averaged ones, if any) into the .pth file `file` -> its path.
+    """Write the newest good weights of a run (averaged ones, if any) into the .pth file `file` -> its path.
 
     It is a plain state dict: `torch.load(file, weights_only=True)` reads it, and so does `open_run(run_dir,
     file)`. Raises UserError where `file` is taken or cannot be written, or the run has no good checkpoint.
@@ -86,13 +86,8 @@ def share_weights(run_dir, file):
     if file.exists():
         raise UserError(f"{file} is there already: name another file, or delete it")
     checkpoint = find(run_dir)
-    try:
+    with can_write(file, "make room there or name another file"):
         export_pth(checkpoint, file)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"{file} cannot be written ({reason}); make room there or name another file"
-        ) from error
     return file
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mtld_core.config import UserError, check
+from mtld_core.config import UserError, can_write, check
 from mtld_core.data.truth import DIRECTIONS
 from mtld_core.files import write_json
 from mtld_core.frames import to_float
@@ -62,7 +62,8 @@ def generate(
     folder = _folder_for(system.run, name, out_dir)
     size = [system.config.height, system.config.width]
     began = time.perf_counter()
-    files, written = _write(job, folder, fps, size)
+    with can_write(folder, "make room there or choose another out_dir"):
+        files, written = write(job, folder, fps, size)
     result = _about(system, given) | {
         "num_frames": written,
         "fps": fps,
@@ -198,16 +199,6 @@ def _folder_for(run, name, out_dir):
             f"{folder / 'frames'} was not written by a generation; choose another out_dir, or remove it"
         )
     return folder
-
-
-def _write(job, folder, fps, size):
-    try:
-        return write(job, folder, fps, size)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"{folder} cannot be written ({reason}); make room there or choose another out_dir"
-        ) from error
 
 
 def _about(system, given):
