@@ -10,6 +10,7 @@ import itertools
 import os
 import posixpath
 import re
+import statistics
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -38,8 +39,8 @@ class Folder(PictureFiles):
     Raises UserError where there is no image, or what there is has to be extracted first.
     """
 
-    def __init__(self, root, height=0, width=0, fit="crop"):
-        super().__init__(root, height, width, fit)
+    def __init__(self, root, size):
+        super().__init__(root, size)
         self._files = []  # an `Arc` each, with places in `names` for its rows
         top = _listing(root)
         inner = {name: _listing(root / name) for name in sorted(top.folders, key=natural)}
@@ -206,16 +207,18 @@ def _order(names):
     another one count has no say. A name is missing here where it is such a stray, or has no number that
     orders it, or none that int64 holds.
     """
-    stems = {name: name.rsplit(".", 1)[0] for name in names}
-    found = {name: [int(part) for part in re.findall(r"\d+", stem)] for name, stem in stems.items()}
-    found = {name: numbers for name, numbers in found.items() if numbers}
+    found, letters = {}, {}
+    for name in names:
+        parts = re.split(r"(\d+)", name.rsplit(".", 1)[0])
+        if len(parts) > 1:
+            found[name] = [int(number) for number in parts[1::2]]
+            letters[name] = tuple(parts[::2])
     if not found:
         return {}
     place = _first_that_differs(found)
-    letters = {name: re.sub(r"\d+", "#", stems[name]) for name in found}
-    [(commonest, count)] = collections.Counter(letters.values()).most_common(1)
-    if 2 * count > len(found):
-        alike = {name: numbers for name, numbers in found.items() if letters[name] == commonest}
+    commonest = statistics.mode(letters.values())
+    alike = {name: numbers for name, numbers in found.items() if letters[name] == commonest}
+    if 2 * len(alike) > len(found):
         theirs = _first_that_differs(alike)
         if theirs not in (None, place):
             found, place = alike, theirs

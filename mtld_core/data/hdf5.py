@@ -39,9 +39,9 @@ class Hdf5:
 
     cached = False  # reading is as fast as reading a copy of it would be
 
-    def __init__(self, files, height=0, width=0, fit="crop"):
+    def __init__(self, files, size):
         self.path = str(files[0] if len(files) == 1 else files[0].parent)
-        self.fit = height, width, fit
+        self.size = size
         self.bad = {}
         self.warnings = []
         self._parts = [self._open(file, len(files)) for file in files]
@@ -95,11 +95,11 @@ class Hdf5:
         return part.path.stem if len(alike) == 1 else part.path.name
 
     def _size(self, part):
-        return fit_frame(np.zeros(part.shape[1:], np.uint8), *self.fit).shape
+        return fit_frame(np.zeros(part.shape[1:], np.uint8), *self.size).shape
 
     def _frames(self, order, shape):
         parts = [(str(part.path), part.shape[0]) for part in self._parts]
-        return LazyFrames(parts, order, shape, self.fit[2])
+        return LazyFrames(parts, order, shape, self.size[2])
 
     def _open(self, path, count):
         """The `Part` that a file is, one of `count`."""

@@ -59,8 +59,8 @@ class Recording(PictureFiles):
 
     kind = "recording"
 
-    def __init__(self, path, log, controls_lead_to, height=0, width=0, fit="crop"):
-        super().__init__(path, height, width, fit)
+    def __init__(self, path, log, size, controls_lead_to):
+        super().__init__(path, size)
         self.base = log.parent
         self.log = log
         self._lead_to = controls_lead_to

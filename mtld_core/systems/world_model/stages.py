@@ -11,7 +11,6 @@ from mtld_core.config import (
     ConfigError,
     NotNegative,
     Positive,
-    Settings,
     check,
     from_dict,
 )
@@ -19,7 +18,7 @@ from mtld_core.data import Dataset
 from mtld_core.frames import to_float
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import read_config
-from mtld_core.systems.base import System, adam
+from mtld_core.systems.base import FrameSize, System, adam
 from mtld_core.systems.world_model.patches import to_patches
 
 # frames by which the stages divide data that is long enough: no preset has longer windows
@@ -65,11 +64,9 @@ TINY = {
 
 
 @dataclasses.dataclass(frozen=True)
-class StageConfig(Settings):
+class StageConfig(FrameSize):
     """The settings that every stage has."""
 
-    height: int = 0  # pixels; 0: the dataset's own size
-    width: int = 0
     sequence_length: AtLeastTwo[int] = 8  # T: frames of a training window
     patch_size: Positive[int] = 8  # pixels along a side
     embed_dim: Positive[int] = 128
@@ -86,13 +83,7 @@ class StageConfig(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        for side in ("height", "width"):
-            size = getattr(self, side)
-            check(
-                size >= 0 and size % self.patch_size == 0,
-                f"{side}={size} is not divisible by patch_size={self.patch_size}; extract the frames at "
-                f"{max(1, size // self.patch_size) * self.patch_size}, or choose another patch_size",
-            )
+        self.check_divisible(self.patch_size, "or choose another patch_size", "patch_size")
         wide = 8 * self.heads
         check(
             self.embed_dim % wide == 0,
