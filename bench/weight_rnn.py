@@ -22,7 +22,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mtld_core.config import parse_object
 from mtld_core.data import Batches, split_windows
-from mtld_core.files import write_json
 from mtld_core.frames import evenly, to_float, to_uint8
 from mtld_core.generate import rollout
 from mtld_core.judge.frechet import FRECHET_FEATURES, Likeness
@@ -167,10 +166,8 @@ def main():
             found[f"{NAME}_rebuilt"] = likeness(rebuilt(open_run(folder, device="cpu"), images))[NAME]
             figures.setdefault(name, []).append(found)
             print(name, seed, json.dumps(figures[name][-1]), flush=True)
-    write_json(
-        given.out / "figures.json",
-        {"seconds_a_step": [on, off], "steps": kinds, "seeds": given.seeds} | figures,
-    )
+    facts = {"seconds_a_step": [on, off], "steps": kinds, "seeds": given.seeds} | figures
+    (given.out / "figures.json").write_text(json.dumps(facts, indent=2))
     for figure in figures["on"][0]:
         for name, runs in figures.items():
             values = [run[figure] for run in runs if run[figure] is not None]

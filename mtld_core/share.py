@@ -22,13 +22,13 @@ import torch
 from mtld_core.config import UserError
 from mtld_core.data import DomainPair
 from mtld_core.files import atomic_path, write_json
+from mtld_core.judge.task import summary
 from mtld_core.judge.windows import windows_of
 from mtld_core.runs.checkpoint import export_pth, find
 from mtld_core.runs.folder import CONFIG, REPORT, WEIGHTS, read_config, read_report
 from mtld_core.runtime import command
 from mtld_core.systems.base import Translates
 from mtld_core.systems.opening import open_run, own_dataset
-from mtld_core.train.report import summary
 
 RECORDING = "recording.h5"
 README = """---

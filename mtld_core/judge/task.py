@@ -120,6 +120,17 @@ class Task:
         return (self.translations or self.judge).preview(system)
 
 
+def summary(metrics):
+    """One line with the figures that matter most. metrics: as report.json has them."""
+    if not metrics:
+        return "not judged yet"
+    psnr, skill = metrics["psnr"], metrics["skill_db"]
+    if skill is None:
+        return f"psnr {psnr:.2f} dB (reconstruction)"
+    copied = metrics["baseline_copy_psnr"]
+    return f"psnr {psnr:.2f} dB (copying the last frame: {copied:.2f}), skill {skill:+.2f} dB"
+
+
 def best_by(metrics, restitution, step):
     """(name, value) of what the best checkpoint of a run has most of; of translations without a truth it is
     the newest one.

@@ -13,7 +13,7 @@ from mtld_core.chance import seed_of
 from mtld_core.config import AtLeastOne, BelowOne, NotNegative, RunGivenUp, Settings, check
 from mtld_core.data import Batches
 from mtld_core.files import atomic_path, write_json
-from mtld_core.judge.task import Task, best_by
+from mtld_core.judge.task import Task, best_by, summary
 from mtld_core.judge.windows import check_stages
 from mtld_core.nn.conv import to_channels_last
 from mtld_core.runs import checkpoint as checkpoints
@@ -33,7 +33,7 @@ from mtld_core.runtime import peak_memory_mb, pick_device, pick_precision
 from mtld_core.train.controls import Progress
 from mtld_core.train.heat import Heat
 from mtld_core.train.plots import draw_judgement
-from mtld_core.train.report import Alarms, about, peak_gpu_memory_mb, report, summary
+from mtld_core.train.report import Alarms, about, peak_gpu_memory_mb, report
 from mtld_core.train.schedule import Schedule
 from mtld_core.train.stepper import Stepper
 
