@@ -82,15 +82,20 @@ def ssim(a, b):
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     def continued(x):
-        height, width = x.shape[-2:]
-        pad = (0, max(0, SSIM_WINDOW - width), 0, max(0, SSIM_WINDOW - height))
-        return F.pad(x.double(), pad, mode="replicate")  # float32 loses the variance of flat areas
+        return up_to_window(x.double())  # float32 loses the variance of flat areas
 
     def similarity(x, y):
         found = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none")
         return found.reshape(-1)
 
     return _in_pieces(similarity, continued, a, b)
+
+
+def up_to_window(pictures):
+    """Pictures `[N, C, H, W]`, continued by their border pixels up to the size of SSIM's window."""
+    height, width = pictures.shape[-2:]
+    pad = (0, max(0, SSIM_WINDOW - width), 0, max(0, SSIM_WINDOW - height))
+    return F.pad(pictures, pad, mode="replicate")
 
 
 def lpips_metric(device, weights=""):
