@@ -22,17 +22,17 @@ from mtld_core.systems.opening import open_run, own_dataset
 
 
 def judge(run_dir, checkpoint="", device="auto"):
-    """Figures of a checkpoint of a run, a dict as report.json has it under "metrics". checkpoint: see
-    `open_run`.
+    """Figures of a checkpoint of a run, a dict as report.json has it under "metrics".
 
-    Where the run names a file of LPIPS weights that is not here (any more), torch's cache is looked into,
-    which a line says. Raises UserError where run or checkpoint cannot be opened, or the run's dataset is
-    gone.
+    checkpoint: see `open_run`. Where the run names a file of LPIPS weights that is not here (any more),
+    torch's cache is looked into, which a line says. Raises UserError where run or checkpoint cannot be
+    opened, or the run's dataset is gone.
     """
     system = open_run(run_dir, checkpoint, device)
     training, known = system.run.training, field_names(JudgeConfig)
     config = from_dict(JudgeConfig, {name: training[name] for name in known if name in training})
-    if (weights := getattr(system.config, "lpips_weights", "")) and not Path(weights).is_file():
+    weights = getattr(system.config, "lpips_weights", "")
+    if weights and not Path(weights).is_file():
         print(
             f"lpips_weights={weights!r} is not here (any more): LPIPS takes what torch's cache has",
             file=sys.stderr,

@@ -105,10 +105,7 @@ class Training:
         if config.channels_last:
             to_channels_last(system)
         self.optimizers = system.optimizers()
-        self.learning_rates = {
-            name: [group["lr"] for group in optimizer.param_groups]
-            for name, optimizer in self.optimizers.items()
-        }
+        self.learning_rates = {name: _rates(optimizer) for name, optimizer in self.optimizers.items()}
         self.ema = copy.deepcopy(system).eval().requires_grad_(False) if config.ema_decay else None
         self.stepper = Stepper(
             self.optimizers, self.device, self.dtype, config.accumulate, config.clip_norm, controls.say
@@ -195,7 +192,8 @@ class Training:
 
     def _end(self, status, reason):
         self.progress.close(self.step)
-        self.controls.doing, self.controls.pace = "saving and judging", []
+        self.controls.doing = "saving and judging"
+        self.controls.pace = []
         self.controls.say("saving and judging ...")
         budget_spent = status == "finished" and not self.schedule.total
         if budget_spent and self.step == self.session_step:
@@ -245,7 +243,8 @@ class Training:
 
         Returns None to go on `doing`, else (status, reason) to end.
         """
-        controls, began, waited = self.controls, time.monotonic(), False
+        controls, began = self.controls, time.monotonic()
+        waited = False
         controls.step, controls.total = self.step, self.schedule.last_step(self.step)
         while True:
             if controls.save.is_set():
@@ -257,7 +256,8 @@ class Training:
             why = "paused" if controls.pause.is_set() else self.heat.resting
             if end or not why:
                 break
-            controls.doing, waited = why, True
+            controls.doing = why
+            waited = True
             controls.stop.wait(SECONDS_BETWEEN_LOOKS)
         if waited:
             self.paused_seconds += time.monotonic() - began
@@ -293,7 +293,7 @@ class Training:
         return True
 
     def _read_time(self, took, whole):
-        """A step took so many seconds. whole: that is all of it, and not only its start on a GPU."""
+        """Take a reading of a step, in seconds. whole: of all of it, and not only of its start on a GPU."""
         self.train_seconds += took
         self.unread_steps += 1
         self.unread_seconds += took
@@ -348,17 +348,16 @@ class Training:
     # ---- every log_every_steps
 
     def _fetch(self, logs):
-        skipped = {f"skipped_{phase}": count for phase, count in self.stepper.skipped.items()}
-        logs = logs | skipped
+        logs = logs | {f"skipped_{phase}": count for phase, count in self.stepper.skipped.items()}
         values = torch.stack([value.float() for value in logs.values()]).tolist()
-        for count in skipped.values():
+        for count in self.stepper.skipped.values():
             count.zero_()
         return dict(zip(logs, values, strict=True))
 
     def _log(self, values):
         steps, seconds = self.step - self.session_step, self.train_seconds - self.session_seconds
         speed = steps * self.config.batch_size * self.needs.window / seconds
-        rates = {f"lr_{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+        rates = {f"lr_{name}": _rates(optimizer)[0] for name, optimizer in self.optimizers.items()}
         line = {"step": self.step, "seconds": round(self.train_seconds, 3)}
         line |= values | rates | {"frames_per_second": speed}
         if (degrees := self.heat.newest.temperature) is not None:
@@ -403,13 +402,13 @@ class Training:
         path = self.run_dir / PREVIEWS / f"{name}_{self.step:08d}.png"
         media.save_picture(path, media.strip(rows, labels, columns))
 
-    def _evaluate(self, between):
-        """Judge, report, and see whether this is the best checkpoint. between: see `Task.figures`."""
+    def _evaluate(self, tick):
+        """Judge, report, and see whether this is the best checkpoint. tick: see `Task.figures`."""
         best = read_pointer(self.run_dir / BEST)
         self.controls.doing = "judging"
         try:
             with self._timed("judging"):
-                self.metrics = self.task.figures(self._judged(), between)
+                self.metrics = self.task.figures(self._judged(), tick)
                 if self.task.judge.steerable is not None:
                     self._save_strip("actions", *self.task.judge.steered(self._judged()))
         except GivenUp:
@@ -498,6 +497,10 @@ class Training:
         written = report(self, status, reason)
         write_json(self.run_dir / REPORT, written)
         return written
+
+
+def _rates(optimizer):
+    return [group["lr"] for group in optimizer.param_groups]
 
 
 def _lay_out_like_weights(optimizer):

@@ -35,10 +35,7 @@ class Stepper:
         self.device, self.dtype = device, dtype
         self.clip_norm, self.say = clip_norm, say
         self.optimizers = optimizers
-        self.parameters = {
-            name: [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            for name, optimizer in optimizers.items()
-        }
+        self.parameters = {name: _parameters(optimizer) for name, optimizer in optimizers.items()}
         self.scalers = {
             name: torch.amp.GradScaler(device.type, init_scale=INITIAL_SCALE, enabled=dtype == torch.float16)
             for name in optimizers
@@ -136,6 +133,10 @@ class Stepper:
             if state["scalers"][name]:  # empty where the earlier session ran in fp32 or bf16
                 scaler.load_state_dict(state["scalers"][name])
             self.splits[name] = max(self.splits[name], state["splits"][name])
+
+
+def _parameters(optimizer):
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _gradients(parameters):
