@@ -89,6 +89,7 @@ def nearest(name, known):
 
 
 def field_names(cls):
+    """Names of the fields of a dataclass, in their order."""
     return [field.name for field in dataclasses.fields(cls)]
 
 
