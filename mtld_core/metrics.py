@@ -30,6 +30,28 @@ def psnr(mse):
     return -10 * torch.log10(mse.clamp(min=LEAST_MSE))
 
 
+def mean_psnr(mse):
+    """PSNR in dB averaged over frames, a float; mse: a tensor with the MSE of each."""
+    return psnr(mse).mean().item()
+
+
+def in_pieces(function, size, tick, *tensors):
+    """`function` of `size` rows of each tensor at a time -> what it returns, joined along the first axis.
+
+    tick: called before each piece; it may raise to give the work up.
+    """
+    results = []
+    for pieces in zip(*(tensor.split(size) for tensor in tensors), strict=True):
+        tick()
+        results.append(function(*pieces))
+    return torch.cat(results)
+
+
+def error_picture(made, truth):
+    """Four times the absolute difference of two frames or clips, as a picture: all uint8 `[..., H, W, 3]`."""
+    return ((made.int() - truth.int()).abs() * 4).clamp_(max=255).to(torch.uint8)
+
+
 def flicker(frames):
     """How much comes and goes from frame to frame: uint8 `[..., T, H, W, 3]` -> float64 `[...]`.
 
