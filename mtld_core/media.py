@@ -124,7 +124,8 @@ def frame_writer(folder):
     """
     folder = Path(folder)
     temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
-    if folder.exists() and not all(re.fullmatch(r"frame_\d+\.png", name) for name in os.listdir(folder)):
+    there = os.listdir(folder) if folder.exists() else []
+    if not all(re.fullmatch(r"frame_\d+\.png", name) for name in there):
         raise UserError(
             f"{folder} holds other files than frames, so it is not replaced; choose another out_dir"
         )
@@ -149,8 +150,11 @@ def frame_writer(folder):
 def _sweep(folder):
     """Remove what writers of `folder` left that were killed."""
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
-        owner = re.search(r"\.(\d+)\.(tmp|old)$", left.name)
-        if owner and (int(owner[1]) == os.getpid() or not psutil.pid_exists(int(owner[1]))):
+        found = re.search(r"\.(\d+)\.(tmp|old)$", left.name)
+        if not found:
+            continue
+        owner = int(found[1])
+        if owner == os.getpid() or not psutil.pid_exists(owner):
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -176,17 +180,18 @@ def video_writer(path, fps, height, width):
     from av.video.reformatter import ColorRange, Colorspace
 
     rate = Fraction(fps).limit_denominator(1001)
-    odd = height % 2, width % 2
+    pad = ((0, height % 2), (0, width % 2), (0, 0))
+    height, width = height + height % 2, width + width % 2
     numbers = itertools.count()
-    size = height + odd[0], width + odd[1]
     options = {"movflags": "+faststart"}
-    with _video_stream(path, "libx264", rate, *size, "yuv420p", options, {"crf": "16"}) as (stream, encode):
+    file = _video_stream(path, "libx264", rate, height, width, "yuv420p", options, {"crf": "16"})
+    with file as (stream, encode):
         codec = stream.codec_context  # said outright, or players guess the colours from the picture's size
         codec.colorspace = codec.color_primaries = codec.color_trc = int(Colorspace.ITU709)
         codec.color_range = int(ColorRange.MPEG)
 
         def write(frame):
-            padded = np.pad(np.asarray(frame), ((0, odd[0]), (0, odd[1]), (0, 0)), mode="edge")
+            padded = np.pad(np.asarray(frame), pad, mode="edge")
             picture = av.VideoFrame.from_ndarray(padded, format="rgb24")
             picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
             picture.pts, picture.time_base = next(numbers), 1 / rate
@@ -248,8 +253,8 @@ def open_writers(out_dir, fps, height, width):
 
 def side_by_side(left, right):
     """Two frames of one height -> uint8 `[H, W + W + 2, 3]`, with a grey line of two pixels between them."""
-    left, right = np.asarray(left), np.asarray(right)
-    return np.concatenate([left, np.full((len(left), 2, 3), 128, np.uint8), right], axis=1)
+    line = np.full((len(left), 2, 3), 128, np.uint8)
+    return np.concatenate([left, line, right], axis=1)
 
 
 def strip(rows, labels=None, columns=None, smallest=96):

@@ -22,7 +22,8 @@ def mse(a, b):
     The squares are summed as integers, so the figure is exact and the same on every device.
     """
     squares = (a.int() - b.int()).square_()
-    return squares.sum((-3, -2, -1)).double() / (255**2 * math.prod(squares.shape[-3:]))
+    count = math.prod(squares.shape[-3:])
+    return squares.sum((-3, -2, -1)).double() / (255**2 * count)
 
 
 def psnr(mse):

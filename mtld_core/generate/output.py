@@ -105,7 +105,7 @@ class Continuation:
                 yield Moment(frame, cells=[frame])
                 continue
             real = self.truth[t].cpu()
-            self.errors.append((metrics.mse(frame, real).item(), metrics.mse(self.first, real).item()))
+            self.errors.append(metrics.mse(torch.stack([frame, self.first]), real).tolist())
             yield Moment(frame, [real, frame], [real, frame, metrics.error_picture(frame, real)])
 
     def facts(self):
@@ -139,14 +139,15 @@ class Translation:
             source = self.clip[t].cpu()
             if t in self.shots:
                 latest = []
-            latest = [*latest[-2:], torch.stack([frame, source])]
+            both = torch.stack([frame, source])
+            latest = [*latest[-2:], both]
             if len(latest) == 3:
                 flicker = metrics.flicker(torch.stack(latest, 1))
                 self.flickers.append(flicker.tolist())  # tensors would hold memory apart
             pictures = [source, frame]
             if len(self.truth):
                 real = self.truth[t].cpu()
-                self.errors.append((metrics.mse(frame, real).item(), metrics.mse(source, real).item()))
+                self.errors.append(metrics.mse(both, real).tolist())
                 pictures.append(real)
             yield Moment(frame, pictures, pictures)
 

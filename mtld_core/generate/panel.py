@@ -104,7 +104,8 @@ class GeneratePanel(RunPanel):
         if start == "picture" and self.upload.value:
             frame = fit_frame(read_image(self._uploaded_file()), *self._size)
         elif start == "dataset" and self._dataset is not None and self.arc.value:
-            frame = self._dataset.frames[self._dataset.row(self.arc.value, self.frame.value)].cpu()
+            row = self._dataset.row(self.arc.value, self.frame.value)
+            frame = self._dataset.frames[row].cpu()
         else:
             return
         self.picture.value = png_bytes(frame)
@@ -162,5 +163,8 @@ def uploaded(value):
     """(name, bytes) of a FileUpload's value, a dict in ipywidgets 7, a tuple in 8. Raises UserError."""
     if not value:
         raise UserError("upload a picture first, or start from the dataset")
-    name, entry = next(iter(value.items())) if isinstance(value, dict) else (value[0]["name"], value[0])
+    if isinstance(value, dict):
+        name, entry = next(iter(value.items()))
+    else:
+        name, entry = value[0]["name"], value[0]
     return name, bytes(entry["content"])

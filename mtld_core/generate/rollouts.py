@@ -84,7 +84,8 @@ def check_actions(actions, space, count, device):
         inside = len(value) == len(low) and ((value >= low) & (value <= high)).all()
         if not inside or (discrete and value.frac().any()):
             raise UserError(f"action {i} is {action!r}; each must be {wanted}")
-        checked.append(value.to(device, torch.int64) if discrete else value[None].to(device, torch.float32))
+        value = value.to(torch.int64) if discrete else value.to(torch.float32)[None]
+        checked.append(value.to(device))
     return checked
 
 

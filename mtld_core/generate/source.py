@@ -77,7 +77,8 @@ def _from_picture(system, path):
         print(
             f"this run starts from {k} frames: the picture stands for all of them, so nothing moves in it yet"
         )
-    return Source("", "", torch.from_numpy(picture).expand(k, -1, -1, -1), _no_frames(system))
+    context = torch.from_numpy(picture).expand(k, -1, -1, -1)
+    return Source("", "", context, _no_frames(system))
 
 
 def _from_clip(system, path, direction):
@@ -142,12 +143,14 @@ def _from_row(system, dataset, row, direction):
     cuts = [cut for cut in dataset.cuts.tolist() if row < cut < arc.stop]
     if isinstance(system, Translates):
         truth = _truth(dataset, arc, row, direction)
-        return Source(text, name, frames[row : arc.stop], truth, shots=tuple(cut - row for cut in cuts))
+        shots = tuple(cut - row for cut in cuts)
+        return Source(text, name, frames[row : arc.stop], truth, shots=shots)
     end = cuts[0] if cuts else arc.stop
     if isinstance(system, Reconstructs):  # it was not taught what follows
         end = row + 1
     actions = None if dataset.actions is None else dataset.actions[row : end - 1]
-    return Source(text, name, frames[row - k + 1 : row + 1].cpu(), frames[row + 1 : end], actions)
+    context = frames[row - k + 1 : row + 1].cpu()
+    return Source(text, name, context, frames[row + 1 : end], actions)
 
 
 def _truth(dataset, arc, row, direction):

@@ -94,7 +94,8 @@ class Play:
         self._seconds.append(time.perf_counter() - began)
         self.actions.append(action)
         if self.real is not None:
-            self.real.append(self.real[-1] if self.over else self._game.step(checked[0]))
+            real = self.real[-1] if self.over else self._game.step(checked[0])
+            self.real.append(real)
         return self.frames[-1]
 
     @property

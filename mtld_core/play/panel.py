@@ -70,16 +70,14 @@ class PlayPanel(RunPanel):
         self._beside = widgets.VBox([widgets.HTML("the real game"), self.real])
         dream = widgets.VBox([widgets.HTML(f"{STYLE}the dream"), self.dream])
         pictures = widgets.HBox([self._beside, dream], layout={"flex_flow": "row wrap", "grid_gap": "8px"})
-        form = widgets.VBox([self.run, self.arc, self.frame, widgets.HBox([self.reset, self.save])])
+        buttons = widgets.HBox([self.reset, self.save])
+        form = widgets.VBox([self.run, self.arc, self.frame, buttons])
         keys = {"output_type": "display_data", "data": {"text/html": KEYS}, "metadata": {}}
         script = widgets.Output(outputs=(keys,))
         played = [pictures, self.message, self._actions, script]
         left = widgets.VBox(played, layout={"max_width": f"{BESIDE}px"})
-        self.children = [
-            widgets.HBox([left, form], layout={"flex_flow": "row wrap"}),
-            self.links,
-            self.video,
-        ]
+        beside = widgets.HBox([left, form], layout={"flex_flow": "row wrap"})
+        self.children = [beside, self.links, self.video]
         # by which the keys and a page's other scripts find them
         self.add_class("mtld-play")
         self.dream.add_class("mtld-dream")
