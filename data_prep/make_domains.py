@@ -26,7 +26,7 @@ from data_prep.extract_frames import extract
 from data_prep.picture import png_bytes
 from mtld_core.chance import seed_of
 from mtld_core.config import UserError
-from mtld_core.data import DomainPair, open_dataset
+from mtld_core.data import open_dataset
 from mtld_core.runtime import command
 
 # domain -> part -> (colour, colour of its pattern), RGB in 0..1; the ground runs from the one to the other
@@ -177,7 +177,7 @@ def _arcs(out, source, size):
             extract(source, scratch, height=size, width=size, progress=False)
             folder = scratch
         dataset = open_dataset(folder, size, size, cache=False, progress=False)
-        if isinstance(dataset, DomainPair):
+        if len(dataset.domains) == 2:
             raise UserError(f"{folder} holds two domains already: name {folder / 'X'} or {folder / 'Y'}")
         return [(arc.name, dataset.frames[arc.start : arc.stop].numpy()) for arc in dataset.arcs]
     finally:

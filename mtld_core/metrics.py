@@ -30,6 +30,28 @@ def psnr(mse):
     return -10 * torch.log10(mse.clamp(min=LEAST_MSE))
 
 
+def mean_psnr(mse):
+    """PSNR in dB averaged over frames, a float; mse: a tensor with the MSE of each."""
+    return psnr(mse).mean().item()
+
+
+def in_pieces(function, size, tick, *tensors):
+    """`function` of `size` rows of each tensor at a time -> what it returns, joined along the first axis.
+
+    tick: called before each piece; it may raise to give the work up.
+    """
+    results = []
+    for pieces in zip(*(tensor.split(size) for tensor in tensors), strict=True):
+        tick()
+        results.append(function(*pieces))
+    return torch.cat(results)
+
+
+def error_picture(made, truth):
+    """Four times the absolute difference of two frames or clips, as a picture: all uint8 `[..., H, W, 3]`."""
+    return ((made.int() - truth.int()).abs() * 4).clamp_(max=255).to(torch.uint8)
+
+
 def flicker(frames):
     """How much comes and goes from frame to frame: uint8 `[..., T, H, W, 3]` -> float64 `[...]`.
 
@@ -60,15 +82,20 @@ def ssim(a, b):
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     def continued(x):
-        height, width = x.shape[-2:]
-        pad = (0, max(0, SSIM_WINDOW - width), 0, max(0, SSIM_WINDOW - height))
-        return F.pad(x.double(), pad, mode="replicate")  # float32 loses the variance of flat areas
+        return up_to_window(x.double())  # float32 loses the variance of flat areas
 
     def similarity(x, y):
         found = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none")
         return found.reshape(-1)
 
     return _in_pieces(similarity, continued, a, b)
+
+
+def up_to_window(pictures):
+    """Pictures `[N, C, H, W]`, continued by their border pixels up to the size of SSIM's window."""
+    height, width = pictures.shape[-2:]
+    pad = (0, max(0, SSIM_WINDOW - width), 0, max(0, SSIM_WINDOW - height))
+    return F.pad(pictures, pad, mode="replicate")
 
 
 def lpips_metric(device, weights=""):

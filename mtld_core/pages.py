@@ -254,7 +254,9 @@ def error_line(error):
     words = " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    return words if isinstance(error, UserError) else f"{type(error).__name__}: {words}".removesuffix(": ")
+    if isinstance(error, UserError):
+        return words
+    return f"{type(error).__name__}: {words}".removesuffix(": ")
 
 
 def in_colour(text, colour="inherit"):

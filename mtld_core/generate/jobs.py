@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mtld_core.config import UserError
+from mtld_core.config import UserError, can_write, check
 from mtld_core.data.truth import DIRECTIONS
 from mtld_core.files import write_json
 from mtld_core.frames import to_float
@@ -62,7 +62,8 @@ def generate(
     folder = _folder_for(system.run, name, out_dir)
     size = [system.config.height, system.config.width]
     began = time.perf_counter()
-    files, written = _write(job, folder, fps, size)
+    with can_write(folder, "make room there or choose another out_dir"):
+        files, written = write(job, folder, fps, size)
     result = _about(system, given) | {
         "num_frames": written,
         "fps": fps,
@@ -87,43 +88,35 @@ def generate_sequence(run_dir, image, num_frames, out_dir):
 
 
 def _check_settings(num_frames, fps, seed):
-    for name, value in {"num_frames": num_frames, "seed": seed}.items():
-        if not isinstance(value, numbers.Integral):
-            raise UserError(f"{name} must be a whole number, not {value!r}")
-    if not isinstance(fps, numbers.Real):
-        raise UserError(f"fps must be a number, not {fps!r}")
-    if num_frames < 1:
-        raise UserError(f"num_frames must be at least 1, not {num_frames}")
-    if not 0.01 <= fps <= 1000:
-        raise UserError(f"fps must be from 0.01 to 1000, not {fps}")
-    if not 0 <= seed < 2**63:
-        raise UserError(f"seed must be from 0 to 2^63 - 1, not {seed}")
+    check(isinstance(num_frames, numbers.Integral), f"num_frames must be a whole number, not {num_frames!r}")
+    check(isinstance(fps, numbers.Real), f"fps must be a number, not {fps!r}")
+    check(isinstance(seed, numbers.Integral), f"seed must be a whole number, not {seed!r}")
+    check(num_frames >= 1, f"num_frames must be at least 1, not {num_frames}")
+    check(0.01 <= fps <= 1000, f"fps must be from 0.01 to 1000, not {fps}")
+    check(0 <= seed < 2**63, f"seed must be from 0 to 2^63 - 1, not {seed}")
 
 
 def _check_direction(system, direction):
-    if direction not in DIRECTIONS:
-        raise UserError(f"direction must be 'x_to_y' or 'y_to_x', not {direction!r}")
-    if not isinstance(system, Translates) and direction != "x_to_y":
-        raise UserError(f"direction={direction!r} is for translators between two domains; use 'x_to_y'")
+    check(direction in DIRECTIONS, f"direction must be 'x_to_y' or 'y_to_x', not {direction!r}")
+    fits = isinstance(system, Translates) or direction == "x_to_y"
+    check(fits, f"direction={direction!r} is for translators between two domains; use 'x_to_y'")
 
 
-def _parse_actions(text):
+def _parse_actions(given):
     """A list from JSON text; a list as it is; None where nothing is given."""
-    if not text:
+    if not given:
         return None
-    if isinstance(text, (list, tuple)):
-        return list(text)
-    wanted = f"actions must be a JSON list like [0, 2, 1], not {text!r}"
-    if not isinstance(text, str):
-        raise UserError(wanted)
-    try:
-        actions = json.loads(text)
-    except json.JSONDecodeError as error:
-        reason = f"column {error.colno}: {error.msg}"
-        raise UserError(f"actions is not valid JSON ({reason}); wanted is a list like [0, 2, 1]") from None
-    if not isinstance(actions, list):
-        raise UserError(wanted)
-    return actions
+    actions = given
+    if isinstance(given, str):
+        try:
+            actions = json.loads(given)
+        except json.JSONDecodeError as error:
+            reason = f"column {error.colno}: {error.msg}"
+            raise UserError(
+                f"actions is not valid JSON ({reason}); wanted is a list like [0, 2, 1]"
+            ) from None
+    check(isinstance(actions, (list, tuple)), f"actions must be a JSON list like [0, 2, 1], not {given!r}")
+    return list(actions)
 
 
 # ---- what is made of it
@@ -133,8 +126,7 @@ def _continuation(system, given, num_frames, actions, seed):
     """The job that goes on from a source, or draws from noise."""
     check_makes_frames(system)
     count = num_frames if given.context is None else num_frames - 1  # frames that the model makes
-    if not count:
-        raise UserError(f"num_frames must be at least 2 (the first frame is the given one), not {num_frames}")
+    check(count, f"num_frames must be at least 2 (the first frame is the given one), not {num_frames}")
     truth = given.truth
     if actions is not None:  # the source's own go on to its truth, others somewhere else
         truth = truth[: _followed(actions, given.actions)]
@@ -207,16 +199,6 @@ def _folder_for(run, name, out_dir):
             f"{folder / 'frames'} was not written by a generation; choose another out_dir, or remove it"
         )
     return folder
-
-
-def _write(job, folder, fps, size):
-    try:
-        return write(job, folder, fps, size)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"{folder} cannot be written ({reason}); make room there or choose another out_dir"
-        ) from error
 
 
 def _about(system, given):

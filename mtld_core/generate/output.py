@@ -106,8 +106,7 @@ class Continuation:
                 continue
             real = self.truth[t].cpu()
             self.errors.append((metrics.mse(frame, real).item(), metrics.mse(self.first, real).item()))
-            error = ((frame.int() - real.int()).abs() * 4).clamp_(max=255).to(torch.uint8)
-            yield Moment(frame, [real, frame], [real, frame, error])
+            yield Moment(frame, [real, frame], [real, frame, metrics.error_picture(frame, real)])
 
     def facts(self):
         facts = _comparison(self.compared)
@@ -170,6 +169,9 @@ def _figures(errors, baseline):
     """PSNR of (the model's, the baseline's) MSEs; {} where there are none."""
     if not errors:
         return {}
-    columns = list(zip(*errors, strict=True))
-    model, other = metrics.psnr(torch.tensor(columns, dtype=torch.float64))
-    return {"psnr": model.mean().item(), baseline: other.mean().item(), "psnr_by_horizon": model.tolist()}
+    model, other = torch.tensor(errors, dtype=torch.float64).unbind(1)
+    return {
+        "psnr": metrics.mean_psnr(model),
+        baseline: metrics.mean_psnr(other),
+        "psnr_by_horizon": metrics.psnr(model).tolist(),
+    }

@@ -55,9 +55,7 @@ class GeneratePanel(RunPanel):
         self.attempt(self.fill)
 
     def _lay_out(self):
-        self._from_dataset = widgets.VBox([self.arc, self.frame])
-        self._from_picture = widgets.VBox([self.upload])
-        begin = [self.start, self._from_dataset, self._from_picture, self.picture]
+        begin = [self.start, self.arc, self.frame, self.upload, self.picture]
         options = [self.num_frames, self.fps, self.seed, self.actions, self.button]
         form = widgets.VBox([self.run, self.checkpoint, self.direction, *begin, *options])
         shown = widgets.VBox([self.video, self.links], layout={"margin": "0 0 0 24px"})
@@ -99,8 +97,9 @@ class GeneratePanel(RunPanel):
     def frame_chosen(self):
         """Show the chosen start as the model will see it, and only the fields that belong to it."""
         start = self.start.value
-        show(self._from_dataset, start == "dataset")
-        show(self._from_picture, start == "picture")
+        show(self.arc, start == "dataset")
+        show(self.frame, start == "dataset")
+        show(self.upload, start == "picture")
         show(self.picture, False)
         if start == "picture" and self.upload.value:
             frame = fit_frame(read_image(self._uploaded_file()), *self._size)

@@ -8,7 +8,7 @@ import contextlib
 import numpy as np
 import torch
 
-from mtld_core.config import UserError
+from mtld_core.config import UserError, check
 from mtld_core.frames import to_uint8
 from mtld_core.judge.translations import translated
 from mtld_core.systems.base import Reconstructs, Samples, Translates
@@ -38,8 +38,7 @@ def stream(system, context, num_frames, actions=None, seed=0):
         if context.dtype != torch.uint8 or context.dim() not in (3, 4) or context.shape[-1] != 3:
             found = f"{str(context.dtype).removeprefix('torch.')} {list(context.shape)}"
             raise UserError(f"a context is uint8 [H, W, 3] or [k, H, W, 3], not {found}")
-    if num_frames < 1:
-        raise UserError(f"num_frames must be at least 1, not {num_frames}")
+    check(num_frames >= 1, f"num_frames must be at least 1, not {num_frames}")
     check_makes_frames(system)
     actions = check_actions(actions, system.action_space, num_frames, system.device)
     generator = torch.Generator(system.device).manual_seed(seed)
@@ -64,8 +63,7 @@ def check_actions(actions, space, count, device):
     Raises UserError.
     """
     if space is None:
-        if actions is not None:
-            raise UserError("this run takes no actions: leave actions empty")
+        check(actions is None, "this run takes no actions: leave actions empty")
         return None
     if actions is None or len(actions) != count:
         given = "none were given" if actions is None else f"{len(actions)} were given"

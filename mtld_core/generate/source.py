@@ -6,8 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mtld_core.config import UserError
-from mtld_core.data import Dataset
+from mtld_core.config import UserError, check
 from mtld_core.data.truth import open_truth, true_frames
 from mtld_core.frames import fit_frame
 from mtld_core.judge.windows import windows_of
@@ -43,12 +42,12 @@ def read_source(system, source, direction="x_to_y"):
     from: an image one of a single frame, "dataset:<arc>/<frame>" and "" one that goes on to the end of the
     arc. Its truth is the clip in the other domain, where <root>/truth/ has it.
     """
-    if source == NOISE or (not source and isinstance(system, Samples)):
-        if not isinstance(system, Samples):
-            raise UserError(
-                f"source={source!r} is for systems that draw from noise; {system.name} starts from an image, "
-                'a clip\'s folder, a recording or "dataset:<arc>/<frame>"'
-            )
+    if not source and isinstance(system, Samples):
+        source = NOISE
+    if source == NOISE:
+        ways = 'an image, a clip\'s folder, a recording or "dataset:<arc>/<frame>"'
+        way = f"{system.name} starts from {ways}"
+        check(isinstance(system, Samples), f"source={source!r} is for systems that draw from noise; {way}")
         return Source(NOISE, NOISE, None, _no_frames(system))
     if not source or source.startswith("dataset:"):
         return from_dataset(system, own_dataset(system), source, direction)
@@ -76,7 +75,7 @@ def _from_picture(system, path):
     k = context_of(system)
     if k > 1:
         print(
-            f"this run starts from {k} frames: the picture stands for all of them, so nothing in it moves yet"
+            f"this run starts from {k} frames: the picture stands for all of them, so nothing moves in it yet"
         )
     return Source("", "", torch.from_numpy(picture).expand(k, -1, -1, -1), _no_frames(system))
 
@@ -100,8 +99,8 @@ def context_of(system):
 
 
 def domain_of(dataset, direction):
-    """Of two domains the one that `direction` starts from; a `Dataset` as it is."""
-    return dataset if isinstance(dataset, Dataset) else getattr(dataset, direction[0])
+    """Of two domains the one that `direction` starts from; where there is one, that."""
+    return dataset.domains[-1] if direction == "y_to_x" else dataset.domains[0]
 
 
 def starts_in(system, dataset):
@@ -123,10 +122,8 @@ def from_dataset(system, dataset, source="", direction="x_to_y"):
 
 def _named_row(dataset, source):
     arc, _, number = source.removeprefix("dataset:").rpartition("/")
-    if not arc or not number.isdecimal():
-        raise UserError(
-            f'source={source!r} is not "dataset:<arc>/<frame number>", such as "dataset:arc_1/120"'
-        )
+    wanted = '"dataset:<arc>/<frame number>", such as "dataset:arc_1/120"'
+    check(arc and number.isdecimal(), f"source={source!r} is not {wanted}")
     return dataset.row(arc, int(number))
 
 

@@ -186,16 +186,24 @@ def find(run_dir, wanted="", say=print, **how):
     if not (run_dir / CHECKPOINTS).exists() and (run_dir / WEIGHTS).is_file():
         return run_dir / WEIGHTS
     found = list_checkpoints(run_dir)
-    for path in found:
+    if not found:
+        raise UserError(f"{run_dir} holds no checkpoint yet: train it first (notebooks/02_train)")
+    good = newest_good(found, say, **how)
+    if good is None:
+        raise UserError(
+            f"every checkpoint of {run_dir} is damaged: train it anew in another run_dir, or restore a copy"
+        )
+    return good
+
+
+def newest_good(paths, say=print, **how):
+    """The first of these checkpoints that can be believed, or None; `say` is told of those before it."""
+    for path in paths:
         reason = problem(path, **how)
         if reason is None:
             return path
         say(f"checkpoint {path} is damaged ({reason}); trying the one before")
-    if found:
-        raise UserError(
-            f"every checkpoint of {run_dir} is damaged: train it anew in another run_dir, or restore a copy"
-        )
-    raise UserError(f"{run_dir} holds no checkpoint yet: train it first (notebooks/02_train)")
+    return None
 
 
 def _find_named(run_dir, wanted, **how):

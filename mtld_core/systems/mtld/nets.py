@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mtld_core.nn.conv import ResBlock, norm2d
+from mtld_core.nn.conv import Conv3x3, ResBlock, norm2d
 from mtld_core.nn.precision import in_fp32
 
 
@@ -27,7 +27,7 @@ class ConvEncoder(nn.Module):
         last = 3
         for i, channels in enumerate(config.encoder_channels):
             height, width = height // 2, width // 2
-            kind = config.encoder_norm if i > 0 and height * width > 1 else "none"
+            kind = config.encoder_norm if i and height * width > 1 else "none"
             layers += [nn.Conv2d(last, channels, 4, 2, 1), norm2d(kind, channels), nn.LeakyReLU(0.2)]
             last = channels
         self.body = nn.Sequential(*layers)
@@ -83,11 +83,6 @@ class Trajectory(nn.Module):
     def forward(self, z, length):
         """Latents of the priming frames `[B, k, Z]` -> those that follow `[B, length, Z]`."""
         return self.go_on(z[:, -1], self.start(z), length)[0]
-
-
-class Conv3x3(nn.Conv2d):
-    def __init__(self, channels, out):
-        super().__init__(channels, out, 3, 1, 1)
 
 
 class ConvGRUCell(nn.Module):

@@ -261,22 +261,22 @@ class MTLD(System):
         betas = c.beta1, c.beta2
         makers = [*self.encoder.parameters(), *self.decoder.parameters(), *self.trajectory.parameters()]
         phases = {"generator": adam(makers, c.lr_g, betas)}
-        if self.discriminator is not None:
+        if self.discriminator:
             phases["discriminator"] = adam(self.discriminator.parameters(), c.lr_d, betas)
-        if self.temporal is not None:
+        if self.temporal:
             phases["temporal"] = adam(self.temporal.parameters(), c.lr_d, betas)
         return phases
 
     def training_step(self, batches, step):
-        if self.discriminator is not None:
+        if self.discriminator:
             self.discriminator.iterate()
-        if self.temporal is not None:
+        if self.temporal:
             self.temporal.iterate()
         made = step("generator", self.generator_loss, batches[0])
         logs = made.logs
-        if self.discriminator is not None:
+        if self.discriminator:
             logs |= step("discriminator", self.discriminator_loss, made.carry).logs
-        if self.temporal is not None:
+        if self.temporal:
             logs |= step("temporal", self.temporal_loss, made.carry).logs
         return logs
 
@@ -308,13 +308,13 @@ class MTLD(System):
         }
         if "lpips" in self.frozen:
             logs["lpips"] = self._lpips(fake, real, batch.get("place", Place(0, size)))
-        if self.discriminator is not None:
+        if self.discriminator:
             logits, features = self.discriminator(fake.flatten(0, 1))
             with torch.no_grad():
                 _, real_features = self.discriminator(real.flatten(0, 1))
             logs["adversarial"] = lsgan_generator_loss(logits)
             logs["feature_matching"] = feature_matching_loss(features, real_features)
-        if self.temporal is not None:
+        if self.temporal:
             logits, _ = self.temporal(_pairs(fake))
             logs["adversarial_temporal"] = lsgan_generator_loss(logits)
         weights = c.weights

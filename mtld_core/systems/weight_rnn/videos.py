@@ -12,31 +12,26 @@ def still(images):
 
 
 def synthetic_video(images, keys, length, strength):
-    """Images `[B, 3, H, W]` -> `[B, length, 3, H, W]` in [-1, 1]: each image, then more and more of one
-    change.
+    """Let images `[B, 3, H, W]` drift: `[B, length, 3, H, W]` in [-1, 1], from the image on.
 
     The change is an affine map of the places and a colour that is added, drawn for each key and the same for
-    all frames of a video. strength: standard deviation of its numbers in the last frame (half sides of the
-    picture, half the range of colours).
+    all frames of a video, where it grows. strength: standard deviation of its numbers in the last frame (half
+    sides of the picture, half the range of colours).
     """
-    drift = (
-        keyed_normal(keys, "video", 9)[:, None]
-        * torch.linspace(0, strength, length, device=images.device)[:, None]
-    )
+    growth = torch.linspace(0, strength, length, device=images.device)
+    drift = keyed_normal(keys, "video", 9)[:, None] * growth[:, None]  # [B, length, 9]
     with torch.autocast(images.device.type, enabled=False):  # places in bf16 would be off by half a pixel
         place, colour = drift.to(images).flatten(0, 1).split([6, 3], 1)
         place = torch.eye(2, 3, dtype=place.dtype, device=place.device) + place.view(-1, 2, 3)
-        frames = images.repeat_interleave(length, 0)
+        frames = images.repeat_interleave(length, 0)  # [B * length, 3, H, W]
         grid = F.affine_grid(place, list(frames.shape), align_corners=False)
-        frames = (
-            F.grid_sample(frames, grid, padding_mode="border", align_corners=False) + colour[..., None, None]
-        )
-    return frames.clamp(-1, 1).unflatten(0, (-1, length))
+        moved = F.grid_sample(frames, grid, padding_mode="border", align_corners=False)
+        video = (moved + colour[..., None, None]).clamp(-1, 1)
+    return video.unflatten(0, (-1, length))
 
 
 def noisy_video(images, keys, length, strength):
-    """Images `[B, 3, H, W]` -> `[B, length, 3, H, W]` in [-1, 1]: each image, then the same under more and
-    more noise.
+    """Put more and more noise on images `[B, 3, H, W]`: `[B, length, 3, H, W]` in [-1, 1], from the image on.
 
     strength: standard deviation of the last frame's noise, where pixels are in [-1, 1]; frame t has t /
     (length - 1) of it.
