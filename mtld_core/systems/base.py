@@ -159,7 +159,7 @@ class System(nn.Module):
         raise NotImplementedError
 
     def training_step(self, batches, step):
-        """Update everything once. batches: dicts of "frames", "key" `[B]`, ... Returns 0-dim tensors to log."""
+        """Update everything once. batches: dicts, with "frames" and "key". Returns 0-dim tensors to log."""
         return step("model", self.loss, batches[0]).logs
 
     def loss(self, batch):
