@@ -41,10 +41,11 @@ FLAGS = (
 class Hdf5:
     """The frames of HDF5 files; each episode is an arc whose frames count from 0.
 
-    files: paths of one, or of several in a folder. size: (height, width, fit), see `fit_frame`. Arcs are "episode_<n>"; of several files "<file>", or
-    "<file>/episode_<n>" where a file has several. Rows of one episode may lie apart in a file (several games
-    recorded at once): they are put in order by episode. actions: int64 `[N]` for whole numbers, else float32
-    `[N, A]`. Raises UserError naming the file, the dataset, its dtype and shape.
+    files: paths of one, or of several in a folder. size: (height, width, fit), see `fit_frame`. Arcs are
+    "episode_<n>"; of several files "<file>", or "<file>/episode_<n>" where a file has several. Rows of one
+    episode may lie apart in a file (several games recorded at once): they are put in order by episode.
+    actions: int64 `[N]` for whole numbers, else float32 `[N, A]`. Raises UserError naming the file, the
+    dataset, its dtype and shape.
     """
 
     cached = False  # reading is as fast as reading a copy of it would be
