@@ -255,7 +255,9 @@ class LazyFrames:
         self._starts = np.cumsum([0, *(count for _, count in parts)])
         self._files = {}  # number of a part -> its open file, the longest open first
         frames = self._dataset(0)
-        self.piece = max(1, PIECE // int(np.prod(frames.shape[1:])), (frames.chunks or [0])[0])
+        frame_bytes = int(np.prod(frames.shape[1:]))
+        chunk = frames.chunks[0] if frames.chunks else 1  # frames that the file stores together
+        self.piece = max(1, PIECE // frame_bytes, chunk)  # frames that are read at once
 
     def __len__(self):
         return self.shape[0]

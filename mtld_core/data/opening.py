@@ -47,10 +47,8 @@ def open_dataset(
     path = Path(os.path.expanduser(path)).absolute()
     check(fit in ("crop", "pad", "stretch"), f"fit must be 'crop', 'pad' or 'stretch', not {fit!r}")
     check(min(height, width) >= 0, f"height and width must be 0 (as is) or more, not {height} and {width}")
-    check(
-        controls_lead_to in ("next", "this"),
-        f"controls_lead_to must be 'next' or 'this', not {controls_lead_to!r}",
-    )
+    known = ("next", "this")
+    check(controls_lead_to in known, f"controls_lead_to must be 'next' or 'this', not {controls_lead_to!r}")
     if not os.path.exists(path):
         raise UserError(
             f"{path} does not exist; wanted is {LAYOUT}, an HDF5 file, a recording, or <folder>/X and "

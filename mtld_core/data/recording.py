@@ -119,8 +119,9 @@ class Recording(PictureFiles):
     def _rows(self):
         """(the entry of each row, rows where an arc starts): int64."""
         kept = self.kept()
-        new = (np.diff(kept, prepend=-2) != 1) | (np.diff(self._part[kept], prepend=-1) != 0)
-        return kept, np.flatnonzero(new)
+        behind_a_bad_file = np.diff(kept, prepend=-2) != 1
+        in_a_new_part = np.diff(self._part[kept], prepend=-1) != 0
+        return kept, np.flatnonzero(behind_a_bad_file | in_a_new_part)
 
     # ---- reading the log
 

@@ -10,13 +10,16 @@ from torch import nn
 def to_patches(frames, p):
     """Cut pictures `[..., 3, H, W]` into patches `[..., P, 3pp]`; no value is changed."""
     x = frames.movedim(-3, -1)
-    x = x.unflatten(-2, (-1, p)).unflatten(-4, (-1, p)).transpose(-4, -3)  # [..., h, w, p, p, 3]
+    x = x.unflatten(-2, (-1, p)).unflatten(-4, (-1, p))  # [..., h, p, w, p, 3]
+    x = x.transpose(-4, -3)  # [..., h, w, p, p, 3]
     return x.flatten(-3).flatten(-3, -2)
 
 
 def to_frames(patches, p, height, width):
     """Join patches `[..., P, 3pp]` to pictures `[..., 3, H, W]`, in the memory order of channels_last."""
-    x = patches.unflatten(-1, (p, p, 3)).unflatten(-4, (height // p, width // p)).transpose(-4, -3)
+    grid = height // p, width // p
+    x = patches.unflatten(-1, (p, p, 3)).unflatten(-4, grid)  # [..., h, w, p, p, 3]
+    x = x.transpose(-4, -3)  # [..., h, p, w, p, 3]
     return x.flatten(-3, -2).flatten(-4, -3).movedim(-1, -3)
 
 
