@@ -42,13 +42,13 @@ class FrameSize(Settings):
     def check_divisible(self, factor, way_out, name=""):
         """Raise ConfigError where a side is no multiple of `factor`, the value of the setting `name`.
 
-        way_out: ends the error, behind the nearest size that fits.
+        way_out: ends the error, behind a size that fits.
         """
         asked = f"{name}={factor}" if name else factor
         for side in ("height", "width"):
             size = getattr(self, side)
-            nearest = max(1, size // factor) * factor
-            check(size % factor == 0, f"{side}={size} is not divisible by {asked}; use {nearest}, {way_out}")
+            fits = max(1, size // factor) * factor
+            check(size % factor == 0, f"{side}={size} is not divisible by {asked}; use {fits}, {way_out}")
 
 
 class Needs(typing.NamedTuple):

@@ -1,9 +1,9 @@
 """MTLD: one image in, a sequence out, by a walk through latent space.
 
-Source: sources text 1 (MTLD, "modele a trajectoire latente deterministe"). An encoder turns the priming
-frames into z_k and a GRU's initial state. The GRU feeds its own output back and emits z_k+1 .. z_T, each of
-which the decoder turns into a frame; a patch discriminator says how real those look. L latent size, Z a
-latent (`L`, or `L, h, w` of a latent map), n decoded frames a window; other letters as in base.py.
+Source: the text "MTLD, modele a trajectoire latente deterministe". An encoder turns the priming frames into
+z_k and a GRU's initial state. The GRU feeds its own output back and emits z_k+1 .. z_T, each of which the
+decoder turns into a frame; a patch discriminator says how real those look. L latent size, Z a latent (`L`, or
+`L, h, w` of a latent map), n decoded frames a window; other letters as in base.py.
 """
 
 import dataclasses

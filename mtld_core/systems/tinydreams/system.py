@@ -1,8 +1,8 @@
 """TinyDreams: the current frames and the controls in, the next frame out.
 
-Source: sources text 4 (TinyDreamsI, "Next Frame Prediction with Vision Transformer and CNN Decoder"). k
-context frames become a grid of tokens and the controls one token; a Transformer mixes them; the decoder draws
-the next frame, or the change to the last one. In training the n frames of a window are predicted one after
+Source: the text "TinyDreamsI, Next Frame Prediction with Vision Transformer and CNN Decoder". k context
+frames become a grid of tokens and the controls one token; a Transformer mixes them; the decoder draws the
+next frame, or the change to the last one. In training the n frames of a window are predicted one after
 another, each from what was made of the earlier ones. E width of a token, h w the grid, P = h w; other letters
 as in base.py.
 """

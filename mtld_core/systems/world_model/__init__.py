@@ -1,4 +1,4 @@
 """The world model in three stages, each a system of its own: tokenizer, latent actions, dynamics.
 
-Source: sources text 5 (dynamics trainer), after Genie (Bruce et al. 2024).
+Source: the text on a dynamics trainer, after Genie (Bruce et al. 2024).
 """
