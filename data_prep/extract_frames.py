@@ -67,8 +67,7 @@ def extract(
     height, width, fit: as `mtld_core.frames.fit_frame`; 0 as is.
     start, duration: seconds or "m:ss" or "h:mm:ss"; duration 0: to the end. Those of a list's line go first.
     drop_duplicates: leave out frames that repeat the last kept one.
-    split_scenes: an arc for each shot, `<name>_shot_000` ...
-    workers: videos at once; 0: one a core.
+    split_scenes: an arc for each shot, `<name>_shot_000` ... workers: videos at once, 0 for one a core.
 
     A finished arc is kept where video and settings are the same, and replaced where not, or where an older
     version of this tool made it. A video that fails is named in `failed` and the others go on. Raises
@@ -87,10 +86,10 @@ def extract(
     _check(settings, workers)
     root = Path(dataset_root)
     was_there = root.exists()
-    jobs, failed = find_jobs(source, root, settings, progress)
+    jobs, unusable = find_jobs(source, root, settings, progress)
     _sweep(root)
-    rows, failed_now = _extract_all(jobs, root, workers, progress)
-    failed = sorted(failed + failed_now)
+    rows, failed = _extract_all(jobs, root, workers, progress)
+    failed = sorted(unusable + failed)
     if not rows:
         if not was_there:
             with contextlib.suppress(OSError):  # downloads are kept
