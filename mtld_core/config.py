@@ -89,18 +89,25 @@ def nearest(name, known):
 
 
 def field_names(cls):
+    """Names of the fields of a dataclass, in their order."""
     return [field.name for field in dataclasses.fields(cls)]
 
 
+def with_new_names(cls, values):
+    """`values` by the names that the fields of `cls` have today: a field's metadata may say what it "was"."""
+    names = {field.metadata.get("was"): field.name for field in dataclasses.fields(cls)}
+    return {names.get(name, name): value for name, value in values.items()}
+
+
 def from_dict(cls, values):
-    """Build the dataclass `cls` from a dict of plain JSON values.
+    """Build the dataclass `cls` from a dict of plain JSON values, also by names of before.
 
     Raises ConfigError for an unknown name (with the nearest known one), for a value of the wrong type, and
     for whatever the dataclass itself refuses.
     """
     hints = typing.get_type_hints(cls)
     checked = {}
-    for name, value in values.items():
+    for name, value in with_new_names(cls, values).items():
         if name not in hints:
             raise ConfigError(f"{cls.__name__} has no setting {name!r}{nearest(name, hints)}")
         checked[name] = _convert(f"{cls.__name__}.{name}", hints[name], value)

@@ -82,10 +82,13 @@ dataset = open_data(root, config, training.controls_lead_to)
 pages.show_table(dataset.describe())
 
 # %%
-from mtld_core.frames import evenly
 from mtld_core.media import strip
 
-pages.show_picture(strip([evenly(domain.frames, 8) for domain in dataset.domains]))
+rows = []
+for domain in dataset.domains:
+    every = max(1, len(domain.frames) // 8)
+    rows.append(domain.frames[::every][:8])
+pages.show_picture(strip(rows))
 
 # %% [markdown]
 # ## A batch

@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 
 from mtld_core.config import field_names, from_dict
-from mtld_core.files import write_json
 from mtld_core.judge.task import JudgeConfig, Task
-from mtld_core.runs.folder import JUDGEMENTS
+from mtld_core.runs.folder import JUDGEMENTS, write_part
 from mtld_core.runtime import command
 from mtld_core.systems.opening import open_run, own_dataset
 
@@ -40,9 +39,7 @@ def judge(run_dir, checkpoint="", device="auto"):
         system.config = dataclasses.replace(system.config, lpips_weights="")
     torch.manual_seed(0)
     figures = Task(system, own_dataset(system), config).figures(system)
-    folder = Path(run_dir) / JUDGEMENTS
-    folder.mkdir(exist_ok=True)
-    write_json(folder / f"{Path(system.run.checkpoint).stem}.json", figures)
+    write_part(run_dir, f"{JUDGEMENTS}/{Path(system.run.checkpoint).stem}.json", figures)
     return figures
 
 

@@ -79,11 +79,12 @@ class Judge:
         errors, made, true = self._compare(system, tick)
         model = errors.pop("model")
         lpips, reason = metrics.lpips_metric(system.device, self.lpips_weights)
+        psnr = metrics.psnr(model)
         figures = {
-            "psnr": metrics.mean_psnr(model[:, : self.horizon]),
+            "psnr": psnr[:, : self.horizon].mean().item(),
             "ssim": _average(metrics.ssim, made, true, tick),
             "lpips": _average(lpips, made, true, tick) if lpips else None,
-            "psnr_by_horizon": metrics.psnr(model).mean(0).tolist(),
+            "psnr_by_horizon": psnr.mean(0).tolist(),
             "skill_db": None,
             "windows": len(self.starts),
         }

@@ -18,6 +18,7 @@ from mtld_core.frames import evenly, to_float, to_uint8
 from mtld_core.judge.frechet import Likeness
 from mtld_core.metrics import colour_transfer
 
+BASELINES = ("baseline_identity_psnr", "baseline_mean_image_psnr", "baseline_colour_transfer_psnr")
 LIKED = 4  # frames of each window that the Frechet distance to the target domain's own is taken of
 
 
@@ -88,7 +89,7 @@ class _Way:
         return some
 
     def figures(self, system, tick):
-        errors = collections.defaultdict(list)  # of the system and the baselines
+        errors = collections.defaultdict(list)  # figure -> MSE of the clips' frames
         flicker, flicker_source, shown = [], [], []
         for clips, truth in self._clips():
             tick()
@@ -97,18 +98,22 @@ class _Way:
             flicker_source.append(metrics.flicker(clips))
             shown.append(made[:, self.liked].flatten(0, 1))
             if truth is not None:
-                recoloured = (clips.double() @ self.matrix.T + self.shift).round().clamp(0, 255)
-                errors["psnr"].append(metrics.mse(made, truth))
-                errors["baseline_identity_psnr"].append(metrics.mse(clips, truth))
-                errors["baseline_mean_image_psnr"].append(metrics.mse(self.mean, truth))
-                errors["baseline_colour_transfer_psnr"].append(metrics.mse(recoloured.byte(), truth))
-        known = {name: metrics.mean_psnr(torch.cat(parts)) for name, parts in errors.items()}
-        figures = {"psnr": known.pop("psnr", None), "baseline_psnr": max(known.values(), default=None)}
-        figures |= known
+                compared = {"psnr": made} | self._baselines(clips)
+                for name, frames in compared.items():
+                    errors[name].append(metrics.mse(frames, truth))
+        figures = {"psnr": None, "baseline_psnr": None}
+        for name, parts in errors.items():
+            figures[name] = metrics.mean_psnr(torch.cat(parts))
+        if self.truth is not None:
+            figures["baseline_psnr"] = max(figures[name] for name in BASELINES)
         figures["flicker"] = torch.cat(flicker).mean().item()
         figures["flicker_source"] = torch.cat(flicker_source).mean().item()
         named = {f"{name}_{self.direction}": value for name, value in figures.items()}
         return named | self.likeness(torch.cat(shown), tick, f"_{self.direction}")
+
+    def _baselines(self, clips):
+        recoloured = (clips.double() @ self.matrix.T + self.shift).round().clamp(0, 255).to(torch.uint8)
+        return dict(zip(BASELINES, (clips, self.mean, recoloured), strict=True))
 
     def example(self, system):
         """[a clip, its translation, its truth where that is known], each uint8 `[T, H, W, 3]`."""

@@ -2,7 +2,6 @@
 
 import typing
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -113,10 +112,3 @@ class ConvTokenizer(nn.Module):
             maps.insert(0, x)
             x = level(x)
         return self.head(x), maps
-
-
-def to_channels_last(system):
-    """Lay out the weights of all 2-d convolutions as the fast kernels like them, in place."""
-    for parameter in system.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -121,7 +121,7 @@ class System(nn.Module):
 
     name: typing.ClassVar[str]
     Config: typing.ClassVar[type]
-    PRESETS: typing.ClassVar[dict]  # name -> fields of Config and TrainConfig that differ from the defaults
+    PRESETS: typing.ClassVar[dict]  # name -> dict of fields of Config and TrainConfig that differ
     action_space = None  # None, an int (n discrete actions) or (low, high) lists of floats
 
     def __init__(self, config):
@@ -159,7 +159,7 @@ class System(nn.Module):
         raise NotImplementedError
 
     def training_step(self, batches, step):
-        """Update everything once. batches: `needs().batches` dicts. Returns 0-dim tensors to log, by name."""
+        """Update everything once. batches: dicts, with "frames" and "key". Returns 0-dim tensors to log."""
         return step("model", self.loss, batches[0]).logs
 
     def loss(self, batch):

@@ -12,10 +12,8 @@ from mtld_core import media
 from mtld_core.chance import seed_of
 from mtld_core.config import AtLeastOne, BelowOne, NotNegative, RunGivenUp, Settings, check
 from mtld_core.data import Batches
-from mtld_core.files import atomic_path, write_json
 from mtld_core.judge.task import Task, best_by, summary
 from mtld_core.judge.windows import check_stages
-from mtld_core.nn.conv import to_channels_last
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import (
     BEST,
@@ -27,6 +25,7 @@ from mtld_core.runs.folder import (
     checkpoint_name,
     read_pointer,
     rewind,
+    write_part,
 )
 from mtld_core.runs.resume import check_origin, checkpoint_to_resume
 from mtld_core.runtime import peak_memory_mb, pick_device, pick_precision
@@ -35,7 +34,7 @@ from mtld_core.train.heat import Heat
 from mtld_core.train.plots import draw_judgement
 from mtld_core.train.report import Alarms, about, peak_gpu_memory_mb, report
 from mtld_core.train.schedule import Schedule
-from mtld_core.train.stepper import Stepper
+from mtld_core.train.stepper import Stepper, to_channels_last
 
 SECONDS_BETWEEN_LOOKS = 0.1  # while paused
 PATIENCE = 20  # updates of a phase in a row that were not finite, after which the run is given up
@@ -136,7 +135,7 @@ class Training:
             for part in system.to_compile():
                 part.compile()
         rewind(run_dir, self.step)
-        write_json(run_dir / CONFIG, self._about())
+        write_part(run_dir, CONFIG, self._about())
         self._introduce(why)
 
     def _introduce(self, why):
@@ -416,8 +415,7 @@ class Training:
         finally:
             self.system.train()
         self.judged_at = self.step
-        with atomic_path(self.run_dir / JUDGEMENT) as temporary:
-            temporary.write_bytes(draw_judgement(self.metrics))
+        write_part(self.run_dir, JUDGEMENT, draw_judgement(self.metrics))
         self.alarms.look("judgement", self.metrics)
         self.write_report("stopped", "still running, or killed")
         figure, value = best_by(self.metrics, self.config.restitution, self.step)
@@ -495,7 +493,7 @@ class Training:
 
     def write_report(self, status, reason):
         written = report(self, status, reason)
-        write_json(self.run_dir / REPORT, written)
+        write_part(self.run_dir, REPORT, written)
         return written
 
 

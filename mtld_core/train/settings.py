@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mtld_core.chance import seed_of
-from mtld_core.config import UserError, check, field_names, from_dict, nearest, parse_object
+from mtld_core.config import UserError, check, field_names, from_dict, nearest, parse_object, with_new_names
 from mtld_core.data import open_dataset
 from mtld_core.judge.task import JudgeConfig
 from mtld_core.judge.windows import STAGES_SHARE
@@ -42,6 +42,7 @@ def plan(system, preset="small", overrides="{}", **settings):
         raise UserError(f"{system} has no preset {preset!r}{nearest(preset, cls.PRESETS)}")
     said = {name: value for name, value in settings.items() if name not in LEFT_ALONE or value not in (0, "")}
     extra = overrides if isinstance(overrides, dict) else parse_object(overrides, "overrides")
+    extra = with_new_names(cls.Config, extra)
     own, general = field_names(cls.Config), field_names(TrainConfig)
     for name in extra:
         known = name in own or name in general

@@ -537,7 +537,12 @@ def test_the_shapes_of_the_networks_are_settings():
             size(norm="none"),
             size(output="tanh"),
         ),
-        *(size(judge_channels=(8, 8, 8)), size(judge_fold=4), size(dense_head=True), size(rl_every=0)),
+        *(
+            size(discriminator_channels=(8, 8, 8)),
+            size(discriminator_fold=4),
+            size(dense_head=True),
+            size(rl_every=0),
+        ),
     ]
     assert len(set(sizes)) == len(sizes)
 
@@ -725,7 +730,9 @@ def test_memory_is_flat_over_a_thousand_steps(tmp_path):
     """A graph, a list or a replay that grew with every step would show; the first steps fill caches and the
     replay.
     """
-    system, stepper = make(tmp_path, replay_size=100, rl_every=4, channels=(4,), judge_channels=(4, 4))
+    system, stepper = make(
+        tmp_path, replay_size=100, rl_every=4, channels=(4,), discriminator_channels=(4, 4)
+    )
     data, taken = batch(size=1), {}
     for step in range(1, 1001):
         system.training_step([data], stepper)

@@ -35,6 +35,8 @@ from mtld_core.systems.mtld.nets import (
     feature_matching_loss,
 )
 
+PIECE = 16  # frames that a rollout decodes in one pass
+
 
 @dataclasses.dataclass(frozen=True)
 class MTLDConfig(FrameSize):
@@ -386,10 +388,10 @@ class MTLD(System):
         z, hidden = self.trajectory.step(z, hidden)
         return (z, hidden, given), self.decoder(z, given)
 
-    def rollout(self, context, num_frames, actions=None, generator=None, piece=16):
+    def rollout(self, context, num_frames, actions=None, generator=None):
         z, hidden, given = self.start(context, generator)
-        for first in range(0, num_frames, piece):
-            path, hidden = self.trajectory.go_on(z, hidden, min(piece, num_frames - first))
+        for first in range(0, num_frames, PIECE):
+            path, hidden = self.trajectory.go_on(z, hidden, min(PIECE, num_frames - first))
             z = path[:, -1]
             yield self.decoder(path.flatten(0, 1), given).unflatten(0, path.shape[:2])
 

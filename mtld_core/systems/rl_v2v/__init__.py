@@ -1,3 +1,4 @@
-"""RL-V2V-GAN: unpaired video-to-video translation. nets: its networks; decisions: its MDP; system: how they
-learn.
+"""RL-V2V-GAN: unpaired video-to-video translation.
+
+nets: its networks; losses; decisions: its decision process; replay; system: how they learn.
 """

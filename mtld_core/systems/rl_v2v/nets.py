@@ -1,5 +1,6 @@
-"""The networks of RL-V2V-GAN. Letters: B batch, T frames, C channels of a map, h w its grid, p frames of a
-state.
+"""The networks of RL-V2V-GAN.
+
+B batch, T frames, C channels of a map, h w its grid, p frames of a state; other letters as in base.py.
 """
 
 import itertools
@@ -12,8 +13,7 @@ from mtld_core.nn.conv import ResBlock, norm2d
 
 
 class Translator(nn.Module):
-    """Clips `[B, T, 3, H, W]` -> (clips of the same size, state): an encoder-decoder with a ConvLSTM and
-    skips.
+    """Clips `[B, T, 3, H, W]` -> (clips of the same size, state): an encoder-decoder with memory and skips.
 
     As a translator G its frames are those of the other domain; as a predictor P its last one is the frame
     that comes next. Squares of `fold` x `fold` pixels are folded into channels; each of `channels` after the
@@ -23,21 +23,22 @@ class Translator(nn.Module):
 
     def __init__(self, channels, fold, blocks, memory, norm="group", residual=True):
         super().__init__()
-        self.fold, self.residual = fold, residual
-        self.stem = nn.Conv2d(3 * fold**2, channels[0], 3, 1, 1)
+        self.fold = fold
+        self.residual = residual
+        pixels = 3 * fold**2
         pairs = list(itertools.pairwise(channels))
-        self.downs = nn.ModuleList([nn.Sequential(nn.SiLU(), nn.Conv2d(a, b, 4, 2, 1)) for a, b in pairs])
+        self.stem = nn.Conv2d(pixels, channels[0], 3, 1, 1)
+        self.downs = nn.ModuleList(nn.Sequential(nn.SiLU(), nn.Conv2d(a, b, 4, 2, 1)) for a, b in pairs)
         self.blocks = nn.Sequential(*[ResBlock(channels[-1], norm) for _ in range(blocks)])
         self.memory = ConvLSTM(channels[-1], memory)
         self.recall = nn.Conv2d(memory, channels[-1], 1)
-        self.ups = nn.ModuleList([nn.Conv2d(b, a, 3, 1, 1) for a, b in pairs[::-1]])
-        self.head = nn.Sequential(
-            norm2d(norm, channels[0]), nn.SiLU(), nn.Conv2d(channels[0], 3 * fold**2, 3, 1, 1)
-        )
+        self.ups = nn.ModuleList(nn.Conv2d(b, a, 3, 1, 1) for a, b in reversed(pairs))
+        last = nn.Conv2d(channels[0], pixels, 3, 1, 1)
+        self.head = nn.Sequential(norm2d(norm, channels[0]), nn.SiLU(), last)
         if residual:
             self.colour = nn.Conv2d(3, 3, 1)
-            nn.init.zeros_(self.head[-1].weight)
-            nn.init.zeros_(self.head[-1].bias)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
             self.set_colour(torch.eye(3), torch.zeros(3))
 
     def set_colour(self, matrix, shift):
@@ -47,17 +48,18 @@ class Translator(nn.Module):
             self.colour.bias.copy_(shift)
 
     def forward(self, frames, state=None):
-        pictures, maps = frames.flatten(0, 1), []  # [B*T, 3, H, W]
+        pictures = frames.flatten(0, 1)  # [B * T, 3, H, W]
         x = self.stem(F.pixel_unshuffle(pictures, self.fold))
+        skips = []
         for down in self.downs:
-            maps.append(x)
+            skips.append(x)
             x = down(x)
         x = self.blocks(x)
         seen, state = self.memory(x.unflatten(0, frames.shape[:2]), state)
         x = x + self.recall(seen.flatten(0, 1))
         for up in self.ups:
-            x = up(F.interpolate(F.silu(x), scale_factor=2)) + maps.pop()
-        x = F.pixel_shuffle(self.head(x), self.fold)
+            x = up(F.interpolate(F.silu(x), scale_factor=2)) + skips.pop()
+        x = F.pixel_shuffle(self.head(x), self.fold)  # [B * T, 3, H, W]
         x = self.colour(pictures) + x if self.residual else torch.tanh(x)
         return x.unflatten(0, frames.shape[:2]), state
 
@@ -72,7 +74,8 @@ class DownBlock(nn.Module):
         self.shortcut = nn.Conv2d(channels, out, 1)
 
     def forward(self, x):
-        y = self.conv2(F.leaky_relu(self.conv1(F.leaky_relu(x, 0.2)), 0.2))
+        y = self.conv1(F.leaky_relu(x, 0.2))
+        y = self.conv2(F.leaky_relu(y, 0.2))
         return self.shortcut(F.avg_pool2d(x, 2)) + y
 
 
@@ -81,27 +84,32 @@ class Trunk(nn.Module):
 
     def __init__(self, channels, fold):
         super().__init__()
-        self.fold, self.stem = fold, nn.Conv2d(3 * fold**2, channels[0], 3, 1, 1)
+        self.fold = fold
+        self.stem = nn.Conv2d(3 * fold**2, channels[0], 3, 1, 1)
         self.blocks = nn.Sequential(*[DownBlock(a, b) for a, b in itertools.pairwise(channels)])
 
     def forward(self, clips):
-        return self.blocks(self.stem(F.pixel_unshuffle(clips.flatten(0, 1), self.fold))).unflatten(
-            0, clips.shape[:2]
-        )
+        x = F.pixel_unshuffle(clips.flatten(0, 1), self.fold)
+        return self.blocks(self.stem(x)).unflatten(0, clips.shape[:2])
 
 
 class ClipHead(nn.Module):
-    """Maps `[B, T, C, h, w]` -> `[B, n]`: a residual block in space and time, a linear layer. pooled: n = 1,
-    else T h w.
+    """Maps `[B, T, C, h, w]` -> `[B, n]`: a residual block in space and time, a linear layer.
+
+    pooled: n = 1, else T h w.
     """
 
     def __init__(self, channels, pooled):
         super().__init__()
-        self.pooled, self.block, self.out = pooled, ResBlock3d(channels), nn.Conv3d(channels, 1, 1)
+        self.pooled = pooled
+        self.block = ResBlock3d(channels)
+        self.out = nn.Conv3d(channels, 1, 1)
 
     def forward(self, maps):
-        x = F.leaky_relu(self.block(maps.transpose(1, 2)), 0.2)
-        return self.out(x.mean((2, 3, 4), keepdim=True) if self.pooled else x).flatten(1)
+        x = F.leaky_relu(self.block(maps.transpose(1, 2)), 0.2)  # [B, C, T, h, w]
+        if self.pooled:
+            x = x.mean((2, 3, 4), keepdim=True)
+        return self.out(x).flatten(1)
 
 
 class Discriminator(nn.Module):
@@ -113,26 +121,27 @@ class Discriminator(nn.Module):
 
     def __init__(self, channels, fold, grid=None):
         super().__init__()
-        self.trunk, self.clip = Trunk(channels, fold), ClipHead(channels[-1], pooled=grid is not None)
+        self.trunk = Trunk(channels, fold)
+        self.clip = ClipHead(channels[-1], pooled=grid is not None)
         self.frame = nn.Conv2d(channels[-1], 1, grid or 1)
 
     def forward(self, clips):
         maps = self.trunk(clips)
-        frames = self.frame(F.leaky_relu(maps.flatten(0, 1), 0.2)).flatten(1)
+        frames = self.frame(F.leaky_relu(maps.flatten(0, 1), 0.2)).flatten(1)  # [B * T, n]
         return frames.unflatten(0, clips.shape[:2]), self.clip(maps)
 
 
 class Value(nn.Module):
-    """Q: (states `[B, p, 3, H, W]`, actions `[B, 3, H, W]`) -> `[B]`, any real number, for rewards are
-    negative.
-    """
+    """Q: (states `[B, p, 3, H, W]`, actions `[B, 3, H, W]`) -> `[B]`, of any sign: rewards are negative."""
 
     def __init__(self, channels, fold):
         super().__init__()
-        self.trunk, self.clip = Trunk(channels, fold), ClipHead(channels[-1], pooled=True)
+        self.trunk = Trunk(channels, fold)
+        self.clip = ClipHead(channels[-1], pooled=True)
 
     def forward(self, states, actions):
-        return self.clip(self.trunk(torch.cat([states, actions[:, None]], 1))).squeeze(1)
+        clips = torch.cat([states, actions[:, None]], 1)
+        return self.clip(self.trunk(clips)).squeeze(1)
 
 
 class ConvLSTM(nn.Module):
@@ -144,31 +153,29 @@ class ConvLSTM(nn.Module):
 
     def __init__(self, channels, hidden):
         super().__init__()
-        self.hidden = hidden
         self.from_input = nn.Conv2d(channels, 4 * hidden, 3, 1, 1)
         self.from_hidden = nn.Conv2d(hidden, 4 * hidden, 3, 1, 1, bias=False)
         with torch.no_grad():
             self.from_input.bias[hidden : 2 * hidden] = 1  # remember at first (Jozefowicz et al. 2015)
 
     def forward(self, x, state=None):
-        out, gates = (
-            [],
-            self.from_input(x.flatten(0, 1)).unflatten(0, x.shape[:2]),
-        )  # those of all frames at once
-        for given in gates.unbind(1):
-            enter, keep, new, show = (given if state is None else given + self.from_hidden(state[0])).chunk(
-                4, 1
-            )
+        gates = self.from_input(x.flatten(0, 1)).unflatten(0, x.shape[:2])  # those of all frames at once
+        shown = []
+        for gate in gates.unbind(1):
+            if state is not None:
+                gate = gate + self.from_hidden(state[0])
+            enter, keep, new, show = gate.chunk(4, 1)
             cell = enter.sigmoid() * new.tanh()
             if state is not None:
                 cell = cell + keep.sigmoid() * state[1]
-            state = show.sigmoid() * cell.tanh(), cell
-            out.append(state[0])
-        return torch.stack(out, 1), state
+            hidden = show.sigmoid() * cell.tanh()
+            state = (hidden, cell)
+            shown.append(hidden)
+        return torch.stack(shown, 1), state
 
 
 class ResBlock3d(nn.Module):
-    """Clips of maps `[N, C, T, h, w]` -> the same: two 3x3x3 convolutions and a shortcut."""
+    """Clips of maps `[N, C, T, h, w]` -> the same shape: two 3x3x3 convolutions and a shortcut."""
 
     def __init__(self, channels):
         super().__init__()
@@ -176,4 +183,5 @@ class ResBlock3d(nn.Module):
         self.conv2 = nn.Conv3d(channels, channels, 3, 1, 1)
 
     def forward(self, x):
-        return x + self.conv2(F.leaky_relu(self.conv1(F.leaky_relu(x, 0.2)), 0.2))
+        y = self.conv1(F.leaky_relu(x, 0.2))
+        return x + self.conv2(F.leaky_relu(y, 0.2))

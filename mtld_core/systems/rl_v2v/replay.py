@@ -19,8 +19,8 @@ import torch
 
 from mtld_core.config import UserError
 from mtld_core.files import flush
+from mtld_core.runs.folder import REPLAY
 
-FOLDER = "replay"
 SEGMENT = 1000  # transitions in a file
 MAGIC, VERSION = b"MTLD RPL", 1
 HEADER = struct.Struct("<8sIIIII")  # magic, version, shape of a transition's frames
@@ -39,7 +39,7 @@ class Replay:
     """
 
     def __init__(self, folder, capacity, frame_shape):
-        self.folder, self.capacity, self.frame_shape = Path(folder) / FOLDER, capacity, tuple(frame_shape)
+        self.folder, self.capacity, self.frame_shape = Path(folder) / REPLAY, capacity, tuple(frame_shape)
         self.count = 0  # transitions ever added; each has its number, from 0 on
         self._first = 0  # number of the oldest that is still here
         record = [
@@ -112,7 +112,7 @@ class Replay:
                 os.fsync(file.fileno())
         self._unflushed.clear()
         flush(self.folder)
-        return {f"{FOLDER}/{name}": size for name, size in self._segments(self._first, self.count)}
+        return {f"{REPLAY}/{name}": size for name, size in self._segments(self._first, self.count)}
 
     def load(self, state, folder):
         """Take back what the replay was when `state` was taken. folder: of the run that it was taken in.
@@ -121,7 +121,7 @@ class Replay:
         the file, where one is missing, cut short, damaged, or made for frames of another size.
         """
         self.count, self._first = state["count"], max(state["first"], state["count"] - self.capacity)
-        source, needed = Path(folder) / FOLDER, list(self._segments(self._first, self.count))
+        source, needed = Path(folder) / REPLAY, list(self._segments(self._first, self.count))
         for name, size in needed:
             self._check(source / name, size)
         for path in self.folder.glob(f"{'[0-9]' * 12}.bin"):
