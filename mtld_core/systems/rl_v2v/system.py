@@ -260,7 +260,7 @@ class RLV2V(Reconstructs, Translates, System):
     # ---- the GAN half
 
     def generator_loss(self, batch, t):
-        """At frame t of each clip L_g + lambda_rr L_rr + lambda_rc L_rc; lambda_v L_v where it is the last."""
+        """Of frame t of each clip: L_g + lambda_rr L_rr + lambda_rc L_rc, or lambda_v L_v of the last one."""
         c = self.config
         total, logs, carry = 0, {}, {}
         for d, o in OTHER.items():
@@ -359,13 +359,10 @@ class RLV2V(Reconstructs, Translates, System):
                 adversarial = self.fooling_loss(frames[:, -1]) + adversarial
                 losses = (adversarial, _distance(predicted, after), _distance(recycled, after))
                 rewards = reward(*losses, c.lambda_rr, c.lambda_rc)
-            full = torch.full((len(state),), t)
-            done = torch.full_like(full, last, dtype=torch.bool)
-            seen = to_uint8(torch.cat([state, action], 1))
-            self.replay.add(seen, rewards, full, torch.full_like(full, number), done)
+            self.replay.add(to_uint8(torch.cat([state, action], 1)), rewards, t, number, last)
 
     def _draw(self, count):
-        """`count` transitions: each from all that are kept with probability sigma1, else one of the newest."""
+        """Draw transitions: each from all that are kept with probability sigma1, else one of the newest."""
         uniform = torch.rand(count)
         old = torch.rand(count) < self.config.sigma1
         newest = 1 - (torch.arange(count).flip(0) + 0.5) / len(self.replay)  # of as many, each once
