@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mtld_core.runs.folder import folder_of
 from mtld_core.runtime import command
 from mtld_core.train import fit
 from mtld_core.train.controls import Controls
@@ -38,9 +37,7 @@ def one(data, out, overrides):
     """Figures of one run, trained where it is not there yet."""
     done = out / "bench.json"
     if not done.exists():
-        cls, config, training = plan(
-            "rl_v2v", "small", overrides | {"run_dir": str(folder_of(out, "rl_v2v"))}
-        )
+        cls, config, training = plan("rl_v2v", "small", overrides | {"run_dir": str(out)})
         dataset = open_data(data, config)
         system = build(cls, config, dataset, training.seed)
         began = time.process_time()

@@ -8,6 +8,7 @@ weights. Dynamics come after their stages. Takes some three minutes; exits with 
 """
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -72,7 +73,7 @@ def make_data(root):
 
 def live(runs, data, overrides):
     """Train each run unless it is there, generate from it, and let a copy of it go on."""
-    import mtld_core
+    mtld_core = importlib.import_module("mtld_core")  # of whichever tree comes first
     from mtld_core.generate import generate
     from mtld_core.train import train
 

@@ -17,10 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_prep.make_domains import film
 from mtld_core.data import Batches
 from mtld_core.judge.task import Task
-from mtld_core.nn.conv import to_channels_last
 from mtld_core.runtime import command, pick_device, pick_precision, warm_memory
 from mtld_core.train.settings import build, open_data, plan
-from mtld_core.train.stepper import Stepper
+from mtld_core.train.stepper import Stepper, to_channels_last
 
 
 class Steps:

@@ -22,18 +22,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mtld_core.config import parse_object
 from mtld_core.data import Batches, split_windows
-from mtld_core.files import write_json
 from mtld_core.frames import evenly, to_float, to_uint8
 from mtld_core.generate import rollout
 from mtld_core.judge.frechet import FRECHET_FEATURES, Likeness
 from mtld_core.judge.task import DRAWS
 from mtld_core.media import save_picture, strip
-from mtld_core.nn.conv import to_channels_last
 from mtld_core.runtime import command, warm_memory
 from mtld_core.systems.opening import open_run
 from mtld_core.train import fit
 from mtld_core.train.settings import build, open_data, plan
-from mtld_core.train.stepper import Stepper
+from mtld_core.train.stepper import Stepper, to_channels_last
 
 SHOWN = 10  # pictures in a row of the sheet
 ROUNDS, STEPS = 10, 20  # of measuring the time of a step
@@ -167,10 +165,8 @@ def main():
             found[f"{NAME}_rebuilt"] = likeness(rebuilt(open_run(folder, device="cpu"), images))[NAME]
             figures.setdefault(name, []).append(found)
             print(name, seed, json.dumps(figures[name][-1]), flush=True)
-    write_json(
-        given.out / "figures.json",
-        {"seconds_a_step": [on, off], "steps": kinds, "seeds": given.seeds} | figures,
-    )
+    facts = {"seconds_a_step": [on, off], "steps": kinds, "seeds": given.seeds} | figures
+    (given.out / "figures.json").write_text(json.dumps(facts, indent=2))
     for figure in figures["on"][0]:
         for name, runs in figures.items():
             values = [run[figure] for run in runs if run[figure] is not None]

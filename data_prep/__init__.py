@@ -1,3 +1,1 @@
-"""Getting data: videos to arcs, downloads, weights. Each file is a script, and a function that notebooks
-call.
-"""
+"""Getting data: videos to arcs, downloads, weights. Each script is also a function that notebooks call."""

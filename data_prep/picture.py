@@ -1,6 +1,4 @@
-"""A decoded frame as a player shows it: uint8 RGB, upright, with square pixels, in sRGB, see-through parts
-over black.
-"""
+"""A decoded frame as a player shows it: uint8 RGB in sRGB, upright, square pixels, over black; and as PNG."""
 
 import functools
 import math
@@ -10,6 +8,7 @@ from pathlib import Path
 
 import av
 import av.filter
+import cv2
 import numpy as np
 from av.sidedata.sidedata import Type
 from av.video.reformatter import Colorspace, VideoReformatter
@@ -17,14 +16,13 @@ from PIL import Image
 
 from mtld_core.media import to_rgb
 
-RGB, UNSPECIFIED, BT2020, P3, PQ, HLG = (
-    0,
-    2,
-    9,
-    12,
-    16,
-    18,
-)  # matrices, primaries and curves by their numbers in ITU-T H.273
+# matrices, primaries and curves by their numbers in ITU-T H.273
+RGB = 0
+UNSPECIFIED = 2
+BT2020 = 9
+P3 = 12
+PQ = 16
+HLG = 18
 TO_BT709 = {  # linear RGB of wide primaries -> linear RGB of BT.709
     BT2020: [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]],
     P3: [[1.2249, -0.2247, 0.0], [-0.0420, 1.0419, 0.0], [-0.0197, -0.0786, 1.0979]],
@@ -35,18 +33,27 @@ KNEE = 0.8  # of diffuse white: what is darker stays as it is, what is lighter i
 CUBE = 65  # colours along each side of the table
 
 
+def png_bytes(rgb):
+    """A uint8 `[H, W, 3]` picture as the content of a PNG file, packed fast rather than tightly.
+
+    Python writes it to disk: OpenCV's own writer does not tell that a disk is full.
+    """
+    bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+    _, png = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    return png
+
+
 class Converter:
     """Makes pictures of one video's frames. `done` collects, in words, what had to be changed."""
 
     def __init__(self):
-        self.reformatter = (
-            VideoReformatter()
-        )  # keeps its tables from frame to frame, which is five times as fast
+        # keeps its tables from frame to frame, which is five times as fast
+        self.reformatter = VideoReformatter()
         self.done = {}  # an ordered set
         self._tone = None  # of what colours and size, and a filter graph for them
 
     def rgb(self, frame, pixel_aspect, primaries, curve):
-        """uint8 `[H, W, 3]`. primaries, curve: the stream's, as numbers of ITU-T H.273."""
+        """uint8 `[H, W, 3]`. primaries, curve: those of the stream, as numbers of ITU-T H.273."""
         width = round(frame.width * pixel_aspect)
         colours = _unusual_colours(frame, primaries, curve)
         if _has_alpha(frame.format.name):
@@ -61,9 +68,8 @@ class Converter:
     def _reformat(self, frame, width, kind):
         matrix = int(frame.colorspace)
         if matrix == UNSPECIFIED:  # then players go by the size: HD is BT.709
-            matrix = int(
-                Colorspace.ITU709 if frame.width >= 1280 or frame.height > 576 else Colorspace.ITU601
-            )
+            is_hd = frame.width >= 1280 or frame.height > 576
+            matrix = int(Colorspace.ITU709 if is_hd else Colorspace.ITU601)
         # All is said outright, for PyAV 15 takes for BT.601 what it is told nothing about.
         source = {"src_colorspace": matrix, "src_color_range": int(frame.color_range)}
         return self.reformatter.reformat(
@@ -79,10 +85,8 @@ class Converter:
             self.done[f"HDR ({'PQ' if curve == PQ else 'HLG'}) tone-mapped to SDR"] = True
         else:
             self.done["wide colours brought to sRGB"] = True
-        frame.colorspace = (
-            RGB  # it still names the YUV that it came from, which the filters would take for true
-        )
-        graph = self._tone[1]
+        frame.colorspace = RGB  # it still names the YUV that it was, which the filters would take for true
+        _, graph = self._tone
         graph.push(frame)
         return graph.pull()
 
@@ -91,7 +95,8 @@ class Converter:
         matrix = frame.side_data.get(Type.DISPLAYMATRIX)
         if matrix is None:
             return rgb
-        (a, b, _), (c, d, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3).tolist()
+        rows = np.frombuffer(matrix, np.int32).reshape(3, 3)
+        (a, b), (c, d) = rows[:2, :2].tolist()
         if a * d < b * c:
             self.done["mirrored"] = True
             rgb, a, b = rgb[:, ::-1], -a, -b
@@ -125,12 +130,14 @@ def _tone_graph(frame, primaries, curve):
 def filter_graph(frame, *filters):
     """An av.filter.Graph of `filters` (name, options) in a row, for frames of this one's size and format."""
     graph = av.filter.Graph()
-    source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format.name, time_base=Fraction(1, 1000)
-    )
-    graph.link_nodes(
-        source, *(graph.add(name, **options) for name, options in filters), graph.add("buffersink")
-    ).configure()
+    nodes = [
+        graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format.name, time_base=Fraction(1, 1000)
+        )
+    ]
+    nodes += [graph.add(name, **options) for name, options in filters]
+    nodes.append(graph.add("buffersink"))
+    graph.link_nodes(*nodes).configure()
     return graph
 
 
@@ -138,9 +145,11 @@ def filter_graph(frame, *filters):
 def _cube(primaries, curve):
     """The text of a .cube file: sRGB for a grid of coded colours, red running fastest."""
     steps = np.linspace(0, 1, CUBE)
-    coded = np.stack(np.meshgrid(steps, steps, steps, indexing="ij")[::-1], -1).reshape(-1, 3)
+    blue, green, red = np.meshgrid(steps, steps, steps, indexing="ij")
+    coded = np.stack([red, green, blue], -1).reshape(-1, 3)
     colours = standard(coded, primaries, curve)
-    return f"LUT_3D_SIZE {CUBE}\n" + (len(colours) * "%.5f %.5f %.5f\n") % tuple(colours.ravel().tolist())
+    lines = len(colours) * "%.5f %.5f %.5f\n"
+    return f"LUT_3D_SIZE {CUBE}\n" + lines % tuple(colours.ravel().tolist())
 
 
 def standard(coded, primaries, curve):
@@ -164,21 +173,18 @@ def _light(coded, curve):
     """Linear light, 1 for diffuse white."""
     if curve == PQ:  # SMPTE ST 2084
         root = coded ** (1 / 78.84375)
-        nits = 10000 * (np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)) ** (
-            1 / 0.1593017578125
-        )
+        share = np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)
+        nits = 10000 * share ** (1 / 0.1593017578125)
         return nits / WHITE[PQ]
     if curve == HLG:  # BT.2100, the light of the scene: what an SDR camera would have seen
-        scene = np.where(
-            coded <= 0.5, coded**2 / 3, (np.exp((coded - 0.55991073) / 0.17883277) + 0.28466892) / 12
-        )
+        bright = (np.exp((coded - 0.55991073) / 0.17883277) + 0.28466892) / 12
+        scene = np.where(coded <= 0.5, coded**2 / 3, bright)
         return scene / WHITE[HLG]
     return np.where(coded <= 0.04045, coded / 12.92, ((coded + 0.055) / 1.055) ** 2.4)
 
 
 def _squeezed(light, brightest):
-    """Up to KNEE as it is; from there on Reinhard's curve, which begins as steep and reaches 1 at
-    `brightest`.
-    """
-    over, most = np.maximum(light - KNEE, 0) / (1 - KNEE), (brightest - KNEE) / (1 - KNEE)
+    """Up to KNEE as it is; from there on Reinhard's curve, as steep at first, which is 1 at `brightest`."""
+    over = np.maximum(light - KNEE, 0) / (1 - KNEE)
+    most = (brightest - KNEE) / (1 - KNEE)
     return np.minimum(light, KNEE) + (1 - KNEE) * over * (1 + over / most**2) / (1 + over)

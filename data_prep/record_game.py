@@ -1,7 +1,6 @@
 """A game to a recording: frames, the actions between them, and all that is needed to play the same again.
 
-    python data_prep/record_game.py --env ALE/Pong-v5 --steps 16000 --out pong.h5 [--format jsonl --size 64
-    --seed 0 ...]
+    python data_prep/record_game.py --env ALE/Pong-v5 --steps 16000 --out pong.h5 [--format jsonl ...]
 
 Row i holds what the player saw and the action that was taken there, so it leads to row i + 1. An episode
 begins right at the game's reset, with a seed of its own: `make_env(about["env"], about["env_options"])`,
@@ -24,6 +23,7 @@ import numpy as np
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_prep.games import action_facts, frame_of, game_options, make_env
+from data_prep.picture import png_bytes
 from mtld_core.chance import seed_of
 from mtld_core.config import UserError
 from mtld_core.files import atomic_path, write_json
@@ -50,12 +50,12 @@ def record(
     """Play `steps` steps of a Gymnasium environment into a recording; the same arguments give the same bytes.
 
     out: the folder to make; for "h5" also the name of the file (.h5), which is `<out>/recording.h5`
-    otherwise. format: "h5", or "jsonl" (PNG files and a log). size: pixels of a side. policy: "random"
-    (another action each step),
-        "sticky" (each is held for 1 to 8 steps) or "MODULE:FUNCTION", called as f(observation, info, rng) ->
-        action.
-    frameskip, repeat_probability: of the emulator; Atari only. episode_steps: a longer episode is ended
-    there.
+        otherwise.
+    format: "h5", or "jsonl" (PNG files and a log). size: pixels of a side.
+    policy: "random" (another action each step), "sticky" (each is held for 1 to 8 steps) or
+        "MODULE:FUNCTION", called as f(observation, info, rng) -> action.
+    frameskip, repeat_probability: of the emulator; Atari only.
+    episode_steps: a longer episode is ended there.
 
     Returns {"path", "frames", "episodes", "bytes", "copy_psnr": dB of each frame against the one before,
     errors pooled}. Raises UserError for a bad setting, a game that cannot be recorded, or where `out` is
@@ -83,16 +83,20 @@ def record(
             "fps": fps,
             "size": size,
             "policy": policy,
+            "seed": seed,
+            "episode_steps": episode_steps,
+            "episode_seeds": [],
+            **action_facts(game),
         }
-        about |= {"seed": seed, "episode_steps": episode_steps, "episode_seeds": [], **action_facts(game)}
         write = {"h5": _h5, "jsonl": _jsonl}[format]
-        last, error, pairs = None, 0.0, 0
+        last, error, pairs = None, 0.0, 0  # (episode, frame) before, squared error in all, how many pairs
         bar = progress_bar(total=steps, desc=f"playing {env}", unit=" steps", disable=not progress)
         with bar, write(path, steps, about) as put:
             for row, (frame, action, episode) in enumerate(_play(game, steps, about)):
                 put(row, frame, action, episode)
                 if last is not None and last[0] == episode:
-                    error, pairs = error + cv2.norm(frame, last[1], cv2.NORM_L2SQR), pairs + 1
+                    error += cv2.norm(frame, last[1], cv2.NORM_L2SQR)
+                    pairs += 1
                 last = episode, frame
                 bar.update()
     mse = error / (max(pairs, 1) * size * size * 3 * 255**2)
@@ -107,16 +111,17 @@ def record(
 
 
 def _check_room(path, needed):
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    """Raise UserError where something is there already, or less room than `needed` bytes."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise UserError(
             f"{path} is there already and recordings are not overwritten: name another --out, or delete it"
         )
     folder = next(parent for parent in path.parents if parent.exists())
-    if needed > (free := shutil.disk_usage(folder).free):
+    free = shutil.disk_usage(folder).free
+    if needed > free:
         raise UserError(
             f"{path}: the frames take up to {needed / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB of "
-            "room: use fewer "
-            f"--steps, a smaller --size or another disk"
+            "room: use fewer --steps, a smaller --size or another disk"
         )
 
 
@@ -126,27 +131,27 @@ def _check_room(path, needed):
 def _play(game, steps, about):
     """Yield (frame, action, episode) of `steps` steps; writes each episode's seed down in `about`."""
     rng = np.random.default_rng(seed_of("policy", about["seed"]))
-    choose, space, row = _policy(about["policy"], game.action_space, rng), game.action_space, 0
+    space, seeds, row = game.action_space, about["episode_seeds"], 0
+    choose = _policy(about["policy"], space, rng)
     discrete = "bounds" not in about
     while row < steps:
-        episode = len(about["episode_seeds"])
-        about["episode_seeds"].append(seed_of("episode", about["seed"], episode) % 2**31)
-        observation, info = game.reset(seed=about["episode_seeds"][-1])
+        episode = len(seeds)
+        seeds.append(seed_of("episode", about["seed"], episode) % 2**31)
+        observation, info = game.reset(seed=seeds[-1])
         for _ in range(min(about["episode_steps"], steps - row)):
             action = choose(observation, info, rng)
-            action = np.asarray(
-                action, None if discrete else np.float32
-            )  # as it is stored, so that a replay is exact
-            if (discrete and action.dtype.kind not in "iu") or not space.contains(action.astype(space.dtype)):
+            # as it is stored, so that a replay is exact
+            action = np.asarray(action, None if discrete else np.float32)
+            whole = action.dtype.kind in "iu"
+            if (discrete and not whole) or not space.contains(action.astype(space.dtype)):
                 raise UserError(
                     f"policy={about['policy']!r} chose {action.tolist()!r}, which is no action of {space}"
                 )
             frame = frame_of(game, observation, about["size"])
             yield frame, action, episode
             row += 1
-            observation, _, terminated, truncated, info = game.step(
-                int(action) if discrete else action.astype(space.dtype)
-            )
+            taken = int(action) if discrete else action.astype(space.dtype)
+            observation, _, terminated, truncated, info = game.step(taken)
             if terminated or truncated:
                 break
 
@@ -184,8 +189,9 @@ def _policy(text, space, rng):
 
 @contextlib.contextmanager
 def _h5(path, steps, about):
-    """Yield put(row, frame, action, episode), which fills the HDF5 file `path`; it takes its name when all is
-    there.
+    """Yield put(row, frame, action, episode), which fills the HDF5 file `path`.
+
+    The file takes its name when all is there.
     """
     shape = about["size"], about["size"], 3
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
@@ -207,8 +213,9 @@ def _h5(path, steps, about):
 
 @contextlib.contextmanager
 def _jsonl(path, steps, about):
-    """The same for a folder of PNG files with a log; floats are written so that reading them gives the same
-    bits.
+    """Yield put(row, frame, action, episode), which fills the folder `path` with PNG files and a log.
+
+    The folder takes its name when all is there. Reading a float back gives the same bits.
     """
     folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -217,10 +224,7 @@ def _jsonl(path, steps, about):
 
             def put(row, frame, action, episode):
                 name = f"frames/{row:06d}.png"
-                png = cv2.imencode(
-                    ".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1]
-                )[1]
-                (folder / name).write_bytes(png)
+                (folder / name).write_bytes(png_bytes(frame))
                 entry = {"frame_filename": name, "controls": action.tolist(), "episode": episode}
                 if "bounds" not in about:
                     one_hot = [float(i == action) for i in range(len(about["action_names"]))]
@@ -257,8 +261,7 @@ def main():
     done = record(**vars(parser.parse_args()))
     print(
         f"{done['path']}: {done['frames']} frames in {done['episodes']} episodes, {done['bytes'] / 1e6:.1f} "
-        "MB; a copy of the "
-        f"frame before makes {done['copy_psnr']:.2f} dB"
+        f"MB; a copy of the frame before makes {done['copy_psnr']:.2f} dB"
     )
 
 

@@ -15,15 +15,13 @@ SIDE, GAP, LINE = 128, 4, 20  # pixels: a picture's width, the space between, th
 
 @dataclasses.dataclass
 class ArcRow:
-    """One arc on disk. size: (H, W); fps: frames a second in the video's time, before repeats were
-    dropped.
-    """
+    """One arc on disk."""
 
     arc: str
     source: str
     frames: int
-    size: tuple
-    fps: float
+    size: tuple  # (H, W)
+    fps: float  # frames a second in the video's time, before repeats were dropped
     seconds: float
     status: str  # "done", or "kept": it was finished before
     duplicates: int  # dropped
@@ -32,14 +30,12 @@ class ArcRow:
 
 @dataclasses.dataclass
 class Extraction:
-    """rows: list of ArcRow; failed: list of (source, reason); contact_sheet: path of the picture of all
-    arcs.
-    """
+    """What `extract` made."""
 
     dataset_root: Path
-    rows: list
-    failed: list
-    contact_sheet: Path
+    rows: list  # of ArcRow
+    failed: list  # of (source, reason)
+    contact_sheet: Path  # the picture of all arcs
 
     def table(self):
         """Markdown: a row per arc, a line of totals, a line per failure."""
@@ -54,11 +50,12 @@ class Extraction:
                 f"| {r.arc} | {r.frames} | {size} | {r.fps:g} | {r.seconds:.2f} | {r.duplicates} | {status} |"
             )
         frames = sum(row.frames for row in self.rows)
-        lines += [
-            "",
-            f"{len(self.rows)} arcs, {frames:,} frames (size: height x width) in {self.dataset_root}",
-        ]
-        return "\n".join(lines + [f"\nFAILED {source}: {reason}" for source, reason in self.failed])
+        lines.append("")
+        lines.append(
+            f"{len(self.rows)} arcs, {frames:,} frames (size: height x width) in {self.dataset_root}"
+        )
+        lines += [f"\nFAILED {source}: {reason}" for source, reason in self.failed]
+        return "\n".join(lines)
 
     def check(self):
         """Raise UserError where a video failed."""
@@ -69,18 +66,20 @@ class Extraction:
 
 def contact_sheet(root, rows):
     """Write `<root>/contact_sheet.png` and return its path. rows: a list of ArcRow."""
-    shown = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), ARCS)).astype(int))]
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), ARCS)).astype(int))
+    shown = [rows[i] for i in chosen]
     scales = [min(SIDE / row.size[1], 2 * SIDE / row.size[0]) for row in shown]
     heights = [max(1, round(row.size[0] * scale)) for row, scale in zip(shown, scales, strict=True)]
     size = (FRAMES * (SIDE + GAP) + GAP, sum(heights) + (LINE + GAP) * len(shown) + GAP)
     sheet = Image.new("RGB", size, "white")
-    draw, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(13), GAP
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(13)
+    top = GAP
     for row, scale, height in zip(shown, scales, heights, strict=True):
         label = f"{row.arc}: {row.frames} frames, {row.size[1]} x {row.size[0]}, {row.fps:g} fps"
         draw.text((GAP, top), label, fill="black", font=font)
-        for column, number in enumerate(
-            np.unique(np.linspace(0, row.frames - 1, FRAMES).round().astype(int))
-        ):
+        numbers = np.unique(np.linspace(0, row.frames - 1, FRAMES).round().astype(int))
+        for column, number in enumerate(numbers):
             with Image.open(root / row.arc / f"frame_{number:04d}.png") as frame:
                 filter = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
                 small = frame.resize((max(1, round(frame.width * scale)), height), filter)

@@ -26,8 +26,7 @@ class Job:
 
 
 def find_jobs(source, root, settings, progress):
-    """The videos to do, each with an arc's name of its own, and what could not be downloaded as (source,
-    reason).
+    """(a `Job` for each video, each with an arc's name of its own; (source, reason) of each that failed).
 
     `root` is made when the source is known to exist. Raises UserError where it does not, or `root` cannot be
     made.
@@ -41,16 +40,11 @@ def find_jobs(source, root, settings, progress):
     elif not os.path.isfile(path):
         raise UserError(
             f"source={str(source)!r}: no such file or folder (looked in {Path.cwd()}); wanted is a video, a "
-            "folder, "
-            'a list file or "sample"'
+            'folder, a list file or "sample"'
         )
     else:
         paths = [path]
-    lines = (
-        read_list(path)
-        if path.is_file() and path.suffix.lower() not in VIDEO_SUFFIXES and _is_list(path)
-        else None
-    )
+    lines = read_list(path) if _is_list(path) else None
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -58,14 +52,17 @@ def find_jobs(source, root, settings, progress):
     if lines:
         found, failed = _fetch(lines, path.parent, root / ".videos", settings, progress)
     else:
-        found, failed = [(p.stem, p, str(p.resolve()), settings) for p in paths], []
+        found = [(path.stem, path, str(path.resolve()), settings) for path in paths]
+        failed = []
     names = distinct([safe_name(name) for name, *_ in found])
-    return [Job(name, *rest) for name, (_, *rest) in zip(names, found, strict=True) if rest[0]], failed
+    jobs = [Job(name, *rest) for name, (_, *rest) in zip(names, found, strict=True)]
+    return [job for job in jobs if job.path], failed
 
 
 def _is_video(path):
-    """Whether a file in a folder is to be extracted: by its name, and of a WebP, which may be one picture, by
-    what it says.
+    """Whether a file in a folder is to be extracted, by its name.
+
+    A WebP, which may be one picture, is opened for that.
     """
     if path.suffix.lower() != ".webp":
         return path.suffix.lower() in VIDEO_SUFFIXES
@@ -76,8 +73,8 @@ def _is_video(path):
 
 
 def _is_list(path):
-    """Whether a file is text, as far as its encoding is known or not."""
-    if path.stat().st_size > MOST_TEXT:
+    """Whether a path is a text file, as far as its encoding is known or not."""
+    if not path.is_file() or path.suffix.lower() in VIDEO_SUFFIXES or path.stat().st_size > MOST_TEXT:
         return False
     data = path.read_bytes()
     return b"\0" not in data or text_of(data) is not None

@@ -1,5 +1,4 @@
-"""The frames of a video in display order, with the times at which they are shown, and the same at another
-frame rate.
+"""The frames of a video in display order with the times at which they are shown, also at another rate.
 
 What a container claims (frame count, duration) is never used to decode: what decodes counts. Times are exact
 fractions of seconds from the video's first frame, so a variable frame rate needs no special case and no
@@ -24,10 +23,9 @@ from PIL import Image, ImageSequence
 from data_prep.picture import UNSPECIFIED, Converter, filter_graph
 from mtld_core.config import UserError
 
-REPEAT_MEAN, REPEAT_SPOT = (
-    0.15,
-    3.0,
-)  # a repeat differs by less, of 255: on the whole, and in the worst of 32 x 32 fields
+# a repeat differs by less, of 255: on the whole, and in the worst of 32 x 32 fields
+REPEAT_MEAN = 0.15
+REPEAT_SPOT = 3.0
 ENOUGH = 0.9  # of the claimed frames must decode; a few missing at either end are common in healthy files
 STILL = 10  # seconds for which a frame may claim to be shown; a longer time is a clock that jumped
 NO_FILM = "there is no picture in it that moves, only sound or data"
@@ -67,14 +65,13 @@ class Shown:
 
 
 class Video:
-    """A video file, read from front to back by iterating: yields `Shown`. Frames known to be corrupt are left
-    out.
+    """A video file, read from front to back by iterating: yields `Shown`.
 
     start, duration: the part to read, in seconds (duration 0: to the end); a frame belongs to it when it
-    begins inside. Interlaced frames come deinterlaced. Where the clock jumps, a frame's `end` lies before the
-    next one's `begin`; `skipped` is the time between in all. Afterwards `note` says in words what was missing
-    or had to be changed, if anything. Raises UserError, in words that do not name the file, where nothing, or
-    too little of what is claimed, decodes.
+    begins inside. Interlaced frames come deinterlaced, those known to be corrupt are left out. Where the
+    clock jumps, a frame's `end` lies before the next one's `begin`; `skipped` is the time between in all.
+    Afterwards `note` says in words what was missing or had to be changed, if anything. Raises UserError, in
+    words that do not name the file, where nothing, or too little of what is claimed, decodes.
     """
 
     def __init__(self, path, start=0, duration=0):
@@ -84,10 +81,9 @@ class Video:
         self.pixel_aspect = Fraction(1)
         self.colours = (UNSPECIFIED, UNSPECIFIED)  # primaries and curve, as numbers of ITU-T H.273
         self.skipped = Fraction(0)
-        self._first = (
-            None  # time of the first frame, in the file's own seconds, as all times before `_part` are
-        )
-        self._damage, self._deinterlaced = "", False
+        self._first = None  # time of the first frame, in the file's own seconds; later times count from it
+        self._damage = ""
+        self._deinterlaced = False
         self._ahead, self._back = [], []  # (time, seconds) of jumps of the clock
 
     @property
@@ -106,7 +102,8 @@ class Video:
         return "; ".join(filter(None, [self._damage, *done, *self.converter.done, *jumps]))
 
     def __iter__(self):
-        held, step, last = None, None, self.start + self.duration if self.duration else float("inf")
+        held = step = None
+        last = self.start + self.duration if self.duration else float("inf")
         try:
             for index, (time, length, frame) in enumerate(self._progressive(self._part())):
                 length = min(length, max(STILL, self.usual))
@@ -118,14 +115,14 @@ class Video:
             if held:
                 yield held
         except av.FFmpegError as error:
-            empty = self.path.stat().st_size == 0
-            raise UserError(
-                "the file is empty" if empty else f"not a readable video ({error.strerror})"
-            ) from None
+            if self.path.stat().st_size == 0:
+                raise UserError("the file is empty") from None
+            raise UserError(f"not a readable video ({error.strerror})") from None
 
     def _end(self, held, time, step):
-        """When a frame ends whose next one begins at `time`: then, or after a usual `step` where the clock
-        jumped ahead.
+        """When a frame ends whose next one begins at `time`.
+
+        That is then, or after a usual `step` where the clock jumped ahead.
         """
         if time <= max(held.end, held.begin + JUMP):
             return time
@@ -135,22 +132,23 @@ class Video:
         return end
 
     def _progressive(self, part):
-        """The frames of `part`, each interlaced one made whole (the fields of two moments are taken
-        apart).
-        """
-        graph, waiting, kind, numbers = None, deque(), None, itertools.count()
+        """The frames of `part`, each interlaced one made whole: its fields are of two moments."""
+        graph = kind = None
+        waiting, numbers = deque(), itertools.count()
         for time, length, frame in part:
-            if graph and kind != (frame.width, frame.height, frame.format.name):
+            this_kind = frame.width, frame.height, frame.format.name
+            if graph and kind != this_kind:
                 yield from _flushed(graph, waiting)
                 graph = None
             if not graph and frame.interlaced_frame:
                 self._deinterlaced = True
-                kind = frame.width, frame.height, frame.format.name
+                kind = this_kind
                 graph = filter_graph(frame, ("bwdif", {"mode": "send_frame", "deint": "interlaced"}))
             if not graph:
                 yield time, length, frame
                 continue
-            frame.pts, frame.time_base = next(numbers), Fraction(1, 1000)  # out comes one for each, in order
+            frame.pts = next(numbers)  # out comes one for each, in order
+            frame.time_base = Fraction(1, 1000)
             waiting.append((time, length))
             graph.push(frame)
             yield from _pulled(graph, waiting)
@@ -162,10 +160,12 @@ class Video:
         frames = self._decode()
         if self.start:
             self._first = next((time for time, _, _ in frames), None)
-            frames = self._decode(self._first + self.start) if self._first is not None else frames
+            if self._first is not None:
+                frames = self._decode(self._first + self.start)
         time = None
         for time, length, frame in frames:
-            self._first = time if self._first is None else self._first
+            if self._first is None:
+                self._first = time
             time -= self._first
             if self.duration and time >= self.start + self.duration:
                 self._judge(self.bad)
@@ -178,11 +178,13 @@ class Video:
             raise UserError(
                 f"start {float(self.start):g} s lies beyond the last frame, at {float(time):.2f} s"
             )
-        # At the file's end its claim can be checked; not after a jump, for nobody knows how many frames it
-        # left out.
-        self._judge(self.bad if self.start else max(self.bad, self.claimed - self.unseen - self.good))
+        lost = self.bad
+        if not self.start:  # the claim can be checked; after a jump nobody knows how many frames it left out
+            lost = max(lost, self.claimed - self.unseen - self.good)
+        self._judge(lost)
 
     def _judge(self, lost):
+        """Note that frames are lost. Raises UserError where too many are."""
         if lost > 0:
             self._damage = f"damaged: {self.good} of {self.good + lost} frames can be decoded"
         if self.good < ENOUGH * (self.good + lost):
@@ -191,11 +193,11 @@ class Video:
             )
 
     def _decode(self, wanted=None, jump=True):
-        """(time, length, frame) of every good frame, in the file's own seconds; counts `good`, `bad` and
-        `unseen` ones.
+        """(time, length, frame) of every good frame, in the file's own seconds.
 
-        wanted: only frames from this time on count; those since the keyframe before it, or without `jump` all
-        of them, come, too. "unseen" are those that are claimed and healthy, but nothing to show.
+        Counts frames that are `good`, `bad`, and `unseen`: claimed and healthy, but nothing to show. wanted:
+        only those from this time on count; those since the keyframe before it, or without `jump` all of them,
+        come, too.
         """
         self.good = self.bad = self.unseen = 0
         self._back = []
@@ -216,19 +218,25 @@ class Video:
                 with contextlib.suppress(av.FFmpegError):  # not every container can jump
                     container.seek(int(wanted / stream.time_base), stream=stream)
             timed = self._timed(container, stream, wanted, jump)
-            yield from _until_next(timed, stream) if "mp4" in container.format.name.split(",") else timed
+            if "mp4" in container.format.name.split(","):
+                timed = _until_next(timed, stream)
+            yield from timed
 
     def _timed(self, container, stream, wanted, jumped):
-        """(time, length, frame) as the file has them, but with times that only grow; those before `wanted` do
-        not count.
+        """(time, length, frame) as the file has them, but with times that only grow.
+
+        Frames before `wanted` do not count.
         """
         usual, time, shift = self.usual, None, 0
         for frame in self._frames(container, stream):
             self.colours = stream.codec_context.color_primaries, stream.codec_context.color_trc
-            before, time = time, None if frame.pts is None else frame.pts * Fraction(frame.time_base) + shift
+            before, time = time, None
+            if frame.pts is not None:
+                time = frame.pts * Fraction(frame.time_base) + shift
             if before is not None and time is not None and time < before - JUMP:  # a clock that began again
-                self._back.append((before + usual, before + usual - time))
-                shift += before + usual - time
+                by = before + usual - time
+                self._back.append((before + usual, by))
+                shift += by
                 time = before + usual
             if time is None or (before is not None and time <= before):  # no time, or one that runs backwards
                 time = Fraction(0) if before is None else before + usual
@@ -237,12 +245,13 @@ class Video:
                 return
             if wanted is not None and time < wanted:
                 self.good = self.bad = 0
-            yield time, (frame.duration or 0) * Fraction(frame.time_base) or usual, frame
+            length = (frame.duration or 0) * Fraction(frame.time_base)
+            yield time, length or usual, frame
         if jumped and time is None:  # it went beyond the last frame
             yield from self._decode(wanted, jump=False)
 
     def _frames(self, container, stream):
-        """The good frames of a stream."""
+        """The good frames of a stream; counts all of them, and at the end those that are `unseen`."""
         packets = hidden = empty = reached = interlaced = silent = 0
         for packet in container.demux(stream):
             if packet.dts is not None:
@@ -263,13 +272,9 @@ class Video:
                 interlaced += frame.interlaced_frame
                 if not frame.is_corrupt:
                     yield frame
-        if (
-            packets == 1 and container.streams.audio and stream.codec.name in STILLS
-        ):  # Matroska marks no covers
-            raise UserError(NO_FILM)
-        if (
-            container.format.name == "avi"
-        ):  # it claims its ticks; those without a new picture are never handed out
+        if packets == 1 and container.streams.audio and stream.codec.name in STILLS:
+            raise UserError(NO_FILM)  # a cover: Matroska does not mark it as one
+        if container.format.name == "avi":  # it claims its ticks, also those without a new picture
             empty = (self.claimed if _is_whole_riff(self.path) else reached) - packets
         if stream.codec.name == "mpeg4":  # it stores "the same again" as packets that decode to nothing
             silent = packets - hidden - self.good - self.bad
@@ -296,10 +301,9 @@ class Video:
 
 
 def _until_next(timed, stream):
-    """(time, length, frame) with lengths that reach to the next frame: MP4 and MOV have them in decoding
-    order.
+    """(time, length, frame) with lengths that reach to the next frame.
 
-    A longer wait than STILL is no still, and the length stays as it is.
+    MP4 and MOV have them in decoding order. A longer wait than STILL is no still: the length stays as it is.
     """
     held = None
     for following in timed:
@@ -316,6 +320,7 @@ def _until_next(timed, stream):
 
 
 def _flushed(graph, waiting):
+    """(time, length, frame) of what a graph still holds, at the end of its input."""
     graph.push(None)
     yield from _pulled(graph, waiting)
 
@@ -344,23 +349,21 @@ def is_animated_webp(path):
 
 
 def _clock_begins_again(path):
-    """Whether the times in a file of a kind that can be joined (MPEG-TS, MPEG-PS) start over: then no jump
-    finds its place.
+    """Whether times start over in a file of a kind that can be joined: MPEG-TS, MPEG-PS.
+
+    Then no jump finds its place.
     """
     with open_video(path) as container:
         if container.format.name not in ("mpegts", "mpeg"):
             return False
         stream = picture_stream(container)
-        times = (
-            packet.dts * stream.time_base for packet in container.demux(stream) if packet.dts is not None
-        )
+        stamps = (packet.dts for packet in container.demux(stream))
+        times = (stamp * stream.time_base for stamp in stamps if stamp is not None)
         return any(after < before - JUMP for before, after in itertools.pairwise(times))
 
 
 def _is_whole_riff(path):
-    """Whether the parts of a RIFF file (AVI: one, or one a gigabyte) reach to its end: else it was cut
-    short.
-    """
+    """Whether the parts of a RIFF file (AVI: one, or one a gigabyte) reach to its end; else it was cut."""
     end, size = 0, path.stat().st_size
     with open(path, "rb") as file:
         while end < size:
@@ -373,16 +376,15 @@ def _is_whole_riff(path):
 
 
 def at_rate(frames, fps):
-    """The `Shown` frame at each tick of `fps` from the first on: some are skipped or come again. fps 0: each
-    once.
+    """The `Shown` frame at each tick of `fps` from the first on: some are skipped, or come again.
 
-    A gap in the clock has no ticks: they go on with the frame behind it.
+    fps 0: each frame once. A gap in the clock has no ticks: they go on with the frame behind it.
     """
+    if not fps:
+        yield from frames
+        return
     tick = None
     for shown in frames:
-        if not fps:
-            yield shown
-            continue
         tick = shown.begin if tick is None else max(tick, shown.begin)
         while tick < shown.end:
             yield shown
@@ -390,8 +392,9 @@ def at_rate(frames, fps):
 
 
 def is_repeat(before, after):
-    """Whether two uint8 `[H, W, 3]` frames differ by a codec's noise alone. A small thing that moves is no
-    noise.
+    """Whether two uint8 `[H, W, 3]` frames differ by a codec's noise alone.
+
+    A small thing that moves is no noise.
     """
     difference = cv2.absdiff(before, after)
     fields = (min(32, after.shape[1]), min(32, after.shape[0]))

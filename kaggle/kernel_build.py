@@ -1,6 +1,4 @@
-"""From a notebook to a kernel that carries its own code, and to the dataset that is attached to it. Contacts
-no Kaggle.
-"""
+"""From a notebook to a kernel that carries its own code, and the dataset to attach; contacts no Kaggle."""
 
 import ast
 import base64
@@ -19,7 +17,7 @@ from kernel_metadata import FILE, PLACEHOLDER, check_metadata, read_metadata
 from mtld_kaggle import MARKER, PACKAGES
 
 from mtld_core.config import UserError, nearest
-from mtld_core.files import atomic_path, write_json
+from mtld_core.files import atomic_path, read_json, write_json
 from mtld_core.pages import parameter
 from mtld_core.systems import system_class
 from mtld_core.train.settings import plan
@@ -30,17 +28,12 @@ INPUTS = "mtld-inputs"
 LIMIT = 1_000_000  # bytes of a kernel's source
 PYTHON = 12  # Kaggle's Python is 3.12
 DEFAULTS = {  # where a kernel's parameters differ from the notebook's own
-    "02_train": {
-        "preset": "small",
-        "time_budget_minutes": 690,
-    },  # of Kaggle's 720; the rest is for starting and loading
+    # of Kaggle's 720 minutes; the rest is for starting and loading
+    "02_train": {"preset": "small", "time_budget_minutes": 690},
     "03_generate": {"out_dir": "generated"},  # a run in an input cannot be written to
 }
-DATA = {
-    "01_extract_frames": "source",
-    "02_train": "dataset_root",
-    "03_generate": "source",
-}  # parameters that name an input
+# parameters that name an input
+DATA = {"01_extract_frames": "source", "02_train": "dataset_root", "03_generate": "source"}
 CELLS = {  # what a kernel does with its parameters
     "01_extract_frames": "source = mtld_kaggle.find_input(source)",
     "02_train": "dataset_root = mtld_kaggle.find_input(dataset_root)\n"
@@ -68,14 +61,12 @@ mtld_kaggle.prepare(code)'''
 
 @dataclasses.dataclass
 class Kernel:
-    """What is pushed: the notebook's text and its metadata, a dict. run_dir: the run that it trains or
-    uses.
-    """
+    """What is pushed."""
 
     name: str
     metadata: dict
-    text: str
-    run_dir: str = ""
+    text: str  # of the notebook
+    run_dir: str = ""  # of the run that it trains or uses
 
     def write(self, folder):
         with atomic_path(folder / self.metadata["code_file"]) as temporary:
@@ -98,18 +89,13 @@ def make_kernel(notebook, given=(), owner=""):
         raise UserError(
             f"{folder / FILE}: code_file {name}.ipynb is none of the notebooks{nearest(name, known)}"
         )
-    page = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
+    page = read_json(ROOT / "notebooks" / f"{name}.ipynb")
     values = _set_parameters(page, DEFAULTS.get(name, {}), dict(given))
     if owner:
         metadata = json.loads(json.dumps(metadata).replace(PLACEHOLDER, owner))
     if name == "02_train":  # what it would refuse on Kaggle is refused here
-        plan(
-            **{
-                key: value
-                for key, value in values.items()
-                if key not in ("dataset_root", "run_dir", "resume")
-            }
-        )
+        places = ("dataset_root", "run_dir", "resume")
+        plan(**{name: value for name, value in values.items() if name not in places})
         _attach_stages(metadata, values, owner or PLACEHOLDER)
     _attach(metadata, values[DATA[name]])
     check_metadata(metadata, folder / FILE)
@@ -137,21 +123,14 @@ def _cell(name, source):
 
 
 def _packed_code():
-    """mtld_core, data_prep and mtld_kaggle.py as base64 text of a zip file; no data. The same code gives the
-    same text.
-    """
+    """mtld_core, data_prep and mtld_kaggle.py as base64 text of a zip file; the same for the same code."""
+    paths = {"mtld_kaggle.py": HERE / "mtld_kaggle.py"}
+    for package in ("mtld_core", "data_prep"):
+        paths |= {path.relative_to(ROOT).as_posix(): path for path in (ROOT / package).rglob("*.py")}
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for path in [
-            *sorted((ROOT / "mtld_core").rglob("*.py")),
-            *sorted((ROOT / "data_prep").rglob("*.py")),
-        ]:
-            archive.writestr(
-                zipfile.ZipInfo(path.relative_to(ROOT).as_posix()), path.read_bytes(), zipfile.ZIP_DEFLATED
-            )
-        archive.writestr(
-            zipfile.ZipInfo("mtld_kaggle.py"), (HERE / "mtld_kaggle.py").read_bytes(), zipfile.ZIP_DEFLATED
-        )
+        for name, path in sorted(paths.items()):
+            archive.writestr(zipfile.ZipInfo(name), path.read_bytes(), zipfile.ZIP_DEFLATED)
     return base64.encodebytes(file.getvalue()).decode().strip()
 
 
@@ -164,27 +143,24 @@ def _parameters_cell(page):
 
 
 def _set_parameters(page, defaults, given):
-    """Write the values into the parameters cell, where papermill's own may still follow. Returns all of
-    them.
-    """
+    """Write the values into the parameters cell, behind which papermill may write more; returns them all."""
     cell = page["cells"][_parameters_cell(page)]
     body = ast.parse("".join(cell["source"])).body
     values = {node.targets[0].id: ast.literal_eval(node.value) for node in body}
     for name in given:
         if name not in values:
             raise UserError(f"the notebook has no parameter {name!r}{nearest(name, values)}")
-    values |= defaults | {
-        name: parameter(name, _value(name, text, values[name])) for name, text in given.items()
-    }
-    cell["source"] = "\n".join(f"{name} = {value!r}" for name, value in values.items()).splitlines(
-        keepends=True
-    )
+    read = {name: parameter(name, _value(name, text, values[name])) for name, text in given.items()}
+    values |= defaults | read
+    source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
+    cell["source"] = source.splitlines(keepends=True)
     return values
 
 
 def _value(name, text, default):
-    """A parameter's text as a value of its default's type; true and false are meant as such where no other
-    text is.
+    """A parameter's text as a value of its default's type.
+
+    "true" and "false" stand for themselves where the default is no text, and for interactive.
     """
     if text.lower() in ("true", "false") and (name == "interactive" or not isinstance(default, str)):
         return text.lower() == "true"
@@ -209,9 +185,7 @@ def _attach(metadata, data):
 
 
 def _attach_stages(metadata, values, owner):
-    """The same for the runs that a system is built on, where they are named "<owner>/slug/...", and not by a
-    name alone.
-    """
+    """Add the inputs with the runs that a system is built on, where overrides name one of the owner's."""
     overrides = json.loads(values["overrides"])
     for field in getattr(system_class(values["system"]), "built_on", {}):
         if str(overrides.get(field)).startswith(f"{owner}/"):
@@ -219,20 +193,22 @@ def _attach_stages(metadata, values, owner):
 
 
 def _attach_source(metadata, data):
-    if found := re.match(r"[\w-]+/[\w-]+", data):
-        kernels = {json.loads(path.read_text())["id"].partition("/")[2] for path in HERE.glob(f"*/{FILE}")}
-        sources = metadata.setdefault(
-            "kernel_sources" if found[0].partition("/")[2] in kernels else "dataset_sources", []
-        )
-        sources += {found[0]} - set(sources)
+    found = re.match(r"([\w-]+)/([\w-]+)", data)
+    if found:
+        ids = [read_json(path)["id"] for path in HERE.glob(f"*/{FILE}")]
+        ours = found[2] in [name.partition("/")[2] for name in ids]
+        sources = metadata.setdefault("kernel_sources" if ours else "dataset_sources", [])
+        if found[0] not in sources:
+            sources.append(found[0])
 
 
 # ---- the dataset to attach
 
 
 def build_inputs(folder, owner=""):
-    """Write the dataset: wheels of what Kaggle lacks, the LPIPS weights, the sample clip. What is there
-    already is kept.
+    """Write the dataset: wheels of what Kaggle lacks, the LPIPS weights, the sample clip.
+
+    What is there already is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     about = {
@@ -251,9 +227,7 @@ def build_inputs(folder, owner=""):
 
 
 def _repack(package, folder):
-    """Make the wheel anew from the installed package, where Kaggle's Python can use it. Returns whether it
-    could be done.
-    """
+    """Make the wheel anew from the installed package; False where Kaggle's Python could not use it."""
     try:
         installed = importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:

@@ -1,5 +1,6 @@
-"""What a kernel-metadata.json may say. Kaggle's client passes misspelt keys and machine names on in silence;
-this does not.
+"""What a kernel-metadata.json may say.
+
+Kaggle's client passes misspelt keys and machine names on in silence; this does not.
 """
 
 import dataclasses
@@ -32,8 +33,9 @@ SOURCES = {  # field: what an entry looks like, as a pattern and in words
 
 @dataclasses.dataclass(frozen=True)
 class KernelMetadata:
-    """The fields that Kaggle's client reads, without enable_gpu and enable_tpu (deprecated) and id_no (it
-    would win).
+    """The fields that Kaggle's client reads.
+
+    Left out are enable_gpu and enable_tpu, which are deprecated, and id_no, which would win over id.
     """
 
     id: str = ""
@@ -62,9 +64,8 @@ class KernelMetadata:
             re.fullmatch(OWNED, self.id),
             f"id must be owner/kernel-slug, such as {PLACEHOLDER}/mtld-2-train, not {self.id!r}",
         )
-        made = re.sub("[^a-z0-9]+", "-", self.title.lower()).strip(
-            "-"
-        )  # Kaggle makes the slug from the title
+        # Kaggle makes the slug from the title
+        made = re.sub("[^a-z0-9]+", "-", self.title.lower()).strip("-")
         check(
             slug == made,
             f"id must be {owner}/{made}, for Kaggle names the kernel by its title {self.title!r}; it is "
@@ -76,8 +77,8 @@ class KernelMetadata:
         )
         check(
             self.machine_shape in ("", *MACHINES),
-            f"machine_shape {self.machine_shape!r} is no GPU that Kaggle "
-            f"has{nearest(self.machine_shape, MACHINES)}",
+            f"machine_shape {self.machine_shape!r} is no GPU that Kaggle has"
+            f"{nearest(self.machine_shape, MACHINES)}",
         )
         for field, (pattern, words) in SOURCES.items():
             for entry in getattr(self, field):
@@ -85,9 +86,7 @@ class KernelMetadata:
 
 
 def read_metadata(path):
-    """The fields in a kernel-metadata.json, checked. Raises UserError naming the file, the field and the way
-    out.
-    """
+    """The fields in a kernel-metadata.json, checked; raises UserError."""
     try:
         values = parse_object(path.read_text(), "the file")
     except (OSError, ConfigError) as error:
@@ -97,17 +96,11 @@ def read_metadata(path):
 
 
 def check_metadata(values, path):
-    """Raise UserError where `values`, a dict, are not what Kaggle should be told. path: the file that is to
-    be mended.
-    """
+    """Raise UserError where the dict `values` is not what Kaggle should be told; `path` is to be mended."""
     try:
         for field in ("id", "title", "code_file", "language", "kernel_type", "is_private", "enable_internet"):
             check(field in values, f"{field} is missing; the folders beside kaggle/push.py show how it looks")
         from_dict(KernelMetadata, values)
     except ConfigError as error:
-        said = (
-            str(error)
-            .replace("KernelMetadata has no setting", "there is no field")
-            .replace("KernelMetadata.", "")
-        )
-        raise UserError(f"{path}: {said}") from None
+        said = str(error).replace("KernelMetadata has no setting", "there is no field")
+        raise UserError(f"{path}: {said.replace('KernelMetadata.', '')}") from None

@@ -1,4 +1,4 @@
-"""What a kernel does on Kaggle before the notebook proper. `kernel_build` packs this file beside mtld_core.
+"""What a kernel does on Kaggle before the notebook proper; `kernel_build` packs this file beside mtld_core.
 
 Kaggle mounts inputs, read-only, as /kaggle/input/<slug>, .../datasets/<owner>/<slug> or
 .../notebooks/<owner>/<slug>, and keeps what lies in /kaggle/working. MTLD_KAGGLE_ROOT names another tree for
@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from mtld_core.config import UserError
+from mtld_core.runs.folder import CHECKPOINTS, CONFIG, LOCK
 
 ROOT = Path(os.environ.get("MTLD_KAGGLE_ROOT", "/kaggle"))
 PACKAGES = {  # what Kaggle's image lacks, or may lack: its module by the package's name
@@ -30,8 +31,7 @@ MARKER = "lpips_vgg16.pth"  # the file by which the attached dataset is known
 
 
 def prepare(code):
-    """Work in /kaggle/working, with the packages, the LPIPS weights and the sample clip of the attached
-    dataset.
+    """Work in /kaggle/working, with packages, LPIPS weights and the sample clip from the attached dataset.
 
     code: the folder that mtld_core was unpacked into.
     """
@@ -59,9 +59,7 @@ def _link(path, target):
 
 
 def _install(missing, wheels):
-    """Folders with the missing packages, from files alone, beside the image's own: torch and all else there
-    stays as it is.
-    """
+    """Folders with the missing packages, installed from files alone; torch and all else stays as it is."""
     if not missing:
         return []
     if wheels is None:
@@ -101,9 +99,7 @@ def mounts():
 
 
 def find_input(name):
-    """The path of "owner/slug", or of something in it, such as "owner/slug/frames"; any other text comes back
-    as it is.
-    """
+    """The path of "owner/slug" or of something in it; any other text comes back as it is."""
     given = re.fullmatch(OWNED, name)
     if not given or Path(name).exists():
         return name
@@ -116,23 +112,20 @@ def find_input(name):
 
 
 def _mounted(owner, slug, rest):
-    """The path of what lies at `rest` in the input owner/slug, wherever Kaggle has put that; None where it is
-    not there.
-    """
-    places = [ROOT / "input" / kind / owner / slug for kind in ("datasets", "notebooks")] + [
-        ROOT / "input" / slug
-    ]
-    return next((Path(f"{place}{rest}") for place in places if Path(f"{place}{rest}").exists()), None)
+    """The path of what lies at `rest` in the input owner/slug, wherever Kaggle has put that, or None."""
+    for place in (f"datasets/{owner}/{slug}", f"notebooks/{owner}/{slug}", slug):
+        path = ROOT / "input" / f"{place}{rest}"
+        if path.exists():
+            return path
+    return None
 
 
 # ---- runs
 
 
 def find_run(run_dir):
-    """The path of a trained run: here, or in the input with the newest good checkpoint of a run of that
-    name.
-    """
-    if (Path(run_dir) / "config.json").is_file():
+    """The path of a trained run, here or in the input with the newest good checkpoint of that name."""
+    if _is_run(run_dir):
         return run_dir
     checkpoint = _newest(run_dir)
     if checkpoint is None:
@@ -143,9 +136,12 @@ def find_run(run_dir):
     return str(checkpoint.parents[1])
 
 
+def _is_run(path):
+    return (Path(path) / CONFIG).is_file()
+
+
 def bring_stages(system, overrides, run_dir):
-    """`overrides` (JSON text) with the runs that `system` is built on where it can read them: they are
-    brought like `run_dir`.
+    """`overrides` (JSON text) with the runs that `system` is built on, brought to where it can read them.
 
     A run named "owner/slug/<path>" is read in that input. Raises UserError where one is in no input, unless
     the run `run_dir` goes on, which carries its stages inside itself.
@@ -164,9 +160,9 @@ def bring_stages(system, overrides, run_dir):
     for field, name in stages.items():
         given = re.fullmatch(OWNED, name)
         path = given and _mounted(*given.groups())
-        if path and (path / "config.json").is_file():
+        if path and _is_run(path):
             values[field] = str(path)
-        elif not (Path(name) / "config.json").is_file():
+        elif not _is_run(name):
             try:
                 _bring_stage(field, name)
             except UserError as error:
@@ -177,16 +173,13 @@ def bring_stages(system, overrides, run_dir):
 
 
 def _bring_stage(field, name):
-    """Copy the run `name` from the inputs (see `bring_run`). Raises UserError, which names `field`, where it
-    is in none.
-    """
+    """Copy the run `name`, a setting `field`, from the inputs; raises UserError where it is in none."""
     if _is_kept(name):
         bring_run(name, saying=f"{field}:")
-    if not (Path(name) / "config.json").is_file():
+    if not _is_run(name):
         raise UserError(
             f"{field}={name!r} is in no input of this kernel: attach the kernel or the dataset that holds "
-            "that run; there "
-            f"are: {', '.join(map(str, mounts())) or 'none'}"
+            f"that run; there are: {', '.join(map(str, mounts())) or 'none'}"
         )
 
 
@@ -215,7 +208,7 @@ def bring_run(run_dir, resume="auto", saying="going on with"):
     checkpoint = _newest(run_dir)
     if checkpoint is None:
         return run_dir
-    if any(path.name != ".lock" for path in folder.glob("*")):
+    if any(path.name != LOCK for path in folder.glob("*")):
         raise UserError(
             f"{folder} is in the way of the run that the inputs hold: choose another run_dir, or remove it"
         )
@@ -223,11 +216,11 @@ def bring_run(run_dir, resume="auto", saying="going on with"):
     print(f"{saying} {source}, {checkpoint.name}", flush=True)
     shutil.rmtree(temporary, ignore_errors=True)
     for file in source.rglob("*"):
-        if file.is_file() and file.name != ".lock":
+        if file.is_file() and file.name != LOCK:
             copy = temporary / file.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)  # without the mount's read-only mode
-    if reason := problem(temporary / "checkpoints" / checkpoint.name):
+    if reason := problem(temporary / CHECKPOINTS / checkpoint.name):
         raise UserError(f"copying {source} to {folder} went wrong ({reason}): is the disk full?")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
@@ -235,29 +228,22 @@ def bring_run(run_dir, resume="auto", saying="going on with"):
 
 
 def _newest(run_dir):
-    """The path of the good checkpoint with the most steps among the inputs' runs of that name; None where no
-    input has one.
-    """
-    from mtld_core.runs.checkpoint import list_checkpoints, problem
+    """The good checkpoint with the most steps among the inputs' runs of that name, or None."""
+    from mtld_core.runs.checkpoint import list_checkpoints, newest_good
 
-    path = Path(run_dir)
+    path, working = Path(run_dir), ROOT / "working"
     if path.is_absolute():
-        path = (
-            path.relative_to(ROOT / "working") if path.is_relative_to(ROOT / "working") else Path(path.name)
-        )
-    runs = {
-        run for mount in mounts() for run in (mount / path, mount / path.name, *mount.glob(f"*/{path.name}"))
-    }
-    runs |= {mount for mount in mounts() if mount.name == path.name}
-    found = sorted(
-        (c for run in runs for c in list_checkpoints(run)), key=lambda c: (c.name, str(c)), reverse=True
-    )
-    for checkpoint in found:
-        if (reason := problem(checkpoint)) is None:
-            return checkpoint
-        print(f"checkpoint {checkpoint} is damaged ({reason}); trying the one before")
-    if found:
+        path = path.relative_to(working) if path.is_relative_to(working) else Path(path.name)
+    runs = set()
+    for mount in mounts():
+        runs |= {mount / path, mount / path.name, *mount.glob(f"*/{path.name}")}
+        if mount.name == path.name:
+            runs.add(mount)
+    found = [checkpoint for run in runs for checkpoint in list_checkpoints(run)]
+    found.sort(key=lambda checkpoint: (checkpoint.name, str(checkpoint)), reverse=True)
+    good = newest_good(found)
+    if found and not good:
         raise UserError(
             f"every checkpoint of {path.name} in the inputs is damaged: train anew with another run_dir"
         )
-    return None
+    return good

@@ -1,9 +1,8 @@
 """A notebook as a Kaggle kernel: made self-contained, pushed, watched, and its outputs fetched.
 
-    python kaggle/push.py 02_train --check                  say whether kernel-metadata.json and the
-    parameters are right python kaggle/push.py 02_train --build DIR              write the kernel, and to
-    DIR/inputs/ the dataset to attach python kaggle/push.py 02_train -p dataset_root me/film  push it, wait
-    until it has run, fetch what it wrote
+    python kaggle/push.py 02_train --check        say whether its metadata and parameters are right
+    python kaggle/push.py 02_train --build DIR    write the kernel, and to DIR/inputs/ the dataset to attach
+    python kaggle/push.py 02_train -p dataset_root me/film    push it, wait for its end, fetch what it wrote
 
 The exit code is 0 only if all went well, for a push: if the kernel ran to its end (docs/commands.md lists the
 others). kaggle/README.md tells the whole way.
@@ -12,7 +11,6 @@ others). kaggle/README.md tells the whole way.
 import argparse
 import contextlib
 import io
-import json
 import os
 import sys
 import tempfile
@@ -24,6 +22,7 @@ from kernel_build import INPUTS, build_inputs, make_kernel
 from kernel_metadata import PLACEHOLDER
 
 from mtld_core.config import RunGivenUp, UserError
+from mtld_core.runs.folder import REPORT, read_report
 from mtld_core.runtime import command
 
 PATIENCE = 10  # looks in a row that may fail, after which the watch ends
@@ -47,26 +46,31 @@ def push(notebook, parameters, owner, out, poll_seconds):
     with _asking("fetching the outputs"):
         files, _ = api.kernels_output(name, str(out), force=True)
     print(f"{len(files)} files in {out}")
-    given_up = ""
-    for path in sorted(
-        Path(file) for file in files if Path(file).name == "report.json"
-    ):  # not what an earlier push left
-        with _asking(f"reading {path}"):
-            report = json.loads(path.read_text())
-            print(f"{path.parent}: {report['status']} at step {report['step']} ({report['reason']})")
-            if report.get("given_up") and _is_own(path.parent, kernel.run_dir):
-                given_up = f"{kernel.run_dir or path.parent}: {report['reason']}"
+    # the runs in these files, and not what an earlier push left
+    runs = sorted(Path(file).parent for file in files if Path(file).name == REPORT)
+    given_up = [reason for run in runs if (reason := _why_given_up(run, kernel.run_dir))]
     if given_up:
-        raise RunGivenUp(given_up)
+        raise RunGivenUp(given_up[-1])
     if status != "COMPLETE":
-        raise UserError(f"{name} ended with status {status}{why and f': {why}'}; its log is in {out}")
+        reason = f": {why}" if why else ""
+        raise UserError(f"{name} ended with status {status}{reason}; its log is in {out}")
+
+
+def _why_given_up(run, run_dir):
+    """Say how a run of the outputs ended; why, if it is the kernel's own run and was given up, else ""."""
+    with _asking(f"reading {run / REPORT}"):
+        report = read_report(run)
+        print(f"{run}: {report['status']} at step {report['step']} ({report['reason']})")
+        if report.get("given_up") and _is_own(run, run_dir):
+            return f"{run_dir or run}: {report['reason']}"
+    return ""
 
 
 def _is_own(folder, run_dir):
-    """Whether a folder of the outputs is the kernel's own run; where it named none, training made a dated one
-    in runs/.
-    """
-    return folder.name == Path(run_dir).name if run_dir else folder.parent.name == "runs"
+    """Whether a folder of the outputs is the kernel's own run: run_dir, or "" for a dated one in runs/."""
+    if run_dir:
+        return folder.name == Path(run_dir).name
+    return folder.parent.name == "runs"
 
 
 def _client():
@@ -105,14 +109,12 @@ def _check_answer(answer, name):
         *answer.invalid_competition_sources,
         *answer.invalid_model_sources,
     }
-    refused |= {*answer.invalid_kernel_sources} - {
-        name
-    }  # before its first version a kernel cannot be its own input
+    # before its first version a kernel cannot be its own input
+    refused |= {*answer.invalid_kernel_sources} - {name}
     if refused:
         raise UserError(
             f"Kaggle has no {', '.join(sorted(refused))}, so version {answer.version_number} runs without: "
-            "cancel it at "
-            f"{answer.url}, upload what is missing, push again"
+            f"cancel it at {answer.url}, upload what is missing, push again"
         )
 
 

@@ -32,6 +32,15 @@ def check(condition, message):
         raise ConfigError(message)
 
 
+@contextlib.contextmanager
+def can_write(path, way):
+    """Raise UserError with the reason and the way out where what happens inside cannot write to `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}); {way}") from error
+
+
 # ---- ranges, told by a field's annotation
 
 
@@ -80,6 +89,7 @@ def nearest(name, known):
 
 
 def field_names(cls):
+    """Names of the fields of a dataclass, in their order."""
     return [field.name for field in dataclasses.fields(cls)]
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_path(path):
-    """Yield a temporary path beside `path`; on success it is flushed to disk and takes the name, on failure
-    it is removed.
+    """Yield a temporary path beside `path`: flushed, it takes the name in the end; on an error it goes.
 
     A reader sees the old file or the new one, never half of one, whenever the process dies.
     """
@@ -27,6 +26,7 @@ def atomic_path(path):
 
 
 def write_json(path, value):
+    """Write a value as a JSON file, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 

@@ -1,5 +1,4 @@
-"""Pictures in, pictures and videos out: one image file read safely, frames written one at a time, strips for
-reports.
+"""Pictures and videos: an image file read safely, frames written one at a time, strips for reports.
 
 A frame is uint8 `[H, W, 3]` RGB, an array or a CPU tensor. A writer is a context manager that gives a
 function `write(frame)`; it holds one frame at a time, and its file appears whole when the block ends, or not
@@ -51,28 +50,30 @@ def read_image(path):
         raise UserError(f"{path}: no such image file")
     try:
         with _open(path) as image:
-            decodes_whole = image.info.get(
-                "progressive"
-            )  # such a JPEG keeps all coefficients whatever its scale
-            size = image.size
+            whole = image.size
             image.draft(None, (LARGE, LARGE))  # does nothing to other formats
-            width, height = size if decodes_whole else image.size
+            # a progressive JPEG keeps all coefficients whatever its scale
+            width, height = whole if image.info.get("progressive") else image.size
             if width * height > MOST_PIXELS:
                 raise Image.DecompressionBombError
             return upright(image)
     except Image.DecompressionBombError:
-        raise UserError(
-            f"{path} is too large to decode (over {MOST_PIXELS // 10**6} million pixels); shrink it first"
-        ) from None
+        most = f"over {MOST_PIXELS // 10**6} million pixels"
+        raise UserError(f"{path} is too large to decode ({most}); shrink it first") from None
     except Exception as error:  # Pillow's readers fail on damaged bytes in many ways
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} cannot be read as a picture: {reason}") from None
 
 
+def _open(path):
+    with open(path, "rb") as file:
+        jpeg = file.read(3) == b"\xff\xd8\xff"
+    # Image.open refuses a huge JPEG by its full size, although it is never decoded at that size
+    return JpegImagePlugin.JpegImageFile(path) if jpeg else Image.open(path)
+
+
 def upright(image):
-    """Pillow image -> uint8 `[H, W, 3]` as a viewer shows it: turned and mirrored as EXIF says, colours as in
-    `to_rgb`.
-    """
+    """Pillow image -> uint8 `[H, W, 3]` as a viewer shows it: turned as EXIF says, in RGB (see `to_rgb`)."""
     image.load()  # here Pillow turns a TIFF by itself, and finds the EXIF that a PNG has behind its pixels
     turn = UPRIGHT.get(orientation_of(image))
     return to_rgb(image if turn is None else image.transpose(turn))
@@ -85,42 +86,31 @@ def upright_size(image):
 
 
 def orientation_of(image):
-    """The EXIF orientation of a Pillow image, 1 to 8, that is still to be done; 1 where there is none, or
-    only damaged EXIF.
-    """
+    """The EXIF orientation of a Pillow image that is still to be done, 1 to 8; 1 where there is none."""
     if image.format == "TIFF":  # whose size Pillow gives as it will be after turning
         return 1
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
     except (
         Exception
-    ):  # Pillow's readers fail on damaged bytes in many ways, and a viewer shows such a picture as it is
+    ):  # Pillow's readers fail on damaged EXIF in many ways, and a viewer shows the picture as it is
         return 1
     return orientation if orientation in UPRIGHT else 1
 
 
 def to_rgb(image):
-    """Pillow image -> uint8 `[H, W, 3]`: grey and palettes become RGB, alpha lies over black, 16 bits become
-    8.
-    """
+    """Pillow image of any mode -> uint8 `[H, W, 3]`; alpha lies over black, 16 bits become 8."""
+    grey = None
     if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion would clip at 255
         grey = (np.clip(np.asarray(image).astype(np.int32), 0, 65535) + 128) // 257
-        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
-    if image.mode == "F":  # floats: black is 0 and white is 1
+    elif image.mode == "F":  # floats: black is 0 and white is 1
         grey = np.round(np.clip(np.nan_to_num(np.asarray(image)), 0, 1) * 255)
+    if grey is not None:
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
     if image.has_transparency_data:
-        return np.asarray(image.convert("RGBA").convert("RGBa"))[
-            ..., :3
-        ].copy()  # "a": already multiplied by alpha
+        over_black = image.convert("RGBA").convert("RGBa")  # "a": already multiplied by alpha
+        return np.asarray(over_black)[..., :3].copy()
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _open(path):
-    with open(path, "rb") as file:
-        jpeg = file.read(3) == b"\xff\xd8\xff"
-    # Image.open refuses a huge JPEG by its full size, although it is never decoded at that size
-    return JpegImagePlugin.JpegImageFile(path) if jpeg else Image.open(path)
 
 
 # ---- writing
@@ -128,25 +118,27 @@ def _open(path):
 
 @contextlib.contextmanager
 def frame_writer(folder):
-    """`write(frame)` saves `<folder>/frame_0000.png`, `frame_0001.png`, ... (five digits from frame 10,000
-    on).
+    """`write(frame)` saves `<folder>/frame_0000.png`, `frame_0001.png`, ...
 
     The folder replaces an earlier one. Raises UserError where that holds anything but such frames.
     """
     folder = Path(folder)
     temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
-    if folder.exists() and not all(re.fullmatch(r"frame_\d+\.png", name) for name in os.listdir(folder)):
+    there = os.listdir(folder) if folder.exists() else []
+    if not all(re.fullmatch(r"frame_\d+\.png", name) for name in there):
         raise UserError(
             f"{folder} holds other files than frames, so it is not replaced; choose another out_dir"
         )
     _sweep(folder)
     temporary.mkdir(parents=True)
     numbers = itertools.count()
+
+    def write(frame):
+        file = temporary / f"frame_{next(numbers):04d}.png"
+        _picture(frame).save(file, compress_level=1)  # three times as fast as the default, a tenth more room
+
     try:
-        # level 1 writes three times as fast as the default and takes a tenth more room
-        yield lambda frame: _picture(frame).save(
-            temporary / f"frame_{next(numbers):04d}.png", compress_level=1
-        )
+        yield write
         if folder.exists():
             os.replace(folder, old)
         os.replace(temporary, folder)
@@ -158,49 +150,59 @@ def frame_writer(folder):
 def _sweep(folder):
     """Remove what writers of `folder` left that were killed."""
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
-        owner = re.search(r"\.(\d+)\.(tmp|old)$", left.name)
-        if owner and (int(owner[1]) == os.getpid() or not psutil.pid_exists(int(owner[1]))):
+        found = re.search(r"\.(\d+)\.(tmp|old)$", left.name)
+        if not found:
+            continue
+        owner = int(found[1])
+        if owner == os.getpid() or not psutil.pid_exists(owner):
             shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager
+def _video_stream(path, codec, rate, height, width, pixels, options, codec_options=None):
+    """A new video file with one stream: gives (stream, `encode(picture)`), which takes a PyAV frame."""
+    import av
+
+    with (
+        atomic_path(path) as temporary,
+        av.open(os.path.abspath(temporary), "w", options=options) as container,
+    ):
+        stream = container.add_stream(codec, rate=rate, options=codec_options)
+        stream.width, stream.height, stream.pix_fmt = width, height, pixels
+        yield stream, lambda picture: container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+
+
+@contextlib.contextmanager
 def video_writer(path, fps, height, width):
-    """`write(frame)` appends to an H.264 mp4 that browsers play (yuv420p; odd sides repeat their last
-    pixel).
-    """
+    """`write(frame)` appends to an H.264 mp4 that browsers play (yuv420p); odd sides grow by a pixel."""
     import av
     from av.video.reformatter import ColorRange, Colorspace
 
     rate = Fraction(fps).limit_denominator(1001)
     pad = ((0, height % 2), (0, width % 2), (0, 0))
-    with (
-        atomic_path(path) as temporary,
-        av.open(
-            os.path.abspath(temporary), "w", format="mp4", options={"movflags": "+faststart"}
-        ) as container,
-    ):
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "16"})
-        stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+    height, width = height + height % 2, width + width % 2
+    numbers = itertools.count()
+    options = {"movflags": "+faststart"}
+    file = _video_stream(path, "libx264", rate, height, width, "yuv420p", options, {"crf": "16"})
+    with file as (stream, encode):
         codec = stream.codec_context  # said outright, or players guess the colours from the picture's size
         codec.colorspace = codec.color_primaries = codec.color_trc = int(Colorspace.ITU709)
         codec.color_range = int(ColorRange.MPEG)
-        numbers = itertools.count()
 
         def write(frame):
             padded = np.pad(np.asarray(frame), pad, mode="edge")
             picture = av.VideoFrame.from_ndarray(padded, format="rgb24")
             picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
             picture.pts, picture.time_base = next(numbers), 1 / rate
-            container.mux(stream.encode(picture))
+            encode(picture)
 
         yield write
-        container.mux(stream.encode())
 
 
 @contextlib.contextmanager
 def gif_writer(path, fps, height, width):
-    """`write(frame)` appends to a GIF that loops for ever; every frame has its own 256 colours, without
-    dither.
+    """`write(frame)` appends to a GIF that loops for ever; each frame has 256 colours of its own, no dither.
 
     A GIF's clock ticks 100 times a second: delays are whole ticks that keep the rate on average, and 50
     frames a second is the most. Pillow would keep all frames in memory; it only picks the colours here.
@@ -208,14 +210,9 @@ def gif_writer(path, fps, height, width):
     import av
 
     ticks = 100 / min(fps, GIF_MOST_FPS)  # a frame
+    numbers = itertools.count()
     options = {"loop": "0", "final_delay": str(round(ticks))}
-    with (
-        atomic_path(path) as temporary,
-        av.open(os.path.abspath(temporary), "w", format="gif", options=options) as container,
-    ):
-        stream = container.add_stream("gif", rate=100)
-        stream.width, stream.height, stream.pix_fmt = width, height, "pal8"
-        numbers = itertools.count()
+    with _video_stream(path, "gif", 100, height, width, "pal8", options) as (_, encode):
 
         def write(frame):
             picture = _picture(frame)
@@ -229,10 +226,9 @@ def gif_writer(path, fps, height, width):
             palette[: len(colours), 1:] = colours
             packed = av.VideoFrame.from_ndarray((np.asarray(indexed), palette), format="pal8")
             packed.pts, packed.time_base = round(next(numbers) * ticks), Fraction(1, 100)
-            container.mux(stream.encode(packed))
+            encode(packed)
 
         yield write
-        container.mux(stream.encode())
 
 
 @contextlib.contextmanager
@@ -257,8 +253,8 @@ def open_writers(out_dir, fps, height, width):
 
 def side_by_side(left, right):
     """Two frames of one height -> uint8 `[H, W + W + 2, 3]`, with a grey line of two pixels between them."""
-    left, right = np.asarray(left), np.asarray(right)
-    return np.concatenate([left, np.full((len(left), 2, 3), 128, np.uint8), right], axis=1)
+    line = np.full((len(left), 2, 3), 128, np.uint8)
+    return np.concatenate([left, line, right], axis=1)
 
 
 def strip(rows, labels=None, columns=None, smallest=96):
@@ -268,28 +264,25 @@ def strip(rows, labels=None, columns=None, smallest=96):
     word for each column, above it. Frames lower than `smallest` pixels are enlarged by a whole factor,
     unsmoothed.
     """
-    rows = [[np.asarray(frame) for frame in row] for row in rows]
-    factor = max(1, -(-smallest // rows[0][0].shape[0]))
-    height, width = (factor * side for side in rows[0][0].shape[:2])
+    height, width = rows[0][0].shape[:2]
+    factor = max(1, -(-smallest // height))
+    height, width = factor * height, factor * width
     font, gap = ImageFont.load_default(14), 4
     left = 2 * gap + round(max(map(font.getlength, labels))) if labels else 0
     top = 24 if columns else 0
-    longest = max(map(len, rows))
-    canvas = Image.new(
-        "RGB", (left + longest * (width + gap) - gap, top + len(rows) * (height + gap) - gap), "white"
-    )
+    down, across = height + gap, width + gap
+    size = left + max(map(len, rows)) * across - gap, top + len(rows) * down - gap
+    canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
     for j, word in enumerate(columns or ()):
-        draw.text((left + j * (width + gap) + width // 2, top // 2), word, "black", font, anchor="mm")
+        draw.text((left + j * across + width // 2, top // 2), word, "black", font, anchor="mm")
     for i, row in enumerate(rows):
-        y = top + i * (height + gap)
+        y = top + i * down
         if labels:
             draw.text((left - gap, y + height // 2), labels[i], "black", font, anchor="rm")
         for j, frame in enumerate(row):
-            canvas.paste(
-                _picture(frame).resize((width, height), Image.Resampling.NEAREST),
-                (left + j * (width + gap), y),
-            )
+            enlarged = _picture(frame).resize((width, height), Image.Resampling.NEAREST)
+            canvas.paste(enlarged, (left + j * across, y))
     return np.asarray(canvas)
 
 
@@ -300,4 +293,4 @@ def _picture(frame):
 def save_picture(path, picture):
     """Write a uint8 `[H, W, 3]` picture as PNG, whole or not at all."""
     with atomic_path(path) as temporary:
-        Image.fromarray(picture).save(temporary)
+        _picture(picture).save(temporary)

@@ -1,4 +1,4 @@
-"""How far frames are from the truth: MSE, PSNR, skill over baselines, SSIM and LPIPS.
+"""How far frames are from the truth: MSE, PSNR, skill over baselines, SSIM and LPIPS; colours transferred.
 
 Frames are uint8 tensors `[..., H, W, 3]`; every figure is one number a frame, on pixels in [0, 1].
 """
@@ -13,6 +13,7 @@ LEAST_MSE = 1e-10  # PSNR ends at 100 dB
 SSIM_WINDOW = 11  # pixels
 LPIPS_LEAST = 32  # pixels a side
 PIECE = 8  # pairs of pictures that go through VGG at once, which bounds the memory
+COLOUR_PIXELS = 2_000_000  # that a colour transfer looks at, at most
 
 
 def mse(a, b):
@@ -21,7 +22,8 @@ def mse(a, b):
     The squares are summed as integers, so the figure is exact and the same on every device.
     """
     squares = (a.int() - b.int()).square_()
-    return squares.sum((-3, -2, -1)).double() / (255**2 * math.prod(squares.shape[-3:]))
+    count = math.prod(squares.shape[-3:])
+    return squares.sum((-3, -2, -1)).double() / (255**2 * count)
 
 
 def psnr(mse):
@@ -29,17 +31,38 @@ def psnr(mse):
     return -10 * torch.log10(mse.clamp(min=LEAST_MSE))
 
 
-def flicker(frames):
-    """How much comes and goes from frame to frame: uint8 `[..., T, H, W, 3]` -> float64 `[...]`, in levels of
-    255.
+def mean_psnr(mse):
+    """PSNR in dB averaged over frames, a float; mse: a tensor with the MSE of each."""
+    return psnr(mse).mean().item()
 
-    Mean absolute second difference in time, which a steady change of brightness or a fade does not raise. 0
-    for T < 3.
+
+def in_pieces(function, size, tick, *tensors):
+    """`function` of `size` rows of each tensor at a time -> what it returns, joined along the first axis.
+
+    tick: called before each piece; it may raise to give the work up.
+    """
+    results = []
+    for pieces in zip(*(tensor.split(size) for tensor in tensors), strict=True):
+        tick()
+        results.append(function(*pieces))
+    return torch.cat(results)
+
+
+def error_picture(made, truth):
+    """Four times the absolute difference of two frames or clips, as a picture: all uint8 `[..., H, W, 3]`."""
+    return ((made.int() - truth.int()).abs() * 4).clamp_(max=255).to(torch.uint8)
+
+
+def flicker(frames):
+    """How much comes and goes from frame to frame: uint8 `[..., T, H, W, 3]` -> float64 `[...]`.
+
+    Mean absolute second difference in time, in levels of 255, which a steady change of brightness or a fade
+    does not raise. 0 for T < 3.
     """
     if frames.shape[-4] < 3:
         return torch.zeros(frames.shape[:-4], dtype=torch.float64)
-    a, b, c = (frames[..., i : frames.shape[-4] - 2 + i, :, :, :].int() for i in range(3))
-    return (a - 2 * b + c).abs().double().mean((-4, -3, -2, -1))
+    second_difference = frames.int().diff(n=2, dim=-4)
+    return second_difference.abs().double().mean((-4, -3, -2, -1))
 
 
 def skill_db(baselines, model):
@@ -52,22 +75,28 @@ def skill_db(baselines, model):
 
 
 def ssim(a, b):
-    """Structural similarity (Wang et al. 2004, Gaussian window of 11): uint8 `[..., H, W, 3]` -> float32
-    `[...]`.
+    """Structural similarity of frames: uint8 `[..., H, W, 3]` twice -> float32 `[...]`.
 
-    A frame smaller than the window is continued by its border pixels up to it.
+    After Wang et al. 2004, with a Gaussian window of 11. A frame smaller than the window is continued by its
+    border pixels up to it.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    def similarity(x, y):
-        height, width = x.shape[-2:]
-        pad = (0, max(0, SSIM_WINDOW - width), 0, max(0, SSIM_WINDOW - height))
-        x, y = (
-            F.pad(z.double(), pad, mode="replicate") for z in (x, y)
-        )  # float32 loses the variance of flat areas
-        return structural_similarity_index_measure(x, y, data_range=1.0, reduction="none").reshape(-1)
+    def continued(x):
+        return up_to_window(x.double())  # float32 loses the variance of flat areas
 
-    return _in_pieces(similarity, a, b)
+    def similarity(x, y):
+        found = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none")
+        return found.reshape(-1)
+
+    return _in_pieces(similarity, continued, a, b)
+
+
+def up_to_window(pictures):
+    """Pictures `[N, C, H, W]`, continued by their border pixels up to the size of SSIM's window."""
+    height, width = pictures.shape[-2:]
+    pad = (0, max(0, SSIM_WINDOW - width), 0, max(0, SSIM_WINDOW - height))
+    return F.pad(pictures, pad, mode="replicate")
 
 
 def lpips_metric(device, weights=""):
@@ -86,47 +115,55 @@ def lpips_metric(device, weights=""):
         return None, f"VGG16's weights ({TRUNK_FILE}) are not on this machine"
     network = LPIPS(load_trunk(weights)).to(device)
 
-    def distance(x, y):
-        x, y = (2 * z.to(device) - 1 for z in (x, y))
-        if (scale := LPIPS_LEAST / min(x.shape[-2:])) > 1:
-            size = [math.ceil(side * scale) for side in x.shape[-2:]]
-            x, y = (F.interpolate(z, size, mode="bilinear") for z in (x, y))
-        return network(x, y)
+    def enlarged(x):
+        x = 2 * x.to(device) - 1
+        scale = LPIPS_LEAST / min(x.shape[-2:])
+        if scale <= 1:
+            return x
+        size = [math.ceil(side * scale) for side in x.shape[-2:]]
+        return F.interpolate(x, size, mode="bilinear")
 
-    return lambda a, b: _in_pieces(distance, a, b), None
+    return lambda a, b: _in_pieces(network, enlarged, a, b), None
 
 
 @torch.inference_mode()
-def _in_pieces(function, a, b):
-    """`function` of float `[n, 3, H, W]` pairs in [0, 1], a few at a time -> float32 `[...]` on the CPU."""
+def _in_pieces(figure, prepare, a, b):
+    """`figure` of pairs of frames, a few at a time -> float32 `[...]` on the CPU.
+
+    It is given what `prepare` makes of float `[n, 3, H, W]` in [0, 1].
+    """
     a, b = torch.broadcast_tensors(a, b)
-    pairs = zip(*(frames.reshape(-1, *frames.shape[-3:]).split(PIECE) for frames in (a, b)), strict=True)
-    parts = [function(*(frames.movedim(-1, -3) / 255 for frames in pair)).float().cpu() for pair in pairs]
+    parts = []
+    for x, y in zip(_pieces(a), _pieces(b), strict=True):
+        parts.append(figure(prepare(x), prepare(y)).float().cpu())
     return torch.cat(parts).reshape(a.shape[:-3])
 
 
-PIXELS = 2_000_000  # of each side at most
+def _pieces(frames):
+    for piece in frames.reshape(-1, *frames.shape[-3:]).split(PIECE):
+        yield piece.movedim(-1, -3) / 255
 
 
 def colour_transfer(source, target):
-    """(matrix `[3, 3]`, shift `[3]`), float64: the linear map that gives one's colours the mean and
-    covariance of the other's.
+    """The linear map of colours that gives `source` the mean and covariance of `target`.
 
-    source, target: uint8 `[..., 3]`; of more than two million pixels every n-th counts. Of all such maps, the
-    one that moves colours least (Pitie and Kokaram 2007).
+    source, target: uint8 `[..., 3]`; of more than two million pixels every n-th counts. Returns (matrix
+    `[3, 3]`, shift `[3]`), float64. Of all such maps, the one that moves colours least (Pitie and Kokaram
+    2007).
     """
-    source, target = (
-        frames.reshape(-1, 3)[:: -(-frames.numel() // (3 * PIXELS))].double() for frames in (source, target)
-    )
+    source, target = _colours(source), _colours(target)
     root, inverse = _roots(torch.cov(source.T))
     matrix = inverse @ _roots(root @ torch.cov(target.T) @ root)[0] @ inverse
     return matrix, target.mean(0) - matrix @ source.mean(0)
 
 
+def _colours(frames):
+    pixels = frames.reshape(-1, 3)
+    return pixels[:: math.ceil(len(pixels) / COLOUR_PIXELS)].double()
+
+
 def _roots(covariance):
-    """Square root of a symmetric matrix and the inverse of that root; directions without variance have an
-    inverse of 0.
-    """
+    """Square root of a symmetric matrix and the inverse of that root, 0 in directions without variance."""
     values, vectors = torch.linalg.eigh(covariance)
     roots = values.clamp(min=0).sqrt()
     inverses = torch.where(roots > 1e-6 * roots.max(), 1 / roots, 0)

@@ -1,4 +1,4 @@
-"""What every notebook needs: a place to work from, checked parameters, and results shown on the page."""
+"""What notebooks and panels share: a place to work from, checked parameters, results shown on the page."""
 
 import ast
 import base64
@@ -10,11 +10,13 @@ import mimetypes
 import os
 from pathlib import Path
 
+import ipywidgets as widgets
 import numpy as np
+import PIL.Image
 from IPython import get_ipython
 from IPython.display import HTML, Image, display
 
-from mtld_core.config import UserError, nearest, seconds
+from mtld_core.config import UserError, check, nearest, seconds
 
 # the kinds of parameters; all others are texts
 WHOLE = ("height", "width", "workers", "steps", "batch_size", "seed", "devices", "num_frames")
@@ -25,30 +27,32 @@ JSON_TEXTS = {"overrides": dict, "actions": list}  # which may also be given as 
 WORDS = ("sample", "noise", "auto", "never", "best")  # that are no paths
 places = [Path(__file__).parents[1] / "notebooks"]  # folders in which a path is also looked for
 
+# ---- a notebook's beginning
+
 
 def setup():
-    """Work from the project's root folder when the notebook was opened inside notebooks/, so that runs/ is
-    the same for all.
+    """Work from the project's root where the notebook was opened inside notebooks/: all share one runs/.
+
+    Of an error that the user can mend the page shows the message alone.
     """
-    places.insert(0, Path.cwd())
-    if Path.cwd().name == "notebooks" and (Path.cwd().parent / "mtld_core").is_dir():
-        os.chdir("..")
+    here = Path.cwd()
+    places.insert(0, here)
+    if here.name == "notebooks" and (here.parent / "mtld_core").is_dir():
+        os.chdir(here.parent)
     if shell := get_ipython():
         shell.set_custom_exc(UserError, _show_user_error)
 
 
 def _show_user_error(shell, kind, error, traceback, tb_offset=None):
-    """Of what the user can mend the page shows the message alone; papermill still sees a failed cell."""
-    shell.showtraceback((kind, error, traceback), exception_only=True)
+    shell.showtraceback((kind, error, traceback), exception_only=True)  # papermill still sees a failed cell
 
 
 def parameters(namespace, names, inputs=""):
-    """dict of the notebook's parameters: `names` (words in one string) looked up in `namespace`, its
-    `globals()`.
+    """Check a notebook's parameters -> dict of their values, which `namespace` gets, too.
 
-    papermill only warns when it is given a name that the notebook does not have; here that is a UserError,
-    and so is a value of the wrong kind (see `parameter`). inputs: those of the names whose paths are also
-    looked for beside the notebook.
+    namespace: the notebook's `globals()`. names: the parameters, words in one string; inputs: those of them
+    whose paths are also looked for beside the notebook. Raises UserError for a value of the wrong kind, and
+    for a name that the notebook does not have, of which papermill only warns.
     """
     names = names.split()
     for source in namespace.get("In", []):  # IPython's record of the cells run so far
@@ -57,117 +61,111 @@ def parameters(namespace, names, inputs=""):
                 if name not in names:
                     raise UserError(f"this notebook has no parameter {name!r}{nearest(name, names)}")
     values = {name: parameter(name, namespace[name]) for name in names}
-    values |= {name: _beside(name, values[name]) for name in inputs.split()}
+    for name in inputs.split():
+        values[name] = _beside(name, values[name])
     namespace.update(values)  # for cells that take one by its name
     return values
 
 
-def parameter(name, value):
-    """A parameter's value as what it stands for: papermill hands over a number for each text that looks like
-    one.
+def _assigned(source):
+    """Names that a cell of plain assignments sets."""
+    statements = ast.parse(source).body
+    return [statement.targets[0].id for statement in statements if isinstance(statement, ast.Assign)]
 
-    A number that stands for a text is its name ("2024"); nothing else is bent. Raises UserError that names
-    the parameter.
+
+def parameter(name, value):
+    """Check a parameter -> the value as it is used. Raises UserError that names the parameter.
+
+    papermill hands over a number for each text that looks like one: where a text is wanted, a number is taken
+    for a name ("2024"). Nothing else is bent.
     """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if name in WHOLE + NUMBERS:
-        whole = name in WHOLE
-        if not number or not math.isfinite(value) or (whole and value != int(value)):
-            raise UserError(f"{name} must be a {'whole number' if whole else 'number'}, not {value!r}")
-        return int(value) if whole else value
-    if name in TIMES:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if name in WHOLE:
+        check(is_number and value % 1 == 0, f"{name} must be a whole number, not {value!r}")
+        return int(value)
+    if name in NUMBERS:
+        check(is_number and math.isfinite(value), f"{name} must be a number, not {value!r}")
+    elif name in TIMES:
         try:
             seconds(value)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
-        return value
-    if name in SWITCHES:
-        if not isinstance(value, bool):
-            raise UserError(f"{name} must be true or false, not {value!r}")
-        return value
-    if name == "interactive":
-        if not isinstance(value, bool) and value != "auto":
-            raise UserError(f"{name} must be 'auto', true or false, not {value!r}")
-        return value
-    if isinstance(value, JSON_TEXTS.get(name, str)):
-        return json.dumps(value) if name in JSON_TEXTS else value
-    if number:
-        print(
-            f"{name} = {value!r} is taken as the name {str(value)!r}; papermill's -r {name} hands over a "
-            "text as it is"
-        )
+    elif name in SWITCHES:
+        check(isinstance(value, bool), f"{name} must be true or false, not {value!r}")
+    elif name == "interactive":
+        known = isinstance(value, bool) or value == "auto"
+        check(known, f"{name} must be 'auto', true or false, not {value!r}")
+    elif name in JSON_TEXTS and isinstance(value, JSON_TEXTS[name]):
+        return json.dumps(value)
+    elif is_number:
+        way = f"papermill's -r {name} hands over a text as it is"
+        print(f"{name} = {value!r} is taken as the name {str(value)!r}; {way}")
         return str(value)
-    if not isinstance(value, str):
-        raise UserError(f"{name} must be a text, not {value!r}")
+    else:
+        check(isinstance(value, str), f"{name} must be a text, not {value!r}")
     return value
 
 
 def _beside(name, value):
-    """A path that is not there from the folder in which the notebook works, where it is beside the
-    notebook.
-    """
-    if (
-        value and value not in WORDS and not os.path.exists(os.path.expanduser(value))
-    ):  # Path's own raise at some names
-        for place in places:
-            if os.path.exists(place / value):
-                print(f"{name} = {str(place / value)!r}")
-                return str(place / value)
+    """`value`, or where nothing of that name is here, what lies beside the notebook."""
+    if not value or value in WORDS or os.path.exists(os.path.expanduser(value)):
+        return value
+    for place in places:
+        path = str(place / value)
+        if os.path.exists(path):
+            print(f"{name} = {path!r}")
+            return path
     return value
 
 
-def _assigned(source):
-    """Names that a cell of plain assignments sets."""
-    targets = [
-        target for node in ast.parse(source).body if isinstance(node, ast.Assign) for target in node.targets
-    ]
-    return [target.id for target in targets if isinstance(target, ast.Name)]
+# ---- results on the page
 
 
 def show_picture(picture):
-    """A picture on the page: a file's path or a uint8 array `[H, W, 3]`."""
+    """Show a picture: a file's path or a uint8 array `[H, W, 3]`."""
     data = Path(picture).read_bytes() if isinstance(picture, (str, Path)) else png_bytes(picture)
     display(Image(data, format="png"))  # a Pillow image would go in twice, as PNG and as JPEG
 
 
 def png_bytes(picture):
-    """A uint8 array or tensor `[H, W, 3]` as the bytes of a PNG file."""
-    from PIL import Image
-
+    """Encode a uint8 array or tensor `[H, W, 3]` as a PNG file's bytes."""
     file = io.BytesIO()
-    Image.fromarray(np.asarray(picture)).save(file, "png")
+    PIL.Image.fromarray(np.asarray(picture)).save(file, "png")
     return file.getvalue()
 
 
 def show_video(path):
-    """A video on the page, playing and repeating."""
+    """Show a video that plays and repeats."""
     display(HTML(video_tag(path)))
 
 
-def video_tag(path, height=256):
-    """HTML that plays a video file again and again, enlarged without smoothing. The file's bytes are inside
-    it.
-    """
-    data = base64.b64encode(Path(path).read_bytes()).decode()
-    style = f"height:{height}px; max-width:100%; image-rendering:pixelated"
+def video_tag(path):
+    """HTML that plays a video file again and again, enlarged without smoothing."""
+    style = "height:256px; max-width:100%; image-rendering:pixelated"
     options = "autoplay loop muted controls playsinline"
-    return f'<video {options} style="{style}" src="data:video/mp4;base64,{data}"></video>'
+    return f'<video {options} style="{style}" src="{_data_url(path)}"></video>'
 
 
-def download_link(path, text):
-    """HTML: a link that saves a file's bytes, which are inside it. It needs no server, so it works on Colab
-    and Kaggle, too.
-    """
-    kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
+def download_links(mp4, gif):
+    """HTML of two links that save these files."""
+    links = []
+    for path, text in ((mp4, "mp4"), (gif, "GIF")):
+        # some front ends take away what makes a link look like one
+        style = "color: #1976d2; text-decoration: underline"
+        name = html.escape(Path(path).name)
+        links.append(f'<a style="{style}" download="{name}" href="{_data_url(path)}">{text}</a>')
+    return " · ".join(links)
+
+
+def _data_url(path):
+    """A URL that holds the file itself, so that no server is needed: it works on Colab and Kaggle, too."""
+    kind, _ = mimetypes.guess_type(path)
     data = base64.b64encode(Path(path).read_bytes()).decode()
-    # some front ends take away what makes a link look like one
-    style = "color: #1976d2; text-decoration: underline"
-    name = html.escape(Path(path).name)
-    return f'<a style="{style}" download="{name}" href="data:{kind};base64,{data}">{html.escape(text)}</a>'
+    return f"data:{kind};base64,{data}"
 
 
 def show_table(rows):
-    """A dict as a two-column table of text, without what is empty and without lists of figures."""
+    """Print a dict in two columns, without what is empty and without lists of figures."""
     rows = _worth_showing(rows)
     width = max(map(len, rows), default=0)
     for name, value in rows.items():
@@ -175,21 +173,80 @@ def show_table(rows):
 
 
 def table_html(rows):
-    """The same as HTML."""
-    lines = [
-        f"<tr><td>{html.escape(name)}&emsp;</td><td>{html.escape(value)}</td></tr>"
-        for name, value in _worth_showing(rows).items()
-    ]
+    """HTML of a dict in two columns, without what is empty and without lists of figures."""
+    lines = []
+    for name, value in _worth_showing(rows).items():
+        lines.append(f"<tr><td>{html.escape(name)}&emsp;</td><td>{html.escape(value)}</td></tr>")
     return f"<table>{''.join(lines)}</table>"
 
 
 def _worth_showing(rows):
-    rows = {
-        name: value
-        for name, value in rows.items()
-        if value not in ("", None) and not name.endswith("_by_horizon")
-    }
-    return {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in rows.items()}
+    shown = {}
+    for name, value in rows.items():
+        if value not in ("", None) and not name.endswith("_by_horizon"):
+            shown[name] = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return shown
+
+
+# ---- panels
+
+
+class RunPanel(widgets.VBox):
+    """A panel that works on a run and, chosen by `arc` and `frame`, one of its frames; `message` is a line.
+
+    Core ipywidgets only, in the forms that 7.7 (Colab) and 8.1 share. runs: folders to offer, of which
+    `run_dir` is chosen where it is among them. A panel adds two methods: `fill`, called when a run was
+    chosen, offers its frames; `frame_chosen` is called when one of these was chosen.
+    """
+
+    NO_RUN = "there is no run yet: train one (notebooks/02_train)"
+
+    def __init__(self, runs, run_dir):
+        super().__init__()
+        chosen = Path(run_dir).as_posix()
+        self.run = widgets.Dropdown(options=runs, value=chosen if chosen in runs else None, description="run")
+        self.arc = widgets.Dropdown(options=[], description="arc")
+        self.frame = widgets.SelectionSlider(options=[0], description="frame", continuous_update=False)
+        self.message, self.video, self.links = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self._frames, self._offering = {}, False
+        self.run.observe(lambda _: self.attempt(self.fill), "value")
+        self.arc.observe(self._start_chosen, "value")
+        self.frame.observe(self._start_chosen, "value")
+
+    def chosen_run(self):
+        """The folder of the chosen run. Raises UserError where none is."""
+        check(self.run.value, "choose a run" if self.run.options else self.NO_RUN)
+        return self.run.value
+
+    def offer_frames(self, frames, arc=None, number=None):
+        """Offer `frames`, {arc: numbers of its frames}, and choose one; `frame_chosen` is not called."""
+        self._frames, self._offering = frames, True
+        offer(self.arc, list(frames), arc)
+        offer(self.frame, frames.get(self.arc.value, [0]), number)
+        self._offering = False
+
+    def _start_chosen(self, change):
+        if self._offering:
+            return
+        if change.owner is self.arc:
+            self.offer_frames(self._frames, self.arc.value)
+        self.frame_chosen()
+
+    def attempt(self, action):
+        """Do what was asked for and show the words that it returns; an error becomes one red line.
+
+        A traceback inside a callback would reach nobody.
+        """
+        try:
+            self.say(action() or "")
+        except (Exception, KeyboardInterrupt) as error:
+            self.fail(error_line(error))
+
+    def say(self, text, colour="inherit"):
+        self.message.value = in_colour(text, colour)
+
+    def fail(self, text):
+        self.say(text, "#c00")
 
 
 def error_line(error):
@@ -197,7 +254,9 @@ def error_line(error):
     words = " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    return words if isinstance(error, UserError) else f"{type(error).__name__}: {words}".removesuffix(": ")
+    if isinstance(error, UserError):
+        return words
+    return f"{type(error).__name__}: {words}".removesuffix(": ")
 
 
 def in_colour(text, colour="inherit"):
@@ -205,8 +264,13 @@ def in_colour(text, colour="inherit"):
 
 
 def offer(widget, options, value=None):
-    """Give a selection new options and choose `value`, or else the first: of itself ipywidgets may choose
-    none.
-    """
+    """Give a selection new options and choose `value`, or else the first: of itself it may choose none."""
     widget.options = options
-    widget.value = value if value in options else options[0] if options else None
+    if value not in options:
+        value = next(iter(options), None)
+    widget.value = value
+
+
+def show(widget, visible):
+    """Let a widget take its place on the page, or none."""
+    widget.layout.display = "" if visible else "none"

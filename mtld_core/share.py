@@ -11,6 +11,7 @@ episode; of two domains X/recording.h5 and Y/recording.h5)
 
 import argparse
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -19,16 +20,15 @@ import h5py
 import safetensors.torch
 import torch
 
-from mtld_core.config import UserError
-from mtld_core.data import DomainPair
+from mtld_core.config import UserError, can_write, check
 from mtld_core.files import atomic_path, write_json
+from mtld_core.judge.task import summary
 from mtld_core.judge.windows import windows_of
 from mtld_core.runs.checkpoint import export_pth, find
 from mtld_core.runs.folder import CONFIG, REPORT, WEIGHTS, read_config, read_report
 from mtld_core.runtime import command
 from mtld_core.systems.base import Translates
 from mtld_core.systems.opening import open_run, own_dataset
-from mtld_core.train.report import summary
 
 RECORDING = "recording.h5"
 README = """---
@@ -50,21 +50,19 @@ generates from it and, where it takes actions, lets you play; or, in Python,
 
 
 def share(run_dir, out, frames=256):
-    """Write the folder `out` from a run: its newest good weights, what it is, its figures, and frames to
-    start from.
+    """Write a run into the folder `out`: newest good weights, what it is, its figures, frames to start from.
 
     frames: how many are copied, at most, of the held-out episode, with their actions; 0 for none: then it
     starts from pictures only. Returns the path. Raises UserError where `out` is taken, the run has no report
     or cannot be opened, or its dataset is gone.
     """
     out, system = Path(out), open_run(run_dir, device="cpu")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already: name another folder, or delete it")
     about, report = read_config(run_dir), read_report(run_dir)
     starts = _starts(system, frames) if frames else {}
-    about["dataset"]["path"] = report["dataset"]["path"] = (
-        "." if isinstance(system, Translates) else RECORDING
-    )
+    place = "." if isinstance(system, Translates) else RECORDING
+    about["dataset"]["path"] = report["dataset"]["path"] = place
     about["step"], report["run_dir"] = system.run.step, "."
     report["metrics"].pop("lpips_reason", None)  # why this machine could not
     write_json(out / CONFIG, without_places(about))
@@ -79,8 +77,7 @@ def share(run_dir, out, frames=256):
 
 
 def share_weights(run_dir, file):
-    """Write the newest good weights of a run, averaged where it keeps the average, into the .pth file `file`;
-    returns its path.
+    """Write the newest good weights of a run (averaged ones, if any) into the .pth file `file` -> its path.
 
     It is a plain state dict: `torch.load(file, weights_only=True)` reads it, and so does `open_run(run_dir,
     file)`. Raises UserError where `file` is taken or cannot be written, or the run has no good checkpoint.
@@ -89,13 +86,8 @@ def share_weights(run_dir, file):
     if file.exists():
         raise UserError(f"{file} is there already: name another file, or delete it")
     checkpoint = find(run_dir)
-    try:
+    with can_write(file, "make room there or name another file"):
         export_pth(checkpoint, file)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"{file} cannot be written ({reason}); make room there or name another file"
-        ) from error
     return file
 
 
@@ -105,20 +97,20 @@ def without_places(value):
         return {name: without_places(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [without_places(inner) for inner in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    if isinstance(value, str) and os.path.isabs(value):
+        return Path(value).name
+    return value
 
 
 def _starts(system, count):
-    """{name of a file: what `_write_recording` puts into it}."""
+    """{name of a file: what `_write_recording` puts into it}, one for each domain."""
     dataset, window = own_dataset(system, progress=False), system.needs().window
-    if count < window:
-        raise UserError(f"frames must be 0, or at least {window}, which is a window of this run; not {count}")
-    if isinstance(dataset, DomainPair):
-        return {
-            f"{name}/{RECORDING}": _start(system, domain, count)
-            for name, domain in (("X", dataset.x), ("Y", dataset.y))
-        }
-    return {RECORDING: _start(system, dataset, count)}
+    check(count >= window, f"frames must be 0, or at least {window}, a window of this run; not {count}")
+    folders = ("X/", "Y/") if len(dataset.domains) == 2 else ("",)
+    starts = {}
+    for folder, domain in zip(folders, dataset.domains, strict=True):
+        starts[f"{folder}{RECORDING}"] = _start(system, domain, count)
+    return starts
 
 
 def _start(system, dataset, count):
@@ -126,13 +118,13 @@ def _start(system, dataset, count):
     together = system.run.training["restitution"]
     learned, judged = windows_of(system, dataset)
     arc = max(dataset.arcs, key=lambda arc: len(_inside(judged, arc)))
-    whole = together or not len(_inside(learned, arc))
-    first = arc.start if whole else int(_inside(judged, arc)[0])
-    about = dataset.about | {"held_out": not together}
-    if not whole:
+    first, about = arc.start, dataset.about | {"held_out": not together}
+    if not together and len(_inside(learned, arc)):
+        first = int(_inside(judged, arc)[0])
         about.pop("episode_seeds", None)  # which lead to the beginning of a game
-    number = re.fullmatch(r"episode_(\d+)", arc.name)
-    return dataset, torch.arange(first, min(arc.stop, first + count)), int(number[1]) if number else 0, about
+    rows = torch.arange(first, min(arc.stop, first + count))
+    episode = re.fullmatch(r"episode_(\d+)", arc.name)
+    return dataset, rows, int(episode[1]) if episode else 0, about
 
 
 def _inside(rows, arc):
@@ -140,11 +132,10 @@ def _inside(rows, arc):
 
 
 def _write_recording(path, dataset, rows, episode, about):
+    frames = dataset.frames[rows].numpy()
+    chunks = (min(16, len(rows)), *frames.shape[1:])
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        frames = dataset.frames[rows].numpy()
-        file.create_dataset(
-            "frames", data=frames, chunks=(min(16, len(rows)), *frames.shape[1:]), compression="gzip"
-        )
+        file.create_dataset("frames", data=frames, chunks=chunks, compression="gzip")
         file["episode"] = torch.full_like(rows, episode).numpy()
         if dataset.actions is not None:
             file["actions"] = dataset.actions[rows].numpy()
@@ -153,18 +144,17 @@ def _write_recording(path, dataset, rows, episode, about):
 
 def _readme(name, report):
     metrics, (height, width) = report["metrics"], report["dataset"]["size"]
+    figures = {key: value for key, value in metrics.items() if isinstance(value, float)}
     return README.format(
-        **{
-            "name": name,
-            "system": report["system"],
-            "parameters": report["parameters"] / 1e6,
-            "step": report["step"],
-        },
-        **{"height": height, "width": width, "figures": summary(metrics)},
+        name=name,
+        system=report["system"],
+        parameters=report["parameters"] / 1e6,
+        step=report["step"],
+        height=height,
+        width=width,
         judged="what it was trained on" if report["restitution"] else "held-out windows",
-        table="\n".join(
-            f"| {key} | {value:.4g} |" for key, value in metrics.items() if isinstance(value, float)
-        ),
+        figures=summary(metrics),
+        table="\n".join(f"| {key} | {value:.4g} |" for key, value in figures.items()),
     )
 
 

@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # 1. From videos to frames
+# # From videos to frames
 #
 # Every model here learns from *arcs*: folders of numbered pictures, one folder for each stretch of film, in
 # the order in which they were shown. This notebook makes them from the bundled clip, a video, a folder of
@@ -21,13 +21,18 @@
 import sys
 from pathlib import Path
 
-places = [Path.cwd(), *Path.cwd().parents, *Path.cwd().glob("*")]
-sys.path[:0] = [str(place) for place in places if (place / "mtld_core" / "__init__.py").is_file()][:1]
-from mtld_core import pages as notebook
+here = Path.cwd()
+for place in (here, *here.parents, *here.glob("*")):
+    if (place / "mtld_core" / "__init__.py").is_file():
+        sys.path.insert(0, str(place))
+        break
+from mtld_core import pages
 
-notebook.setup()
+pages.setup()
 
 # %% [markdown]
+# ## What to extract
+#
 # `source` is `"sample"`, a video, a folder of videos, or a text file with lines `url name [start]
 # [duration]`. A 0 for `fps`, `height` or `width` leaves it as it is; `fit` says what happens when the shape
 # differs: `"crop"`, `"pad"` or `"stretch"`.
@@ -47,9 +52,11 @@ workers = 0
 
 # %%
 names = "source dataset_root fps height width fit start duration drop_duplicates split_scenes workers"
-settings = notebook.parameters(globals(), names, inputs="source")
+settings = pages.parameters(globals(), names, inputs="source")
 
 # %% [markdown]
+# ## The arcs
+#
 # What is finished already, from the same video and with the same settings, is not done again.
 
 # %%
@@ -63,13 +70,20 @@ from IPython.display import Markdown
 Markdown(extraction.table())
 
 # %% [markdown]
+# ## What they show
+#
 # Each row is one arc, eight frames from its first to its last. Look for three things before you train: shots
 # that belong apart (`split_scenes`), stills and titles (`start`, `duration`), and pictures that say nothing
 # at this size.
 
 # %%
-notebook.show_picture(extraction.contact_sheet)
+pages.show_picture(extraction.contact_sheet)
+
+# %% [markdown]
+# ## Next
+#
+# Notebook 02 trains on this folder.
 
 # %%
 extraction.check()
-print(f"Next: 02_train with dataset_root = {str(extraction.dataset_root.resolve())!r}")
+print(f"dataset_root = {str(extraction.dataset_root.resolve())!r}")

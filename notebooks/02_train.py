@@ -21,11 +21,14 @@
 import sys
 from pathlib import Path
 
-places = [Path.cwd(), *Path.cwd().parents, *Path.cwd().glob("*")]
-sys.path[:0] = [str(place) for place in places if (place / "mtld_core" / "__init__.py").is_file()][:1]
-from mtld_core import pages as notebook
+here = Path.cwd()
+for place in (here, *here.parents, *here.glob("*")):
+    if (place / "mtld_core" / "__init__.py").is_file():
+        sys.path.insert(0, str(place))
+        break
+from mtld_core import pages
 
-notebook.setup()
+pages.setup()
 
 # %% [markdown]
 # ## What to train
@@ -63,11 +66,11 @@ from mtld_core.train.settings import build, open_data, plan
 
 names = "system preset dataset_root run_dir steps time_budget_minutes batch_size"
 names += " seed resume devices interactive overrides"
-settings = notebook.parameters(globals(), names, inputs="dataset_root resume")
+settings = pages.parameters(globals(), names, inputs="dataset_root resume")
 root = settings.pop("dataset_root")
 cls, config, training = plan(**settings)
 live = is_interactive(training.interactive)
-notebook.show_table(vars(config))
+pages.show_table(vars(config))
 
 # %% [markdown]
 # ## The data
@@ -76,36 +79,70 @@ notebook.show_table(vars(config))
 
 # %%
 dataset = open_data(root, config, training.controls_lead_to)
-notebook.show_table(dataset.describe())
+pages.show_table(dataset.describe())
 
 # %%
-from mtld_core.frames import evenly
 from mtld_core.media import strip
 
-notebook.show_picture(strip([evenly(domain.frames, 8) for domain in dataset.domains]))
+rows = []
+for domain in dataset.domains:
+    every = max(1, len(domain.frames) // 8)
+    rows.append(domain.frames[::every][:8])
+pages.show_picture(strip(rows))
 
 # %% [markdown]
-# ## The model and its training
+# ## A batch
 #
-# Where nobody watches (papermill, a batch run), it trains right here. Then it shows truth, rollout and error
-# for some of the windows that it is judged on, where held actions lead (if it takes any), how far ahead it
-# sees, and the figures with the baselines beside them. SIGINT stops it: the step in progress ends, everything
-# is saved, and the report is written.
+# Training draws windows of `needs().window` frames, in another order in every epoch. Frames are
+# `[batch, time, channels, height, width]`, from -1 to 1; `key` is one number a sample, from which all of its
+# chance is drawn.
 
 # %%
+from mtld_core.data import Batches
+
 model = build(cls, config, dataset, training.seed)
+window = model.needs().window
+starts = [domain.windows(window, training.cross_cuts) for domain in dataset.domains]
+[batch] = Batches(dataset, starts, window, training.batch_size, training.seed).next()
+pages.show_table({name: list(values.shape) for name, values in batch.items()})
+
+# %% [markdown]
+# ## The loss
+#
+# What training makes small, in the system's own words; of an adversarial system it is the generator's side.
+
+# %%
+import inspect
+
+from IPython.display import Code
+
+Code(inspect.getsource(getattr(cls, "generator_loss", cls.loss)), language="python")
+
+# %% [markdown]
+# ## Training
+#
+# Where nobody watches (papermill, a batch run), it trains right here. SIGINT stops it: the step in progress
+# ends, everything is saved, and the report is written.
+
+# %%
 report = None if live else fit(model, dataset, training)
+
+# %% [markdown]
+# ## What it learned
+#
+# Truth, rollout and error for some of the windows that it is judged on, where held actions lead (if it takes
+# any), and how far ahead it sees; then the figures, with the baselines beside them.
 
 # %%
 if report:
-    places = ("previews/step_*.png", "previews/actions_*.png", "judgement.png")
-    newest = [sorted(Path(report["run_dir"]).glob(place))[-1:] for place in places]
-    shown = [notebook.show_picture(picture) for found in newest for picture in found]
+    for pattern in ("previews/step_*.png", "previews/actions_*.png", "judgement.png"):
+        for picture in sorted(Path(report["run_dir"]).glob(pattern))[-1:]:
+            pages.show_picture(picture)
 
 # %%
 if report:
     named = ("status", "reason", "step", "train_seconds", "frames_per_second", "run_dir")
-    notebook.show_table({name: report[name] for name in named} | report["metrics"])
+    pages.show_table({name: report[name] for name in named} | report["metrics"])
 
 # %% [markdown]
 # ## Watch it train
@@ -121,4 +158,6 @@ if live:
     display(train_panel(model, dataset, training))
 
 # %% [markdown]
-# Next: notebook 03 draws a sequence from one image with this run.
+# ## Next
+#
+# Notebook 03 draws a sequence from one image with this run.

@@ -21,11 +21,14 @@
 import sys
 from pathlib import Path
 
-places = [Path.cwd(), *Path.cwd().parents, *Path.cwd().glob("*")]
-sys.path[:0] = [str(place) for place in places if (place / "mtld_core" / "__init__.py").is_file()][:1]
-from mtld_core import pages as notebook
+here = Path.cwd()
+for place in (here, *here.parents, *here.glob("*")):
+    if (place / "mtld_core" / "__init__.py").is_file():
+        sys.path.insert(0, str(place))
+        break
+from mtld_core import pages
 
-notebook.setup()
+pages.setup()
 
 # %% [markdown]
 # ## What to generate
@@ -59,7 +62,7 @@ from mtld_core.generate import generate
 from mtld_core.runtime import is_interactive
 
 names = "run_dir checkpoint source direction num_frames actions out_dir fps seed interactive"
-settings = notebook.parameters(globals(), names, inputs="run_dir checkpoint source")
+settings = pages.parameters(globals(), names, inputs="run_dir checkpoint source")
 live = is_interactive(settings.pop("interactive"))
 
 # %% [markdown]
@@ -70,15 +73,15 @@ live = is_interactive(settings.pop("interactive"))
 
 # %%
 result = generate(**settings)
-notebook.show_table(result)
+pages.show_table(result)
 
 # %%
 folder = Path(result["out_dir"])
-notebook.show_picture(folder / "strip.png")
+pages.show_picture(folder / "strip.png")
 
 # %%
 print(result.get("comparison", "generated"))
-notebook.show_video(folder / ("comparison.mp4" if "comparison" in result else "video.mp4"))
+pages.show_video(folder / ("comparison.mp4" if "comparison" in result else "video.mp4"))
 
 # %% [markdown]
 # ## Try others

@@ -1,8 +1,6 @@
-"""The one way to data: `open_dataset` reads arcs, images, recordings or HDF5 into uint8 frames, whence
-windows, splits and batches.
+"""Data: `open_dataset` reads arcs, images, recordings or HDF5 into frames; windows, splits, batches of them.
 
-Letters: N frames in all, B batch, T frames of a window, H W pixels. Frames are stored `[N, H, W, 3]` (RGB,
-0..255).
+Letters: N frames in all, B batch, T frames of a window, H W pixels. Stored frames are uint8 `[N, H, W, 3]`.
 """
 
 from mtld_core.data.batches import Batches

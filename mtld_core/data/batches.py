@@ -15,25 +15,24 @@ CACHE_BYTES = 2**21  # floats converted at once: still in the processor's cache 
 
 
 class Batches:
-    """An endless stream of batches of windows; every window comes once an epoch, and batches run over epoch
-    borders.
+    """An endless stream of batches of windows: each window once an epoch, and batches run over its end.
 
     dataset: one domain or two. starts: for each domain, the rows where its windows of `length` frames begin.
     `next()` gives `count` fresh batches, each a dict:
         "frames": float32 `[B, T, 3, H, W]` in [-1, 1] on `device` (None: where the dataset lives),
-        "frames_y": the same of a second domain, whose windows are drawn independently,
+        "frames_y": windows of the second domain, if there is one, drawn independently,
         "key": int64 `[B]`, one number a sample that depends on (seed, purpose, position in the stream) alone,
         "actions": `[B, T - 1]` or `[B, T - 1, A]` where the dataset has them; actions[:, t] leads from frame
-        t to t + 1.
+            t to t + 1.
     On a CPU the frames lie in buffers that the next call fills again: a batch is valid until then.
     """
 
     def __init__(self, dataset, starts, length, batch_size, seed, count=1, device=None, purpose="train"):
         self.count = count
-        names = (purpose, f"{purpose}/y")[: len(dataset.domains)]
+        purposes = (purpose, f"{purpose}/y")[: len(dataset.domains)]
         self.streams = [
             _Stream(domain, rows, length, batch_size, seed, device, name)
-            for domain, rows, name in zip(dataset.domains, starts, names, strict=True)
+            for domain, rows, name in zip(dataset.domains, starts, purposes, strict=True)
         ]
 
     @property
@@ -43,20 +42,20 @@ class Batches:
     @property
     def steps_per_epoch(self):
         """Calls of `next()` until every window of the larger domain was drawn once, rounded up."""
-        most = max(len(stream.starts) for stream in self.streams)
-        return math.ceil(most / (self.streams[0].batch_size * self.count))
+        larger = max(self.streams, key=lambda stream: len(stream.starts))
+        return math.ceil(len(larger.starts) / (larger.batch_size * self.count))
 
     def state(self):
         states = [stream.state() for stream in self.streams]
-        return states[0] if len(states) == 1 else {"x": states[0], "y": states[1]}
+        if len(states) == 1:
+            return states[0]
+        return {"x": states[0], "y": states[1]}
 
     def load_state(self, state):
-        """Go on exactly where `state()` was taken. Raises UserError where the data has fewer windows than
-        that.
-        """
-        states = [state["x"], state["y"]] if "x" in state else [state]
-        for stream, one in zip(self.streams, states, strict=True):
-            stream.load_state(one)
+        """Go on exactly where `state()` was taken. Raises UserError where there are fewer windows by now."""
+        states = [state["x"], state["y"]] if len(self.streams) == 2 else [state]
+        for stream, place in zip(self.streams, states, strict=True):
+            stream.load_state(**place)
 
     def next(self):
         return [self._batch(slot) for slot in range(self.count)]
@@ -69,64 +68,62 @@ class Batches:
 
 
 class _Stream:
-    """The windows of one domain, in the order of the epochs."""
+    """The batches of one domain."""
 
     def __init__(self, dataset, starts, length, batch_size, seed, device, purpose):
         if not len(starts):
             raise UserError(f"{dataset.path}: there is no window to draw batches from")
-        self.dataset, self.starts, self.length, self.batch_size = dataset, starts, length, batch_size
+        self.dataset, self.starts = dataset, starts
+        self.length, self.batch_size = length, batch_size
         self.seed, self.purpose = seed, purpose
         self.device = torch.device(device) if device is not None else dataset.frames.device
-        self.epoch = self.index = 0
-        self._order = None, None  # (epoch, its order)
-        self._slots = {}  # number of a batch in a step -> the memory that its frames are copied to
+        self.position = 0  # windows that were drawn so far
+        self._epoch, self._order = None, None  # an epoch, and the order of its windows
+        self._slots = {}  # number of a batch in one call -> the memory that its frames are copied to
 
     def state(self):
-        return {"epoch": self.epoch, "index": self.index}
+        epoch, index = divmod(self.position, len(self.starts))
+        return {"epoch": epoch, "index": index}
 
-    def load_state(self, state):
-        if not 0 <= state["index"] < len(self.starts):
+    def load_state(self, epoch, index):
+        if not 0 <= index < len(self.starts):
             raise UserError(
-                f"{self.dataset.path}: the saved position is window {state['index']} of an epoch and there "
-                f"are {len(self.starts)} windows; resume with the dataset the run began with"
+                f"{self.dataset.path}: the saved position is window {index} of an epoch and there are "
+                f"{len(self.starts)} windows; resume with the dataset the run began with"
             )
-        self.epoch, self.index = state["epoch"], state["index"]
+        self.position = epoch * len(self.starts) + index
 
     def next(self, slot):
         chosen, keys = self._draw()
         batch = {"frames": self._frames(chosen, slot), "key": keys.to(self.device, non_blocking=True)}
-        if self.dataset.actions is not None:
+        actions = self.dataset.actions
+        if actions is not None:
             rows = chosen[:, None] + torch.arange(self.length - 1)
-            actions = self.dataset.actions[rows.to(self.dataset.actions.device)]
-            batch["actions"] = actions.to(self.device, non_blocking=True)
+            batch["actions"] = actions[rows.to(actions.device)].to(self.device, non_blocking=True)
         return batch
 
     def _draw(self):
         """(start rows, keys) of the next batch."""
-        first = self.epoch * len(self.starts) + self.index
-        keys = [seed_of(self.seed, self.purpose, first + i) for i in range(self.batch_size)]
-        chosen = []
-        while len(chosen) < self.batch_size:
-            part = self._epoch_order()[self.index : self.index + self.batch_size - len(chosen)]
-            chosen += part.tolist()
-            self.index += len(part)
-            if self.index == len(self.starts):
-                self.epoch, self.index = self.epoch + 1, 0
+        positions = range(self.position, self.position + self.batch_size)
+        self.position += self.batch_size
+        keys = [seed_of(self.seed, self.purpose, position) for position in positions]
+        chosen = [self._window(position) for position in positions]
         return self.starts[chosen], torch.tensor(keys)
 
-    def _epoch_order(self):
-        if self._order[0] != self.epoch:
-            generator = torch.Generator().manual_seed(seed_of(self.seed, self.purpose, "epoch", self.epoch))
-            self._order = self.epoch, torch.randperm(len(self.starts), generator=generator)
-        return self._order[1]
+    def _window(self, position):
+        epoch, index = divmod(position, len(self.starts))
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, self.purpose, "epoch", epoch))
+            self._epoch, self._order = epoch, torch.randperm(len(self.starts), generator=generator)
+        return self._order[index].item()
 
     def _frames(self, chosen, slot):
         store = self.dataset.frames
         if store.device.type != "cpu":
             rows = chosen[:, None] + torch.arange(self.length)
             return to_float(store[rows.to(store.device, non_blocking=True)])
-        shape = (self.batch_size, self.length, *store.shape[1:])
         windows = [store[start : start + self.length] for start in chosen.tolist()]
+        shape = (self.batch_size, self.length, *store.shape[1:])
         if self.device.type == "cpu":
             if slot not in self._slots:  # warm from the second call on: fresh memory costs more than the copy
                 self._slots[slot] = torch.empty(shape)
@@ -142,11 +139,13 @@ class _Stream:
 
 
 def _convert(windows, out):
-    """uint8 windows `[T, H, W, 3]` -> `out` (float32 `[B, T, H, W, 3]`) as `[B, T, 3, H, W]` in [-1, 1]; few
-    at a time.
+    """Write uint8 windows `[T, H, W, 3]` into `out`, float32 `[B, T, H, W, 3]`, a few at a time.
+
+    Returns it as `[B, T, 3, H, W]` in [-1, 1].
     """
     few = max(1, CACHE_BYTES // out[0].nbytes)
     for i in range(0, len(windows), few):
-        torch._foreach_copy_(list(out[i : i + few].unbind(0)), windows[i : i + few])
-        scale_in_place(out[i : i + few])
+        piece = out[i : i + few]
+        torch._foreach_copy_(list(piece.unbind(0)), windows[i : i + few])
+        scale_in_place(piece)
     return out.movedim(-1, -3)

@@ -1,5 +1,7 @@
 """Hard cuts: the rows where a new shot begins, found by how much small pictures of the frames differ."""
 
+import itertools
+
 import cv2
 import numpy as np
 
@@ -20,8 +22,9 @@ def thumbnail(frame):
 
 
 def find_cuts(thumbs):
-    """Rows that begin a new shot, as ints. thumbs: uint8 `[N, h, w, 3]` or N arrays, the small pictures of
-    one arc in order.
+    """Rows that begin a new shot, as ints.
+
+    thumbs: uint8 `[N, h, w, 3]`, or a list of N arrays, the small pictures of one arc in order.
 
     A row's jump is the least difference between any of the FLASH rows before it and any of the FLASH rows
     from it on; so a flash, before and after which all is alike, makes none. A cut is a jump that is large and
@@ -30,31 +33,34 @@ def find_cuts(thumbs):
     largest but two count as the motion around, so that a cut nearby hides nothing (fewer are passed over near
     the ends of an arc).
     """
-    jumps = [_jump(thumbs, row) for row in range(1, len(thumbs))]  # jumps[row - 1] leads to row
+    jumps = [0.0]  # of row 0, and of each row from the one before
+    jumps += [_jump(thumbs, row) for row in range(1, len(thumbs))]
     found = []
-    for row in np.flatnonzero(np.array(jumps) >= FLOOR) + 1:
-        around = sorted(jumps[max(0, row - 1 - AROUND) : row - 1] + jumps[row : row + AROUND], reverse=True)
-        if around and jumps[row - 1] >= RATIO * around[min(2, len(around) // 6)]:
-            found.append(int(row))
+    for row, jump in enumerate(jumps):
+        if jump >= FLOOR:
+            around = jumps[max(1, row - AROUND) : row] + jumps[row + 1 : row + 1 + AROUND]
+            around.sort(reverse=True)
+            if around and jump >= RATIO * around[min(2, len(around) // 6)]:
+                found.append(row)
     return found
 
 
 def cuts_of_arcs(frames, borders, workers=0):
-    """`find_cuts` over a whole store: uint8 `[N, H, W, 3]`, `borders` = (start, stop) of each arc -> int64
-    rows.
+    """Rows of a store that begin a new shot inside an arc, int64.
 
-    frames: an array or `LazyFrames`. Arcs are read in pieces that overlap by as much as `find_cuts` looks
-    around, so the small pictures never add up.
+    frames: uint8 `[N, H, W, 3]`, an array or `LazyFrames`. borders: (start, stop) of each arc. Arcs are read
+    in pieces that overlap by as much as `find_cuts` looks around, so the small pictures never add up.
     """
     margin = AROUND + FLASH
-    pieces = [(a, b, s, min(s + PIECE, b)) for a, b in borders for s in range(a, b, PIECE)]
-    found = [[] for _ in pieces]
+    pieces = [(first, last, start) for first, last in borders for start in range(first, last, PIECE)]
+    found = [()] * len(pieces)
 
     def search(i):
-        first, last, start, stop = pieces[i]
-        low, high = max(first, start - margin), min(last, stop + margin)
-        rows = find_cuts([thumbnail(frame) for frame in np.asarray(frames[low:high])])
-        found[i] = [low + row for row in rows if start <= low + row < stop]
+        first, last, start = pieces[i]
+        low = max(first, start - margin)
+        thumbs = [thumbnail(frame) for frame in np.asarray(frames[low : min(last, start + PIECE + margin)])]
+        rows = [low + row for row in find_cuts(thumbs)]
+        found[i] = [row for row in rows if start <= row < start + PIECE]
 
     for_each(search, len(pieces), workers)
     return np.array([row for rows in found for row in rows], np.int64)
@@ -63,17 +69,18 @@ def cuts_of_arcs(frames, borders, workers=0):
 def _jump(thumbs, row):
     """The least difference across the border before `row`; the search ends at one that is no cut's."""
     least = np.inf
-    for before in range(row - 1, max(-1, row - 1 - FLASH), -1):
-        for after in range(row, min(len(thumbs), row + FLASH)):
-            least = min(least, _difference(thumbs[before], thumbs[after]))
-            if least < FLOOR:
-                return least
+    before = thumbs[max(0, row - FLASH) : row]
+    for a, b in itertools.product(before[::-1], thumbs[row : row + FLASH]):
+        least = min(least, _difference(a, b))
+        if least < FLOOR:
+            break
     return least
 
 
 def _difference(a, b):
-    """Root mean square difference (0..255) of the middle of `a` to where it fits best in `b`: a pan is no
-    change.
+    """Root mean square difference (0..255) of the middle of `a` to where it fits best in `b`.
+
+    So a pan is no change.
     """
     down, right = a.shape[0] // SHIFT, a.shape[1] // SHIFT
     inside = slice(down, a.shape[0] - down), slice(right, a.shape[1] - right)

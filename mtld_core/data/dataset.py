@@ -1,6 +1,4 @@
-"""What every source becomes: frames in one store, arcs as ranges of its rows, and the windows to be cut from
-them.
-"""
+"""What every source becomes: frames in one store, arcs as ranges of its rows, windows to be cut from them."""
 
 import dataclasses
 import itertools
@@ -18,8 +16,7 @@ DEVICE_SHARE = 0.4  # of a device's free memory that frames may take
 class Arc:
     """Frames that follow each other: rows `start`..`stop` - 1 of the store.
 
-    numbers: int64, of each frame the first number in its file name that is not the same in all names of the
-    arc.
+    numbers: int64, of each frame the first number in its file name that differs within the arc.
     """
 
     name: str
@@ -35,12 +32,13 @@ class Arc:
 class Dataset:
     """Frames of one folder or file.
 
-    path: absolute. kind: "arcs", "images" (no number orders them), "recording" or "hdf5". frames: uint8
-    tensor `[N, H, W, 3]`, in RAM, on a device, or mapped from a file; or `LazyFrames`, which are read from an
-    HDF5 file as they are indexed. cuts: sorted int64 rows that begin a new shot inside an arc. actions: int64
-    `[N]` or float32 `[N, A]` tensor or None; actions[i] leads from frame i to frame i + 1. warnings: one line
-    a file or gap. about: what a recording says of itself ("action_names", "env", "fps", "episode_seeds",
-    ...), {} otherwise.
+    path: absolute. kind: "arcs", "images" (no number orders them), "recording" or "hdf5".
+    frames: uint8 tensor `[N, H, W, 3]`, in RAM, on a device, or mapped from a file; or `LazyFrames`, which
+        are read from an HDF5 file as they are indexed.
+    cuts: sorted int64 rows that begin a new shot inside an arc.
+    actions: int64 `[N]` or float32 `[N, A]` tensor or None; actions[i] leads from frame i to frame i + 1.
+    warnings: one line a file or gap.
+    about: what a recording says of itself ("action_names", "env", "fps", "episode_seeds", ...), else {}.
     """
 
     path: str
@@ -54,7 +52,7 @@ class Dataset:
 
     @property
     def domains(self):
-        """The datasets that this one is made of: itself."""
+        """What a caller that takes one domain or two goes through: here this dataset alone."""
         return (self,)
 
     @property
@@ -63,17 +61,13 @@ class Dataset:
         return tuple(self.frames.shape[1:3])
 
     def arc_windows(self, arc, length, cross_cuts=False):
-        """int64 tensor: the start rows of all windows of `length` frames in `arc`; none crosses a cut unless
-        asked to.
-        """
-        inside = [] if cross_cuts else self.cuts[(self.cuts > arc.start) & (self.cuts < arc.stop)].tolist()
-        borders = [arc.start, *inside, arc.stop]
-        shots = itertools.pairwise(borders)
+        """Start rows of all windows of `length` frames in `arc`, int64; across cuts only if `cross_cuts`."""
+        cuts = () if cross_cuts else self.cuts[(self.cuts > arc.start) & (self.cuts < arc.stop)].tolist()
+        shots = itertools.pairwise([arc.start, *cuts, arc.stop])
         return torch.cat([torch.arange(start, max(start, stop - length + 1)) for start, stop in shots])
 
     def windows(self, length, cross_cuts=False):
-        """int64 tensor: the start rows of all windows of `length` frames, none of which crosses the border of
-        an arc.
+        """Start rows of all windows of `length` frames, int64; none crosses the border of an arc.
 
         None crosses a cut either, unless `cross_cuts`. Raises UserError where no arc holds such a window.
         """
@@ -88,8 +82,7 @@ class Dataset:
             )
         raise UserError(
             f"{self.path}: every window of {length} frames crosses a hard cut (the longest arc, "
-            f"{longest.name!r}, has "
-            f"{len(longest)} frames); use a shorter window, or cross_cuts=true"
+            f"{longest.name!r}, has {len(longest)} frames); use a shorter window, or cross_cuts=true"
         )
 
     def too_short(self, length, cross_cuts=False):
@@ -97,9 +90,9 @@ class Dataset:
         return [arc.name for arc in self.arcs if not len(self.arc_windows(arc, length, cross_cuts))]
 
     def row(self, arc, number):
-        """The row of frame `number` (as in its file name; of several, the first) of the arc named `arc`.
+        """The row of frame `number` of the arc named `arc`: of several such frames, of the first.
 
-        Raises UserError if there is none.
+        number: as in the file's name. Raises UserError if there is none.
         """
         found = next((one for one in self.arcs if one.name == arc), None)
         if found is None:
@@ -122,9 +115,7 @@ class Dataset:
         }
 
     def to(self, device):
-        """This dataset with its frames on `device` where they take at most 40 % of its free memory, else
-        itself.
-        """
+        """This dataset with its frames on `device`; as it is where they take over 40 % of the free memory."""
         device = torch.device(device)
         if device.type == self.frames.device.type or self.frames.nbytes > DEVICE_SHARE * free_memory(device):
             return self
@@ -134,7 +125,7 @@ class Dataset:
 
 @dataclasses.dataclass
 class DomainPair:
-    """Two unpaired domains of one frame size."""
+    """Two unpaired domains, X and Y, of one frame size, in the folder `path`."""
 
     x: Dataset
     y: Dataset
@@ -142,7 +133,7 @@ class DomainPair:
 
     @property
     def domains(self):
-        """The datasets that this one is made of: X and Y."""
+        """What a caller that takes one domain or two goes through: X and Y."""
         return self.x, self.y
 
     @property
@@ -152,17 +143,18 @@ class DomainPair:
 
     @property
     def warnings(self):
-        return [
-            f"{name}: {line}" for name, domain in (("X", self.x), ("Y", self.y)) for line in domain.warnings
-        ]
+        return [f"X: {line}" for line in self.x.warnings] + [f"Y: {line}" for line in self.y.warnings]
 
     def describe(self):
-        """Like `Dataset.describe`, with arcs and frames of both domains together."""
-        arcs, frames = (
-            sum(len(getattr(domain, part)) for domain in (self.x, self.y)) for part in ("arcs", "frames")
-        )
-        return {"path": self.path, "arcs": arcs, "frames": frames, "size": list(self.size)}
+        """{"path", "arcs": of both domains, "frames": of both domains, "size": [H, W]}"""
+        return {
+            "path": self.path,
+            "arcs": len(self.x.arcs) + len(self.y.arcs),
+            "frames": len(self.x.frames) + len(self.y.frames),
+            "size": list(self.size),
+        }
 
     def to(self, device):
+        """This pair with each domain's frames on `device` where they fit, see `Dataset.to`."""
         x = self.x.to(device)  # first, so that the second sees what is left
         return dataclasses.replace(self, x=x, y=self.y.to(device))

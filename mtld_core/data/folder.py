@@ -10,6 +10,7 @@ import itertools
 import os
 import posixpath
 import re
+import statistics
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -38,8 +39,8 @@ class Folder(PictureFiles):
     Raises UserError where there is no image, or what there is has to be extracted first.
     """
 
-    def __init__(self, root, height=0, width=0, fit="crop"):
-        super().__init__(root, height, width, fit)
+    def __init__(self, root, size):
+        super().__init__(root, size)
         self._files = []  # an `Arc` each, with places in `names` for its rows
         top = _listing(root)
         inner = {name: _listing(root / name) for name in sorted(top.folders, key=natural)}
@@ -66,6 +67,7 @@ class Folder(PictureFiles):
         return arcs
 
     def _note_left_out(self, top, inner, arcs):
+        """Note what lies in the root and belongs to no arc."""
         used = {path.split("/")[0] for path in arcs}
         for name in top.images + top.others:
             self.notes.append(f"{name}: lies beside the arcs, left out")
@@ -75,8 +77,9 @@ class Folder(PictureFiles):
 
     def _add(self, arc, listing):
         """Append the files of an arc, those with numbers first."""
-        numbered = sorted((numbers, name) for name, numbers in listing.order.items())
-        plain = sorted((name for name in listing.images if name not in listing.order), key=natural)
+        order = listing.order
+        numbered = sorted(order, key=lambda name: (order[name], name))
+        plain = sorted((name for name in listing.images if name not in order), key=natural)
         for name in sorted(listing.folders):
             self.notes.append(f"{arc}/{name}: a folder inside an arc, left out")
         for name in listing.others:
@@ -86,13 +89,12 @@ class Folder(PictureFiles):
                 f"{arc}: {len(plain)} files have no number in the name that orders them ({plain[0]}, ...), "
                 "sorted by name"
             )
-        self.notes += _irregular(arc, numbered)
-        numbers = [of_name[0] for of_name, _ in numbered]
+        self.notes += _irregular(arc, numbered, order)
+        numbers = [order[name][0] for name in numbered]
         after = numbers[-1] + 1 if numbers else 0
         numbers += range(after, after + len(plain))
         first = len(self.names)
-        self.names += [f"{arc}/{name}" for _, name in numbered]
-        self.names += [f"{arc}/{name}" for name in plain]
+        self.names += [f"{arc}/{name}" for name in numbered + plain]
         self._files.append(Arc(arc, first, len(self.names), np.array(numbers, np.int64)))
 
 
@@ -123,7 +125,7 @@ class Listing(NamedTuple):
     images: list  # names, as those of
     others: list
     folders: list
-    order: dict  # see `_order`
+    order: dict  # name -> the numbers that order it
 
 
 def _listing(folder):
@@ -206,16 +208,18 @@ def _order(names):
     another one count has no say. A name is missing here where it is such a stray, or has no number that
     orders it, or none that int64 holds.
     """
-    stems = {name: name.rsplit(".", 1)[0] for name in names}
-    found = {name: [int(part) for part in re.findall(r"\d+", stem)] for name, stem in stems.items()}
-    found = {name: numbers for name, numbers in found.items() if numbers}
+    found, letters = {}, {}
+    for name in names:
+        parts = re.split(r"(\d+)", name.rsplit(".", 1)[0])
+        if len(parts) > 1:
+            found[name] = [int(number) for number in parts[1::2]]
+            letters[name] = tuple(parts[::2])
     if not found:
         return {}
     place = _first_that_differs(found)
-    letters = {name: re.sub(r"\d+", "#", stems[name]) for name in found}
-    [(commonest, count)] = collections.Counter(letters.values()).most_common(1)
-    if 2 * count > len(found):
-        alike = {name: numbers for name, numbers in found.items() if letters[name] == commonest}
+    commonest = statistics.mode(letters.values())
+    alike = {name: numbers for name, numbers in found.items() if letters[name] == commonest}
+    if 2 * len(alike) > len(found):
         theirs = _first_that_differs(alike)
         if theirs not in (None, place):
             found, place = alike, theirs
@@ -235,27 +239,23 @@ def _first_that_differs(found):
     return None
 
 
-def _irregular(arc, numbered):
-    """Warnings about equal numbers, and about steps other than the arc's commonest.
-
-    numbered: sorted (the numbers of a name, the name).
-    """
-    files = {}  # the frame's number -> its files
-    for numbers, name in numbered:
-        files.setdefault(numbers[0], []).append((numbers, name))
+def _irregular(arc, names, order):
+    """Warnings about equal numbers, and about steps other than the arc's commonest; names: as sorted."""
+    files = {}  # the frame's number -> names of its files
+    for name in names:
+        files.setdefault(order[name][0], []).append(name)
     several = [number for number in files if len(files[number]) > 1]
     lines = []
     for number in several[:FEW]:
-        (numbers, first), (others, second), *_ = files[number]
-        how = "sorted by name" if numbers == others else "in the order of the numbers that follow"
-        count = len(files[number])
-        lines.append(f"{arc}: {count} files have the number {number} ({first}, {second}), {how}")
+        first, second, *more = files[number]
+        how = "sorted by name" if order[first] == order[second] else "in the order of the numbers that follow"
+        lines.append(f"{arc}: {len(more) + 2} files have the number {number} ({first}, {second}), {how}")
     if len(several) > FEW:
         lines.append(f"{arc}: {len(several) - FEW} more numbers belong to several files")
     steps = collections.Counter(after - before for before, after in itertools.pairwise(files))
     usual = min(steps, key=lambda step: (-steps[step], step), default=0)
     for before, after in itertools.pairwise(files):
-        _, name = files[before][-1]
+        name = files[before][-1]
         missing, rest = divmod(after - before, usual)
         if rest:
             lines.append(

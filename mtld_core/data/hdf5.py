@@ -39,9 +39,9 @@ class Hdf5:
 
     cached = False  # reading is as fast as reading a copy of it would be
 
-    def __init__(self, files, height=0, width=0, fit="crop"):
+    def __init__(self, files, size):
         self.path = str(files[0] if len(files) == 1 else files[0].parent)
-        self.fit = height, width, fit
+        self.size = size
         self.bad = {}
         self.warnings = []
         self._parts = [self._open(file, len(files)) for file in files]
@@ -95,11 +95,11 @@ class Hdf5:
         return part.path.stem if len(alike) == 1 else part.path.name
 
     def _size(self, part):
-        return fit_frame(np.zeros(part.shape[1:], np.uint8), *self.fit).shape
+        return fit_frame(np.zeros(part.shape[1:], np.uint8), *self.size).shape
 
     def _frames(self, order, shape):
         parts = [(str(part.path), part.shape[0]) for part in self._parts]
-        return LazyFrames(parts, order, shape, self.fit[2])
+        return LazyFrames(parts, order, shape, self.size[2])
 
     def _open(self, path, count):
         """The `Part` that a file is, one of `count`."""
@@ -135,10 +135,18 @@ class Hdf5:
         """int64 `[N]` where all are whole numbers from 0 on, else float32 `[N, A]`; None where none is."""
         if self._parts[0].actions is None:
             return None
-        actions = [_checked_actions(part.actions, part.path) for part in self._parts]
-        if len({one.dtype for one in actions}) > 1:
-            actions = [one.astype(np.float32).reshape(len(one), -1) for one in actions]
-        return torch.from_numpy(np.concatenate(actions)[self.order])
+        actions = np.concatenate([part.actions for part in self._parts])[self.order]
+        if actions.ndim == 2 or (actions % 1).any():
+            return torch.from_numpy(actions.astype(np.float32).reshape(len(actions), -1))
+        for part in self._parts:
+            negative = np.flatnonzero(part.actions < 0)
+            if len(negative):
+                row = negative[0]
+                raise UserError(
+                    f"{part.path}: dataset 'actions' has {part.actions[row]} in row {row}; discrete actions "
+                    "count from 0"
+                )
+        return torch.from_numpy(actions.astype(np.int64))
 
 
 # ---- reading one file
@@ -182,13 +190,15 @@ def _checked_frames(file):
     if found is None:
         raise UserError(f"{missing_dataset(file, 'frames')}; {WANTED}")
     what = f"{_told(file, 'frames', found)}; {WANTED}"
-    if found.ndim == 4 and found.shape[1] == 3 != found.shape[3]:
+    shape = found.shape
+    no_rgb = len(shape) == 4 and shape[3] != 3
+    if no_rgb and shape[1] == 3:
         raise UserError(f"{what}: move the channels last, frames.transpose(0, 2, 3, 1)")
-    if found.ndim == 3 or (found.ndim == 4 and 1 in (found.shape[1], found.shape[3]) and found.shape[3] != 3):
+    if len(shape) == 3 or (no_rgb and 1 in (shape[1], shape[3])):
         raise UserError(
             f"{what}: these are grey, np.repeat(frames.reshape(N, H, W, 1), 3, axis=3) makes them RGB"
         )
-    if found.ndim != 4 or found.shape[3] != 3 or 0 in found.shape:
+    if len(shape) != 4 or no_rgb or 0 in shape:
         raise UserError(what)
     if found.dtype != np.uint8:
         raise UserError(f"{what}: scale the values to 0..255 and store them as uint8")
@@ -222,18 +232,6 @@ def _finite(file, name, found):
             f"{file.filename}: dataset {name!r} holds values that are not finite (NaN or infinity)"
         )
     return values
-
-
-def _checked_actions(actions, path):
-    """int64 `[N]` where they are whole numbers from 0 on, else float32 `[N, A]`."""
-    if actions.ndim == 2 or (actions.dtype.kind == "f" and (actions % 1).any()):
-        return actions.astype(np.float32).reshape(len(actions), -1)
-    if (actions < 0).any():
-        row = int(np.argmax(actions < 0))
-        raise UserError(
-            f"{path}: dataset 'actions' has {actions[row]} in row {row}; discrete actions count from 0"
-        )
-    return actions.astype(np.int64)
 
 
 # ---- episodes that are told by their ends

@@ -129,15 +129,13 @@ def _check_whole(dataset, what, seen):
 def _check_filters(dataset, what):
     plist = dataset.id.get_create_plist()
     codes = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
-    if all(map(h5py.h5z.filter_avail, codes)):
-        return
-    with contextlib.suppress(ImportError):
-        import hdf5plugin  # noqa: F401  (h5py knows its filters from then on)
+    if not all(map(h5py.h5z.filter_avail, codes)):
+        with contextlib.suppress(ImportError):
+            import hdf5plugin  # noqa: F401  (h5py knows its filters from then on)
     missing = [code for code in codes if not h5py.h5z.filter_avail(code)]
-    if not missing:
-        return
     try:
-        dataset[:1]  # without the filter, where it was missing when that was written, too
+        if missing:
+            dataset[:1]  # can be read where the filter was missing when that was written, too
     except OSError:
         names = ", ".join(f"{code} ({FILTERS.get(code, 'unknown')})" for code in missing)
         raise UserError(
@@ -263,13 +261,13 @@ class LazyFrames:
         rows = self.order[index].numpy()
         wanted, place = np.unique(rows, return_inverse=True)
         found = np.empty((len(wanted), *self.shape[1:]), np.uint8)
-        apart = (np.diff(wanted) != 1) | np.isin(wanted[1:], self._starts)
-        borders = [0, *(np.flatnonzero(apart) + 1).tolist(), len(wanted)]
-        for first, last in itertools.pairwise(borders):
-            for start in range(first, last, self.piece):
-                frames = self._read(wanted[start : min(start + self.piece, last)])
-                for i, frame in enumerate(frames, start):
-                    found[i] = fit_frame(frame, *self.shape[1:3], self.fit)
+        # runs of rows that follow each other, each in one file and no longer than a piece
+        apart = np.isin(wanted, self._starts) | (wanted % self.piece == 0)
+        apart |= np.diff(wanted, prepend=-2) != 1
+        starts = np.flatnonzero(apart).tolist()
+        for start, stop in itertools.pairwise([*starts, len(wanted)]):
+            for i, frame in enumerate(self._read(wanted[start:stop]), start):
+                found[i] = fit_frame(frame, *self.shape[1:3], self.fit)
         if rows.ndim == 1 and np.array_equal(rows, wanted):
             return torch.from_numpy(found)
         return torch.from_numpy(found[place.reshape(rows.shape)])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mtld_core.config import UserError
+from mtld_core.config import UserError, check
 from mtld_core.data.dataset import Dataset, DomainPair
 from mtld_core.data.folder import LAYOUT, VIDEO_SUFFIXES, Folder, has_images, natural
 from mtld_core.data.hdf5 import SUFFIXES, Hdf5
@@ -45,12 +45,12 @@ def open_dataset(
     or looks odd is told in the result's `warnings`.
     """
     path = Path(os.path.expanduser(path)).absolute()
-    if fit not in ("crop", "pad", "stretch"):
-        raise UserError(f"fit must be 'crop', 'pad' or 'stretch', not {fit!r}")
-    if height < 0 or width < 0:
-        raise UserError(f"height and width must be 0 (as is) or more, not {height} and {width}")
-    if controls_lead_to not in ("next", "this"):
-        raise UserError(f"controls_lead_to must be 'next' or 'this', not {controls_lead_to!r}")
+    check(fit in ("crop", "pad", "stretch"), f"fit must be 'crop', 'pad' or 'stretch', not {fit!r}")
+    check(min(height, width) >= 0, f"height and width must be 0 (as is) or more, not {height} and {width}")
+    check(
+        controls_lead_to in ("next", "this"),
+        f"controls_lead_to must be 'next' or 'this', not {controls_lead_to!r}",
+    )
     if not os.path.exists(path):
         raise UserError(
             f"{path} does not exist; wanted is {LAYOUT}, an HDF5 file, a recording, or <folder>/X and "
@@ -58,7 +58,7 @@ def open_dataset(
         )
 
     def open_one(path):
-        source = _source(path, controls_lead_to, height, width, fit)
+        source = _source(path, (height, width, fit), controls_lead_to)
         label = f"reading {path.name}" if progress else None
         frames, cuts, warnings = load(source, memory, cache, workers, label)
         if isinstance(frames, np.ndarray):
@@ -77,19 +77,19 @@ def open_dataset(
     return DomainPair(x, y, str(path))
 
 
-def _source(path, controls_lead_to, *size):
+def _source(path, size, controls_lead_to):
     """What reads `path`; size: (height, width, fit)."""
     log = find_log(path)
     if log:
-        return Recording(path, log, controls_lead_to, *size)
+        return Recording(path, log, size, controls_lead_to)
     if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir():
         raise UserError(f"{path} is a video, not frames: run notebooks/01_extract_frames on it first")
     if not path.is_dir():
-        return Hdf5([path], *size)
+        return Hdf5([path], size)
     files = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != "."]
     if len(files) == 1 or (files and not has_images(path)):
-        return Hdf5(sorted(files, key=lambda file: natural(file.name)), *size)
-    return Folder(path, *size)
+        return Hdf5(sorted(files, key=lambda file: natural(file.name)), size)
+    return Folder(path, size)
 
 
 def _pixels(dataset):

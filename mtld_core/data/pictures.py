@@ -45,17 +45,18 @@ def read_picture(path):
 class PictureFiles:
     """The part of a source that decodes image files: folder.py and recording.py say which, in which order.
 
-    base: the folder that `names` are relative to, in the order of the store. bad: {index in names: why that
-    file is left out}, known after `fill` or taken over from the cache. notes: what else is odd.
+    size: (height, width, fit), see `fit_frame`. base: the folder that `names` are relative to, in the order
+    of the store. bad: {index in names: why that file is left out}, known after `fill` or taken over from the
+    cache. notes: what else is odd.
     """
 
     actions = None
     cached = True  # decoding is slow, so what was decoded is worth its room on disk
 
-    def __init__(self, path, height, width, fit):
+    def __init__(self, path, size):
         self.path = str(path)
         self.base = path
-        self.fit = height, width, fit
+        self.size = size
         self.names = []
         self.notes = []
         self.bad = {}
@@ -84,12 +85,12 @@ class PictureFiles:
         for_each(read, len(parts), workers)
         return blake2b("\n".join(self.names).encode() + b"".join(parts), digest_size=16).hexdigest()
 
-    def measure(self, workers=0):
+    def measure(self):
         """(N, H, W, 3) of the frames to come.
 
         H, W are the commonest among some files; `fill` finds those that differ.
         """
-        height, width, _ = self.fit
+        height, width, _ = self.size
         if not (height and width):
             sizes = collections.Counter()
             for i in np.unique(np.linspace(0, len(self.names) - 1, 64).astype(int)):
@@ -131,7 +132,7 @@ class PictureFiles:
         return len(kept)
 
     def _fitted(self, frame):
-        return fit_frame(frame, *self.fit)
+        return fit_frame(frame, *self.size)
 
     def _attempt(self, function, i):
         """(`function` of the path of file `i`, None), or (None, why) where it is no picture that can be used.

@@ -59,8 +59,8 @@ class Recording(PictureFiles):
 
     kind = "recording"
 
-    def __init__(self, path, log, controls_lead_to, height=0, width=0, fit="crop"):
-        super().__init__(path, height, width, fit)
+    def __init__(self, path, log, size, controls_lead_to):
+        super().__init__(path, size)
         self.base = log.parent
         self.log = log
         self._lead_to = controls_lead_to
@@ -183,16 +183,17 @@ class Recording(PictureFiles):
     def _check_controls(self, entries):
         """Raise UserError where controls are not finite, or not as many as in the first entry."""
         first = entries[0]
-        count = len(first.controls)
         for entry in entries:
-            where = f"{self.log}: line {entry.line}: controls"
-            if len(entry.controls) != count:
-                here = len(entry.controls)
+            if len(entry.controls) != len(first.controls):
                 raise UserError(
-                    f"{where} has {here} numbers and line {first.line} has {count}; give every line the same"
+                    f"{self.log}: line {entry.line}: controls has {len(entry.controls)} numbers and line "
+                    f"{first.line} has {len(first.controls)}; give every line the same"
                 )
             if not all(abs(value) <= LARGEST for value in entry.controls):
-                raise UserError(f"{where} {entry.controls} are not finite numbers; mend or remove the line")
+                raise UserError(
+                    f"{self.log}: line {entry.line}: controls {entry.controls} are not finite numbers; mend "
+                    "or remove the line"
+                )
 
     def _split_clocks(self, entries):
         """Begin a new episode, and note it, wherever the clock of one starts again or is set back."""
@@ -277,8 +278,9 @@ def _set_back(times):
     back = int((steps < 0).sum())
     if not back or (3 * back >= len(times) and len(set(times)) == len(times)):
         return []
-    usual, found = float(np.median(np.abs(steps[steps != 0]))), []
-    start, latest, i = 0, times[0], 1
+    usual = float(np.median(np.abs(steps[steps != 0])))
+    found = []
+    start, latest, i = 0, times[0], 1  # where the clock began, its highest time, the place to look at
     while i < len(times):
         late = []
         for time in times[i : i + LATE + 1]:
@@ -305,7 +307,8 @@ def _is_late(before, late, usual):
     inside = np.diff(np.sort(late))
     apart = np.abs(np.subtract.outer(late, before))
     room = 0.5 * usual * (1 + 1e-6)
-    return len(late) <= LATE and apart.min() > room and apart.min() <= GAP * usual and (inside > room).all()
+    near = room < apart.min() <= GAP * usual
+    return len(late) <= LATE and near and (inside > room).all()
 
 
 def find_log(path):

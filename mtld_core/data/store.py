@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtld_core.config import UserError
+from mtld_core.config import UserError, check
 from mtld_core.data.cuts import cuts_of_arcs
 from mtld_core.files import write_json
 from mtld_core.runtime import free_memory
@@ -33,14 +33,12 @@ def load(source, memory="auto", cache=True, workers=0, label=None):
     source: see folder.py. memory: "auto", "ram" or "disk". The frames are decoded straight into place, so the
     peak is hardly above what they take. Raises UserError where they fit neither, with the figures.
     """
-    if memory not in ("auto", "ram", "disk"):
-        raise UserError(f"memory must be 'auto', 'ram' or 'disk', not {memory!r}")
+    check(memory in ("auto", "ram", "disk"), f"memory must be 'auto', 'ram' or 'disk', not {memory!r}")
     can_stay = cache or not source.cached
-    if memory == "disk" and not can_stay:
-        raise UserError("memory='disk' keeps the frames in the cache; it needs cache=true")
+    check(can_stay or memory != "disk", "memory='disk' keeps the frames in the cache; it needs cache=true")
     key = meta = None
     if cache and source.cached:
-        key = _key(source.digest(workers), source.fit)
+        key = _key(source.digest(workers), source.size)
         meta = _find(key)
     shape = meta["shape"] if meta else source.measure()
     in_ram = _fits(source.path, int(np.prod(shape)), memory, can_stay)
@@ -134,9 +132,9 @@ def cache_root():
     return Path(os.environ.get("MTLD_CACHE") or "~/.cache/mtld").expanduser() / "datasets"
 
 
-def _key(content, fit):
+def _key(content, size):
     """The key for a source's content digest and its (height, width, fit)."""
-    return blake2b(json.dumps([VERSION, content, *fit]).encode(), digest_size=16).hexdigest()
+    return blake2b(json.dumps([VERSION, content, *size]).encode(), digest_size=16).hexdigest()
 
 
 def _find(key):

@@ -2,30 +2,30 @@
 
 from pathlib import Path
 
-from mtld_core.data import open_dataset
+from mtld_core.data.opening import open_dataset
 
 TRUTHS = {"x_to_y": "X_in_Y", "y_to_x": "Y_in_X"}  # direction -> the folder of its truth
-
-
 DIRECTIONS = tuple(TRUTHS)
 
 
 def open_truth(root, direction, size, arc=""):
-    """`Dataset` of what the source domain's arcs (or the one that is named) look like in the other domain, at
-    `size`.
+    """`Dataset` of what the source domain's arcs look like in the other domain; None where that is not known.
 
-    root: the folder of both domains. None where that is not known.
+    root: the folder of both domains. size: (H, W) of the frames. arc: the only one to open, "" for all.
     """
     folder = Path(root) / "truth" / TRUTHS[direction] / arc
-    return open_dataset(folder, *size, progress=False) if folder.is_dir() else None
+    if not folder.is_dir():
+        return None
+    return open_dataset(folder, *size, progress=False)
 
 
 def true_frames(truth, dataset, start, stop):
-    """uint8 `[stop - start, H, W, 3]`: those rows of a domain's dataset, all in one arc, as `truth` has them.
+    """Rows start..stop-1 of a domain's dataset, all in one arc, as `truth` has them: uint8 `[n, H, W, 3]`.
 
     They are found by the arc's name and the frames' numbers. Raises UserError where the arc or a frame is
     missing there.
     """
     arc = next(arc for arc in dataset.arcs if arc.start <= start < arc.stop)
     numbers = arc.numbers[start - arc.start : stop - arc.start]
-    return truth.frames[[truth.row(arc.name, int(number)) for number in numbers]]
+    rows = [truth.row(arc.name, int(number)) for number in numbers]
+    return truth.frames[rows]

@@ -1,11 +1,8 @@
-"""From one picture to a sequence: `rollout` and `stream` give frames, `generate` writes them as PNGs, mp4 and
-GIF.
+"""The whole job of generating: from a run and a source to frames, videos and a generation.json.
 
-It is written on the contract (`start`, `step`, `rollout`, `translate`), so it serves every system. Frames:
-uint8 `[H, W, 3]`.
+It is written on the contract, so it serves every system. Frames: uint8 `[H, W, 3]`.
 """
 
-import itertools
 import json
 import numbers
 import time
@@ -13,21 +10,16 @@ from pathlib import Path
 
 import torch
 
-from mtld_core.config import UserError
+from mtld_core.config import UserError, can_write, check
 from mtld_core.data.truth import DIRECTIONS
 from mtld_core.files import write_json
 from mtld_core.frames import to_float
 from mtld_core.generate.output import Continuation, Timed, Translation, write
-from mtld_core.generate.rollouts import _check_makes_frames, check_actions, stream, stream_translation
+from mtld_core.generate.rollouts import check_actions, check_makes_frames, stream, stream_translation
 from mtld_core.generate.source import read_source
 from mtld_core.runs.folder import SAMPLES
 from mtld_core.systems.base import Translates
 from mtld_core.systems.opening import open_run
-
-# ---- frames from a system
-
-
-# ---- the whole job
 
 
 def generate(
@@ -42,168 +34,179 @@ def generate(
     seed=0,
     device="auto",
 ):
-    """Let a trained run continue `source` (see `read_source`) and write the result; returns what
-    generation.json holds.
+    """Let a trained run continue `source` (see `read_source`) and write it all -> what generation.json holds.
 
     `<out_dir>/frames/frame_0000.png` is the last context frame as the model received it, the predictions
     follow; num_frames counts all of them. From noise it is the first sample. A translator makes of the
-    source's clip one of the other domain, frame by frame; direction: "x_to_y" or "y_to_x". There num_frames
-    is the most: no more than the clip has.
+    source's clip one of the other domain; there num_frames is the most, no more than the clip has. Beside the
+    frames: video.mp4, video.gif, strip.png, generation.json, and where there is something to compare with
+    comparison.mp4, whose pictures "comparison" names from left to right.
 
-    Beside the frames: video.mp4, video.gif, strip.png, generation.json, and where there is something to
-    compare with comparison.mp4, whose pictures "comparison" names: "truth | generated", or "source |
-    translated" and, where the truth is known, "| truth". out_dir: "" is `<run_dir>/samples/<source>_<step>`.
-    checkpoint: see `open_run`. actions: JSON list, one for each predicted frame, where there is an action
-    space; "" takes those of the source, recorded or, where the system invents its own, seen in the frames.
-    seed: for systems that sample.
-
-    "frames_per_second" counts the model alone, "seconds" the writing, too. Any length takes the same memory.
-    Raises UserError for whatever the user can mend; then nothing half-written is left.
+    out_dir: "" is `<run_dir>/samples/<source>_<step>`. checkpoint: see `open_run`. direction: "x_to_y" or
+    "y_to_x". actions: JSON list, one for each predicted frame, where there is an action space; "" takes those
+    of the source, recorded or, where the system invents its own, seen in the frames. seed: for systems that
+    sample. "frames_per_second" counts the model alone, "seconds" the writing, too. Any length takes the same
+    memory. Raises UserError for whatever the user can mend; then nothing half-written is left.
     """
     _check_settings(num_frames, fps, seed)
     system = open_run(run_dir, checkpoint, device)
-    if direction not in DIRECTIONS:
-        raise UserError(f"direction must be 'x_to_y' or 'y_to_x', not {direction!r}")
-    if not isinstance(system, Translates) and direction != "x_to_y":
-        raise UserError(f"direction={direction!r} is for translators between two domains; use 'x_to_y'")
-    actions, given = _parse_actions(actions), read_source(system, source, direction)
-    begin = _translation if isinstance(system, Translates) else _continuation
-    job, name, facts = begin(system, given, num_frames, direction, actions, seed)
-    run = system.run
-    step = Path(run.checkpoint).stem if run.step is None else run.step
-    out_dir = Path(out_dir or Path(run.dir) / SAMPLES / f"{name}_{step}")
-    if (out_dir / "frames").exists() and not (out_dir / "generation.json").exists():
-        raise UserError(
-            f"{out_dir / 'frames'} was not written by a generation; choose another out_dir, or remove it"
-        )
-    size, began = [system.config.height, system.config.width], time.perf_counter()
-    try:
-        files, written = write(job, out_dir, fps, size)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"{out_dir} cannot be written ({reason}); make room there or choose another out_dir"
-        ) from error
-    result = {
-        "run": str(Path(run.dir).absolute()),
-        "system": system.name,
-        "checkpoint": run.checkpoint,
-        "step": run.step,
-        "source": given.text,
+    _check_direction(system, direction)
+    actions = _parse_actions(actions)
+    given = read_source(system, source, direction)
+    if isinstance(system, Translates):
+        job = _translation(system, given, num_frames, direction, actions)
+        name = f"{given.name}_{direction}"
+    else:
+        job = _continuation(system, given, num_frames, actions, seed)
+        name = given.name
+    folder = _folder_for(system.run, name, out_dir)
+    size = [system.config.height, system.config.width]
+    began = time.perf_counter()
+    with can_write(folder, "make room there or choose another out_dir"):
+        files, written = write(job, folder, fps, size)
+    result = _about(system, given) | {
         "num_frames": written,
         "fps": fps,
         "seed": seed,
         "size": size,
         "seconds": round(time.perf_counter() - began, 3),
         "frames_per_second": round(job.frames.per_second, 2),
-        "out_dir": str(out_dir.absolute()),
+        "out_dir": str(folder.absolute()),
         "files": files,
     }
-    if job.compared:
-        result["comparison"] = " | ".join(job.compared)
-    result |= facts | job.figures()
-    write_json(out_dir / "generation.json", result)
+    result |= job.facts()
+    write_json(folder / "generation.json", result)
     return result
 
 
+def generate_sequence(run_dir, image, num_frames, out_dir):
+    """Let a run continue one image file, with every other setting of `generate` as it comes."""
+    return generate(run_dir, str(image), num_frames, out_dir)
+
+
+# ---- what was asked for
+
+
 def _check_settings(num_frames, fps, seed):
-    for name, value in {"num_frames": num_frames, "fps": fps, "seed": seed}.items():
-        if not isinstance(value, numbers.Real if name == "fps" else numbers.Integral):
-            raise UserError(f"{name} must be a {'' if name == 'fps' else 'whole '}number, not {value!r}")
-    if num_frames < 1:
-        raise UserError(f"num_frames must be at least 1, not {num_frames}")
-    if not 0.01 <= fps <= 1000:
-        raise UserError(f"fps must be from 0.01 to 1000, not {fps}")
-    if not 0 <= seed < 2**63:
-        raise UserError(f"seed must be from 0 to 2^63 - 1, not {seed}")
+    check(isinstance(num_frames, numbers.Integral), f"num_frames must be a whole number, not {num_frames!r}")
+    check(isinstance(fps, numbers.Real), f"fps must be a number, not {fps!r}")
+    check(isinstance(seed, numbers.Integral), f"seed must be a whole number, not {seed!r}")
+    check(num_frames >= 1, f"num_frames must be at least 1, not {num_frames}")
+    check(0.01 <= fps <= 1000, f"fps must be from 0.01 to 1000, not {fps}")
+    check(0 <= seed < 2**63, f"seed must be from 0 to 2^63 - 1, not {seed}")
 
 
-def _continuation(system, given, num_frames, direction, actions, seed):
-    """(job, name for its folder, what generation.json says of it): what follows a source, or comes from
-    noise.
-    """
-    _check_makes_frames(system)
+def _check_direction(system, direction):
+    check(direction in DIRECTIONS, f"direction must be 'x_to_y' or 'y_to_x', not {direction!r}")
+    fits = isinstance(system, Translates) or direction == "x_to_y"
+    check(fits, f"direction={direction!r} is for translators between two domains; use 'x_to_y'")
+
+
+def _parse_actions(given):
+    """A list from JSON text; a list as it is; None where nothing is given."""
+    if not given:
+        return None
+    actions = given
+    if isinstance(given, str):
+        try:
+            actions = json.loads(given)
+        except json.JSONDecodeError as error:
+            reason = f"column {error.colno}: {error.msg}"
+            raise UserError(
+                f"actions is not valid JSON ({reason}); wanted is a list like [0, 2, 1]"
+            ) from None
+    check(isinstance(actions, (list, tuple)), f"actions must be a JSON list like [0, 2, 1], not {given!r}")
+    return list(actions)
+
+
+# ---- what is made of it
+
+
+def _continuation(system, given, num_frames, actions, seed):
+    """The job that goes on from a source, or draws from noise."""
+    check_makes_frames(system)
     count = num_frames if given.context is None else num_frames - 1  # frames that the model makes
-    if not count:
-        raise UserError(f"num_frames must be at least 2 (the first frame is the given one), not {num_frames}")
+    check(count, f"num_frames must be at least 2 (the first frame is the given one), not {num_frames}")
+    truth = given.truth
     if actions is not None:  # the source's own go on to its truth, others somewhere else
-        given = given._replace(truth=given.truth[: _followed(actions, given)])
+        truth = truth[: _followed(actions, given.actions)]
     elif system.action_space is not None:
         actions = _actions_of(given, system, count)
     steering = check_actions(actions, system.action_space, count, system.device)
     frames = Timed(stream(system, given.context, count, steering, seed))
-    return (
-        Continuation(frames, count, given.context, given.truth),
-        given.name,
-        {} if actions is None else {"actions": actions},
-    )
+    return Continuation(frames, count, given.context, truth, actions)
 
 
-def _translation(system, given, num_frames, direction, actions, seed):
-    """The same of a clip in the other domain."""
+def _translation(system, given, num_frames, direction, actions):
+    """The job that brings a source's clip into the other domain."""
     check_actions(actions, system.action_space, num_frames, system.device)
     there = len(given.context)
     if there < num_frames:
-        print(
-            f"{given.text} has {there} frame{'s' * (there > 1)} from its start on: num_frames={num_frames} "
-            f"becomes {there}"
-        )
+        has = f"{there} frame{'s' if there > 1 else ''} from its start on"
+        print(f"{given.text} has {has}: num_frames={num_frames} becomes {there}")
     clip, truth = given.context[:num_frames], given.truth[:num_frames]
     shots = [start for start in given.shots if start < len(clip)]
     frames = Timed(stream_translation(system, clip, direction, shots))
-    return Translation(frames, clip, truth, shots), f"{given.name}_{direction}", {"direction": direction}
+    return Translation(frames, clip, truth, shots, direction)
 
 
-def generate_sequence(run_dir, image, num_frames, out_dir):
-    """`generate` from one image file, with everything else as it comes."""
-    return generate(run_dir, str(image), num_frames, out_dir)
-
-
-def _parse_actions(text):
-    if not text:
-        return None
-    if isinstance(text, (list, tuple)):
-        return list(text)
-    if not isinstance(text, str):
-        raise UserError(f"actions must be a JSON list like [0, 2, 1], not {text!r}")
-    try:
-        actions = json.loads(text)
-    except json.JSONDecodeError as error:
-        reason = f"column {error.colno}: {error.msg}"
-        raise UserError(f"actions is not valid JSON ({reason}); wanted is a list like [0, 2, 1]") from None
-    if not isinstance(actions, list):
-        raise UserError(f"actions must be a JSON list like [0, 2, 1], not {text!r}")
-    return actions
-
-
-def _followed(actions, given):
+def _followed(actions, recorded):
     """How many of the first actions are the recorded ones."""
-    recorded = [] if given.actions is None else given.actions.tolist()
-    return len(
-        list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(actions, recorded, strict=False)))
-    )
+    count = 0
+    for action, true in zip(actions, [] if recorded is None else recorded.tolist(), strict=False):
+        if action != true:
+            break
+        count += 1
+    return count
 
 
 @torch.inference_mode()
 def _actions_of(given, system, count):
-    """A list of the `count` actions that follow a source: recorded, or seen in its frames by a system that
-    invents its own.
-    """
-    space, recorded = system.action_space, system.needs().actions
-    known = len(given.truth) if not recorded else 0 if given.actions is None else len(given.actions)
+    """The `count` actions that follow a source, a list: recorded, or what the system sees in its frames."""
+    recorded = system.needs().actions
+    known = len(given.truth)
+    if recorded:
+        known = 0 if given.actions is None else len(given.actions)
     if count > known:
-        example = json.dumps([0, space - 1] if isinstance(space, int) else list(space))
-        way = f"give one for each predicted frame, such as actions={example!r}"
-        if not known:
-            raise UserError(
-                f"no {'recorded actions' if recorded else 'frames'} follow {given.text}, so {way}"
-            )
-        raise UserError(
-            f"num_frames={count + 1} needs {count} actions and {known} are recorded after {given.text}: use "
-            "num_frames="
-            f"{known + 1} or fewer, or {way}"
-        )
+        raise UserError(_too_few_actions(given, system, count, known))
     if recorded:
         return given.actions[:count].tolist()
     clip = torch.cat([given.context, given.truth[:count].cpu()])[None]
     return system.infer_actions(to_float(clip.to(system.device)))[0, -count:].tolist()
+
+
+def _too_few_actions(given, system, count, known):
+    space = system.action_space
+    example = json.dumps([0, space - 1] if isinstance(space, int) else list(space))
+    way = f"give one for each predicted frame, such as actions={example!r}"
+    if not known:
+        what = "recorded actions" if system.needs().actions else "frames"
+        return f"no {what} follow {given.text}, so {way}"
+    there = f"{known} are recorded after {given.text}"
+    fewer = f"num_frames={known + 1} or fewer"
+    return f"num_frames={count + 1} needs {count} actions and {there}: use {fewer}, or {way}"
+
+
+# ---- where it goes
+
+
+def _folder_for(run, name, out_dir):
+    """`out_dir`, or a folder among the run's samples. Raises UserError where it holds other frames."""
+    step = Path(run.checkpoint).stem if run.step is None else run.step
+    folder = Path(out_dir or Path(run.dir) / SAMPLES / f"{name}_{step}")
+    if (folder / "frames").exists() and not (folder / "generation.json").exists():
+        raise UserError(
+            f"{folder / 'frames'} was not written by a generation; choose another out_dir, or remove it"
+        )
+    return folder
+
+
+def _about(system, given):
+    """What generation.json says of the run and the source."""
+    return {
+        "run": str(Path(system.run.dir).absolute()),
+        "system": system.name,
+        "checkpoint": system.run.checkpoint,
+        "step": system.run.step,
+        "source": given.text,
+    }

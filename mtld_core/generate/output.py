@@ -2,8 +2,8 @@
 
 A job (`Continuation`, `Translation`) is an iterable of a `Moment` for each frame that is written. `compared`:
 words for the pictures in comparison.mp4 from left to right ([]: there is none); `rows`: words for the strip's
-rows; `columns`: dict frame's number -> word, of those that the strip shows; `figures()`: a dict, when it is
-through. Frames are uint8 `[H, W, 3]`.
+rows; `columns`: dict frame's number -> word, of those that the strip shows; `facts()`: what generation.json
+says of it, a dict, when it is through. Frames are uint8 `[H, W, 3]`.
 """
 
 import contextlib
@@ -21,32 +21,37 @@ STRIP_COLUMNS = 8
 
 
 class Moment(typing.NamedTuple):
+    """What a job gives at a time: the frame to write, and what is shown with it."""
+
     frame: torch.Tensor
     beside: typing.Sequence = ()  # the pictures of comparison.mp4, () where it has ended
     cells: typing.Sequence = ()  # a column of the strip
 
 
 def write(job, out_dir, fps, size):
-    """Run a job into all writers -> (names of what was written, number of frames). Where it raises, nothing
-    is left.
+    """Run a job into all writers -> (names of what was written, number of frames).
+
+    Where it raises, nothing is left.
     """
     out_dir, (height, width) = Path(out_dir), size
+    comparison = out_dir / "comparison.mp4"
     files, columns = ["frames", "video.mp4", "video.gif", "strip.png"], []
     with contextlib.ExitStack() as stack:
         write_frame = stack.enter_context(media.open_writers(out_dir, fps, height, width))
         if job.compared:
             total = len(job.compared) * (width + 2) - 2
-            compare = stack.enter_context(media.video_writer(out_dir / "comparison.mp4", fps, height, total))
-            files.append("comparison.mp4")
+            compare = stack.enter_context(media.video_writer(comparison, fps, height, total))
+            files.append(comparison.name)
         else:
-            (out_dir / "comparison.mp4").unlink(missing_ok=True)  # of an earlier generation
+            comparison.unlink(missing_ok=True)  # of an earlier generation
         for number, moment in enumerate(job):
             write_frame(moment.frame)
             if moment.beside:
                 compare(functools.reduce(media.side_by_side, moment.beside))
             if number in job.columns:
                 columns.append(moment.cells)
-        picture = media.strip(list(zip(*columns, strict=True)), job.rows, list(job.columns.values()))
+        rows = list(zip(*columns, strict=True))
+        picture = media.strip(rows, job.rows, list(job.columns.values()))
         media.save_picture(out_dir / "strip.png", picture)
     return files, number + 1
 
@@ -73,19 +78,20 @@ class Timed:
 
 
 class Continuation:
-    """The frames that a system makes, after the last context frame if there is one, with the truth beside
-    them.
+    """The frames that a system makes, after the last context frame if there is one, beside the truth.
 
     frames: `Timed`, of `count` frames. context: uint8 `[k, H, W, 3]`, or None. truth: uint8 `[n, H, W, 3]`,
-    of the first n.
+    of the first n. actions: the list that led there, None where there are none.
     """
 
-    def __init__(self, frames, count, context, truth):
-        self.frames, self.first, self.truth = frames, None if context is None else context[-1], truth[:count]
+    def __init__(self, frames, count, context, truth, actions):
+        self.frames, self.truth, self.actions = frames, truth[:count], actions
+        self.first = None if context is None else context[-1]
         self.errors = []  # (MSE of the model, of the last context frame repeated) a frame
-        known = len(self.truth) > 0
-        self.compared = ["truth", "generated"] if known else []
-        self.rows = ["truth", "generated", "error x4"] if known else ["generated"]
+        self.compared, self.rows = [], ["generated"]
+        if len(self.truth):
+            self.compared = ["truth", "generated"]
+            self.rows = [*self.compared, "error x4"]
         if context is None:
             self.columns = _columns(torch.arange(count))
         else:
@@ -99,62 +105,74 @@ class Continuation:
                 yield Moment(frame, cells=[frame])
                 continue
             real = self.truth[t].cpu()
-            self.errors.append((metrics.mse(frame, real).item(), metrics.mse(self.first, real).item()))
-            error = ((frame.int() - real.int()).abs() * 4).clamp_(max=255).to(torch.uint8)
-            yield Moment(frame, [real, frame], [real, frame, error])
+            self.errors.append(metrics.mse(torch.stack([frame, self.first]), real).tolist())
+            yield Moment(frame, [real, frame], [real, frame, metrics.error_picture(frame, real)])
 
-    def figures(self):
-        """{} where no truth is known."""
-        return _figures(self.errors, "baseline_copy_psnr")
+    def facts(self):
+        facts = _comparison(self.compared)
+        if self.actions is not None:
+            facts["actions"] = self.actions
+        return facts | _figures(self.errors, "baseline_copy_psnr")
 
 
 class Translation:
     """A clip beside its translation, and beside its truth where that is known.
 
     frames: `Timed`, the translated ones. clip: uint8 `[n, H, W, 3]`. truth: the same, or `[0, H, W, 3]`.
-    shots: see `Source`.
+    shots: where in the clip a new shot begins. direction: "x_to_y" or "y_to_x".
     """
 
-    def __init__(self, frames, clip, truth, shots=()):
+    def __init__(self, frames, clip, truth, shots, direction):
         self.frames, self.clip, self.truth, self.shots = frames, clip, truth, shots
+        self.direction = direction
         self.errors = []  # (MSE of the translation, of the source) a frame
         self.flickers = []  # (of the translation, of the source) at each frame that two of its shot precede
-        self.compared = self.rows = ["source", "translated", *["truth"] * bool(len(truth))]
+        self.compared = ["source", "translated"]
+        if len(truth):
+            self.compared.append("truth")
+        self.rows = self.compared
         self.columns = _columns(torch.arange(len(clip)))
 
     def __iter__(self):
         latest = []  # up to three frames of the shot, and their sources
         for t, frame in enumerate(self.frames):
             source = self.clip[t].cpu()
-            latest = [*([] if t in self.shots else latest[-2:]), torch.stack([frame, source])]
+            if t in self.shots:
+                latest = []
+            both = torch.stack([frame, source])
+            latest = [*latest[-2:], both]
             if len(latest) == 3:
-                self.flickers.append(
-                    metrics.flicker(torch.stack(latest, 1)).tolist()
-                )  # tensors would hold memory apart
+                flicker = metrics.flicker(torch.stack(latest, 1))
+                self.flickers.append(flicker.tolist())  # tensors would hold memory apart
             pictures = [source, frame]
             if len(self.truth):
                 real = self.truth[t].cpu()
-                self.errors.append((metrics.mse(frame, real).item(), metrics.mse(source, real).item()))
+                self.errors.append(metrics.mse(both, real).tolist())
                 pictures.append(real)
             yield Moment(frame, pictures, pictures)
 
-    def figures(self):
-        """Flicker, and what the truth tells where it is known."""
-        flickers = [sum(column) / len(column) for column in zip(*self.flickers, strict=True)] or [0.0, 0.0]
-        return dict(zip(("flicker", "flicker_source"), flickers, strict=True)) | _figures(
-            self.errors, "baseline_identity_psnr"
-        )
+    def facts(self):
+        flickers = zip(*self.flickers or [(0.0, 0.0)], strict=True)
+        translated, source = (sum(figures) / len(figures) for figures in flickers)
+        facts = {"direction": self.direction, "flicker": translated, "flicker_source": source}
+        return _comparison(self.compared) | facts | _figures(self.errors, "baseline_identity_psnr")
 
 
 def _columns(numbers, sign=""):
     return {number: f"{sign}{number}" for number in evenly(numbers, STRIP_COLUMNS).tolist()}
 
 
+def _comparison(compared):
+    return {"comparison": " | ".join(compared)} if compared else {}
+
+
 def _figures(errors, baseline):
     """PSNR of (the model's, the baseline's) MSEs; {} where there are none."""
     if not errors:
         return {}
-    model, other = (
-        metrics.psnr(torch.tensor(column, dtype=torch.float64)) for column in zip(*errors, strict=True)
-    )
-    return {"psnr": model.mean().item(), baseline: other.mean().item(), "psnr_by_horizon": model.tolist()}
+    model, other = torch.tensor(errors, dtype=torch.float64).unbind(1)
+    return {
+        "psnr": metrics.mean_psnr(model),
+        baseline: metrics.mean_psnr(other),
+        "psnr_by_horizon": metrics.psnr(model).tolist(),
+    }

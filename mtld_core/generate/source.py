@@ -1,6 +1,4 @@
-"""What a generation starts from, at the run's frame size: a picture, a clip, a frame of the run's own
-dataset, or noise.
-"""
+"""What a generation starts from: a picture, a clip, a frame of the run's own dataset, or noise."""
 
 import os
 import typing
@@ -8,8 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mtld_core.config import UserError
-from mtld_core.data import Dataset
+from mtld_core.config import UserError, check
 from mtld_core.data.truth import open_truth, true_frames
 from mtld_core.frames import fit_frame
 from mtld_core.judge.windows import windows_of
@@ -17,80 +14,84 @@ from mtld_core.media import read_image
 from mtld_core.systems.base import Reconstructs, Samples, Translates
 from mtld_core.systems.opening import open_as_learned, own_dataset
 
-DATASET_SUFFIXES = (
-    ".jsonl",
-    ".h5",
-    ".hdf5",
-)  # files that hold many frames; any other file is taken for a picture
+# files that hold many frames; any other file is taken for a picture
+DATASET_SUFFIXES = (".jsonl", ".h5", ".hdf5")
 NOISE = "noise"
 
 
 class Source(typing.NamedTuple):
+    """Frames to start from and what is known to follow, in the run's frame size."""
+
     text: str  # as `read_source` takes it
     name: str  # as part of a file name
     context: torch.Tensor | None  # uint8 [k, H, W, 3], for a translator the whole clip; None: noise
-    truth: (
-        torch.Tensor
-    )  # uint8 [n, H, W, 3]: what should come out, as far as it is known; n = 0 where it is not
+    truth: torch.Tensor  # uint8 [n, H, W, 3]: what should come out, as far as it is known
     actions: torch.Tensor | None = None  # [n] or [n, A]: the recorded ones that led to them
     shots: tuple = ()  # where in a translator's clip a new shot begins
 
 
 def read_source(system, source, direction="x_to_y"):
-    """`Source` for an opened run.
+    """Read what an opened run is to start from -> `Source`. Raises UserError.
 
     source: an image file (it stands for all k context frames), a clip's folder or a recording (the first k
     frames, of the first episode that has as many), "dataset:<arc>/<frame>" (the last context frame, by the
     number in its file name, from the run's own dataset), or "" for the first held-out window. The truth ends
-    with the arc, or before it with the shot.
+    with the arc, or before it with the shot. "noise" is for systems that draw from it, and their "".
 
     For a translator all of them name a clip of the domain that `direction` ("x_to_y" or "y_to_x") starts
     from: an image one of a single frame, "dataset:<arc>/<frame>" and "" one that goes on to the end of the
     arc. Its truth is the clip in the other domain, where <root>/truth/ has it.
-
-    "noise" is for systems that draw from it, and what "" means for them. Raises UserError.
     """
-    size = (system.config.height, system.config.width)
-    nothing = torch.empty(0, *size, 3, dtype=torch.uint8)
-    if source == NOISE or (not source and isinstance(system, Samples)):
-        if not isinstance(system, Samples):
-            raise UserError(
-                f"source={source!r} is for systems that draw from noise; {system.name} starts from an image, "
-                "a clip's folder, "
-                'a recording or "dataset:<arc>/<frame>"'
-            )
-        return Source(NOISE, NOISE, None, nothing)
+    if not source and isinstance(system, Samples):
+        source = NOISE
+    if source == NOISE:
+        ways = 'an image, a clip\'s folder, a recording or "dataset:<arc>/<frame>"'
+        way = f"{system.name} starts from {ways}"
+        check(isinstance(system, Samples), f"source={source!r} is for systems that draw from noise; {way}")
+        return Source(NOISE, NOISE, None, _no_frames(system))
     if not source or source.startswith("dataset:"):
         return from_dataset(system, own_dataset(system), source, direction)
-    k, path = context_of(system), Path(os.path.expanduser(source))
+    path = Path(os.path.expanduser(source))
     if not os.path.exists(path):
         raise UserError(f"source={source}: no such image file, folder or recording (looked in {Path.cwd()})")
     if path.is_dir() or path.suffix.lower() in DATASET_SUFFIXES:
-        dataset = domain_of(open_as_learned(system, path, cache=False, progress=False), direction)
-        if len(dataset.arcs) > 1 and dataset.kind not in (
-            "recording",
-            "hdf5",
-        ):  # whose episodes have no path of their own
-            raise UserError(
-                f"{path} holds {len(dataset.arcs)} arcs; name one, such as "
-                f"{Path(dataset.path) / dataset.arcs[0].name}"
-            )
-        arc = next((arc for arc in dataset.arcs if len(arc) >= k), None)
-        if arc is None:
-            raise UserError(f"{path} has {max(map(len, dataset.arcs))} frames; this run starts from {k}")
-        return _from_row(system, dataset, arc.start + k - 1, direction)._replace(
-            text=str(source), name=path.stem
-        )
+        given = _from_clip(system, path, direction)
+    else:
+        given = _from_picture(system, path)
+    return given._replace(text=source, name=path.stem)
+
+
+def _no_frames(system):
+    return torch.empty(0, system.config.height, system.config.width, 3, dtype=torch.uint8)
+
+
+def _from_picture(system, path):
+    size = height, width = system.config.height, system.config.width
     picture = read_image(path)
     if picture.shape[:2] != size:
-        height, width = picture.shape[:2]
-        print(f"{path.name} is {width}x{height}: its centre is cut out and scaled to {size[1]}x{size[0]}")
+        given = f"{picture.shape[1]}x{picture.shape[0]}"
+        print(f"{path.name} is {given}: its centre is cut out and scaled to {width}x{height}")
         picture = fit_frame(picture, *size)
+    k = context_of(system)
     if k > 1:
         print(
-            f"this run starts from {k} frames: the picture stands for all of them, so nothing in it moves yet"
+            f"this run starts from {k} frames: the picture stands for all of them, so nothing moves in it yet"
         )
-    return Source(str(source), path.stem, torch.from_numpy(picture).expand(k, -1, -1, -1), nothing)
+    context = torch.from_numpy(picture).expand(k, -1, -1, -1)
+    return Source("", "", context, _no_frames(system))
+
+
+def _from_clip(system, path, direction):
+    dataset = domain_of(open_as_learned(system, path, cache=False, progress=False), direction)
+    episodes_have_paths = dataset.kind not in ("recording", "hdf5")
+    if len(dataset.arcs) > 1 and episodes_have_paths:
+        example = Path(dataset.path) / dataset.arcs[0].name
+        raise UserError(f"{path} holds {len(dataset.arcs)} arcs; name one, such as {example}")
+    k = context_of(system)
+    for arc in dataset.arcs:
+        if len(arc) >= k:
+            return _from_row(system, dataset, arc.start + k - 1, direction)
+    raise UserError(f"{path} has {max(map(len, dataset.arcs))} frames; this run starts from {k}")
 
 
 def context_of(system):
@@ -99,27 +100,31 @@ def context_of(system):
 
 
 def domain_of(dataset, direction):
-    """Of two domains the one that `direction` starts from; a `Dataset` as it is."""
-    return dataset if isinstance(dataset, Dataset) else getattr(dataset, direction[0])
+    """Of two domains the one that `direction` starts from; where there is one, that."""
+    return dataset.domains[-1] if direction == "y_to_x" else dataset.domains[0]
+
+
+def starts_in(system, dataset):
+    """{arc: numbers of its frames that a source may name}, without arcs that are too short."""
+    first = context_of(system) - 1
+    return {arc.name: arc.numbers[first:].tolist() for arc in dataset.arcs if len(arc) > first}
 
 
 def from_dataset(system, dataset, source="", direction="x_to_y"):
-    """`Source` from an opened dataset: "dataset:<arc>/<frame>" or "", as `read_source` takes them."""
+    """`Source` from an opened dataset: "dataset:<arc>/<frame>", or "" for the first held-out window."""
     dataset = domain_of(dataset, direction)
-    row = (
-        _named_row(dataset, source)
-        if source
-        else int(windows_of(system, dataset)[1][0]) + context_of(system) - 1
-    )
+    if source:
+        row = _named_row(dataset, source)
+    else:
+        _, judged = windows_of(system, dataset)
+        row = int(judged[0]) + context_of(system) - 1
     return _from_row(system, dataset, row, direction)
 
 
 def _named_row(dataset, source):
     arc, _, number = source.removeprefix("dataset:").rpartition("/")
-    if not arc or not number.isdecimal():
-        raise UserError(
-            f'source={source!r} is not "dataset:<arc>/<frame number>", such as "dataset:arc_1/120"'
-        )
+    wanted = '"dataset:<arc>/<frame number>", such as "dataset:arc_1/120"'
+    check(arc and number.isdecimal(), f"source={source!r} is not {wanted}")
     return dataset.row(arc, int(number))
 
 
@@ -132,19 +137,20 @@ def _from_row(system, dataset, row, direction):
         raise UserError(
             f"this run starts from {k} frames; the first frame of arc {arc.name!r} with that many is {first}"
         )
-    number, cuts = (
-        int(arc.numbers[row - arc.start]),
-        [int(cut) for cut in dataset.cuts if row < cut < arc.stop],
-    )
-    name, text = f"{arc.name}_{number}".replace("/", "_"), f"dataset:{arc.name}/{number}"
+    number = int(arc.numbers[row - arc.start])
+    text = f"dataset:{arc.name}/{number}"
+    name = f"{arc.name}_{number}".replace("/", "_")
+    cuts = [cut for cut in dataset.cuts.tolist() if row < cut < arc.stop]
     if isinstance(system, Translates):
+        truth = _truth(dataset, arc, row, direction)
         shots = tuple(cut - row for cut in cuts)
-        return Source(text, name, frames[row : arc.stop], _truth(dataset, arc, row, direction), shots=shots)
+        return Source(text, name, frames[row : arc.stop], truth, shots=shots)
     end = cuts[0] if cuts else arc.stop
     if isinstance(system, Reconstructs):  # it was not taught what follows
         end = row + 1
     actions = None if dataset.actions is None else dataset.actions[row : end - 1]
-    return Source(text, name, frames[row - k + 1 : row + 1].cpu(), frames[row + 1 : end], actions)
+    context = frames[row - k + 1 : row + 1].cpu()
+    return Source(text, name, context, frames[row + 1 : end], actions)
 
 
 def _truth(dataset, arc, row, direction):

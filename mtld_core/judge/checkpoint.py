@@ -14,25 +14,24 @@ from pathlib import Path
 import torch
 
 from mtld_core.config import field_names, from_dict
-from mtld_core.files import write_json
 from mtld_core.judge.task import JudgeConfig, Task
-from mtld_core.runs.folder import JUDGEMENTS
+from mtld_core.runs.folder import JUDGEMENTS, write_part
 from mtld_core.runtime import command
 from mtld_core.systems.opening import open_run, own_dataset
 
 
 def judge(run_dir, checkpoint="", device="auto"):
-    """Figures of a checkpoint of a run, a dict as report.json has it under "metrics". checkpoint: see
-    `open_run`.
+    """Figures of a checkpoint of a run, a dict as report.json has it under "metrics".
 
-    Where the run names a file of LPIPS weights that is not here (any more), torch's cache is looked into,
-    which a line says. Raises UserError where run or checkpoint cannot be opened, or the run's dataset is
-    gone.
+    checkpoint: see `open_run`. Where the run names a file of LPIPS weights that is not here (any more),
+    torch's cache is looked into, which a line says. Raises UserError where run or checkpoint cannot be
+    opened, or the run's dataset is gone.
     """
     system = open_run(run_dir, checkpoint, device)
     training, known = system.run.training, field_names(JudgeConfig)
     config = from_dict(JudgeConfig, {name: training[name] for name in known if name in training})
-    if (weights := getattr(system.config, "lpips_weights", "")) and not Path(weights).is_file():
+    weights = getattr(system.config, "lpips_weights", "")
+    if weights and not Path(weights).is_file():
         print(
             f"lpips_weights={weights!r} is not here (any more): LPIPS takes what torch's cache has",
             file=sys.stderr,
@@ -40,9 +39,7 @@ def judge(run_dir, checkpoint="", device="auto"):
         system.config = dataclasses.replace(system.config, lpips_weights="")
     torch.manual_seed(0)
     figures = Task(system, own_dataset(system), config).figures(system)
-    folder = Path(run_dir) / JUDGEMENTS
-    folder.mkdir(exist_ok=True)
-    write_json(folder / f"{Path(system.run.checkpoint).stem}.json", figures)
+    write_part(run_dir, f"{JUDGEMENTS}/{Path(system.run.checkpoint).stem}.json", figures)
     return figures
 
 

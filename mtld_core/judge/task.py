@@ -1,6 +1,4 @@
-"""What a system learns from and what it is judged on: the split of a dataset, batches of the one part, judges
-of the other.
-"""
+"""What a system learns from and what it is judged on: the training part of a dataset, judges of the rest."""
 
 import copy
 import dataclasses
@@ -17,6 +15,7 @@ from mtld_core.judge.windows import judged_horizon, reachable, split_of
 from mtld_core.systems.base import Samples, Translates
 
 DRAWS = 256  # images from noise that are compared with held-out frames, and as many of those
+SAMPLE = 512  # frames of the training part that baselines and a system's statistics are taken of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,59 +40,57 @@ class JudgeConfig(Settings):
 
 
 class Task:
-    """The training part of a dataset (a `Dataset` or `DomainPair`), and judges of the rest.
+    """The training part of a dataset, and judges of the rest.
 
-    config: a `JudgeConfig`. learned: start rows of the windows to train on, int64, of each domain. samples:
-    uint8 `[n, H, W, 3]` of the training part, of each domain. Raises ConfigError or UserError where dataset
-    and system do not belong together, or nothing is left to judge on. say: told what is left out.
+    dataset: a `Dataset` or `DomainPair`. config: a `JudgeConfig`. say: told what is left out.
+    learned: for each domain, the start rows of the windows to train on, int64.
+    samples: for each domain, uint8 `[n, H, W, 3]` of the training part.
+    Raises ConfigError or UserError where dataset and system do not belong together, or nothing is left to
+    judge on.
     """
 
     def __init__(self, system, dataset, config, say=print):
-        self.dataset, needs = dataset, system.needs()
         _check(system, dataset, config)
+        needs = system.needs()
+        splits = []
         for domain in dataset.domains:
             if unused := domain.too_short(needs.window, config.cross_cuts):
                 say(
                     f"{domain.path}: nothing is learnt from {len(unused)} of {len(domain.arcs)} arcs, which "
                     f"hold no window of {needs.window} frames without a cut: {', '.join(unused)}"
                 )
-        horizon = judged_horizon(system, config.eval_horizon)
-        shared = all(domain.about.get("held_out") for domain in dataset.domains)  # a shared run's frames
-        training = vars(config) | {"restitution": config.restitution or shared}
-        splits = [split_of(system, domain, training) for domain in dataset.domains]
+            splits.append(split_of(system, domain, vars(config)))
+        self.dataset = dataset
         self.learned, held = zip(*splits, strict=True)
-        rows = [torch.unique(starts[:, None] + torch.arange(needs.window)) for starts in self.learned]
-        self.samples = [
-            domain.frames[evenly(some, 512)] for domain, some in zip(dataset.domains, rows, strict=True)
-        ]
+        self.samples = []
+        for domain, starts in zip(dataset.domains, self.learned, strict=True):
+            rows = torch.unique(starts[:, None] + torch.arange(needs.window))
+            self.samples.append(domain.frames[evenly(rows, SAMPLE)])
+        self._make_judges(system, held, config, say)
+
+    def _make_judges(self, system, held, config, say):
+        first, starts, needs = self.dataset.domains[0], held[0], system.needs()
         windows = config.eval_batches * config.batch_size or config.eval_windows
-        first, starts, reach = dataset.domains[0], held[0], 0
+        horizon, reach = judged_horizon(system, config.eval_horizon), 0
         if horizon:
             starts, reach = reachable(
                 first, starts, needs.context, horizon, config.long_horizon, config.cross_cuts
             )
             if reach < config.long_horizon:
                 say(f"judged up to horizon {reach}: too few held-out windows are longer")
+        weights = getattr(system.config, "lpips_weights", "")
         self.judge = Judge(
-            first,
-            starts,
-            needs,
-            horizon,
-            self.samples[0],
-            windows,
-            getattr(system.config, "lpips_weights", ""),
-            reach=reach,
+            first, starts, needs, horizon, self.samples[0], windows, lpips_weights=weights, reach=reach
         )
-        self.translations, self.likeness, self.draws = None, None, DRAWS
+        self.translations = self.likeness = None
+        self.draws = DRAWS
         if isinstance(system, Translates):
-            self.translations = TranslationJudge(dataset, held, needs.window, self.samples, windows)
+            self.translations = TranslationJudge(self.dataset, held, needs.window, self.samples, windows)
         if isinstance(system, Samples):
             self.likeness = Likeness(first.frames[evenly(starts, DRAWS)])
 
     def few(self, share):
-        """(a copy with about this share of the windows to judge, which it is): what judging takes can be seen
-        by it.
-        """
+        """(a `Task` of about this share of the windows, which share that is): to see how long all take."""
         some = copy.copy(self)
         some.judge, share = self.judge.few(share)
         some.draws = max(2, round(share * DRAWS))
@@ -104,15 +101,18 @@ class Task:
         return some, share
 
     @torch.inference_mode()
-    def figures(self, system, between=lambda: None):
-        """All that report.json holds under "metrics". between: see `Judge`."""
-        figures = self.judge(system, between)
+    def figures(self, system, tick=lambda: None):
+        """All that report.json holds under "metrics".
+
+        tick: called before each piece of the work; it may raise to give it up.
+        """
+        figures = self.judge(system, tick)
         if self.translations is not None:
-            figures |= self.translations(system, between)
+            figures |= self.translations(system, tick)
         if self.likeness is not None:
-            between()
+            tick()
             chance = torch.Generator(system.device).manual_seed(0)
-            figures |= self.likeness(to_uint8(system.sample(self.draws, chance)), between)
+            figures |= self.likeness(to_uint8(system.sample(self.draws, chance)), tick)
         return figures
 
     def preview(self, system):
@@ -120,19 +120,26 @@ class Task:
         return (self.translations or self.judge).preview(system)
 
 
+def summary(metrics):
+    """One line with the figures that matter most. metrics: as report.json has them."""
+    if not metrics:
+        return "not judged yet"
+    psnr, skill = metrics["psnr"], metrics["skill_db"]
+    if skill is None:
+        return f"psnr {psnr:.2f} dB (reconstruction)"
+    copied = metrics["baseline_copy_psnr"]
+    return f"psnr {psnr:.2f} dB (copying the last frame: {copied:.2f}), skill {skill:+.2f} dB"
+
+
 def best_by(metrics, restitution, step):
-    """(name, value) of what the best checkpoint of a run has most of; of translations without a truth it is
-    the newest one.
+    """(name, value) of what the best checkpoint of a run has most of.
+
+    Of translations whose truth is not known, it is the newest one.
     """
-    if (
-        "flicker_x_to_y" in metrics
-    ):  # their psnr is of recycled frames, which is highest before anything is learned
-        known = metrics["psnr_x_to_y"] is not None
-        return (
-            ("psnr_translated", (metrics["psnr_x_to_y"] + metrics["psnr_y_to_x"]) / 2)
-            if known
-            else ("step", step)
-        )
+    if "flicker_x_to_y" in metrics:  # psnr is of recycled frames, which is highest before anything is learned
+        if metrics["psnr_x_to_y"] is None:
+            return "step", step
+        return "psnr_translated", (metrics["psnr_x_to_y"] + metrics["psnr_y_to_x"]) / 2
     figure = "psnr" if restitution or metrics["skill_db"] is None else "skill_db"
     return figure, metrics[figure]
 
@@ -143,15 +150,16 @@ def _check(system, dataset, config):
         size == dataset.size,
         f"the system is built for frames of {size}, the dataset has {dataset.size}: see settings.build",
     )
-    held = len(dataset.domains)
-    two = (
-        "lay two out as <folder>/X/<arc>/ and <folder>/Y/<arc>/ (data_prep/make_domains.py does) "
-        "and name that folder"
-    )
-    way = f"name {dataset.path}/X or {dataset.path}/Y" if held == 2 else two
+    there = len(dataset.domains)
+    way = f"name {dataset.path}/X or {dataset.path}/Y"
+    if there == 1:
+        way = (
+            "lay two out as <folder>/X/<arc>/ and <folder>/Y/<arc>/ (data_prep/make_domains.py does) and "
+            "name that folder"
+        )
     check(
-        held == needs.domains,
-        f"{system.name} needs {needs.domains} domain(s); {dataset.path} holds {held}: {way}",
+        there == needs.domains,
+        f"{system.name} needs {needs.domains} domain(s); {dataset.path} holds {there}: {way}",
     )
     first = dataset.domains[0]
     check(

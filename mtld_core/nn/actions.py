@@ -24,7 +24,8 @@ def action_fields(dataset):
         taken = int(actions.max()) + 1
         named = len(dataset.about.get("action_names", []))
         return {"action_count": max(taken, named)}
-    return {"control_low": tuple(actions.amin(0).tolist()), "control_high": tuple(actions.amax(0).tolist())}
+    low, high = actions.amin(0), actions.amax(0)
+    return {"control_low": tuple(low.tolist()), "control_high": tuple(high.tolist())}
 
 
 def action_space(config):

@@ -2,12 +2,18 @@
 
 import typing
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
 NormKind = typing.Literal["instance", "group", "none"]
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution that keeps the grid, or divides it by a stride."""
+
+    def __init__(self, channels, out, stride=1):
+        super().__init__(channels, out, 3, stride, 1)
 
 
 def norm2d(kind, channels):
@@ -43,9 +49,9 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels, norm="none"):
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, 1, 1)
+        self.conv1 = Conv3x3(channels, channels)
         self.norm = norm2d(norm, channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1)
+        self.conv2 = Conv3x3(channels, channels)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
 
@@ -63,9 +69,9 @@ class ResNetBlock(nn.Module):
 
     def __init__(self, channels, out, stride=1, norm="instance", activation="gelu"):
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, out, 3, stride, 1)
+        self.conv1 = Conv3x3(channels, out, stride)
         self.norm1 = norm2d(norm, out)
-        self.conv2 = nn.Conv2d(out, out, 3, 1, 1)
+        self.conv2 = Conv3x3(out, out)
         self.norm2 = norm2d(norm, out)
         same_shape = channels == out and stride == 1
         self.shortcut = nn.Identity() if same_shape else nn.Conv2d(channels, out, 1, stride)
@@ -88,7 +94,7 @@ class ConvTokenizer(nn.Module):
         super().__init__()
         fold = patch >> len(filters)
         self.fold = nn.PixelUnshuffle(fold)
-        self.stem = nn.Conv2d(channels * fold**2, filters[0], 3, 1, 1)
+        self.stem = Conv3x3(channels * fold**2, filters[0])
         self.levels = nn.ModuleList()
         self.widths = []
         last = filters[0]
@@ -106,10 +112,3 @@ class ConvTokenizer(nn.Module):
             maps.insert(0, x)
             x = level(x)
         return self.head(x), maps
-
-
-def to_channels_last(system):
-    """Lay out the weights of all 2-d convolutions as the fast kernels like them, in place."""
-    for parameter in system.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -6,7 +6,7 @@ Logits may come in half precision, losses are in fp32.
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.parametrize import register_parametrization
+from torch.nn.utils.parametrize import ParametrizationList, register_parametrization
 
 from mtld_core.config import check
 from mtld_core.nn.conv import norm2d
@@ -78,8 +78,8 @@ class PatchDiscriminator(nn.Module):
     def iterate(self):
         """Let spectral norm follow the weights by one step of its power method."""
         for module in self.modules():
-            if parametrized := getattr(module, "parametrizations", None):
-                parametrized.weight[0].iterate(parametrized.weight.original)
+            if isinstance(module, ParametrizationList):
+                module[0].iterate(module.original)
 
 
 def check_discriminator(config, way_out):

@@ -78,14 +78,11 @@ class LPIPS(nn.Module):
         # the convolutions alone: vgg16() also fills 120 M dense weights
         from torchvision.models.vgg import cfgs, make_layers
 
-        self.trunk = make_layers(cfgs["D"])[: TAPS[-1] + 1]
-        weights = {}
-        for name in self.trunk.state_dict():
-            full_name = f"features.{name}"
-            if full_name not in trunk:
-                raise UserError(f"the LPIPS trunk file lacks {full_name}: not a VGG16 state dict")
-            weights[name] = trunk[full_name]
-        self.trunk.load_state_dict(weights)
+        vgg = nn.ModuleDict({"features": make_layers(cfgs["D"])[: TAPS[-1] + 1]})
+        missing = vgg.load_state_dict(trunk, strict=False).missing_keys
+        if missing:
+            raise UserError(f"the LPIPS trunk file lacks {missing[0]}: not a VGG16 state dict")
+        self.trunk = vgg["features"]
         package = importlib.util.find_spec("lpips")
         if package is None:
             raise UserError(
@@ -112,10 +109,8 @@ class LPIPS(nn.Module):
     def forward(self, fake, real):
         with torch.no_grad():
             targets = self.features(real)
-        total = 0
-        for i, (made, target) in enumerate(zip(self.features(fake), targets, strict=True)):
-            total = total + MapDistance.apply(made, target, getattr(self, f"head{i}"))
-        return total
+        heads = [getattr(self, f"head{i}") for i in range(len(TAPS))]
+        return sum(map(MapDistance.apply, self.features(fake), targets, heads))
 
 
 class MapDistance(torch.autograd.Function):

@@ -1,5 +1,4 @@
-"""Steering a learned game: `Play` is a dream in progress, `RealGame` the recorded game brought to the same
-frame.
+"""Steering a learned game: `Play` is a dream in progress, with the real game beside it where that runs.
 
 Frames are uint8 `[H, W, 3]`. `actions[i]` leads from frame i to frame i + 1.
 """
@@ -16,7 +15,7 @@ from mtld_core import media
 from mtld_core.config import UserError
 from mtld_core.frames import to_uint8
 from mtld_core.generate.rollouts import check_actions
-from mtld_core.generate.source import from_dataset
+from mtld_core.generate.source import from_dataset, starts_in
 from mtld_core.play.real_game import RealGame
 from mtld_core.runs.folder import read_report
 from mtld_core.systems.opening import own_dataset
@@ -63,16 +62,19 @@ class Play:
 
     @property
     def starts(self):
-        """dict arc -> numbers of the frames that a dream can start from."""
-        first = self.system.needs().context - 1
-        return {arc.name: arc.numbers[first:].tolist() for arc in self.dataset.arcs if len(arc) > first}
+        """{arc: numbers of the frames that a dream can start from}."""
+        return starts_in(self.system, self.dataset)
+
+    @property
+    def start(self):
+        """(arc, number) of the frame that this dream started from."""
+        arc, _, number = self.source.text.removeprefix("dataset:").rpartition("/")
+        return arc, int(number)
 
     @torch.inference_mode()
     @one_thread()
     def reset(self, arc=None, number=None):
-        """Start anew from a recorded frame; None: where the first held-out window does. Raises UserError if
-        there is none.
-        """
+        """Start anew from a recorded frame; None: where the first held-out window does. Raises UserError."""
         source = "" if arc is None else f"dataset:{arc}/{number}"
         self.source = from_dataset(self.system, self.dataset, source)
         chance = torch.Generator(self.system.device).manual_seed(0)
@@ -84,9 +86,7 @@ class Play:
     @torch.inference_mode()
     @one_thread()
     def act(self, action):
-        """One step; returns the dream's frame. Raises UserError for an action out of range or of the wrong
-        length.
-        """
+        """Take one step -> the dream's frame. Raises UserError for an action that is none."""
         [checked] = check_actions([action], self.system.action_space, 1, self.system.device)
         began = time.perf_counter()
         self._state, frame = self.system.step(self._state, checked)
@@ -94,7 +94,8 @@ class Play:
         self._seconds.append(time.perf_counter() - began)
         self.actions.append(action)
         if self.real is not None:
-            self.real.append(self.real[-1] if self.over else self._game.step(checked[0]))
+            real = self.real[-1] if self.over else self._game.step(checked[0])
+            self.real.append(real)
         return self.frames[-1]
 
     @property
@@ -107,14 +108,10 @@ class Play:
         return 1 / statistics.median(self._seconds) if self._seconds else None
 
     def save(self, path, fps=12):
-        """Write the play as an mp4 and, beside it, a GIF; the real game, where it runs, on the left. Returns
-        both paths.
-        """
-        shown = (
-            [media.side_by_side(*pair) for pair in zip(self.real, self.frames, strict=True)]
-            if self.real
-            else self.frames
-        )
+        """Write the play as an mp4 and a GIF -> their paths. The real game, where it runs, is on the left."""
+        shown = self.frames
+        if self.real:
+            shown = [media.side_by_side(*pair) for pair in zip(self.real, self.frames, strict=True)]
         paths = Path(path).with_suffix(".mp4"), Path(path).with_suffix(".gif")
         for path, writer in zip(paths, (media.video_writer, media.gif_writer), strict=True):
             with writer(path, fps, *shown[0].shape[:2]) as write:
@@ -130,34 +127,44 @@ class Play:
         try:
             if not self.system.needs().actions:
                 raise UserError("the run's actions are its own, not the game's")
-            self._game = RealGame(
-                self.dataset, *self.source.text.removeprefix("dataset:").rpartition("/")[::2]
-            )
+            self._game = RealGame(self.dataset, *self.start)
             self.real = [self.frames[0]]
         except Exception as error:  # a game is foreign code; the dream needs none
             self.alone = " ".join(str(error).split()) or type(error).__name__
 
 
 def choices(system, dataset):
-    """[(name, action)] that a player is offered: every discrete action, or each control at its low and its
-    high end.
+    """[(name, action)] that a player is offered: every discrete action, or each control at both ends.
 
-    Names: the recording's; of actions that a run invented, what report.json learned about them
+    Names are the recording's; of actions that a run invented, what report.json learned about them
     ("action_labels").
     """
-    space, recorded = system.action_space, system.needs().actions
-    names = dataset.about.get("action_names", []) if recorded else _learned_labels(system.run.dir)
+    space = system.action_space
+    if system.needs().actions:
+        names = dataset.about.get("action_names", [])
+    else:
+        names = _learned_labels(system.run.dir)
+
+    def named(i):
+        return names[i] if i < len(names) else str(i)
+
     if isinstance(space, int):
-        return [(names[i] if i < len(names) else str(i), i) for i in range(space)]
+        return [(named(i), i) for i in range(space)]
     ends = list(zip(*space, strict=True))
-    rest = [low if low == high else 0.0 if low <= 0 <= high else (low + high) / 2 for low, high in ends]
+    rest = [_rest(low, high) for low, high in ends]
     found = [("neutral", rest)]
     for i, pair in enumerate(ends):
         for end in pair:
             if end != rest[i]:  # a control that rests at one end has the other only
-                name = names[i] if i < len(names) else str(i)
-                found.append((f"{name} {end:+.3g}", [*rest[:i], end, *rest[i + 1 :]]))
+                found.append((f"{named(i)} {end:+.3g}", [*rest[:i], end, *rest[i + 1 :]]))
     return found
+
+
+def _rest(low, high):
+    """Where a control rests that goes from low to high: at 0, or else in the middle."""
+    if low == high:
+        return low
+    return 0.0 if low <= 0 <= high else (low + high) / 2
 
 
 def _learned_labels(run_dir):

@@ -1,9 +1,7 @@
-"""A panel to play with: choose a run and a recorded frame, then steer the dream by buttons, or by keys where
-they arrive.
+"""A panel to play with: choose a run and a recorded frame, then steer the dream by buttons or keys.
 
-Core ipywidgets only, in the forms that 7.7 (Colab) and 8.1 share. A click does its one step in the kernel's
-main thread. A little JavaScript turns keys into clicks while the pointer is over the panel or the focus in
-it; a front end that runs none loses nothing else.
+A click does its one step in the kernel's main thread. A little JavaScript turns keys into clicks while the
+pointer is over the panel or the focus in it; a front end that runs none loses nothing else.
 """
 
 import time
@@ -12,7 +10,7 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from mtld_core.config import UserError, from_dict
-from mtld_core.pages import download_link, error_line, in_colour, offer, png_bytes, video_tag
+from mtld_core.pages import RunPanel, download_links, png_bytes, show, video_tag
 from mtld_core.play import Play
 from mtld_core.runs.folder import SAMPLES, read_config, runs_in
 from mtld_core.systems import system_class
@@ -52,150 +50,127 @@ if (!window.mtldKeys) {
 </script>"""
 
 
-class PlayPanel(widgets.VBox):
-    """For the runs beside `run_dir` that take actions. Its parts are fields: `panel.buttons[2].click()` is
-    one step.
-    """
+class PlayPanel(RunPanel):
+    """Play with the runs beside `run_dir` that take actions. `panel.buttons[2].click()` is one step."""
+
+    NO_RUN = "there is no run with actions yet: train one first"
 
     def __init__(self, run_dir="runs/demo", fps=12):
-        runs, chosen = steered_runs(Path(run_dir).parent), Path(run_dir).as_posix()
-        self.play, self.fps, self._last, self._filling = None, fps, "", False
-        self.run = widgets.Dropdown(options=runs, value=chosen if chosen in runs else None, description="run")
-        self.arc = widgets.Dropdown(options=[], description="arc")
-        self.frame = widgets.SelectionSlider(options=[0], description="frame", continuous_update=False)
+        super().__init__(steered_runs(Path(run_dir).parent), run_dir)
+        self.play, self.fps, self._last = None, fps, ""
         self.reset, self.save = widgets.Button(description="Reset"), widgets.Button(description="Save mp4")
         self.dream, self.real = widgets.Image(), widgets.Image()
         self.buttons, self._actions = [], widgets.HBox(layout={"flex_flow": "row wrap"})
-        self.status, self.video, self.links = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self.dream.add_class("mtld-dream")
-        self.status.add_class("mtld-step")
-        self.run.observe(lambda _: self._try(self._fill), "value")
-        self.arc.observe(lambda _: self._press(self._fill_frames), "value")
-        self.frame.observe(lambda _: self._press(self._reset), "value")
+        self._lay_out()
         self.reset.on_click(lambda _: self._press(self._reset))
         self.save.on_click(lambda _: self._press(self._save))
+        self.attempt(self.fill)
+
+    def _lay_out(self):
         self._beside = widgets.VBox([widgets.HTML("the real game"), self.real])
         dream = widgets.VBox([widgets.HTML(f"{STYLE}the dream"), self.dream])
         pictures = widgets.HBox([self._beside, dream], layout={"flex_flow": "row wrap", "grid_gap": "8px"})
-        form = widgets.VBox([self.run, self.arc, self.frame, widgets.HBox([self.reset, self.save])])
+        buttons = widgets.HBox([self.reset, self.save])
+        form = widgets.VBox([self.run, self.arc, self.frame, buttons])
         keys = {"output_type": "display_data", "data": {"text/html": KEYS}, "metadata": {}}
         script = widgets.Output(outputs=(keys,))
-        played = widgets.VBox(
-            [pictures, self.status, self._actions, script], layout={"max_width": f"{BESIDE}px"}
-        )
-        super().__init__(
-            [widgets.HBox([played, form], layout={"flex_flow": "row wrap"}), self.links, self.video]
-        )
-        self.add_class("mtld-play")  # by which the keys and a page's other scripts find it
-        self._try(self._fill)
+        played = [pictures, self.message, self._actions, script]
+        left = widgets.VBox(played, layout={"max_width": f"{BESIDE}px"})
+        beside = widgets.HBox([left, form], layout={"flex_flow": "row wrap"})
+        self.children = [beside, self.links, self.video]
+        # by which the keys and a page's other scripts find them
+        self.add_class("mtld-play")
+        self.dream.add_class("mtld-dream")
+        self.message.add_class("mtld-step")
 
-    def _fill(self):
-        """The chosen run's arcs and actions; it starts where its first held-out window does."""
+    def fill(self):
+        """Offer the chosen run's actions and frames; it starts where its first held-out window does."""
         self.play, self.buttons, self._actions.children = None, [], ()
-        if not self.run.value:
-            raise UserError(
-                "choose a run" if self.run.options else "there is no run with actions yet: train one first"
-            )
-        self.play = play = Play(open_run(self.run.value))
+        self.play = play = Play(open_run(self.chosen_run()))
         height, width = play.dataset.size
         for picture in (self.dream, self.real):
             picture.layout.width = f"{width * -(-SHOWN // height)}px"
-        self.buttons = [
-            self._button(*choice, keys)
-            for choice, keys in zip(play.choices, keys_of(play.labels), strict=True)
-        ]
+        for (name, action), keys in zip(play.choices, keys_of(play.labels), strict=True):
+            self.buttons.append(self._button(name, action, keys))
         self._actions.children = self.buttons
-        arc, _, number = play.source.text.removeprefix("dataset:").rpartition("/")
-        self._filling = True
-        offer(self.arc, list(play.starts), arc)
-        offer(self.frame, play.starts[arc], int(number))
-        self._filling = False
-
-    def _fill_frames(self):
-        self._filling = True
-        offer(self.frame, self.play.starts[self.arc.value])
-        self._filling = False
-        self._reset()
+        self.offer_frames(play.starts, *play.start)
+        return self._shown()
 
     def _button(self, name, action, keys):
         signs = [SIGNS.get(key, key[-1].lower()) for key in keys]
-        button = widgets.Button(
-            description=f"{name}  {signs[0]}" if keys else name, tooltip=" or ".join(signs) or name
-        )
-        button.layout.width, button.layout.min_width = "auto", "72px"
+        text = f"{name}  {signs[0]}" if keys else name
+        layout = {"width": "auto", "min_width": "72px"}
+        button = widgets.Button(description=text, tooltip=" or ".join(signs) or name, layout=layout)
         for key in keys:
             button.add_class(f"mtld-key-{key}")
-        button.on_click(lambda _: self._try(lambda: self._act(name, action)))
+        button.on_click(lambda _: self.attempt(lambda: self._act(name, action)))
         return button
+
+    def frame_chosen(self):
+        self._press(self._reset)
+
+    def _press(self, action):
+        """Do what needs something to play; where there is nothing, the line that says why stays."""
+        if self.play is not None:
+            self.attempt(action)
 
     def _act(self, name, action):
         self.play.act(action)
         self._last = name
+        return self._shown()
 
     def _reset(self):
         self.play.reset(self.arc.value, self.frame.value)
         self.video.value = self.links.value = ""
+        return self._shown()
 
     def _save(self):
         play = self.play
         name = f"play_{play.source.name}_{time.strftime('%Y%m%d_%H%M%S')}.mp4"
         files = play.save(Path(play.system.run.dir) / SAMPLES / name, self.fps)
         self.video.value = video_tag(files[0])
-        self.links.value = " · ".join(
-            download_link(file, text) for file, text in zip(files, ("mp4", "GIF"), strict=True)
-        )
+        self.links.value = download_links(*files)
+        return self._shown()
 
-    def _press(self, action):
-        """What a person does, and not `_fill`: it needs something to play."""
-        if self.play is not None and not self._filling:
-            self._try(action)
-
-    def _try(self, action):
-        """Do it and show where the play is; an error becomes one line in the panel."""
-        try:
-            action()
-            self._show()
-        except (Exception, KeyboardInterrupt) as error:  # a traceback inside a callback would reach nobody
-            self.status.value = in_colour(error_line(error), "#c00")
-
-    def _show(self):
+    def _shown(self):
+        """Show the newest frames -> words on where the play is."""
         play = self.play
         self.dream.value = png_bytes(play.frames[-1])
-        self._beside.layout.display = "none" if play.real is None else ""
+        show(self._beside, play.real is not None)
         if play.real is not None:
             self.real.value = png_bytes(play.real[-1])
+        said = [f"step {len(play.actions)}"]
         if play.actions:
-            said = [
-                self._last,
-                f"{play.frames_per_second:.0f} frames/s",
-                *["the real game is over"] * play.over,
-            ]
-        else:
-            said = [f"no real game beside it: {play.alone}"] if play.alone else []
-        self.status.value = in_colour(" · ".join([f"step {len(play.actions)}", *said]))
+            said += [self._last, f"{play.frames_per_second:.0f} frames/s"]
+            if play.over:
+                said.append("the real game is over")
+        elif play.alone:
+            said.append(f"no real game beside it: {play.alone}")
+        return " · ".join(said)
 
 
 def keys_of(names):
-    """For each action's name the codes of its keys (`KeyboardEvent.code`), the plainest first; the n-th has
-    the digit n.
-    """
+    """For each action's name a list of key codes (`KeyboardEvent.code`); the n-th also has the digit n."""
     words = dict(WORDS)
-    for word, stand_in in (("UP", "RIGHT"), ("DOWN", "LEFT")):  # Pong's paddle goes up by RIGHT
-        if word not in names:
-            words[stand_in] += f" {words[word]}"
-    digits = [[f"Digit{(i + 1) % 10}"] if i < 10 else [] for i in range(len(names))]
-    return [words.get(name, "").split() + digit for name, digit in zip(names, digits, strict=True)]
+    if "UP" not in names:  # Pong's paddle goes up by RIGHT
+        words["RIGHT"] += f" {words['UP']}"
+    if "DOWN" not in names:
+        words["LEFT"] += f" {words['DOWN']}"
+    keys = []
+    for i, name in enumerate(names):
+        digits = [f"Digit{(i + 1) % 10}"] if i < 10 else []
+        keys.append(words.get(name, "").split() + digits)
+    return keys
 
 
 def steered_runs(folder):
-    """The runs in `folder` whose system takes actions; each system is built once, from the first of its
-    runs.
-    """
+    """The runs in `folder` that take actions; each system is built once, from the first of its runs."""
     found, takes = [], {}
     for run in runs_in(folder):
         try:
             about = read_config(run)
-            if (name := about["system"]) not in takes:
+            name = about["system"]
+            if name not in takes:
                 cls = system_class(name)
                 takes[name] = cls(from_dict(cls.Config, about["config"])).action_space is not None
         except UserError:  # no run that could be opened

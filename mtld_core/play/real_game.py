@@ -14,27 +14,26 @@ GAME_FACTS = {"env", "env_options", "size"}  # what a recording must say of itse
 class RealGame:
     """The recorded game, reset as it was and led by the recorded actions to frame `number` of `arc`.
 
-    Raises UserError, in a few words, where it cannot be, or shows another picture than the recording there.
+    over: it has ended. Raises UserError, in a few words, where it cannot be brought there, or shows another
+    picture than the recording.
     """
 
     def __init__(self, dataset, arc, number):
-        about, row = dataset.about, dataset.row(arc, int(number))
-        episode, first = re.fullmatch(r"episode_(\d+)([a-z]*)", arc), row - int(number)
+        about, row = dataset.about, dataset.row(arc, number)
+        first = row - number
+        episode = re.fullmatch(r"episode_(\d+)([a-z]*)", arc)
         seeds = about.get("episode_seeds", [])
         if not about.keys() >= GAME_FACTS:
             raise UserError("the recording names no game that can be stepped")
-        if not episode or int(episode[1]) >= len(
-            seeds
-        ):  # one of several files, or made of a clock that was set back
+        # one of several files, or made of a clock that was set back
+        if not episode or int(episode[1]) >= len(seeds):
             raise UserError("the recording does not say how this episode was seeded")
         if episode[2] or dataset.row(arc, 0) != first:
             raise UserError("the recording has a gap before this frame")
         from data_prep.games import frame_of, make_env
 
         self._env, self.over = make_env(about["env"], about["env_options"]), False
-        self._see = lambda observation: fit_frame(
-            frame_of(self._env, observation, about["size"]), *dataset.size
-        )
+        self._see = lambda seen: fit_frame(frame_of(self._env, seen, about["size"]), *dataset.size)
         observation, _ = self._env.reset(seed=seeds[int(episode[1])])
         for action in dataset.actions[first:row]:
             observation = self._step(action)
@@ -43,7 +42,7 @@ class RealGame:
             raise UserError("the game shows another picture here than the recording")
 
     def step(self, action):
-        """One step under a tensor, whole number or float `[A]`. Not to be called once it is `over`."""
+        """Take one step under a tensor, whole number or float `[A]` -> the frame. Not once it is `over`."""
         return torch.from_numpy(self._see(self._step(action)))
 
     def close(self):

@@ -33,14 +33,14 @@ MANIFEST = "manifest.json"
 
 @contextlib.contextmanager
 def disk_errors(run_dir):
-    """What the disk refuses (it is full, say) becomes one line with the way out."""
+    """Raise UserError, one line with the way out, where the disk refuses something (it is full, say)."""
     try:
         yield
     except (OSError, SafetensorError) as error:
+        said = " ".join(str(error).split())
         raise UserError(
-            f"{run_dir}: {' '.join(str(error).split())}; its checkpoints are whole: make room on that disk, "
-            "or mend what is "
-            "said here, and start the same again to go on from the newest"
+            f"{run_dir}: {said}; its checkpoints are whole: make room on that disk, or mend what is said "
+            "here, and start the same again to go on from the newest"
         ) from error
 
 
@@ -97,12 +97,12 @@ def list_checkpoints(run_dir):
 def prune(run_dir, keep=2):
     """Delete all checkpoints but the newest `keep` and the best one, and what a killed process left behind.
 
-    Then also the `files` (see `save`) that none of the remaining ones names, and such as lie beside them with
-    the same suffix.
+    Of the `files` beside them (see `save`), and of others with the same suffix there, only those stay that a
+    remaining checkpoint names.
     """
     run_dir = Path(run_dir)
     latest, best = read_pointer(run_dir / LATEST), read_pointer(run_dir / BEST)
-    found, files_before = list_checkpoints(run_dir), _files(run_dir)
+    found, named_before = list_checkpoints(run_dir), _files(run_dir)
     believed = found
     if latest:  # newer ones were damaged, and training went on from before them
         believed = [path for path in found if path <= run_dir / latest["checkpoint"]]
@@ -112,15 +112,15 @@ def prune(run_dir, keep=2):
     for path in [*found, *(run_dir / CHECKPOINTS).glob(".step_*.tmp")]:
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
-    files = _files(run_dir)
-    for folder, suffix in {(path.parent, path.suffix) for path in files_before}:
-        for path in set(folder.glob(f"*{suffix}")) - files:
+    named = _files(run_dir)
+    for folder, suffix in {(path.parent, path.suffix) for path in named_before}:
+        for path in set(folder.glob(f"*{suffix}")) - named:
             with contextlib.suppress(OSError):  # what cannot be deleted now can be the next time
                 path.unlink()
 
 
 def _files(run_dir):
-    """Set of the files in folders right inside a run's own that its manifests name."""
+    """Set of paths: the files that a run's manifests name, in folders right inside the run's own."""
     found = set()
     for checkpoint in list_checkpoints(run_dir):
         with contextlib.suppress(UserError):  # a damaged manifest names nothing
@@ -146,7 +146,7 @@ def read_manifest(path):
         raise UserError(f"{MANIFEST} does not match its own sha256")
     if manifest["schema"] > SCHEMA:
         raise UserError(f"it has schema {manifest['schema']}, newer than this program's {SCHEMA}")
-    return {"files": {}} | manifest  # which came later
+    return {"files": {}} | manifest  # manifests named no files once
 
 
 def problem(path, resuming=False, hashed=True):
@@ -175,7 +175,7 @@ def find(run_dir, wanted="", say=print, **how):
     """Path of the checkpoint `wanted` ("step_00001000", "1000", a path, "best"), or of the newest good one.
 
     A damaged newest checkpoint is said and skipped; one that was asked for by name is an error. Of a shared
-    run (share.py), which has no checkpoints, it is the file of weights. how: as for `problem`. Raises
+    run (share.py), which has no checkpoints, it is the file of weights. how: options of `problem`. Raises
     UserError.
     """
     run_dir = Path(run_dir)
@@ -186,16 +186,24 @@ def find(run_dir, wanted="", say=print, **how):
     if not (run_dir / CHECKPOINTS).exists() and (run_dir / WEIGHTS).is_file():
         return run_dir / WEIGHTS
     found = list_checkpoints(run_dir)
-    for path in found:
+    if not found:
+        raise UserError(f"{run_dir} holds no checkpoint yet: train it first (notebooks/02_train)")
+    good = newest_good(found, say, **how)
+    if good is None:
+        raise UserError(
+            f"every checkpoint of {run_dir} is damaged: train it anew in another run_dir, or restore a copy"
+        )
+    return good
+
+
+def newest_good(paths, say=print, **how):
+    """The first of these checkpoints that can be believed, or None; `say` is told of those before it."""
+    for path in paths:
         reason = problem(path, **how)
         if reason is None:
             return path
         say(f"checkpoint {path} is damaged ({reason}); trying the one before")
-    if found:
-        raise UserError(
-            f"every checkpoint of {run_dir} is damaged: train it anew in another run_dir, or restore a copy"
-        )
-    raise UserError(f"{run_dir} holds no checkpoint yet: train it first (notebooks/02_train)")
+    return None
 
 
 def _find_named(run_dir, wanted, **how):
@@ -217,8 +225,9 @@ def _find_named(run_dir, wanted, **how):
 
 
 def load_weights(path, ema=True):
-    """dict of tensors of a checkpoint folder (its moving average where it has one), or of a .pth or
-    .safetensors file.
+    """dict of tensors, from a checkpoint folder or from a .pth or .safetensors file.
+
+    ema: of a folder take the moving average, where there is one. Raises UserError.
     """
     path = Path(path)
     if path.is_dir():
@@ -236,7 +245,7 @@ def load_weights(path, ema=True):
 
 
 def load_train_state(path):
-    """What `save` was given as train_state, of the checkpoint folder `path`; on the CPU."""
+    """The train_state that the checkpoint in folder `path` was saved with, its tensors on the CPU."""
     return torch.load(Path(path) / STATE, map_location="cpu", weights_only=True)
 
 
@@ -247,8 +256,10 @@ def export_pth(checkpoint, path):
 
 
 def load_state_dict(system, weights, where):
-    """Give `weights` to the system; a UserError names the first tensors that are missing, unknown or of
-    another shape.
+    """Give `weights` to the system.
+
+    Raises UserError, which names the first tensors that are missing, unknown or of another shape. where:
+    place that the weights come from.
     """
     own = {name: tuple(value.shape) for name, value in system.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in weights.items()}
@@ -258,9 +269,9 @@ def load_state_dict(system, weights, where):
         if own.get(name) != given.get(name)
     ]
     if wrong:
+        first = "; ".join(wrong[:3])
         raise UserError(
-            f"{where} does not fit this {system.name} model ({len(wrong)} tensors differ): "
-            f"{'; '.join(wrong[:3])}"
+            f"{where} does not fit this {system.name} model ({len(wrong)} tensors differ): {first}"
         )
     system.load_state_dict(weights)
 
@@ -270,9 +281,7 @@ def _digest(manifest):
 
 
 def _save_tensors(tensors, path):
-    """safetensors refuses tensors that share memory and such that are not contiguous: each is stored once,
-    packed.
-    """
+    """Write each tensor packed and on its own: safetensors refuses those that share memory or have gaps."""
     packed = {
         name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, value in tensors.items()
@@ -281,7 +290,7 @@ def _save_tensors(tensors, path):
 
 
 def _torch_save(value, path):
-    """Of a full disk torch says "unexpected pos 704"; the system's own error lies behind that."""
+    """torch.save with the system's own error for a full disk, of which torch says "unexpected pos 704"."""
     with open(path, "wb") as file:
         try:
             torch.save(value, file)

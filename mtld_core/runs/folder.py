@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from mtld_core.config import UserError
-from mtld_core.files import atomic_path, read_json
+from mtld_core.files import atomic_path, read_json, write_json
 
 CONFIG = "config.json"  # what the run is, whatever happens in it
 REPORT = "report.json"  # what has happened in it, and its newest figures
@@ -42,6 +42,16 @@ def checkpoint_name(step):
 
 
 # ---- what it says about itself
+
+
+def write_part(run_dir, name, content):
+    """Write one of a run's files, whole or not at all: bytes as they are, any other value as JSON."""
+    path = Path(run_dir) / name
+    if not isinstance(content, bytes):
+        write_json(path, content)
+        return
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def read_config(run_dir, setting=""):

@@ -216,18 +216,13 @@ def _flocked(path):
 
 
 def _parse(text):
-    """Who holds a lock file: a dict with "host" and "pid" at least; None where it is empty.
-
-    Other programs, and earlier versions of this one, write the number and the machine on a line each.
-    """
+    """Who holds a lock file: a dict with "host" and "pid" at least; None where it is empty."""
     if not text.strip():
         return None
     with contextlib.suppress(ValueError, TypeError, KeyError):
         owner = json.loads(text)
         return owner | {"pid": int(owner["pid"]), "host": str(owner["host"])}
-    pid, host, *_ = [*text.split("\n"), "", ""]
-    number = int(pid) if pid.strip().isdecimal() else 0
-    return {"pid": number, "host": host.strip() or "an unknown machine"}
+    return {"pid": 0, "host": "an unknown machine"}  # another program's words
 
 
 def _name(owner):

@@ -17,10 +17,8 @@ A system is a `System` subclass with a frozen `Config` and named `PRESETS`. It g
     extra_state, load_extra_state, extra_files    what is neither module nor optimizer: counters, a replay
 
 What only some systems can do is told by a class beside it: `Reconstructs`, `Samples`, `Translates`,
-`InventsActions`, `BuiltOn`. A `Config` inherits from `FrameSize`.
-
-Axis letters: B batch, T frames, k context frames, H W pixels, A numbers of an action. Frames inside are float
-`[B, T, 3, H, W]` in [-1, 1].
+`InventsActions`, `BuiltOn`. A `Config` inherits from `FrameSize`. Letters: B batch, T frames, k context
+frames, H W pixels, A numbers of an action. Frames inside are float `[B, T, 3, H, W]` in [-1, 1].
 """
 
 import dataclasses
@@ -70,8 +68,7 @@ class Loss(typing.NamedTuple):
     total: torch.Tensor  # the scalar to minimise
     logs: typing.Mapping = types.MappingProxyType({})  # name -> 0-dim tensor to log
     carry: typing.Mapping = types.MappingProxyType({})  # name -> `[B, ...]` for a later phase
-    # 0-dim, where they are means over something that differs from part to part: how much of it a sample has
-    weight: torch.Tensor | None = None
+    weight: torch.Tensor | None = None  # 0-dim, for means over what differs by part: how much a sample has
 
 
 class Place(typing.NamedTuple):
@@ -124,7 +121,7 @@ class System(nn.Module):
 
     name: typing.ClassVar[str]
     Config: typing.ClassVar[type]
-    PRESETS: typing.ClassVar[dict]  # name -> fields of Config and TrainConfig that differ from the defaults
+    PRESETS: typing.ClassVar[dict]  # name -> dict of fields of Config and TrainConfig that differ
     action_space = None  # None, an int (n discrete actions) or (low, high) lists of floats
 
     def __init__(self, config):
@@ -148,13 +145,13 @@ class System(nn.Module):
         raise NotImplementedError
 
     def prepare(self, frames, frames_y=None):
-        """Set buffers that describe the data, once in a run's life. Samples of it: uint8 `[n, H, W, 3]`."""
+        """Set buffers that describe the data, once in a run's life, from samples uint8 `[n, H, W, 3]`."""
 
     def setup_training(self, folder):
         """Make what only training needs and no model file holds, such as frozen networks and slow copies.
 
         Called in every session, with the networks on their device, before `load_extra_state`. folder: the
-        run's own, for files that are too large for checkpoints.
+        run's own, for files too large for checkpoints; what `extra_files` stops to name is deleted.
         """
 
     def optimizers(self):
@@ -162,7 +159,7 @@ class System(nn.Module):
         raise NotImplementedError
 
     def training_step(self, batches, step):
-        """Update everything once. batches: `needs().batches` dicts. Returns 0-dim tensors to log, by name."""
+        """Update everything once. batches: dicts, with "frames" and "key". Returns 0-dim tensors to log."""
         return step("model", self.loss, batches[0]).logs
 
     def loss(self, batch):
@@ -178,10 +175,7 @@ class System(nn.Module):
         return {}
 
     def extra_files(self):
-        """Files that the present state rests on: {path relative to the run's folder: bytes from its start}.
-
-        They are on disk when this returns. A file that no kept checkpoint names any more is deleted.
-        """
+        """Files on disk that the present state rests on: {path in the run's folder: bytes from its start}."""
         return {}
 
     def load_extra_state(self, state, folder):
@@ -204,10 +198,9 @@ class System(nn.Module):
         draw from noise, where the system `Samples`. generator: a `torch.Generator`, for systems that draw.
         """
         wanted = self.needs().context
-        if context is None:
-            noise = isinstance(self, Samples)
-            check(noise, f"{self.name} cannot start from noise: give it {wanted} context frames")
+        if context is None and isinstance(self, Samples):
             return self._start(None, generator)
+        check(context is not None, f"{self.name} cannot start from noise: give it {wanted} context frames")
         context = torch.as_tensor(context).to(self.device)
         if context.dtype == torch.uint8:
             if context.dim() == 3:
@@ -219,8 +212,7 @@ class System(nn.Module):
             f"the context is {height}x{width} but this run was trained on "
             f"{self.config.height}x{self.config.width}; resize it (mtld_core.frames.fit_frame does)",
         )
-        given = context.shape[1]
-        check(given >= wanted, f"this run needs {wanted} context frames, not {given}")
+        check(context.shape[1] >= wanted, f"this run needs {wanted} context frames, not {context.shape[1]}")
         return self._start(context[:, -wanted:], generator)
 
     def _start(self, context, generator):
@@ -232,10 +224,9 @@ class System(nn.Module):
         raise NotImplementedError
 
     def rollout(self, context, num_frames, actions=None, generator=None):
-        """Yield the predicted frames in order, in pieces of float `[B, t, 3, H, W]` of any length t.
+        """Yield the predicted frames in order, in pieces `[B, t, 3, H, W]`, here of one frame each.
 
-        actions: `num_frames` tensors `[B]` or `[B, A]`, for systems with an action space. Override it where
-        pieces of several frames are faster.
+        actions: `num_frames` tensors `[B]` or `[B, A]`, for systems with an action space.
         """
         state = self.start(context, generator)
         for t in range(num_frames):

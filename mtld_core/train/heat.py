@@ -139,7 +139,7 @@ class Heat:
         return self.emergency
 
     def facts(self):
-        """What report.json says about this session; None where no sensor ever answered."""
+        """What report.json says of this session, a dict; None where no sensor ever answered."""
         return None if self.highest is None else {"rests": self.rests, "highest_temperature": self.highest}
 
 

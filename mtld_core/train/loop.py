@@ -12,10 +12,8 @@ from mtld_core import media
 from mtld_core.chance import seed_of
 from mtld_core.config import AtLeastOne, BelowOne, NotNegative, RunGivenUp, Settings, check
 from mtld_core.data import Batches
-from mtld_core.files import atomic_path, write_json
-from mtld_core.judge.task import Task, best_by
+from mtld_core.judge.task import Task, best_by, summary
 from mtld_core.judge.windows import check_stages
-from mtld_core.nn.conv import to_channels_last
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import (
     BEST,
@@ -27,15 +25,16 @@ from mtld_core.runs.folder import (
     checkpoint_name,
     read_pointer,
     rewind,
+    write_part,
 )
 from mtld_core.runs.resume import check_origin, checkpoint_to_resume
 from mtld_core.runtime import peak_memory_mb, pick_device, pick_precision
 from mtld_core.train.controls import Progress
 from mtld_core.train.heat import Heat
 from mtld_core.train.plots import draw_judgement
-from mtld_core.train.report import Alarms, about, peak_gpu_memory_mb, report, summary
+from mtld_core.train.report import Alarms, about, peak_gpu_memory_mb, report
 from mtld_core.train.schedule import Schedule
-from mtld_core.train.stepper import Stepper
+from mtld_core.train.stepper import Stepper, to_channels_last
 
 SECONDS_BETWEEN_LOOKS = 0.1  # while paused
 PATIENCE = 20  # updates of a phase in a row that were not finite, after which the run is given up
@@ -105,10 +104,7 @@ class Training:
         if config.channels_last:
             to_channels_last(system)
         self.optimizers = system.optimizers()
-        self.learning_rates = {
-            name: [group["lr"] for group in optimizer.param_groups]
-            for name, optimizer in self.optimizers.items()
-        }
+        self.learning_rates = {name: _rates(optimizer) for name, optimizer in self.optimizers.items()}
         self.ema = copy.deepcopy(system).eval().requires_grad_(False) if config.ema_decay else None
         self.stepper = Stepper(
             self.optimizers, self.device, self.dtype, config.accumulate, config.clip_norm, controls.say
@@ -139,7 +135,7 @@ class Training:
             for part in system.to_compile():
                 part.compile()
         rewind(run_dir, self.step)
-        write_json(run_dir / CONFIG, self._about())
+        write_part(run_dir, CONFIG, self._about())
         self._introduce(why)
 
     def _introduce(self, why):
@@ -195,7 +191,8 @@ class Training:
 
     def _end(self, status, reason):
         self.progress.close(self.step)
-        self.controls.doing, self.controls.pace = "saving and judging", []
+        self.controls.doing = "saving and judging"
+        self.controls.pace = []
         self.controls.say("saving and judging ...")
         budget_spent = status == "finished" and not self.schedule.total
         if budget_spent and self.step == self.session_step:
@@ -245,7 +242,8 @@ class Training:
 
         Returns None to go on `doing`, else (status, reason) to end.
         """
-        controls, began, waited = self.controls, time.monotonic(), False
+        controls, began = self.controls, time.monotonic()
+        waited = False
         controls.step, controls.total = self.step, self.schedule.last_step(self.step)
         while True:
             if controls.save.is_set():
@@ -257,7 +255,8 @@ class Training:
             why = "paused" if controls.pause.is_set() else self.heat.resting
             if end or not why:
                 break
-            controls.doing, waited = why, True
+            controls.doing = why
+            waited = True
             controls.stop.wait(SECONDS_BETWEEN_LOOKS)
         if waited:
             self.paused_seconds += time.monotonic() - began
@@ -293,7 +292,7 @@ class Training:
         return True
 
     def _read_time(self, took, whole):
-        """A step took so many seconds. whole: that is all of it, and not only its start on a GPU."""
+        """Take a reading of a step, in seconds. whole: of all of it, and not only of its start on a GPU."""
         self.train_seconds += took
         self.unread_steps += 1
         self.unread_seconds += took
@@ -348,17 +347,16 @@ class Training:
     # ---- every log_every_steps
 
     def _fetch(self, logs):
-        skipped = {f"skipped_{phase}": count for phase, count in self.stepper.skipped.items()}
-        logs = logs | skipped
+        logs = logs | {f"skipped_{phase}": count for phase, count in self.stepper.skipped.items()}
         values = torch.stack([value.float() for value in logs.values()]).tolist()
-        for count in skipped.values():
+        for count in self.stepper.skipped.values():
             count.zero_()
         return dict(zip(logs, values, strict=True))
 
     def _log(self, values):
         steps, seconds = self.step - self.session_step, self.train_seconds - self.session_seconds
         speed = steps * self.config.batch_size * self.needs.window / seconds
-        rates = {f"lr_{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+        rates = {f"lr_{name}": _rates(optimizer)[0] for name, optimizer in self.optimizers.items()}
         line = {"step": self.step, "seconds": round(self.train_seconds, 3)}
         line |= values | rates | {"frames_per_second": speed}
         if (degrees := self.heat.newest.temperature) is not None:
@@ -403,13 +401,13 @@ class Training:
         path = self.run_dir / PREVIEWS / f"{name}_{self.step:08d}.png"
         media.save_picture(path, media.strip(rows, labels, columns))
 
-    def _evaluate(self, between):
-        """Judge, report, and see whether this is the best checkpoint. between: see `Task.figures`."""
+    def _evaluate(self, tick):
+        """Judge, report, and see whether this is the best checkpoint. tick: see `Task.figures`."""
         best = read_pointer(self.run_dir / BEST)
         self.controls.doing = "judging"
         try:
             with self._timed("judging"):
-                self.metrics = self.task.figures(self._judged(), between)
+                self.metrics = self.task.figures(self._judged(), tick)
                 if self.task.judge.steerable is not None:
                     self._save_strip("actions", *self.task.judge.steered(self._judged()))
         except GivenUp:
@@ -417,8 +415,7 @@ class Training:
         finally:
             self.system.train()
         self.judged_at = self.step
-        with atomic_path(self.run_dir / JUDGEMENT) as temporary:
-            temporary.write_bytes(draw_judgement(self.metrics))
+        write_part(self.run_dir, JUDGEMENT, draw_judgement(self.metrics))
         self.alarms.look("judgement", self.metrics)
         self.write_report("stopped", "still running, or killed")
         figure, value = best_by(self.metrics, self.config.restitution, self.step)
@@ -496,8 +493,12 @@ class Training:
 
     def write_report(self, status, reason):
         written = report(self, status, reason)
-        write_json(self.run_dir / REPORT, written)
+        write_part(self.run_dir, REPORT, written)
         return written
+
+
+def _rates(optimizer):
+    return [group["lr"] for group in optimizer.param_groups]
 
 
 def _lay_out_like_weights(optimizer):

@@ -17,7 +17,7 @@ import traceback
 import ipywidgets as widgets
 
 from mtld_core.config import UserError
-from mtld_core.pages import error_line, in_colour, table_html
+from mtld_core.pages import error_line, in_colour, show, table_html
 from mtld_core.runs.checkpoint import list_checkpoints
 from mtld_core.runs.folder import JUDGEMENT, LATEST, LOG, PREVIEWS, folder_of, read_pointer, read_report
 from mtld_core.train import fit
@@ -169,7 +169,7 @@ class TrainPanel(widgets.VBox):
             found = newest and (newest, newest.stat().st_mtime_ns)
             if found and found != self._shown.get(place):
                 picture.value = newest.read_bytes()
-                picture.layout.display = ""
+                show(picture, True)
                 self._shown[place] = found
 
     def _show_figures(self):

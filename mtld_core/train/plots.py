@@ -71,7 +71,7 @@ def draw(lines):
         axes.set(xticks=[], yticks=[])
         return _png(figure)
     # a power of two: the points stay the same for long
-    every = 1 << max(0, (len(lines) // MOST_POINTS).bit_length())
+    every = 2 ** (len(lines) // MOST_POINTS).bit_length()
     shown = lines[::every]
     steps = [line["step"] for line in shown]
     scale = {"value": "log"}
@@ -98,18 +98,21 @@ def draw_judgement(metrics):
     skill = metrics.get("skill_db_by_horizon")
     panels = 2 if skill else 1
     figure = Figure((4.8 * panels, 3.2), dpi=150, layout="constrained")
-    left, right = figure.subplots(1, panels, squeeze=False)[0, [0, -1]]
-    _tidy(left, "horizon, frames" if skill else "frame of the window", "PSNR, dB")
+    first, *others = figure.subplots(1, panels, squeeze=False)[0]
+    _tidy(first, "horizon, frames" if skill else "frame of the window", "PSNR, dB")
     for label, (name, style) in PSNRS.items():
         if values := metrics.get(name):
-            _plot_over_horizons(left, values, style, label)
+            _plot_over_horizons(first, values, style, label)
     if skill:
-        left.legend(frameon=False, fontsize="small")
-        _tidy(right, "horizon, frames", "skill over the best baseline, dB")
-        right.axhline(0, color="0.4", linewidth=0.8)
-        _plot_over_horizons(right, skill, "C0-o")
-    known = {name: metrics[name] for name in NOTED if metrics.get(name) is not None}
-    noted = [f"{NOTED[name][0]}: {value:.3g}{NOTED[name][1]}" for name, value in known.items()]
+        first.legend(frameon=False, fontsize="small")
+        [second] = others
+        _tidy(second, "horizon, frames", "skill over the best baseline, dB")
+        second.axhline(0, color="0.4", linewidth=0.8)
+        _plot_over_horizons(second, skill, "C0-o")
+    noted = []
+    for name, (words, unit) in NOTED.items():
+        if (value := metrics.get(name)) is not None:
+            noted.append(f"{words}: {value:.3g}{unit}")
     figure.supxlabel("     ".join(noted), fontsize="small")
     return _png(figure)
 

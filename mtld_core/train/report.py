@@ -63,17 +63,6 @@ def peak_gpu_memory_mb(device):
     return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
 
 
-def summary(metrics):
-    """One line with the figures that matter most. metrics: as report.json has them."""
-    if not metrics:
-        return "not judged yet"
-    psnr, skill = metrics["psnr"], metrics["skill_db"]
-    if skill is None:
-        return f"psnr {psnr:.2f} dB (reconstruction)"
-    copied = metrics["baseline_copy_psnr"]
-    return f"psnr {psnr:.2f} dB (copying the last frame: {copied:.2f}), skill {skill:+.2f} dB"
-
-
 class Alarms:
     """Warns of what looks like a collapse, when it appears. say: takes the lines."""
 

@@ -75,6 +75,7 @@ class Schedule:
     # ---- what a checkpoint keeps
 
     def state(self, step):
+        """How far the learning rate's cycle is at `step`, for `resume`."""
         return {"progress": self._done(step), "cycle_step": self.cycle_step}
 
     def resume(self, step, state, total=0):
@@ -114,7 +115,7 @@ class Schedule:
             self.step_seconds = statistics.median(self.recent)
 
     def advance(self):
-        """A step was done: with a budget alone, move `progress` by its share of what is left.
+        """Count a step that was done: with a budget alone, move `progress` by its share of what is left.
 
         It stays below 1, which means that the cycle has ended, and moves carefully while few steps have told
         their time.
@@ -125,19 +126,19 @@ class Schedule:
             self.progress += (1 - self.progress) / max(least, left)
 
     def finish(self):
-        """The budget is spent: a later session begins a new cycle."""
+        """End the cycle, for the budget is spent: a later session begins a new one."""
         self.progress = 1.0
 
     def expect(self, work, seconds):
-        """How long "judging", "preview" or "saving" will take, as far as is known before the first one.
+        """Take an estimate of the seconds that "judging", "preview" or "saving" will take, before the first.
 
-        Asked for where `lacks_expectations`. Should the machine have been slow just then, less is expected
-        later on.
+        Wanted where `lacks_expectations`. Should the machine have been slow just then, less is expected later
+        on.
         """
         self.expected[work] = seconds, seconds / max(LEAST_SECONDS, self.step_seconds)
 
     def took(self, work, seconds):
-        """How long "judging", "preview" or "saving" did take."""
+        """Take a reading of how long "judging", "preview" or "saving" took."""
         self.slowest[work] = max(seconds, self.slowest.get(work, 0.0))
 
     @property
@@ -154,7 +155,7 @@ class Schedule:
         return time.monotonic() - self.started
 
     def cost(self, work):
-        """Seconds that "judging", "preview" or "saving" takes: the most in this session, or as expected."""
+        """Seconds that "judging", "preview" or "saving" takes: the most in this session, else as expected."""
         if work in self.slowest:
             return self.slowest[work]
         seconds, steps = self.expected.get(work, (0.0, 0.0))

@@ -66,7 +66,8 @@ def _unsaid(cls, chosen):
     A run that goes on keeps the chance and the split that it began with (`KEPT`, and `WINDOW_FIELDS` where
     the system has them), and the stages inside it. A new one divides the data as the first stage below it.
     """
-    run_dir, resume, folder = chosen.get("run_dir", ""), chosen.get("resume", "auto"), None
+    run_dir, resume = chosen.get("run_dir", ""), chosen.get("resume", "auto")
+    folder = None
     if run_dir or resume not in ("auto", "never"):
         # training, which holds the lock, checks every file and says what is damaged
         folder, manifest = checkpoint_to_resume(run_dir, resume, say=lambda line: None, hashed=False)

@@ -35,10 +35,7 @@ class Stepper:
         self.device, self.dtype = device, dtype
         self.clip_norm, self.say = clip_norm, say
         self.optimizers = optimizers
-        self.parameters = {
-            name: [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            for name, optimizer in optimizers.items()
-        }
+        self.parameters = {name: _parameters(optimizer) for name, optimizer in optimizers.items()}
         self.scalers = {
             name: torch.amp.GradScaler(device.type, init_scale=INITIAL_SCALE, enabled=dtype == torch.float16)
             for name in optimizers
@@ -138,6 +135,10 @@ class Stepper:
             self.splits[name] = max(self.splits[name], state["splits"][name])
 
 
+def _parameters(optimizer):
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def _gradients(parameters):
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
@@ -157,3 +158,10 @@ def _parts(size, splits):
     splits = min(splits, size)
     edges = [size * i // splits for i in range(splits + 1)]
     return list(itertools.pairwise(edges))
+
+
+def to_channels_last(system):
+    """Lay out the weights of all 2-d convolutions as the fast kernels like them, in place."""
+    for parameter in system.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -10,6 +10,7 @@ import contextlib
 import psutil
 import torch
 
+CPU = torch.device("cpu")
 BLOCK = 4  # steps that are timed together; rl_v2v's differ from one to the next and repeat after four
 GAIN = 0.95  # a count wins whose block takes at most this share of the present one's
 CHANGED = 1.3  # times slower or faster than when it was tried last: the machine is another one now
@@ -30,7 +31,7 @@ class Threads:
     itself (compiled code is compiled anew): "auto" stays as it begins.
     """
 
-    def __init__(self, setting="auto", device=torch.device("cpu"), say=print, trials=True):  # noqa: B008 (immutable)
+    def __init__(self, setting="auto", device=CPU, say=print, trials=True):
         self.setting, self.say = setting, say
         self.before = torch.get_num_threads()
         self.auto = setting == "auto" and device.type == "cpu" and self.before > 1
@@ -64,11 +65,11 @@ class Threads:
         torch.set_num_threads(self.trial or self.count)
 
     def facts(self):
-        """What report.json says."""
+        """What report.json says of them, a dict."""
         return {"setting": self.setting, "count": self.count, "changes": self.changes}
 
     def see(self, seconds):
-        """A step took this long; the next one may use another count."""
+        """Take a reading of how long a step took; the next one may use another count."""
         if not self.trials:
             return
         if self.first:  # it fills caches

@@ -19,6 +19,8 @@ from PIL import ExifTags, Image
 from mtld_core.config import UserError
 from mtld_core.data import folder, open_dataset, pictures, store
 
+AS_IS = (0, 0, "crop")
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
@@ -78,14 +80,14 @@ def test_entries_of_earlier_versions_serve_what_they_had_right(tmp_path):
     (tmp_path / "d/a").mkdir(parents=True)
     for i in range(2):
         (tmp_path / f"d/a/{i}.png").write_bytes(bytes([i]) * 100)
-    assert folder.Folder(tmp_path / "d").digest() == "05e02cdf0a12d46ecf2bbd0261cf5540"
+    assert folder.Folder(tmp_path / "d", AS_IS).digest() == "05e02cdf0a12d46ecf2bbd0261cf5540"
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     Image.new("RGB", (8, 4)).save(tmp_path / "d/a/0.png", exif=exif)
     content = (tmp_path / "d/a/0.png").read_bytes()
     parts = [blake2b(one, digest_size=16).digest() for one in (content, bytes([1]) * 100)]
     before = blake2b(b"a/0.png\na/1.png" + b"".join(parts), digest_size=16).hexdigest()
-    assert folder.Folder(tmp_path / "d").digest() != before
+    assert folder.Folder(tmp_path / "d", AS_IS).digest() != before
 
 
 def test_a_change_of_content_alone_is_noticed(tmp_path):
@@ -180,7 +182,7 @@ def test_frames_beyond_the_memory_are_mapped_from_disk(root, monkeypatch):
         read(root, memory="ram")
     with pytest.raises(UserError):
         read(root, cache=False)
-    assert isinstance(store.load(folder.Folder(root))[0], np.memmap)
+    assert isinstance(store.load(folder.Folder(root, AS_IS))[0], np.memmap)
     data = read(root)
     data.frames[0] = 7
     assert read(root).frames[0, 0, 0, 0] != 7, "writing to the frames never reaches the cache"

@@ -88,9 +88,9 @@ def test_the_form_shows_what_it_will_start_from(form, tmp_path):
     form.frame.value = 17
     assert before.shape == picture().shape and not np.array_equal(before, shown())
     form.start.value = "picture"
-    assert form.picture.layout.display == "none" and form._from_dataset.layout.display == "none"
+    assert form.picture.layout.display == "none" and form.arc.layout.display == "none"
     form.start.value = "dataset"
-    assert form.picture.layout.display == "" and form._from_picture.layout.display == "none"
+    assert form.picture.layout.display == "" and form.upload.layout.display == "none"
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_run_that_draws_from_noise_offers_that_start(form, tmp_path, monkeypat
         "generated · download"
     )
     sampler.start.value = "noise"
-    fields = (sampler.picture, sampler._from_dataset, sampler._from_picture)
+    fields = (sampler.picture, sampler.arc, sampler.upload)
     assert all(field.layout.display == "none" for field in fields)
     sampler.button.click()
     assert sampler.result["source"] == "noise" and sampler.result["num_frames"] == 5

@@ -106,7 +106,8 @@ def judge_of(root, starts=([2, 27], [41]), window=4):
 
 def test_figures_and_baselines_by_hand(tmp_path):
     pair, samples, judge = judge_of(write_pair(tmp_path / "data"))
-    assert judge(Negative(right=False))["psnr_x_to_y"] == pytest.approx(judge.baselines["x_to_y"]["identity"])
+    untouched = judge(Negative(right=False))
+    assert untouched["psnr_x_to_y"] == pytest.approx(untouched["baseline_identity_psnr_x_to_y"])
     x, y = (domain.frames.numpy() for domain in (pair.x, pair.y))
     # windows of X: frames 2 to 5 of arc_0 and 7 to 10 of arc_1; their truth is where the whole arc has it
     source = [x[row] for start in (2, 27) for row in range(start, start + 4)]

@@ -128,7 +128,8 @@ def test_shuffled_actions_are_those_of_other_windows_every_one(monkeypatch):
         "_actions",
         lambda system, starts, horizon: asked.append(starts) or honest(system, starts, horizon),
     )
-    judged._steering(system, torch.ones(1), lambda: None)
+    errors = torch.ones(len(judged.starts), 4)
+    judged._steering(system, errors, errors, lambda: None)
     assert not (torch.cat(asked) == judged.starts).any()
     assert torch.equal(torch.cat(asked).sort().values, judged.starts)
 
@@ -206,7 +207,8 @@ def test_the_picture_of_held_actions_names_and_steers():
 def test_judging_can_be_given_up_between_the_pieces_of_steering():
     dataset, system, calls = clip(random_actions(60)), Mover(), []
     judged = judge(dataset, system, batch_size=16)
-    judged._steering(system, torch.ones(1), lambda: calls.append(1))
+    errors = torch.ones(len(judged.starts), 4)
+    judged._steering(system, errors, errors, lambda: calls.append(1))
     assert len(calls) == 4 + 2 * 3  # 55 windows shuffled in 4 pieces, 32 windows under 3 actions in 2
 
 

@@ -89,7 +89,7 @@ def test_a_kernel_carries_all_code_no_data_and_fits(name):
     kernel = make_kernel(name)
     files = carried(kernel)
     assert all(file.endswith(".py") for file in files) and "data_prep/video.py" in files
-    assert files["mtld_core/train/loop.py"] == (ROOT / "mtld_core" / "train.py").read_bytes()
+    assert files["mtld_core/train/loop.py"] == (ROOT / "mtld_core/train/loop.py").read_bytes()
     assert len(kernel.text) < LIMIT / 2
     assert kernel.text == make_kernel(f"notebooks/{name}.ipynb").text  # the same every time
     assert json.loads(kernel.text)["metadata"]["kernelspec"]["name"] == "python3"

@@ -32,7 +32,7 @@ def test_it_begins_where_the_run_was_judged(panel):
     )
     assert [button.description for button in panel.buttons] == ["NOOP  n", "RIGHT  →", "LEFT  ←"]
     assert panel.buttons[1].tooltip == "→ or d or ↑ or w or 2" and panel.dream.layout.width == "384px"
-    assert "step 0 · no real game beside it: the recording names no game" in panel.status.value
+    assert "step 0 · no real game beside it: the recording names no game" in panel.message.value
     assert np.array_equal(shown(panel.dream), panel.play.frames[0])
 
 
@@ -42,9 +42,9 @@ def test_one_click_is_one_step(panel):
         panel.buttons[action].click()
         assert len(panel.play.actions) == i
     assert np.array_equal(shown(panel.dream), np.roll(start, 3, 1))
-    assert "step 3 · NOOP · " in panel.status.value and "frames/s" in panel.status.value
+    assert "step 3 · NOOP · " in panel.message.value and "frames/s" in panel.message.value
     panel.reset.click()
-    assert np.array_equal(shown(panel.dream), start) and "step 0" in panel.status.value
+    assert np.array_equal(shown(panel.dream), start) and "step 0" in panel.message.value
 
 
 def test_any_recorded_frame_can_be_the_start(panel, monkeypatch):
@@ -80,10 +80,10 @@ def test_an_error_is_one_line_and_the_play_goes_on(panel, monkeypatch):
 
     monkeypatch.setattr(panel.play, "act", broken)
     panel.buttons[1].click()
-    assert "RuntimeError: out of luck" in panel.status.value and "#c00" in panel.status.value
+    assert "RuntimeError: out of luck" in panel.message.value and "#c00" in panel.message.value
     monkeypatch.undo()
     panel.buttons[1].click()
-    assert "step 1 · RIGHT" in panel.status.value
+    assert "step 1 · RIGHT" in panel.message.value
 
 
 def test_only_runs_that_take_actions_are_offered(panel, tmp_path):
@@ -100,10 +100,10 @@ def test_only_runs_that_take_actions_are_offered(panel, tmp_path):
         (tmp_path / "runs" / name / "config.json").write_text(text)
     other = PlayPanel(str(tmp_path / "runs/plain"))
     assert [Path(run).name for run in other.run.options] == ["steered"] and other.run.value is None
-    assert "choose a run" in other.status.value and other.buttons == []
+    assert "choose a run" in other.message.value and other.buttons == []
     other.run.value = other.run.options[0]
-    assert len(other.buttons) == 3 and "step 0" in other.status.value
-    assert "there is no run with actions yet" in PlayPanel(str(tmp_path / "nowhere/run")).status.value
+    assert len(other.buttons) == 3 and "step 0" in other.message.value
+    assert "there is no run with actions yet" in PlayPanel(str(tmp_path / "nowhere/run")).message.value
 
 
 def test_a_run_whose_dataset_is_gone_says_so(panel, tmp_path):
@@ -112,11 +112,13 @@ def test_a_run_whose_dataset_is_gone_says_so(panel, tmp_path):
     (tmp_path / "recording.h5").unlink()
     both.run.value = str(tmp_path / "runs/again")
     assert (
-        "recording.h5 is not there" in both.status.value and both.buttons == [] and not both._actions.children
+        "recording.h5 is not there" in both.message.value
+        and both.buttons == []
+        and not both._actions.children
     )
     both.reset.click()
     both.save.click()
-    assert "recording.h5 is not there" in both.status.value
+    assert "recording.h5 is not there" in both.message.value
 
 
 def test_floats_are_played_with_buttons_too(tmp_path, monkeypatch):
@@ -126,7 +128,7 @@ def test_floats_are_played_with_buttons_too(tmp_path, monkeypatch):
     assert [button.description for button in panel.buttons] == ["neutral  1", "0 -1  2", "0 +1  3", "1 +2  4"]
     start = shown(panel.dream)
     panel.buttons[3].click()
-    assert np.array_equal(shown(panel.dream), np.roll(start, 2, 1)) and "1 +2" in panel.status.value
+    assert np.array_equal(shown(panel.dream), np.roll(start, 2, 1)) and "1 +2" in panel.message.value
 
 
 def test_keys():

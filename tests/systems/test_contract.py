@@ -284,7 +284,7 @@ class Watched(Stepper):
 def stepped(name, way, monkeypatch, folder, dtype=torch.float32, parts=1, kind=torch.float32, steps=2):
     """(system, its `Watched`) after some steps on one batch of four, numbers in `kind`."""
     for module in ("mtld", "tinydreams"):
-        monkeypatch.setattr(f"mtld_core.systems.{module}.load_trunk", lambda given: trunk())
+        monkeypatch.setattr(f"mtld_core.systems.{module}.system.load_trunk", lambda given: trunk())
     cls, config, _ = tiny(name, way)
     dataset = data()
     system = build(cls, config, dataset).to(kind).train()

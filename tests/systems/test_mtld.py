@@ -146,7 +146,7 @@ def test_every_weight_scales_its_term(name):
         "lambda_temporal": "adversarial_temporal",
     }
     term = term.get(name, name.removeprefix("lambda_"))
-    system = model(lambda_adv=1, lambda_fm=1, lambda_temporal=1).eval()
+    system = model(lambda_adv=1, lambda_fm=1, lambda_temporal=1, perceptual="vgg").eval()
     system.frozen["lpips"] = lambda fake, real: (fake - real).square().mean((1, 2, 3))
     low = system.generator_loss(batch())
     system.config = dataclasses.replace(system.config, **{name: getattr(system.config, name) + 3})

@@ -139,7 +139,7 @@ def test_every_setting_matters_beside_the_others(overrides):
 
 
 def test_gradient_checkpointing_computes_the_layers_again(monkeypatch):
-    from mtld_core.systems.tinydreams.system import system as tinydreams
+    from mtld_core.systems.tinydreams import system as tinydreams
 
     calls, again = [], tinydreams.checkpoint
 
@@ -298,7 +298,7 @@ def test_later_frames_come_from_predictions_not_from_the_recording():
     other = data["frames"].clone()
     other[:, 2:] = 0
     losses = [system.generator_loss(data | {"frames": frames}) for frames in (data["frames"], other)]
-    made = [loss.carry["fake"] for loss in losses]
+    made = [loss.carry["fake"][:, :, :3] for loss in losses]
     assert torch.equal(*made) and losses[0].logs["l1"] != losses[1].logs["l1"]
     state = data["frames"][:, :2]
     for t in range(3):
@@ -336,19 +336,17 @@ def test_each_phase_moves_its_own_networks():
 @pytest.mark.parametrize("conditional", [False, True])
 def test_a_conditional_discriminator_sees_the_frame_before_and_the_action(conditional):
     system, data = awake(model(lambda_gan=1, gan_conditional=conditional)), batch()
-    carry = system.generator_loss(data).carry
-    shown = system._shown(carry["real"], carry["real_before"], carry["actions"]).unflatten(0, (3, 2))
+    shown, fake = (system.generator_loss(data).carry[side] for side in ("real", "fake"))
     torch.testing.assert_close(shown[:, :, :3], data["frames"][:, 2:])
-    assert shown.shape[2] == (9 if conditional else 3)
+    assert shown.shape == fake.shape == (3, 2, 9 if conditional else 3, 16, 16)
     if conditional:
         torch.testing.assert_close(shown[:, :, 3:6], data["frames"][:, 1:3])  # the frame right before each
-        torch.testing.assert_close(
-            shown[..., 6:, 0, 0].argmax(2), data["actions"][:, 1:]
-        )  # leads from it to the frame
+        # leads from it to the frame
+        torch.testing.assert_close(shown[..., 6:, 0, 0].argmax(2), data["actions"][:, 1:])
         assert torch.equal(shown[..., 6:, 0, 0], shown[..., 6:, 5, 7])
-        torch.testing.assert_close(
-            carry["fake_before"][:, 1], carry["fake"][:, 0]
-        )  # a fake frame goes on from a fake one
+        torch.testing.assert_close(fake[:, 0, 3:6], data["frames"][:, 1])
+        torch.testing.assert_close(fake[:, 1, 3:6], fake[:, 0, :3])  # a fake frame goes on from a fake one
+        assert torch.equal(fake[:, :, 6:], shown[:, :, 6:])
 
 
 @pytest.mark.parametrize(("soft", "noise"), [(0.0, 0.0), (0.2, 0.0), (0.0, 0.3), (0.1, 0.2)])
@@ -359,10 +357,8 @@ def test_soft_and_noisy_labels(soft, noise):
     system = model(lambda_gan=1, soft_labels=soft, label_noise=noise)
     system.discriminator.forward = lambda x: (torch.zeros(len(x), 1, 2, 2), [])
     frames = torch.zeros(2000, 2, 3, 1, 1)
-    carry = dict.fromkeys(["fake", "real", "fake_before", "real_before"], frames)
-    loss = system.discriminator_loss(
-        carry | {"key": torch.arange(2000), "actions": torch.zeros(2000, 2)}
-    ).total
+    carry = {"fake": frames, "real": frames, "key": torch.arange(2000)}
+    loss = system.discriminator_loss(carry).total
     near, far = (
         soft**2 / 3,
         (1 - soft) ** 2 + soft * (1 - soft) + soft**2 / 3,

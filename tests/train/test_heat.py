@@ -255,7 +255,7 @@ def test_a_thousand_random_schedules_keep_the_limit_and_the_time_and_save_before
     monkeypatch.setattr(train_module.checkpoints, "prune", lambda *rest: None)
     monkeypatch.setattr(Training, "_train_step", train_step)
     monkeypatch.setattr(Training, "_preview", lambda self: None)
-    monkeypatch.setattr(Training, "_evaluate", lambda self, between: None)
+    monkeypatch.setattr(Training, "_evaluate", lambda self, tick: None)
     monkeypatch.setattr(Training, "write_report", write_report)
     settings = {
         "save_every_steps": 0,
@@ -614,13 +614,13 @@ def test_judging_on_the_way_rests_and_is_given_up_in_an_emergency(stub, arcs, tm
     """The GPU gets hot in the middle of judging, cools, and gets hot for good."""
     heard, pieces = [], []
 
-    def judge(self, system, between):
+    def judge(self, system, tick):
         for degrees in (60, 90, 60, 90):
             training.heat.see(Reading(degrees), time.monotonic())
             if training.heat.resting:
                 cooler = threading.Timer(0.3, lambda: training.heat.see(Reading(60), time.monotonic()))
                 cooler.start()
-            between()
+            tick()
             pieces.append(degrees)
 
     monkeypatch.setattr(Judge, "__call__", judge)

@@ -387,10 +387,10 @@ class FakeTask:
     def few(self, share):
         return FakeTask(self.world, share), share
 
-    def figures(self, system, between):
+    def figures(self, system, tick):
         self.world.work(0.05 * self.world.judging)  # to begin with, whatever the share
         for _ in range(10):
-            between()
+            tick()
             self.world.work(0.95 * self.share * self.world.judging / 10)
         return {"psnr": 1.0, "skill_db": 1.0, "baseline_copy_psnr": 0.0}
 

@@ -472,7 +472,7 @@ def test_judging_on_the_way_is_given_up_for_a_stop_and_waits_for_a_pause(arcs, t
     controls, seen, run = Controls(), [], tmp_path / "run"
     honest = Judge.__call__
 
-    def slow(self, system, between):
+    def slow(self, system, tick):
         def asked():
             seen.append(controls.doing)
             if len(seen) == 1:
@@ -480,7 +480,7 @@ def test_judging_on_the_way_is_given_up_for_a_stop_and_waits_for_a_pause(arcs, t
             if len(seen) == 2:
                 assert read_pointer(run / "latest.json")["step"] == 2
                 controls.stop.set()
-            between()
+            tick()
 
         return honest(self, system, asked)
 

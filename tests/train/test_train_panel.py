@@ -122,12 +122,12 @@ def test_a_system_is_never_trained_by_two_panels(panel, tmp_path):
 def test_while_the_end_is_judged_only_stop_is_left_and_gives_that_up(arcs, tmp_path, monkeypatch):
     judging, honest = threading.Event(), Judge.__call__
 
-    def slow(self, system, between):
+    def slow(self, system, tick):
         def asked():
             judging.set()
             while not panel.controls.stop.is_set():
                 time.sleep(0.01)
-            between()
+            tick()
 
         return honest(self, system, asked)
 

@@ -277,7 +277,7 @@ class RLV2V(Reconstructs, Translates, System):
         return Loss(total, logs, carry)
 
     def _losses_at(self, clip, d, t):
-        """(losses `[B]` by name, the translation that the discriminator saw) at frame t of clips of domain d."""
+        """(losses `[B]` by name, the translation as `[B, t, 3, H, W]`) at frame t of clips of domain d."""
         c = self.config
         o = OTHER[d]
         begin = t - c.context_frames

@@ -1,15 +1,16 @@
-"""Losses between pictures `[N, 3, H, W]` in [-1, 1], beside L1, MSE and LPIPS, in the pictures' own type."""
+"""Losses between pictures `[N, 3, H, W]` in [-1, 1], in the pictures' own type; `PIXEL_LOSSES` names them."""
 
 import torch
 import torch.nn.functional as F
 
-from mtld_core.metrics import SSIM_WINDOW
+from mtld_core.metrics import up_to_window
 
 
 def sobel_loss(fake, real):
     """Mean absolute difference of the edges: the Sobel filters' answers, across and down."""
     change = fake - real
-    x, y = change[..., 2:] - change[..., :-2], change[..., 2:, :] - change[..., :-2, :]
+    x = change[..., 2:] - change[..., :-2]
+    y = change[..., 2:, :] - change[..., :-2, :]
     across = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]
     down = y[..., :-2] + 2 * y[..., 1:-1] + y[..., 2:]
     return (across.abs().mean() + down.abs().mean()) / 16
@@ -17,19 +18,28 @@ def sobel_loss(fake, real):
 
 def spectrum_loss(fake, real):
     """Mean absolute difference of the magnitudes of all frequencies."""
-    return F.l1_loss(*(torch.fft.rfft2(x, norm="ortho").abs() for x in (fake, real)))
+    fake_waves = torch.fft.rfft2(fake, norm="ortho")
+    real_waves = torch.fft.rfft2(real, norm="ortho")
+    return F.l1_loss(fake_waves.abs(), real_waves.abs())
 
 
 def ssim_loss(fake, real):
-    """1 - structural similarity (Wang et al. 2004), in [0, 2]; a picture smaller than the window is continued
-    up to it.
+    """1 - structural similarity (Wang et al. 2004), in [0, 2].
+
+    It measures brightness from black. A picture smaller than the window is continued up to its size.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    height, width = fake.shape[-2:]
-    pad = (0, max(0, SSIM_WINDOW - width), 0, max(0, SSIM_WINDOW - height))
-    fake, real = (
-        F.pad((x + 1) / 2, pad, mode="replicate") for x in (fake, real)
-    )  # it measures brightness from black
+    fake = up_to_window((fake + 1) / 2)
+    real = up_to_window((real + 1) / 2)
     with torch.autocast(fake.device.type, enabled=False):
         return 1 - structural_similarity_index_measure(fake, real, data_range=1.0)
+
+
+PIXEL_LOSSES = {
+    "l1": F.l1_loss,
+    "mse": F.mse_loss,
+    "sobel": sobel_loss,
+    "fft": spectrum_loss,
+    "ssim": ssim_loss,
+}
