@@ -7,8 +7,6 @@ checkpoint holds the names and digests of its files (`state`), however large the
 nothing that a checkpoint rests on.
 """
 
-import hashlib
-import io
 from pathlib import Path
 
 import numpy as np
@@ -82,15 +80,15 @@ class Replay:
 
         Raises OSError where the disk refuses them.
         """
-        for begin in range(max(self._saved, self._first), self.count, SEGMENT):
-            end = min(begin + SEGMENT, self.count)
-            file = io.BytesIO()  # numpy's own writing into a file says nothing of a full disk
-            np.save(file, self._ring[np.arange(begin, end) % self.capacity])
-            with atomic_path(self.folder / _name(begin)) as temporary:
-                temporary.write_bytes(file.getbuffer())
-            digest = hashlib.sha256(file.getbuffer()).hexdigest()
-            self._segments = [*self._segments, [begin, end, digest]]
-            self._saved = end
+        begin = max(self._saved, self._first)
+        while begin < self.count:
+            row = begin % self.capacity
+            size = min(SEGMENT, self.count - begin, self.capacity - row)
+            path = self.folder / _name(begin)
+            _write(path, self._ring[row : row + size])
+            self._segments = [*self._segments, [begin, begin + size, sha256(path)]]
+            begin += size
+            self._saved = begin
         flush(self.folder)
         self._segments = [segment for segment in self._segments if segment[1] > self._first]
         paths = [self.folder / _name(begin) for begin, _, _ in self._segments]
@@ -140,6 +138,14 @@ def _read(path, digest):
     if not whole:
         raise UserError(f"{path} is damaged: it does not match its sha256; {WAY_OUT}")
     return np.load(path)
+
+
+def _write(path, rows):
+    """Do what `np.save` does, but for a full disk, of which that says nothing."""
+    about = np.lib.format.header_data_from_array_1_0(rows)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, about)
+        file.write(rows)
 
 
 def _name(number):
