@@ -1,6 +1,6 @@
-"""Chance that depends on names, not on history.
+"""Random numbers that depend on names, not on how many were drawn before.
 
-torch is imported only where it is needed: what asks for a seed alone starts at once.
+torch, which takes seconds to import, is imported where it is needed: asking for a seed alone is fast.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ def seed_of(*parts):
 
 
 def keyed_uniform(keys, purpose, size):
-    """Uniform floats in [0, 1): `[B]` int64 keys (one a sample) -> float32 `[B, size]`, on the keys' device.
+    """Draw uniform floats in [0, 1): int64 keys `[B]`, one a sample -> float32 `[B, size]` on their device.
 
     A value depends on (key, purpose, position) alone. So a batch gives the same numbers whole, split for
     accumulation or spread over processes, and a resumed run needs no generator's state. The hash is
@@ -34,14 +34,17 @@ def keyed_uniform(keys, purpose, size):
 
 
 def _shift_right(x, bits):
-    """`x >> bits` with zeros coming in; int64's own copies the sign bit."""
+    """`x >> bits` with zeros coming in from the left, where int64's own shift would copy the sign bit."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def keyed_normal(keys, purpose, size):
-    """Standard normal floats `[B, size]`, keyed like `keyed_uniform` (Box-Muller)."""
+    """Draw standard normal floats: int64 keys `[B]`, one a sample -> float32 `[B, size]` on their device.
+
+    A value depends on (key, purpose, size, position) alone. They are made from `keyed_uniform` by Box-Muller.
+    """
     import torch
 
-    u, v = keyed_uniform(keys, purpose, 2 * size).chunk(2, dim=1)
-    radius = torch.sqrt(-2 * torch.log1p(-u))
-    return radius * torch.cos(2 * torch.pi * v)
+    for_radius, for_angle = keyed_uniform(keys, purpose, 2 * size).chunk(2, dim=1)
+    radius = torch.sqrt(-2 * torch.log1p(-for_radius))
+    return radius * torch.cos(2 * torch.pi * for_angle)

@@ -47,7 +47,7 @@ def can_write(path, way):
 class Range(typing.NamedTuple):
     """What a field's value must be beside its type."""
 
-    holds: typing.Callable
+    holds: typing.Callable  # value -> whether it is in the range
     words: str  # said behind the field's name; {} stands for the value
 
 
@@ -94,13 +94,16 @@ def field_names(cls):
 
 
 def with_new_names(cls, values):
-    """`values` by the names that the fields of `cls` have today: a field's metadata may say what it "was"."""
-    names = {field.metadata.get("was"): field.name for field in dataclasses.fields(cls)}
-    return {names.get(name, name): value for name, value in values.items()}
+    """Give the dict `values` the names that the fields of `cls` have today.
+
+    A field that was renamed says its old name in its metadata, as "was".
+    """
+    renamed = {field.metadata.get("was"): field.name for field in dataclasses.fields(cls)}
+    return {renamed.get(name, name): value for name, value in values.items()}
 
 
 def from_dict(cls, values):
-    """Build the dataclass `cls` from a dict of plain JSON values, also by names of before.
+    """Build the dataclass `cls` from a dict of plain JSON values, under the fields' names of today or before.
 
     Raises ConfigError for an unknown name (with the nearest known one), for a value of the wrong type, and
     for whatever the dataclass itself refuses.
@@ -115,12 +118,15 @@ def from_dict(cls, values):
 
 
 def to_dict(config):
-    """The settings as plain JSON values (tuples become lists)."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
+    """The fields of a dataclass as a dict of plain JSON values: tuples become lists."""
+    values = {}
+    for name, value in vars(config).items():
+        values[name] = list(value) if isinstance(value, tuple) else value
+    return values
 
 
 def parse_object(text, what):
-    """The dict in `text` (JSON). Raises ConfigError with `what`, the line and the column where it is none."""
+    """Read a dict from JSON text. Raises ConfigError, which names `what` and the place, where it is none."""
     check(isinstance(text, str), f"{what} must be JSON text, not {text!r}")
     try:
         values = json.loads(text)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_path(path):
-    """Yield a temporary path beside `path`: flushed, it takes the name in the end; on an error it goes.
+    """Yield a temporary path beside `path`, to which the caller writes a file.
 
-    A reader sees the old file or the new one, never half of one, whenever the process dies.
+    Where the block ends well, that file is flushed to disk and renamed to `path`; on an error it is deleted.
+    So a reader sees the old file or the new one, never half of one, whenever the process dies.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,24 +27,24 @@ def atomic_path(path):
 
 
 def write_json(path, value):
-    """Write a value as a JSON file, whole or not at all."""
+    """Write a value of plain types as a JSON file, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path):
-    """The value in a JSON file. Raises OSError, or ValueError where it is no JSON."""
+    """Read the value in a JSON file. Raises OSError, or ValueError where the text is no JSON."""
     return json.loads(Path(path).read_text())
 
 
 def sha256(path):
-    """Hex digest of a file, read in pieces."""
+    """The SHA-256 digest of a file, in hex. It is read in pieces, so it may be larger than the memory."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path):
-    """Have a file or folder on disk, as far as the file system can promise that."""
+    """Force the file or folder at `path` (a `Path`) to disk, as far as the file system can promise that."""
     with contextlib.suppress(OSError):  # Windows opens no folder, some network drives flush none
         handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
         try:

@@ -2,7 +2,7 @@
 
 Axis letters: B batch, T frames, C channels (3, RGB), H W pixels. Stored: uint8 `[..., H, W, 3]`. In networks:
 float `[..., 3, H, W]` in [-1, 1], with the stored order kept in memory, which is torch's channels_last: no
-byte is moved for it.
+byte is moved for it. torch and OpenCV are imported where they are needed, for they take seconds.
 """
 
 import typing
@@ -43,11 +43,11 @@ def to_uint8(frames):
 
 
 def fit_frame(frame, height, width, fit="crop"):
-    """Bring a uint8 `[h, w, 3]` array to `[height, width, 3]`.
+    """Bring a picture, a uint8 array `[h, w, 3]`, to the size `[height, width, 3]`.
 
     fit: "crop" cuts the centre to the new aspect, "pad" adds black borders, "stretch" squashes. A side of 0
     follows the aspect (rounded to even); with both 0 the frame stays as it is. Shrinking averages areas,
-    enlarging interpolates cubically.
+    enlarging interpolates cubically. Raises ValueError for any other `fit`.
     """
     known = typing.get_args(Fit)
     if fit not in known:
@@ -72,7 +72,7 @@ def fit_frame(frame, height, width, fit="crop"):
 
 
 def _centre(frame, height, width):
-    """The middle of a picture, a view of it, of this size as far as there is room and at least one pixel."""
+    """A view of the middle of a picture: of this size, as far as there is room, and at least one pixel."""
     h, w = frame.shape[:2]
     height, width = min(h, max(1, height)), min(w, max(1, width))
     top, left = (h - height) // 2, (w - width) // 2

@@ -1,6 +1,7 @@
-"""How far frames are from the truth: MSE, PSNR, skill over baselines, SSIM and LPIPS; colours transferred.
+"""How far frames are from the truth: MSE, PSNR, skill over baselines, SSIM and LPIPS; a transfer of colours.
 
-Frames are uint8 tensors `[..., H, W, 3]`; every figure is one number a frame, on pixels in [0, 1].
+Frames are uint8 tensors `[..., H, W, 3]`. Unless a docstring says otherwise, a figure is one number a frame,
+on pixels in [0, 1]. torchmetrics is imported where it is needed, for that takes seconds.
 """
 
 import importlib.util
@@ -8,6 +9,8 @@ import math
 
 import torch
 import torch.nn.functional as F
+
+from mtld_core.nn.perceptual import LPIPS, TRUNK_FILE, find_trunk, load_trunk
 
 LEAST_MSE = 1e-10  # PSNR ends at 100 dB
 SSIM_WINDOW = 11  # pixels
@@ -17,7 +20,7 @@ COLOUR_PIXELS = 2_000_000  # that a colour transfer looks at, at most
 
 
 def mse(a, b):
-    """Mean squared error: uint8 `[..., H, W, 3]` twice (leading axes broadcast) -> float64 `[...]`.
+    """Mean squared error of frames: uint8 `[..., H, W, 3]` twice (leading axes broadcast) -> float64 `[...]`.
 
     The squares are summed as integers, so the figure is exact and the same on every device.
     """
@@ -27,17 +30,17 @@ def mse(a, b):
 
 
 def psnr(mse):
-    """dB of a tensor of MSEs, which are floored at 1e-10 (100 dB)."""
+    """Peak signal-to-noise ratio in dB of each in a tensor of MSEs, 100 dB at most."""
     return -10 * torch.log10(mse.clamp(min=LEAST_MSE))
 
 
 def mean_psnr(mse):
-    """PSNR in dB averaged over frames, a float; mse: a tensor with the MSE of each."""
+    """PSNR in dB averaged over frames, a float. mse: a tensor with the MSE of each frame."""
     return psnr(mse).mean().item()
 
 
 def in_pieces(function, size, tick, *tensors):
-    """`function` of `size` rows of each tensor at a time -> what it returns, joined along the first axis.
+    """Call `function` with `size` rows of each tensor at a time, and join the results along the first axis.
 
     tick: called before each piece; it may raise to give the work up.
     """
@@ -49,15 +52,15 @@ def in_pieces(function, size, tick, *tensors):
 
 
 def error_picture(made, truth):
-    """Four times the absolute difference of two frames or clips, as a picture: all uint8 `[..., H, W, 3]`."""
+    """Four times the absolute difference of two frames or clips, to look at: all uint8 `[..., H, W, 3]`."""
     return ((made.int() - truth.int()).abs() * 4).clamp_(max=255).to(torch.uint8)
 
 
 def flicker(frames):
-    """How much comes and goes from frame to frame: uint8 `[..., T, H, W, 3]` -> float64 `[...]`.
+    """How much flickers from frame to frame: clips uint8 `[..., T, H, W, 3]` -> float64 `[...]`, one a clip.
 
-    Mean absolute second difference in time, in levels of 255, which a steady change of brightness or a fade
-    does not raise. 0 for T < 3.
+    It is the mean absolute second difference in time, in levels of 255: a steady change of brightness or a
+    fade does not raise it. 0 for T < 3.
     """
     if frames.shape[-4] < 3:
         return torch.zeros(frames.shape[:-4], dtype=torch.float64)
@@ -66,19 +69,19 @@ def flicker(frames):
 
 
 def skill_db(baselines, model):
-    """10 log10(MSE of the best baseline / MSE of the model), a float: 0 is no better than the best baseline.
+    """10 log10(MSE of the best baseline / MSE of the model) in dB, a float: 0 is as good as that baseline.
 
-    baselines: list of MSE tensors, model: one; each is pooled, that is averaged over all its elements, first.
+    baselines: a list of MSE tensors. model: one such tensor. Each is averaged over all its elements first.
     """
     best = min(baseline.mean().item() for baseline in baselines)
     return 10 * math.log10(max(best, LEAST_MSE) / max(model.mean().item(), LEAST_MSE))
 
 
 def ssim(a, b):
-    """Structural similarity of frames: uint8 `[..., H, W, 3]` twice -> float32 `[...]`.
+    """Structural similarity of frames: uint8 `[..., H, W, 3]` twice -> float32 `[...]`, 1 for equal frames.
 
-    After Wang et al. 2004, with a Gaussian window of 11. A frame smaller than the window is continued by its
-    border pixels up to it.
+    After Wang et al. 2004, with a Gaussian window of 11 pixels. A frame smaller than the window is continued
+    by its border pixels up to the window's size.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -89,28 +92,26 @@ def ssim(a, b):
         found = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none")
         return found.reshape(-1)
 
-    return _in_pieces(similarity, continued, a, b)
+    return _of_pairs(similarity, continued, a, b)
 
 
 def up_to_window(pictures):
-    """Pictures `[N, C, H, W]`, continued by their border pixels up to the size of SSIM's window."""
+    """Continue pictures float `[N, C, H, W]` by their border pixels up to the size of SSIM's window."""
     height, width = pictures.shape[-2:]
     pad = (0, max(0, SSIM_WINDOW - width), 0, max(0, SSIM_WINDOW - height))
     return F.pad(pictures, pad, mode="replicate")
 
 
 def lpips_metric(device, weights=""):
-    """(function, None), or (None, why not) where the LPIPS package or VGG's weights are not on this machine.
+    """Load LPIPS: (function, None), or (None, why not) where its package or weights are missing here.
 
     function: uint8 `[..., H, W, 3]` twice -> float32 `[...]`, 0 for equal frames. Frames with a side under 32
     pixels are enlarged (bilinear) until it has 32, for VGG halves them four times: compare such figures only
-    at equal size. weights: a file with VGG16's convolutions; without one, torch's cache is looked into.
-    Nothing is ever downloaded. Raises UserError where there is no such file.
+    at equal size. weights: a file with VGG16's convolutions, "" to look for one in torch's cache; nothing is
+    ever downloaded. Raises UserError where `weights` names no file.
     """
     if importlib.util.find_spec("lpips") is None:
         return None, "the package lpips is not installed"
-    from mtld_core.nn.perceptual import LPIPS, TRUNK_FILE, find_trunk, load_trunk
-
     if find_trunk(weights) is None:
         return None, f"VGG16's weights ({TRUNK_FILE}) are not on this machine"
     network = LPIPS(load_trunk(weights)).to(device)
@@ -123,14 +124,15 @@ def lpips_metric(device, weights=""):
         size = [math.ceil(side * scale) for side in x.shape[-2:]]
         return F.interpolate(x, size, mode="bilinear")
 
-    return lambda a, b: _in_pieces(network, enlarged, a, b), None
+    return lambda a, b: _of_pairs(network, enlarged, a, b), None
 
 
 @torch.inference_mode()
-def _in_pieces(figure, prepare, a, b):
-    """`figure` of pairs of frames, a few at a time -> float32 `[...]` on the CPU.
+def _of_pairs(figure, prepare, a, b):
+    """Measure pairs of frames, a few at a time: uint8 `[..., H, W, 3]` twice -> float32 `[...]` on the CPU.
 
-    It is given what `prepare` makes of float `[n, 3, H, W]` in [0, 1].
+    figure: two batches of pictures -> a number a pair. It gets what `prepare` makes of each batch, which is
+    float `[n, 3, H, W]` in [0, 1].
     """
     a, b = torch.broadcast_tensors(a, b)
     parts = []
@@ -140,20 +142,22 @@ def _in_pieces(figure, prepare, a, b):
 
 
 def _pieces(frames):
+    """Yield uint8 frames `[..., H, W, 3]` a few at a time, as float `[n, 3, H, W]` in [0, 1]."""
     for piece in frames.reshape(-1, *frames.shape[-3:]).split(PIECE):
         yield piece.movedim(-1, -3) / 255
 
 
 def colour_transfer(source, target):
-    """The linear map of colours that gives `source` the mean and covariance of `target`.
+    """Find the linear map of colours that gives `source` the mean and covariance of `target`.
 
     source, target: uint8 `[..., 3]`; of more than two million pixels every n-th counts. Returns (matrix
-    `[3, 3]`, shift `[3]`), float64. Of all such maps, the one that moves colours least (Pitie and Kokaram
-    2007).
+    `[3, 3]`, shift `[3]`), float64 in levels of 0..255. Of all such maps it is the one that moves colours
+    least (Pitie and Kokaram 2007).
     """
     source, target = _colours(source), _colours(target)
     root, inverse = _roots(torch.cov(source.T))
-    matrix = inverse @ _roots(root @ torch.cov(target.T) @ root)[0] @ inverse
+    middle, _ = _roots(root @ torch.cov(target.T) @ root)
+    matrix = inverse @ middle @ inverse
     return matrix, target.mean(0) - matrix @ source.mean(0)
 
 
@@ -163,7 +167,7 @@ def _colours(frames):
 
 
 def _roots(covariance):
-    """Square root of a symmetric matrix and the inverse of that root, 0 in directions without variance."""
+    """(the square root of a symmetric matrix, the inverse of that root: 0 in directions without variance)."""
     values, vectors = torch.linalg.eigh(covariance)
     roots = values.clamp(min=0).sqrt()
     inverses = torch.where(roots > 1e-6 * roots.max(), 1 / roots, 0)

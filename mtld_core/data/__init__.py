@@ -1,4 +1,4 @@
-"""Data: `open_dataset` reads arcs, images, recordings or HDF5 into frames; windows, splits, batches of them.
+"""Data: `open_dataset` reads arcs, images, recordings or HDF5; windows, splits and batches of their frames.
 
 Letters: N frames in all, B batch, T frames of a window, H W pixels. Stored frames are uint8 `[N, H, W, 3]`.
 """

@@ -15,16 +15,17 @@ CACHE_BYTES = 2**21  # floats converted at once: still in the processor's cache 
 
 
 class Batches:
-    """An endless stream of batches of windows: each window once an epoch, and batches run over its end.
+    """An endless stream of batches of windows: each window comes once an epoch, and batches run over its end.
 
-    dataset: one domain or two. starts: for each domain, the rows where its windows of `length` frames begin.
-    `next()` gives `count` fresh batches, each a dict:
+    dataset: a `Dataset` or a `DomainPair`. starts: for each domain, the rows where its windows of `length`
+    frames begin. `next()` gives `count` fresh batches, each a dict:
         "frames": float32 `[B, T, 3, H, W]` in [-1, 1] on `device` (None: where the dataset lives),
         "frames_y": windows of the second domain, if there is one, drawn independently,
         "key": int64 `[B]`, one number a sample that depends on (seed, purpose, position in the stream) alone,
         "actions": `[B, T - 1]` or `[B, T - 1, A]` where the dataset has them; actions[:, t] leads from frame
             t to t + 1.
-    On a CPU the frames lie in buffers that the next call fills again: a batch is valid until then.
+    On a CPU the frames lie in buffers that the next call fills again: a batch is valid until then. Raises
+    UserError where a domain has no window.
     """
 
     def __init__(self, dataset, starts, length, batch_size, seed, count=1, device=None, purpose="train"):
@@ -37,6 +38,7 @@ class Batches:
 
     @property
     def windows(self):
+        """How many windows an epoch has, those of both domains together."""
         return sum(len(stream.starts) for stream in self.streams)
 
     @property
@@ -46,6 +48,7 @@ class Batches:
         return math.ceil(len(larger.starts) / (larger.batch_size * self.count))
 
     def state(self):
+        """Where the stream stands, a dict of plain numbers: epoch and index, of two domains for each."""
         states = [stream.state() for stream in self.streams]
         if len(states) == 1:
             return states[0]
@@ -58,6 +61,7 @@ class Batches:
             stream.load_state(**place)
 
     def next(self):
+        """Draw a list of `count` batches."""
         return [self._batch(slot) for slot in range(self.count)]
 
     def _batch(self, slot):
@@ -73,12 +77,16 @@ class _Stream:
     def __init__(self, dataset, starts, length, batch_size, seed, device, purpose):
         if not len(starts):
             raise UserError(f"{dataset.path}: there is no window to draw batches from")
-        self.dataset, self.starts = dataset, starts
-        self.length, self.batch_size = length, batch_size
-        self.seed, self.purpose = seed, purpose
+        self.dataset = dataset
+        self.starts = starts
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.purpose = purpose
         self.device = torch.device(device) if device is not None else dataset.frames.device
         self.position = 0  # windows that were drawn so far
-        self._epoch, self._order = None, None  # an epoch, and the order of its windows
+        self._epoch = None
+        self._order = None  # of the windows of that epoch
         self._slots = {}  # number of a batch in one call -> the memory that its frames are copied to
 
     def state(self):
@@ -111,13 +119,16 @@ class _Stream:
         return self.starts[chosen], torch.tensor(keys)
 
     def _window(self, position):
+        """The place in `starts` of the window at a position of the stream."""
         epoch, index = divmod(position, len(self.starts))
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(seed_of(self.seed, self.purpose, "epoch", epoch))
-            self._epoch, self._order = epoch, torch.randperm(len(self.starts), generator=generator)
+            self._epoch = epoch
+            self._order = torch.randperm(len(self.starts), generator=generator)
         return self._order[index].item()
 
     def _frames(self, chosen, slot):
+        """The windows that begin at the rows `chosen`, float32 `[B, T, 3, H, W]` on the device."""
         store = self.dataset.frames
         if store.device.type != "cpu":
             rows = chosen[:, None] + torch.arange(self.length)
@@ -129,7 +140,8 @@ class _Stream:
                 self._slots[slot] = torch.empty(shape)
             return _convert(windows, self._slots[slot])
         if slot not in self._slots:
-            self._slots[slot] = torch.empty(shape, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()
+            memory = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+            self._slots[slot] = memory, torch.cuda.Event()
         pinned, sent = self._slots[slot]
         sent.synchronize()  # the last transfer from this memory, usually long done
         torch._foreach_copy_(list(pinned.unbind(0)), windows)

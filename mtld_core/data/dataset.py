@@ -16,7 +16,8 @@ DEVICE_SHARE = 0.4  # of a device's free memory that frames may take
 class Arc:
     """Frames that follow each other: rows `start`..`stop` - 1 of the store.
 
-    numbers: int64, of each frame the first number in its file name that differs within the arc.
+    numbers: int64 `[n]`, the number of each frame. For image files it is the first number in the file's name
+    that differs within the arc, else frames count from 0.
     """
 
     name: str
@@ -34,10 +35,10 @@ class Dataset:
 
     path: absolute. kind: "arcs", "images" (no number orders them), "recording" or "hdf5".
     frames: uint8 tensor `[N, H, W, 3]`, in RAM, on a device, or mapped from a file; or `LazyFrames`, which
-        are read from an HDF5 file as they are indexed.
+        read from an HDF5 file what is indexed.
     cuts: sorted int64 rows that begin a new shot inside an arc.
     actions: int64 `[N]` or float32 `[N, A]` tensor or None; actions[i] leads from frame i to frame i + 1.
-    warnings: one line a file or gap.
+    warnings: one line for each file that was left out, and for whatever else looks odd.
     about: what a recording says of itself ("action_names", "env", "fps", "episode_seeds", ...), else {}.
     """
 
@@ -52,17 +53,19 @@ class Dataset:
 
     @property
     def domains(self):
-        """What a caller that takes one domain or two goes through: here this dataset alone."""
+        """This dataset alone, as a tuple: what goes through all domains takes a `DomainPair` or this."""
         return (self,)
 
     @property
     def size(self):
-        """(H, W)"""
+        """(H, W) of the frames, in pixels."""
         return tuple(self.frames.shape[1:3])
 
     def arc_windows(self, arc, length, cross_cuts=False):
         """Start rows of all windows of `length` frames in `arc`, int64; across cuts only if `cross_cuts`."""
-        cuts = () if cross_cuts else self.cuts[(self.cuts > arc.start) & (self.cuts < arc.stop)].tolist()
+        cuts = []
+        if not cross_cuts:
+            cuts = self.cuts[(self.cuts > arc.start) & (self.cuts < arc.stop)].tolist()
         shots = itertools.pairwise([arc.start, *cuts, arc.stop])
         return torch.cat([torch.arange(start, max(start, stop - length + 1)) for start, stop in shots])
 
@@ -90,9 +93,10 @@ class Dataset:
         return [arc.name for arc in self.arcs if not len(self.arc_windows(arc, length, cross_cuts))]
 
     def row(self, arc, number):
-        """The row of frame `number` of the arc named `arc`: of several such frames, of the first.
+        """Find the row of frame `number` (see `Arc.numbers`) of the arc named `arc`.
 
-        number: as in the file's name. Raises UserError if there is none.
+        Where several frames have that number, it is the first one. Raises UserError where there is no such
+        arc or frame.
         """
         found = next((one for one in self.arcs if one.name == arc), None)
         if found is None:
@@ -106,7 +110,7 @@ class Dataset:
         return found.start + int(rows[0])
 
     def describe(self):
-        """{"path", "arcs": how many, "frames": how many, "size": [H, W]}"""
+        """What a run keeps of its dataset: {"path", "arcs": how many, "frames": how many, "size": [H, W]}."""
         return {
             "path": self.path,
             "arcs": len(self.arcs),
@@ -115,7 +119,7 @@ class Dataset:
         }
 
     def to(self, device):
-        """This dataset with its frames on `device`; as it is where they take over 40 % of the free memory."""
+        """Move the frames to `device`, unless they take over 40 % of its free memory. Returns a dataset."""
         device = torch.device(device)
         if device.type == self.frames.device.type or self.frames.nbytes > DEVICE_SHARE * free_memory(device):
             return self
@@ -125,7 +129,7 @@ class Dataset:
 
 @dataclasses.dataclass
 class DomainPair:
-    """Two unpaired domains, X and Y, of one frame size, in the folder `path`."""
+    """Two unpaired domains, X and Y, of one frame size. path: the absolute folder that holds both."""
 
     x: Dataset
     y: Dataset
@@ -133,20 +137,21 @@ class DomainPair:
 
     @property
     def domains(self):
-        """What a caller that takes one domain or two goes through: X and Y."""
+        """(X, Y): what goes through all domains takes this or a single `Dataset`."""
         return self.x, self.y
 
     @property
     def size(self):
-        """(H, W)"""
+        """(H, W) of the frames, in pixels."""
         return self.x.size
 
     @property
     def warnings(self):
+        """The warnings of both domains, each behind the letter of its own."""
         return [f"X: {line}" for line in self.x.warnings] + [f"Y: {line}" for line in self.y.warnings]
 
     def describe(self):
-        """{"path", "arcs": of both domains, "frames": of both domains, "size": [H, W]}"""
+        """What a run keeps of its dataset: {"path", "arcs" and "frames" of both domains, "size": [H, W]}."""
         return {
             "path": self.path,
             "arcs": len(self.x.arcs) + len(self.y.arcs),
@@ -155,6 +160,9 @@ class DomainPair:
         }
 
     def to(self, device):
-        """This pair with each domain's frames on `device` where they fit, see `Dataset.to`."""
+        """Move the frames of each domain to `device`, unless they take over 40 % of its free memory by then.
+
+        Returns a pair.
+        """
         x = self.x.to(device)  # first, so that the second sees what is left
         return dataclasses.replace(self, x=x, y=self.y.to(device))

@@ -1,8 +1,8 @@
 """A folder of frames as a source: which image files make which arc, and in which order.
 
-A source (this, recording.py or hdf5.py) has `path`, `kind`, `warnings`, `actions`, `about`, `bad`, and the
-methods `measure`, `fill` and `arcs`; store.py decides where the frames go. Where it is `cached` it has
-`digest`, else `lazy`.
+A source (this one, recording.py or hdf5.py) has `path`, `size`, `kind`, `warnings`, `actions`, `about` and
+`bad`, and the methods `measure`, `fill` and `arcs`; store.py decides where the frames go. A source that is
+`cached` has `digest` too, any other `lazy`.
 """
 
 import collections
@@ -23,25 +23,37 @@ from mtld_core.data.pictures import PictureFiles
 # what torchvision reads
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 VIDEO_SUFFIXES = (
-    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg"),
-    *(".mpeg", ".ts", ".flv", ".ogv", ".wmv", ".gif"),
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".mpg",
+    ".mpeg",
+    ".ts",
+    ".flv",
+    ".ogv",
+    ".wmv",
+    ".gif",
 )
 LAYOUT = "<folder>/<arc>/frame_0000.png"
 CONTACT_SHEET = "contact_sheet.png"  # data_prep puts it beside the arcs
-FEW = 5  # numbers with several files that are named, each with a line of its own
+FEW = 5  # numbers with several files that get a line of their own in the warnings
 
 
 class Folder(PictureFiles):
     """Image files `<root>/<arc>/<name>`, or right inside `root`, which then is the only arc.
 
     Where no image in them has a number that orders it, this is torchvision's ImageFolder layout: an arc (a
-    class) then has the images of all folders below it, too. names: "arc/file" in the order of the store.
-    Raises UserError where there is no image, or what there is has to be extracted first.
+    class) then has the images of all folders below it, too. size: (height, width, fit), see `fit_frame`.
+    names: "arc/file" in the order of the store. Raises UserError where there is no image, or only videos,
+    whose frames have to be extracted first.
     """
 
     def __init__(self, root, size):
         super().__init__(root, size)
-        self._files = []  # an `Arc` each, with places in `names` for its rows
+        self._files = []  # an `Arc` for each, whose rows are places in `names`
         top = _listing(root)
         inner = {name: _listing(root / name) for name in sorted(top.folders, key=natural)}
         arcs = _with_images(inner)
@@ -58,8 +70,9 @@ class Folder(PictureFiles):
         self.kind = "arcs" if _ordered(arcs) else "images"
 
     def arcs(self):
-        """The arcs without their bad files."""
-        kept, arcs = self.kept(), []
+        """List each `Arc` that has files, the bad ones left out."""
+        kept = self.kept()
+        arcs = []
         for arc in self._files:
             start, stop = np.searchsorted(kept, [arc.start, arc.stop]).tolist()
             if start < stop:
@@ -91,21 +104,21 @@ class Folder(PictureFiles):
             )
         self.notes += _irregular(arc, numbered, order)
         numbers = [order[name][0] for name in numbered]
-        after = numbers[-1] + 1 if numbers else 0
-        numbers += range(after, after + len(plain))
+        next_number = numbers[-1] + 1 if numbers else 0
+        numbers += range(next_number, next_number + len(plain))
         first = len(self.names)
         self.names += [f"{arc}/{name}" for name in numbered + plain]
         self._files.append(Arc(arc, first, len(self.names), np.array(numbers, np.int64)))
 
 
 def has_images(root):
-    """Whether image files lie in a folder, or in one of its folders."""
+    """Whether image files lie in the folder `root`, or in one of the folders in it."""
     found = _listing(root)
     return bool(found.images) or any(_listing(root / name).images for name in found.folders)
 
 
 def natural(name):
-    """A key that sorts names by the numbers in them."""
+    """A key that sorts names by the numbers in them: "a2" comes before "a10"."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -122,15 +135,17 @@ def _refuse(root, listings):
 class Listing(NamedTuple):
     """What lies in a folder."""
 
-    images: list  # names, as those of
-    others: list
-    folders: list
-    order: dict  # name -> the numbers that order it
+    images: list  # names
+    others: list  # names of what is neither an image nor a folder
+    folders: list  # names
+    order: dict  # name of an image -> the numbers that order it
 
 
 def _listing(folder):
-    """The `Listing` of a folder; hidden files are passed over."""
-    images, others, folders = [], [], []
+    """The `Listing` of a folder, without hidden files. Raises UserError where it cannot be read."""
+    images = []
+    others = []
+    folders = []
     try:
         entries = list(os.scandir(folder))
     except OSError as error:
@@ -168,12 +183,7 @@ def _deeper(root, inner):
     for name in inner:
         below |= _below(root, name, (root.resolve(),))
     if not _with_images(inner):
-        found = _with_images(below)
-        first = {
-            path: listing
-            for path, listing in found.items()
-            if not any(str(parent) in found for parent in PurePosixPath(path).parents)
-        }
+        first = _first_on_each_way(_with_images(below))
         if _ordered(first):
             return first
     classes = {name: Listing([], [], [], {}) for name in inner}
@@ -182,6 +192,16 @@ def _deeper(root, inner):
         classes[name].images.extend(posixpath.join(inside, image) for image in listing.images)
         classes[name].others.extend(posixpath.join(inside, other) for other in listing.others)
     return _with_images(classes)
+
+
+def _first_on_each_way(listings):
+    """Those of {path: `Listing`} that lie below no other one."""
+    first = {}
+    for path, listing in listings.items():
+        parents = map(str, PurePosixPath(path).parents)
+        if listings.keys().isdisjoint(parents):
+            first[path] = listing
+    return first
 
 
 def _below(root, path, above):
@@ -201,14 +221,15 @@ def _below(root, path, above):
 
 
 def _order(names):
-    """{name: the numbers that order it}: those in it, without its suffix, from the first that differs on.
+    """{name: the numbers that order it}: those in the name, from the first one that differs among names on.
 
     That first one is the frame's number. Where most names have the same letters between their numbers, those
-    tell which number it is: a stray file ("mask_1" beside "v2_frame_1", "v2_frame_2", ...) that would have
-    another one count has no say. A name is missing here where it is such a stray, or has no number that
-    orders it, or none that int64 holds.
+    names alone tell which number it is: a stray file ("mask_1" beside "v2_frame_1", "v2_frame_2", ...) does
+    not. A name is missing here where it is such a stray, has no number that orders it, or one that int64 does
+    not hold. Suffixes do not count.
     """
-    found, letters = {}, {}
+    found = {}  # name -> its numbers
+    letters = {}  # name -> what stands between them
     for name in names:
         parts = re.split(r"(\d+)", name.rsplit(".", 1)[0])
         if len(parts) > 1:
@@ -230,7 +251,10 @@ def _order(names):
 
 
 def _first_that_differs(found):
-    """The place of the first number that not all in `found` share, 0 for a single one; None where all do."""
+    """The place of the first number in which the names differ, 0 for a single name; None where none does.
+
+    found: {name: list of its numbers}.
+    """
     if len(found) < 2:
         return 0
     for place, column in enumerate(itertools.zip_longest(*found.values())):
@@ -240,7 +264,7 @@ def _first_that_differs(found):
 
 
 def _irregular(arc, names, order):
-    """Warnings about equal numbers, and about steps other than the arc's commonest; names: as sorted."""
+    """Warnings about equal numbers, and about steps other than the arc's commonest. names: in their order."""
     files = {}  # the frame's number -> names of its files
     for name in names:
         files.setdefault(order[name][0], []).append(name)

@@ -1,10 +1,11 @@
 """HDF5 files as a source: `frames` uint8 `[N, H, W, 3]`, perhaps `actions` `[N(, A)]` and `episode` `[N]`.
 
-An attribute `recording` of the file, JSON text, is what record_game.py says about it; {"unordered": true}
-means that these are single pictures, among which no shots are to be looked for, and {"cuts": false} that each
-episode is one shot.
+An attribute `recording` of the file, JSON text, is what data_prep/record_game.py says about it;
+{"unordered": true} means that these are single pictures, in no order, and {"cuts": false} that each episode
+is one shot.
 """
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,18 +24,28 @@ NUMBERS = "iubf"  # kinds of dtype
 WANTED = "wanted is uint8 [N, H, W, 3]"
 # in a file without `episode`, each of these may say that a frame is the last of its episode
 FLAGS = (
-    *("done", "terminal", "terminated", "truncated", "is_last"),
-    *("dones", "terminals", "timeouts", "terminations", "truncations", "episode_ends"),
+    "done",
+    "dones",
+    "terminal",
+    "terminals",
+    "terminated",
+    "terminations",
+    "truncated",
+    "truncations",
+    "timeouts",
+    "is_last",
+    "episode_ends",
 )
 
 
 class Hdf5:
     """The frames of HDF5 files; each episode is an arc whose frames count from 0.
 
-    files: one, or several in a folder. Arcs are "episode_<n>"; of several files "<file>", or
-    "<file>/episode_<n>" where a file has several. Rows of one episode may lie apart in a file (several games
-    recorded at once): they are put in order by episode. actions: int64 `[N]` for whole numbers, else float32
-    `[N, A]`. Raises UserError naming the file, the dataset, its dtype and shape.
+    files: paths of one, or of several in a folder. size: (height, width, fit), see `fit_frame`. Arcs are
+    "episode_<n>"; of several files "<file>", or "<file>/episode_<n>" where a file has several. Rows of one
+    episode may lie apart in a file (several games recorded at once): they are put in order by episode.
+    actions: int64 `[N]` for whole numbers, else float32 `[N, A]`. Raises UserError naming the file, the
+    dataset, its dtype and shape.
     """
 
     cached = False  # reading is as fast as reading a copy of it would be
@@ -50,10 +61,7 @@ class Hdf5:
         episodes = np.concatenate([part.episode for part in self._parts])
         # row of the store -> row of the files, which count on from one to the next
         self.order = np.lexsort((episodes, of_file))
-        abouts = [part.about for part in self._parts]
-        self.about = {
-            key: value for key, value in abouts[0].items() if all(about.get(key) == value for about in abouts)
-        }
+        self.about = _said_by_all([part.about for part in self._parts])
         self.kind = "images" if self.about.get("unordered") else "hdf5"
         self.actions = self._joined_actions()
 
@@ -62,7 +70,7 @@ class Hdf5:
         return len(self.order), *self._size(self._parts[0])
 
     def fill(self, store, workers=0, label=None):
-        """Copy the frames into `store` (uint8, as measured). Returns how many there are."""
+        """Copy the frames into `store`, a uint8 array of the shape measured. Returns how many there are."""
         place = np.argsort(self.order)  # row of the files -> row of the store
         frames = self._frames(np.arange(len(place)), store.shape)
 
@@ -70,15 +78,18 @@ class Hdf5:
             rows = slice(i * frames.piece, (i + 1) * frames.piece)
             store[place[rows]] = frames[rows]
 
-        for_each(copy, -(-len(place) // frames.piece), 1, label)  # HDF5 reads in one thread only
+        pieces = math.ceil(len(place) / frames.piece)
+        for_each(copy, pieces, 1, label)  # HDF5 reads in one thread only
         return len(place)
 
     def lazy(self, shape):
-        """The frames without reading them; shape: as measured."""
+        """The frames as `LazyFrames`, which reads them later. shape: as measured."""
         return self._frames(self.order, shape)
 
     def arcs(self):
-        arcs, row = [], 0
+        """List an `Arc` for each episode."""
+        arcs = []
+        row = 0
         for part in self._parts:
             numbers, counts = np.unique(part.episode, return_counts=True)
             for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
@@ -149,6 +160,16 @@ class Hdf5:
         return torch.from_numpy(actions.astype(np.int64))
 
 
+def _said_by_all(abouts):
+    """What all of some dicts say alike."""
+    first, *others = abouts
+    alike = {}
+    for key, value in first.items():
+        if all(other.get(key) == value for other in others):
+            alike[key] = value
+    return alike
+
+
 # ---- reading one file
 
 
@@ -162,6 +183,7 @@ class Part(NamedTuple):
     about: dict
 
     def width(self):
+        """() of discrete actions, (A,) of others, None of none."""
         return None if self.actions is None else self.actions.shape[1:]
 
     def tell_size(self):
@@ -185,7 +207,7 @@ def _read_part(file, path, warnings):
 
 
 def _checked_frames(file):
-    """The dataset `frames`, known to be uint8 `[N, H, W, 3]` with N > 0."""
+    """The dataset `frames`, uint8 `[N, H, W, 3]` with N > 0. Raises UserError where it is anything else."""
     found = find_dataset(file, "frames")
     if found is None:
         raise UserError(f"{missing_dataset(file, 'frames')}; {WANTED}")
@@ -206,9 +228,9 @@ def _checked_frames(file):
 
 
 def _column(file, name, count, shapes):
-    """The dataset `name` as an array with one row a frame, None where there is none.
+    """Read the dataset `name`: an array of numbers with one row a frame, None where there is no such dataset.
 
-    shapes: in words, those that it may have, by the number of their axes.
+    shapes: in words, those that it may have, by the number of their axes. Raises UserError for another one.
     """
     found = find_dataset(file, name)
     if found is None:
@@ -226,6 +248,7 @@ def _told(file, name, found):
 
 
 def _finite(file, name, found):
+    """Read the dataset `found`. Raises UserError where it holds NaN or infinity."""
     values = found[()]
     if not np.isfinite(values).all():
         raise UserError(

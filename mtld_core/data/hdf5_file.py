@@ -26,7 +26,7 @@ FILTERS = {
     32015: "zstd",
     32026: "blosc2",
 }
-UNLIMITED = 2**64 - 1  # as HDF5 says it: an external file as far as it is needed, or a part that grows
+UNLIMITED = 2**64 - 1  # HDF5's size of an external file that is used as far as needed, or of a growing part
 PIECE = 2**22  # bytes that are read at once, so that reading adds next to nothing to what the frames take
 MOST_OPEN = 32  # files that are kept open at once
 
@@ -40,6 +40,7 @@ def open_file(path):
 
 
 def _why_not(path, error):
+    """Why the file at `path` cannot be opened, and the way out."""
     text = str(error)
     if "unable to lock file" in text:
         if error.errno in (errno.EAGAIN, errno.EACCES):
@@ -61,7 +62,7 @@ def _why_not(path, error):
 
 
 def find_dataset(file, name):
-    """The dataset `name` of an open file, known to be whole; None where there is no such thing.
+    """Find the dataset `name` in an open file, and make sure that it is whole. None where there is none.
 
     Raises UserError where `name` is a group, a link that leads nowhere, or a dataset that lacks a part or a
     filter.
@@ -82,13 +83,13 @@ def find_dataset(file, name):
 
 
 def missing_dataset(file, name):
-    """What to say where there is no dataset `name`."""
+    """Say that an open file has no dataset `name`, with the nearest name that it has: part of an error."""
     there = nearest(name, list(file)) if len(file) else "; the file is empty"
     return f"{file.filename} has no dataset {name!r}{there}"
 
 
 def _a_group(file, name, group):
-    """What to say where `name` is a group, and not the dataset itself."""
+    """Say that `name` is a group, and not the dataset itself, with the way out."""
     inside = [one for one in group if isinstance(group.get(one), h5py.Dataset)]
     likely = max(inside, key=lambda one: group[one].ndim, default="...")  # pictures have the most dimensions
     return (
@@ -99,7 +100,7 @@ def _a_group(file, name, group):
 
 
 def _dead(file, name, link):
-    """What to say where the link `name` leads nowhere."""
+    """Say that the link `name` leads nowhere, with the way out."""
     if isinstance(link, h5py.ExternalLink):
         there, _ = _look_for(file.filename, link.filename, "HDF5_EXT_PREFIX")
         what = f"{name!r} is a link to {link.path!r} in the file {link.filename}"
@@ -114,7 +115,10 @@ def _dead(file, name, link):
 
 
 def _check_whole(dataset, what, seen):
-    """Raise UserError where a part of `dataset` is gone, or a filter that it needs; `what` names it there."""
+    """Raise UserError where a part of `dataset` is gone, or a filter that it needs.
+
+    what: names it in the error. seen: (file, name) of datasets that were looked at; this one is added.
+    """
     where = (dataset.file.filename, dataset.name)
     if where in seen:
         return
@@ -127,6 +131,7 @@ def _check_whole(dataset, what, seen):
 
 
 def _check_filters(dataset, what):
+    """Raise UserError where values are compressed with a filter that is not installed here."""
     plist = dataset.id.get_create_plist()
     codes = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
     if not all(map(h5py.h5z.filter_avail, codes)):
@@ -145,7 +150,7 @@ def _check_filters(dataset, what):
 
 
 def _check_external(dataset, what):
-    """Raise UserError where raw bytes in other files are gone; behind their ends HDF5 reads zeros."""
+    """Raise UserError where raw bytes in other files are gone: HDF5 would read zeros in their place."""
     left = dataset.nbytes
     for name, offset, size in dataset.external:
         used = min(left, size)
@@ -209,9 +214,10 @@ def _is_covered(source, shape):
 
 
 def _look_for(path, name, variable, beside=True):
-    """(where the file `name` is that the file at `path` names, or None; where it should be), as HDF5 does.
+    """Look where HDF5 looks for the file `name` that the file at `path` names.
 
-    variable: of the environment, folders to look in. beside: look in the folder of `path`, too.
+    variable: of the environment, with folders to look in. beside: look in the folder of `path`, too. Returns
+    (where it is, or None; where it should be).
     """
     folder = str(Path(path).absolute().parent)
     base = os.path.basename(name) if beside and os.path.isabs(name) else name
@@ -233,8 +239,9 @@ class LazyFrames:
     """Stands in for the uint8 tensor `[N, H, W, 3]`: frames[i], frames[a:b], frames[rows] (int64, any shape).
 
     parts: (path, how many frames) of each file; their rows count on from file to file. order: int64 `[N]`,
-    the row in the files for each row here. shape: (N, H, W, 3) after `fit`. What is indexed is read anew each
-    time, each frame of it once. Raises UserError where a file cannot be read.
+    the row in the files for each row here. shape: (N, H, W, 3) after `fit`, see `fit_frame`. What is indexed
+    is read anew each time, each frame of it once, and comes as a uint8 tensor. Raises UserError where a file
+    cannot be read.
     """
 
     device = torch.device("cpu")
@@ -293,6 +300,7 @@ class LazyFrames:
             ) from None
 
     def _dataset(self, part):
+        """The dataset with the frames of a part, whose file is opened where it is not open yet."""
         if part not in self._files:
             if len(self._files) == MOST_OPEN:
                 self._files.pop(next(iter(self._files))).close()

@@ -25,14 +25,14 @@ def open_dataset(
     progress=True,
     controls_lead_to="next",
 ):
-    """A `Dataset`, or a `DomainPair` where `path` holds the folders X and Y.
+    """Open what `path` holds: a `Dataset`, or a `DomainPair` where that is the folders X and Y.
 
     path: one of
         arcs `<path>/<arc>/frame_0000.png`, one arc's folder, or torchvision's ImageFolder layout;
         an HDF5 file, or a folder that holds one, or holds several and no images;
         a recording: the folder with its log, or the log itself, .jsonl;
         two domains `<path>/X/<arc>/`, `<path>/Y/<arc>/`.
-    height, width: size of the frames in pixels, 0 keeps a side (or lets it follow the other).
+    height, width: size of the frames in pixels; 0 keeps a side, or lets it follow the other one.
     fit: "crop", "pad" or "stretch", see `fit_frame`.
     workers: threads that decode, 0 for one a core. progress: show a bar.
     cache: keep decoded frames under $MTLD_CACHE or ~/.cache/mtld, so that the next start decodes nothing.
@@ -77,7 +77,7 @@ def open_dataset(
 
 
 def _source(path, size, controls_lead_to):
-    """What reads `path`; size: (height, width, fit)."""
+    """Choose the source (see folder.py) that reads `path`. size: (height, width, fit)."""
     log = find_log(path)
     if log:
         return Recording(path, log, size, controls_lead_to)

@@ -19,18 +19,19 @@ from mtld_core.runtime import for_each
 
 PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")  # chunks of a PNG file
-EXIF_IN_TEXT = (b"Raw profile type", b"XML:com.adobe.xmp")  # names of texts in which Pillow looks for EXIF
+# beginnings of the names of texts in which Pillow looks for EXIF
+EXIF_IN_TEXT = (b"Raw profile type", b"XML:com.adobe.xmp")
 BAD_SHARE = 0.05  # of the files may be unreadable or of another size; with more, the data is at fault
 LISTED = 20  # bad files that an error lists
 
 
 def read_picture(path):
-    """uint8 `[H, W, 3]`, as `media.upright` gives it: turned as EXIF says, colours as in `media.to_rgb`.
+    """Read an image file: uint8 `[H, W, 3]`, turned as EXIF says, whatever its mode (see `media.to_rgb`).
 
     Raises what Pillow raises where the file is damaged, cut short or too large to be meant. Plain PNG goes
-    through OpenCV, which gives up Python's lock for the whole of a file, so that threads share the work well,
-    and which refuses damaged PNG. Pillow has the last word on what it refuses, and reads the rest: of a cut
-    JPEG OpenCV makes a partly grey picture.
+    through OpenCV, which releases Python's lock for a whole file, so that threads share the work well. What
+    OpenCV refuses, and every other format, Pillow reads: of a JPEG that is cut short, OpenCV would make a
+    partly grey picture.
     """
     content = _content(path)
     size = _plain_png_size(content)
@@ -43,11 +44,11 @@ def read_picture(path):
 
 
 class PictureFiles:
-    """The part of a source that decodes image files: folder.py and recording.py say which, in which order.
+    """The part of a source that decodes image files: `Folder` and `Recording` say which, in which order.
 
-    size: (height, width, fit), see `fit_frame`. base: the folder that `names` are relative to, in the order
-    of the store. bad: {index in names: why that file is left out}, known after `fill` or taken over from the
-    cache. notes: what else is odd.
+    size: (height, width, fit), see `fit_frame`. names: of the files, relative to the folder `base`, in the
+    order of the store. bad: {index in names: why that file is left out}, known after `fill` or taken over
+    from the cache. notes: a line for whatever else is odd.
     """
 
     actions = None
@@ -64,6 +65,7 @@ class PictureFiles:
 
     @property
     def warnings(self):
+        """The notes, and a line for each file that is left out."""
         return self.notes + [f"{self.names[i]}: left out, {why}" for i, why in sorted(self.bad.items())]
 
     def kept(self):
@@ -71,14 +73,14 @@ class PictureFiles:
         return np.array([i for i in range(len(self.names)) if i not in self.bad], np.int64)
 
     def digest(self, workers=0):
-        """Hex key of the names and the content of all files: equal only where the decoded frames are."""
+        """Hex digest of the names and the content of all files: equal only where the decoded frames are."""
         parts = [b""] * len(self.names)
 
         def read(i):
             content, why = self._attempt(_content, i)
             digest = blake2b(why.encode() if why else content, digest_size=16)
             if not why and _is_turned_png(content):
-                # cache entries of before such files were turned are of no use for these, and only for these
+                # so that cache entries from before such files were turned are passed over, and only those
                 digest.update(b"upright")
             parts[i] = digest.digest()
 
@@ -86,9 +88,9 @@ class PictureFiles:
         return blake2b("\n".join(self.names).encode() + b"".join(parts), digest_size=16).hexdigest()
 
     def measure(self):
-        """(N, H, W, 3) of the frames to come.
+        """(N, H, W, 3) of the frames to come, where N counts all files, the bad ones too.
 
-        H, W are the commonest among some files; `fill` finds those that differ.
+        H, W are the commonest size among some files; `fill` finds those that differ.
         """
         height, width, _ = self.size
         if not (height and width):
@@ -101,10 +103,10 @@ class PictureFiles:
         return len(self.names), height, width, 3
 
     def fill(self, store, workers=0, label=None):
-        """Decode every file into `store` (uint8, as measured), without the bad ones.
+        """Decode every file into `store`, a uint8 array of the shape measured, without the bad ones.
 
-        Returns how many rows hold frames. Raises UserError, which lists them, where more than 5 % of the
-        files are bad.
+        Returns how many rows hold frames. Raises UserError, which lists the bad files, where they are more
+        than 5 %.
         """
 
         def read(i):
@@ -135,10 +137,9 @@ class PictureFiles:
         return fit_frame(frame, *self.size)
 
     def _attempt(self, function, i):
-        """(`function` of the path of file `i`, None), or (None, why) where it is no picture that can be used.
+        """(what `function` gives for the path of file `i`, None), or (None, why) where it raises anything.
 
-        Any exception counts: what comes in are bytes from anywhere, and Pillow's readers fail on them in many
-        ways.
+        Any exception counts: the bytes come from anywhere, and Pillow's readers fail on them in many ways.
         """
         try:
             return function(os.path.join(self.base, self.names[i])), None
@@ -147,7 +148,10 @@ class PictureFiles:
 
 
 def refuse_many(path, what, bad, count):
-    """Raise UserError, which lists `bad`, where that is more than 5 % of `count`."""
+    """Raise UserError, which lists the strings `bad`, where they are more than 5 % of `count`.
+
+    what: what is counted, in the plural.
+    """
     if len(bad) <= BAD_SHARE * count:
         return
     more = f" and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
@@ -163,7 +167,7 @@ def _content(path):
 
 
 def _size(path):
-    """(H, W) of a picture as `read_picture` gives it, from its head."""
+    """Read (H, W) of a picture from the head of its file, as `read_picture` would turn it."""
     content = _content(path)
     size = _plain_png_size(content)
     if size:

@@ -27,11 +27,11 @@ from mtld_core.data.pictures import PictureFiles, refuse_many
 
 LOG = "recording_log.jsonl"
 ABOUT = "recording.json"
-CLOCKS = {"timestamp": 1, "server_timestamp_ns": 1e-9}  # in seconds
+CLOCKS = {"timestamp": 1, "server_timestamp_ns": 1e-9}  # field with the time -> its unit in seconds
 EXAMPLE = '{"frame_filename": "frames/000000.png", "controls": [0.0, 1.0], "timestamp": 0.0}'
 GAP = 5  # times the median step of an episode: a longer one is a gap
 LATE = 8  # lines that may have been written late together, and then are sorted into their place
-LARGEST = float(np.finfo(np.float32).max)  # of what the controls are kept as
+LARGEST = float(np.finfo(np.float32).max)  # number that a control may be, for they are kept in float32
 
 
 class Entry(NamedTuple):
@@ -52,9 +52,11 @@ class Recording(PictureFiles):
     Each episode is an arc "episode_<n>" whose frames count from 0. Where its clock starts again or is set
     back, a new episode begins, with the number after the highest there is. An episode with a gap (a malformed
     line, a frame that cannot be used, a long time between two frames) becomes the arcs "episode_<n>",
-    "episode_<n>b", ... actions: int64 `[N]` where every entry has an integer `action`, else the controls,
-    float32 `[N, A]`. controls_lead_to: "next" where an entry's controls lead from its frame to the next one,
-    "this" where they led to its own. Raises UserError naming the line.
+    "episode_<n>b", ...
+
+    size: (height, width, fit), see `fit_frame`. controls_lead_to: "next" where an entry's controls lead from
+    its frame to the next one, "this" where they led to its own. Raises UserError, which names the line, where
+    the data would be wrong without it.
     """
 
     kind = "recording"
@@ -85,6 +87,10 @@ class Recording(PictureFiles):
 
     @property
     def actions(self):
+        """Actions, int64 `[N]`, where every entry has one; else controls, float32 `[N, A]`.
+
+        Row i leads from frame i to frame i + 1.
+        """
         kept, starts = self._rows()
         if self._lead_to == "this":
             last = np.append(starts[1:], len(kept)) - 1  # rows that lead nowhere, and keep their own
@@ -94,13 +100,14 @@ class Recording(PictureFiles):
         return torch.from_numpy(self._controls[kept])
 
     def digest(self, workers=0):
-        """Hex key of the log and the content of all files."""
+        """Hex digest of the log and of the names and the content of all files."""
         return blake2b(self.log.read_bytes() + super().digest(workers).encode(), digest_size=16).hexdigest()
 
     def arcs(self):
-        """The arcs without their bad files."""
+        """List each `Arc` that has frames, the bad files left out."""
         kept, starts = self._rows()
-        arcs, parts = [], collections.Counter()
+        arcs = []
+        parts = collections.Counter()  # episode -> how many arcs of it there are so far
         for start, stop in itertools.pairwise([*starts.tolist(), len(kept)]):
             episode = int(self._episode[kept[start]])
             part = _letters(parts[episode]) if parts[episode] else ""
@@ -119,17 +126,13 @@ class Recording(PictureFiles):
 
     def _read(self):
         """({line: why it is left out}, the entries in the order of the log)."""
-        malformed, entries = {}, []
-        try:
-            with open(self.log, "rb") as file:
-                for number, line in enumerate(file, 1):
-                    if line.strip():
-                        try:
-                            entries.append(self._entry(number, line, len(malformed)))
-                        except ValueError as error:
-                            malformed[number] = str(error)
-        except OSError as error:
-            raise UserError(f"{self.log} cannot be read ({error.strerror}); name another recording") from None
+        malformed = {}
+        entries = []
+        for number, line in self._numbered_lines():
+            try:
+                entries.append(self._entry(number, line, len(malformed)))
+            except ValueError as error:
+                malformed[number] = str(error)
         bad = [f"line {number} ({why})" for number, why in malformed.items()]
         refuse_many(self.log, "lines", bad, len(entries) + len(bad))
         if not entries:
@@ -137,10 +140,21 @@ class Recording(PictureFiles):
         self.notes += [f"{self.log.name}: line {number} left out, {why}" for number, why in malformed.items()]
         return malformed, entries
 
+    def _numbered_lines(self):
+        """Yield (number, line) for each line of the log that is not blank; numbers count from 1."""
+        try:
+            with open(self.log, "rb") as file:
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        yield number, line
+        except OSError as error:
+            raise UserError(f"{self.log} cannot be read ({error.strerror}); name another recording") from None
+
     def _entry(self, number, line, lost):
         """The `Entry` of a line.
 
-        Raises ValueError where it may be left out, UserError where the data would be wrong without it.
+        lost: malformed lines before it. Raises ValueError where the line may be left out, UserError where the
+        data would be wrong without it.
         """
         try:
             fields = json.loads(line)
@@ -163,7 +177,10 @@ class Recording(PictureFiles):
         return Entry(number, name, controls, action, episode, time * CLOCKS[clock], lost)
 
     def _inside(self, number, name):
-        """`name` with forward slashes. Raises UserError where it leads out of the log's folder."""
+        """`name` with forward slashes.
+
+        Raises UserError where it leads out of the log's folder, ValueError where it is no file name.
+        """
         if not isinstance(name, str) or not name:
             raise ValueError(f"'frame_filename' is {name!r}, not a file name")
         path = PurePosixPath(name.replace("\\", "/"))
@@ -197,7 +214,8 @@ class Recording(PictureFiles):
 
     def _split_clocks(self, entries):
         """Begin a new episode, and note it, wherever the clock of one starts again or is set back."""
-        places, stretches = {}, []
+        places = {}  # episode -> places of its entries
+        stretches = []  # (places of entries by one clock, the time before these)
         for place, entry in enumerate(entries):
             places.setdefault(entry.episode, []).append(place)
         for of_one in places.values():
@@ -219,8 +237,12 @@ class Recording(PictureFiles):
 
         Raises UserError where a malformed line may belong anywhere.
         """
-        again, disorder, equal = [], [], []
-        names, moments, latest = set(), set(), {}
+        again = []
+        disorder = []
+        equal = []
+        names = set()
+        moments = set()
+        latest = {}  # episode -> its highest time so far
         for entry in entries:
             if entry.name in names:
                 again.append(entry.line)
@@ -271,8 +293,8 @@ class Recording(PictureFiles):
 def _set_back(times):
     """Places in `times` (of one episode, in the file's order) where the clock starts again or is set back.
 
-    A line that was only written late is none: see `_is_late`. Nor are they where lines step back all the
-    time, and no time comes twice: such a file is in no order of time, or in the reverse one.
+    A line that was only written late is no such place: see `_is_late`. There is none either where lines step
+    back all the time, and no time comes twice: such a file is in no order of time, or in the reverse one.
     """
     steps = np.diff(times)
     back = int((steps < 0).sum())
@@ -280,7 +302,9 @@ def _set_back(times):
         return []
     usual = float(np.median(np.abs(steps[steps != 0])))
     found = []
-    start, latest, i = 0, times[0], 1  # where the clock began, its highest time, the place to look at
+    start = 0  # where the clock began
+    latest = times[0]  # its highest time since then
+    i = 1
     while i < len(times):
         late = []
         for time in times[i : i + LATE + 1]:
@@ -289,7 +313,9 @@ def _set_back(times):
             late.append(time)
         if late and not _is_late(times[max(start, i - 4 * LATE) : i], late, usual):
             found.append(i)
-            start, latest, late = i, times[i], []
+            start = i
+            latest = times[i]
+            late = []
         i += max(1, len(late))
         latest = max(latest, times[i - 1])
     return found
@@ -298,9 +324,9 @@ def _set_back(times):
 def _is_late(before, late, usual):
     """Whether lines at the times `late` are only written late, behind those at the times `before`.
 
-    usual: the clock's step. So it is where they are less than a step behind, or where the lines before left
-    room for them, so that each is more than half a step from every other. A clock that runs again through
-    times that it has been through finds no room there.
+    usual: the clock's step. They are where they lie less than a step behind, or where the lines before left
+    room for them: each is more than half a step from every other. A clock that runs again through times that
+    it has been through finds no room there.
     """
     if max(before) - min(late) < 0.9 * usual:
         return True
@@ -312,9 +338,9 @@ def _is_late(before, late, usual):
 
 
 def find_log(path):
-    """The log of the recording at `path`, None where there is none.
+    """Find the log of the recording at `path`; None where that is no recording.
 
-    It is the file itself, or the folder's recording_log.jsonl or only .jsonl.
+    The log is the file itself, or the folder's recording_log.jsonl, or its only .jsonl.
     """
     if path.suffix.lower() == ".jsonl":
         return path
@@ -325,7 +351,7 @@ def find_log(path):
 
 
 def read_about(text, where, warnings):
-    """The JSON object in `text`; {} and a line more in `warnings` where it is damaged."""
+    """Read a dict from JSON text; where it is damaged, {}, with a line that names `where` in `warnings`."""
     try:
         about = json.loads(text)
     except (ValueError, TypeError, RecursionError):
@@ -337,13 +363,17 @@ def read_about(text, where, warnings):
 
 
 def _field(entry, name):
+    """The field `name` of a dict. Raises ValueError, with the nearest known name, where it is missing."""
     if name not in entry:
         raise ValueError(f"no field {name!r}{nearest(name, entry) if entry else ''}")
     return entry[name]
 
 
 def _controls(value):
-    """Floats from a list, or left x, y, right x, y from {"leftStick": {x, y} or [x, y], "rightStick": ..}."""
+    """The floats in a list, or left x, left y, right x, right y of {"leftStick": ..., "rightStick": ...}.
+
+    A stick is {"x": ..., "y": ...} or [x, y]. Raises ValueError for anything else.
+    """
     if isinstance(value, dict):
         sticks = [_field(value, "leftStick"), _field(value, "rightStick")]
         value = []
@@ -362,9 +392,11 @@ def _is_number(value):
 
 
 def _lines(numbers):
-    return f"line {numbers[0]}" + (f" and {len(numbers) - 1} more" if len(numbers) > 1 else "")
+    more = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
+    return f"line {numbers[0]}{more}"
 
 
 def _letters(part):
     """0 -> "a", 25 -> "z", 26 -> "aa"."""
-    return (_letters(part // 26 - 1) if part > 25 else "") + chr(97 + part % 26)
+    before = _letters(part // 26 - 1) if part > 25 else ""
+    return before + chr(ord("a") + part % 26)

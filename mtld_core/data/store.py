@@ -1,6 +1,6 @@
 """Where the frames of a source go: into RAM, or into a file that is mapped; from the cache where it has them.
 
-An HDF5 file is no slower than a copy of it would be: where its frames do not fit, they are read from it as
+An HDF5 file is as fast as a copy of it would be: where its frames do not fit, they are read from it as
 needed.
 """
 
@@ -28,10 +28,12 @@ DAY = 24 * 3600  # seconds
 
 
 def load(source, memory="auto", cache=True, workers=0, label=None):
-    """(frames uint8 `[N, H, W, 3]` array or `LazyFrames`, cuts int64 array, warnings) of a source.
+    """Load a source: (frames uint8 `[N, H, W, 3]`, an array or `LazyFrames`; cuts, int64; list of warnings).
 
-    source: see folder.py. memory: "auto", "ram" or "disk". The frames are decoded straight into place, so the
-    peak is hardly above what they take. Raises UserError where they fit neither, with the figures.
+    source: see folder.py. memory: "auto", "ram" or "disk". cache: whether decoded frames are kept on disk.
+    workers: threads, 0 for one a core. label: of a progress bar, None for no bar. The frames are decoded
+    straight into place, so the peak is hardly above what they take. Raises UserError, with the figures, where
+    they fit nowhere.
     """
     check(memory in ("auto", "ram", "disk"), f"memory must be 'auto', 'ram' or 'disk', not {memory!r}")
     can_stay = cache or not source.cached
@@ -55,6 +57,7 @@ def load(source, memory="auto", cache=True, workers=0, label=None):
 
 
 def _in_ram(source, shape, key, workers, label):
+    """Decode into RAM, and copy that into the cache where there is a `key`. Returns as `load`."""
     frames = np.empty(shape, np.uint8)
     frames, cuts, meta = _decoded(source, frames, workers, label)
     warnings = source.warnings
@@ -70,6 +73,7 @@ def _in_ram(source, shape, key, workers, label):
 
 
 def _on_disk(source, shape, key, workers, label):
+    """Decode into a file in the cache, and map it. Returns as `load`."""
     needed = int(np.prod(shape))
     try:
         with _new_entry(key, needed) as folder:
@@ -91,7 +95,7 @@ def _on_disk(source, shape, key, workers, label):
 
 
 def _decoded(source, store, workers, label):
-    """Fill `store`. Returns its rows that hold frames, their cuts, and what meta.json says of them."""
+    """Fill `store`. Returns (its rows that hold frames, their cuts, what meta.json says of them)."""
     rows = source.fill(store, workers, label)
     frames = store[:rows]
     cuts = _cuts(source, frames, workers)
@@ -100,9 +104,10 @@ def _decoded(source, store, workers, label):
 
 
 def _cuts(source, frames, workers):
-    """The rows where shots begin: none in pictures in no order, in a recording, or where a file says so.
+    """The rows where shots begin, int64.
 
-    In a recording a sudden change is part of the game.
+    There are none in pictures in no order, nor where a file says so. Nor in a recording, where a sudden
+    change is part of the game.
     """
     if source.kind == "images" or source.actions is not None or not source.about.get("cuts", True):
         return np.array([], np.int64)
@@ -129,6 +134,7 @@ def _fits(path, needed, memory, can_stay):
 
 
 def cache_root():
+    """The folder with the decoded frames of all data: under $MTLD_CACHE, else under ~/.cache/mtld."""
     return Path(os.environ.get("MTLD_CACHE") or "~/.cache/mtld").expanduser() / "datasets"
 
 
@@ -138,7 +144,10 @@ def _key(content, size):
 
 
 def _find(key):
-    """The meta.json of an entry, None where it is missing or damaged. Counts as a use of the entry."""
+    """The meta.json of the entry `key`, a dict; None where the entry is missing or damaged.
+
+    Counts as a use of the entry.
+    """
     folder = cache_root() / key
     try:
         meta = json.loads((folder / "meta.json").read_text())
@@ -183,7 +192,10 @@ def _new_entry(key, needed):
 
 
 def _make_room(root, needed):
-    """Delete entries, the longest unused first, until all take half of what they and the free disk have."""
+    """Delete entries, the longest unused first, until the cache with `needed` bytes more takes its half.
+
+    That is half of what the cache and the free disk have together. Raises OSError where there is no room.
+    """
     for left in root.glob(".*.tmp"):  # of a process that was killed
         if time.time() - left.stat().st_mtime > DAY:
             shutil.rmtree(left, ignore_errors=True)

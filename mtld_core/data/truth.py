@@ -9,7 +9,7 @@ DIRECTIONS = tuple(TRUTHS)
 
 
 def open_truth(root, direction, size, arc=""):
-    """`Dataset` of what the source domain's arcs look like in the other domain; None where that is not known.
+    """Open what the source domain's arcs look like in the other one, a `Dataset`; None where it is not known.
 
     root: the folder of both domains. size: (H, W) of the frames. arc: the only one to open, "" for all.
     """
@@ -20,10 +20,10 @@ def open_truth(root, direction, size, arc=""):
 
 
 def true_frames(truth, dataset, start, stop):
-    """Rows start..stop-1 of a domain's dataset, all in one arc, as `truth` has them: uint8 `[n, H, W, 3]`.
+    """Find the true translation of rows start..stop-1 of `dataset`, all in one arc: uint8 `[n, H, W, 3]`.
 
-    They are found by the arc's name and the frames' numbers. Raises UserError where the arc or a frame is
-    missing there.
+    truth: from `open_truth`; the arc's name and the frames' numbers lead to its rows. Raises UserError where
+    it lacks the arc or a frame.
     """
     arc = next(arc for arc in dataset.arcs if arc.start <= start < arc.stop)
     numbers = arc.numbers[start - arc.start : stop - arc.start]

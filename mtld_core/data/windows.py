@@ -8,15 +8,16 @@ ARCS_TO_SPARE = 5  # so many arcs or more, and whole ones are held out
 
 
 def split_windows(dataset, length, holdout=0.1, cross_cuts=False, restitution=False, judged=0):
-    """(training, held-out) start rows of windows of `length` frames, int64; they depend on no seed.
+    """Divide windows of `length` frames: (training, held-out) start rows, int64, which depend on no seed.
 
     Five arcs or more: about `holdout` of them, evenly spaced, are held out whole.
     Fewer: the tail of each arc, about `holdout` of its frames, with `length` frames or more unused between
         the last training frame and the first held-out one; an arc too short for that trains only.
     Images in no order (`kind` "images"): about `holdout` of each arc, which is a class, evenly spaced; of one
         arc in an HDF5 file, where they are mixed, the tail.
-    restitution: all windows train and judge. judged: frames of a held-out window, where they are more than
-    `length`. Raises UserError where no window fits or none can be held out.
+    cross_cuts: windows may cross hard cuts. restitution: all windows train and judge. judged: frames of a
+    held-out window, where they are more than `length`. Raises UserError where no window fits, or none can be
+    held out.
     """
     judged = max(length, judged)
     starts = dataset.windows(length, cross_cuts)
@@ -59,7 +60,7 @@ def _too_little(dataset, length, judged):
 
 
 def _split_evenly(arc, windows, candidates, length, judged, holdout):
-    """Hold out evenly spaced images of a class; no window that is left to train meets them."""
+    """Hold out evenly spaced images of a class; no training window shares a frame with them."""
     held = candidates
     if len(candidates):
         count = max(1, round(holdout * len(arc) / judged))
@@ -97,11 +98,11 @@ def _split_tail(arc, windows, candidates, length, judged, holdout):
 
 
 def split_alike(dataset, like, length, judged, holdout=0.1, cross_cuts=False):
-    """(windows of `length` frames to learn, of `judged` to judge), of frames divided as others divide them.
+    """Divide windows so that systems with windows of different lengths hold out the same frames.
 
-    like: (frames of a training window, of a judged one) by which `split_windows` divides the frames, so that
-    systems with windows of different lengths hold out the same ones. Raises UserError where no window lies
-    wholly inside a part.
+    like: (frames of a training window, of a judged one) by which `split_windows` divides the frames. Returns
+    (start rows of windows of `length` frames to learn, of `judged` frames to judge), int64. Raises UserError
+    where no window lies wholly inside a part.
     """
     train, held = split_windows(dataset, like[0], holdout, cross_cuts, judged=like[1])
     learned = covered(len(dataset.frames), train, like[0])
@@ -124,7 +125,7 @@ def split_alike(dataset, like, length, judged, holdout=0.1, cross_cuts=False):
 
 
 def _inside(mask, starts, length):
-    """Which of the windows that begin at `starts` lie wholly in `mask`, bool `[rows]`."""
+    """bool `[n]`: which of the windows that begin at `starts` `[n]` lie wholly in `mask`, bool `[rows]`."""
     before = torch.cat([torch.zeros(1, dtype=torch.int64), mask.cumsum(0)])  # True ones before each row
     return before[starts + length] - before[starts] == length
 

@@ -10,9 +10,10 @@ from mtld_core.config import check
 
 
 def action_fields(dataset):
-    """What a config keeps of a dataset's actions: "action_count", or "control_low" and "control_high".
+    """What a config keeps of a dataset's actions: {"action_count": int}, or {"control_low", "control_high"}.
 
-    Raises ConfigError where the dataset has none.
+    These are tuples of floats, the least and the largest value of each control. Raises ConfigError where the
+    dataset has no actions.
     """
     actions = dataset.actions
     check(
@@ -29,15 +30,15 @@ def action_fields(dataset):
 
 
 def action_space(config):
-    """`System.action_space`, from a config that keeps the `action_fields` of its dataset."""
+    """The action space that a config with the fields of `action_fields` describes, see `System`."""
     return config.action_count or (list(config.control_low), list(config.control_high))
 
 
 class ActionEncoder(nn.Module):
     """Actions int64 `[...]` or float `[..., A]` -> tokens `[..., dim]`, by an MLP with GELU.
 
-    space: as `System.action_space`. widths: of the hidden layers. Whole numbers enter as one-hot vectors,
-    floats scaled from their range to [-1, 1].
+    space: the number of discrete actions, or (low, high) lists of floats. widths: of the hidden layers. Whole
+    numbers enter as one-hot vectors, floats scaled from their range to [-1, 1].
     """
 
     def __init__(self, space, widths, dim):
@@ -54,7 +55,7 @@ class ActionEncoder(nn.Module):
         self.body = nn.Sequential(*layers[:-1])
 
     def to_values(self, actions):
-        """What enters the MLP, `[..., values]`."""
+        """Prepare actions for the MLP: one-hot int64 `[..., count]`, or floats `[..., A]` in [-1, 1]."""
         if self.count:
             return F.one_hot(actions.long(), self.count)
         return (actions - self.middle) / self.span

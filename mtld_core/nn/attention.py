@@ -50,5 +50,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Sequential):
+    """`[..., dim]` -> the same shape: two linear layers, and SiLU over the `hidden` numbers between them."""
+
     def __init__(self, dim, hidden):
         super().__init__(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, dim))

@@ -17,7 +17,7 @@ class Conv3x3(nn.Conv2d):
 
 
 def norm2d(kind, channels):
-    """The normalisation layer of a `NormKind`. A group has 8 channels, or a few more."""
+    """Make the normalisation layer that a `NormKind` names. A group has 8 channels, or a few more."""
     if kind == "instance":
         return nn.InstanceNorm2d(channels)
     if kind == "group":
@@ -28,7 +28,7 @@ def norm2d(kind, channels):
 def erases(kind, channels, height, width):
     """Whether `norm2d` of this kind would leave nothing of maps `[N, C, height, width]`.
 
-    It takes the mean away, which is all where it takes each value by itself.
+    It subtracts a mean, and where that is the mean of one value nothing is left.
     """
     if kind == "none":
         return False
@@ -87,7 +87,8 @@ class ConvTokenizer(nn.Module):
     """Pictures `[N, C, H, W]` -> (tokens `[N, dim, H / patch, W / patch]`, maps on the way, coarsest first).
 
     Each of `filters` halves the grid. What `patch` asks for beyond that, folding does before the first
-    convolution: squares of pixels become channels. blocks: ResNet blocks a level. widths: of those maps.
+    convolution: squares of pixels become channels. blocks: ResNet blocks a level. The attribute `widths` has
+    the channels of those maps.
     """
 
     def __init__(self, channels, filters, blocks, dim, patch, norm="instance", activation="gelu"):

@@ -18,9 +18,9 @@ STARTING_ITERATIONS = 15  # torch's own number
 class SpectralNorm(nn.Module):
     """A weight `[out, ...]` divided by its largest singular value, in fp32 (Miyato et al. 2018).
 
-    A parametrisation. `iterate` moves the singular vectors a step on; unlike in torch's own, using the weight
-    does not, so that it stays the same in all parts and passes of a training step. Buffers are named as
-    torch's are, for runs that were trained with those.
+    A parametrisation. `iterate` moves the singular vectors a step on. Using the weight does not move them,
+    unlike in torch's own, so that it stays the same in all parts and passes of a training step. Buffers have
+    the names of torch's, for runs that were trained with those.
     """
 
     def __init__(self, weight):
@@ -45,6 +45,7 @@ class SpectralNorm(nn.Module):
 
 
 def spectral_norm(layer):
+    """Put a layer's weight under `SpectralNorm`. Returns the layer."""
     register_parametrization(layer, "weight", SpectralNorm(layer.weight))
     return layer
 
@@ -83,9 +84,10 @@ class PatchDiscriminator(nn.Module):
 
 
 def check_discriminator(config, way_out):
-    """Raise ConfigError where frames are too small for a `PatchDiscriminator` of discriminator_channels.
+    """Raise ConfigError where frames are too small for a `PatchDiscriminator`.
 
-    config: has those, height and width. way_out: the settings that leave the discriminator out.
+    config: has discriminator_channels, height and width. way_out: the settings that leave the discriminator
+    out.
     """
     least = 3 << (len(config.discriminator_channels) - 1)  # the last two convolutions take a pixel each
     for side in ("height", "width"):
@@ -98,7 +100,10 @@ def check_discriminator(config, way_out):
 
 
 def lsgan_discriminator_loss(real_logits, fake_logits, real=1.0, fake=0.0):
-    """Least-squares GAN (Mao et al. 2017): real towards 1, fake towards 0, or towards labels of their own."""
+    """The discriminator's loss of the least-squares GAN (Mao et al. 2017): real towards 1, fake towards 0.
+
+    real, fake: other labels than 1 and 0, numbers or tensors that broadcast against the logits.
+    """
     real_error = (in_fp32(real_logits) - real).square().mean()
     fake_error = (in_fp32(fake_logits) - fake).square().mean()
     return 0.5 * (real_error + fake_error)

@@ -13,17 +13,17 @@ from torch import nn
 from mtld_core.config import UserError
 
 TRUNK_FILE = "vgg16-397923af.pth"  # torchvision's own file
-# of data_prep/convert_lpips.py: the convolutions alone, so it must not take that name
+# what data_prep/convert_lpips.py writes: the convolutions alone, so it must not take torchvision's name
 CONVERTED_FILE = "lpips_vgg16.pth"
 TRUNK_URL = f"https://download.pytorch.org/models/{TRUNK_FILE}"
 TAPS = (3, 8, 15, 22, 29)  # the ReLU before each of VGG16's five poolings
 PIECE = 1 << 16  # numbers of a feature map that are worked on at once
-# 1 / |f| in gradients of half precision: that of a nearly dead pixel (a black border) would overflow
+# the most that 1 / |f| counts in gradients of half precision: a nearly dead pixel's would overflow
 STEEPEST = 1e3
 
 
 def find_trunk(given=""):
-    """Path of a local file with VGG16's convolutions: `given`, else one in torch's own cache, or None.
+    """Find a local file with VGG16's convolutions: the path `given`, else one in torch's own cache, or None.
 
     Raises UserError where `given` names no file.
     """
@@ -39,9 +39,10 @@ def find_trunk(given=""):
 
 
 def load_trunk(given=""):
-    """State dict of the file that `find_trunk` finds; without one, torchvision's is downloaded.
+    """Load the state dict of VGG16's convolutions: from the file `given`, torch's own cache, or a download.
 
-    Raises UserError, with the three ways out, where there is none to be had.
+    Raises UserError where there is no such file or torch cannot read it, and, with three ways out, where the
+    download fails.
     """
     path = find_trunk(given) or _download()
     try:
@@ -97,7 +98,7 @@ class LPIPS(nn.Module):
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
     def features(self, x):
-        """Five feature maps `[N, C, h, w]`, in channels_last and the autocast type."""
+        """Pictures `[N, 3, H, W]` in [-1, 1] -> five feature maps `[N, C, h, w]`, in channels_last."""
         x = ((x - self.shift) / self.scale).contiguous(memory_format=torch.channels_last)
         maps = []
         for i, layer in enumerate(self.trunk):
@@ -153,7 +154,7 @@ def _pixels(maps):
 
 
 def _pieces(*tensors):
-    """Cut tensors alike along their first axis: on a CPU a quarter of a megabyte of the first at a time."""
+    """Cut tensors alike along their first axis: on a CPU into pieces of `PIECE` numbers of the first."""
     first = tensors[0]
     rows = max(1, PIECE // first.shape[1]) if first.device.type == "cpu" else len(first)
     return zip(*(x.split(rows) for x in tensors), strict=True)

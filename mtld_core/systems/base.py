@@ -40,7 +40,10 @@ class FrameSize(Settings):
     width: NotNegative[int] = 0
 
     def check_divisible(self, factor, way_out, name=""):
-        """Raise ConfigError where a side is no multiple of `factor`, which the setting `name` asks for."""
+        """Raise ConfigError where a side is no multiple of `factor`, the value of the setting `name`.
+
+        way_out: ends the error, behind the nearest size that fits.
+        """
         asked = f"{name}={factor}" if name else factor
         for side in ("height", "width"):
             size = getattr(self, side)
@@ -82,7 +85,7 @@ class Reconstructs:
     """A system that is judged by what it makes of frames that it is shown, not by rollouts."""
 
     def reconstruct(self, frames):
-        """Rebuild frames float `[B, T, 3, H, W]`."""
+        """Rebuild frames float `[B, T, 3, H, W]` in [-1, 1]: the same shape and range."""
         raise NotImplementedError
 
 
@@ -90,7 +93,7 @@ class Samples:
     """A system that can also draw from noise: its `start` takes None for the context."""
 
     def sample(self, count, generator=None):
-        """Draw `count` images from noise, float `[count, 3, H, W]`."""
+        """Draw `count` images from noise, float `[count, 3, H, W]` in [-1, 1]."""
         return torch.cat([self.step(self.start(None, generator))[1] for _ in range(count)])
 
 
@@ -98,7 +101,10 @@ class Translates:
     """A system between two domains, X and Y. A direction is "x_to_y" or "y_to_x"."""
 
     def translate(self, frames, direction="x_to_y", state=None):
-        """Translate clips `[B, T, 3, H, W]` -> (clips, state). state: from the call for the frames before."""
+        """Translate clips float `[B, T, 3, H, W]` -> (clips of that shape, state).
+
+        state: what the call for the frames before these returned, None at the start of a clip.
+        """
         raise NotImplementedError
 
 
@@ -106,7 +112,7 @@ class InventsActions:
     """A system with an action space whose actions nobody recorded."""
 
     def infer_actions(self, frames):
-        """Name the actions `[B, T-1]` that lead from frame to frame of clips float `[B, T, 3, H, W]`."""
+        """Name the actions between the frames of clips: float `[B, T, 3, H, W]` -> int64 `[B, T-1]`."""
         raise NotImplementedError
 
 
@@ -159,7 +165,11 @@ class System(nn.Module):
         raise NotImplementedError
 
     def training_step(self, batches, step):
-        """Update everything once. batches: dicts, with "frames" and "key". Returns 0-dim tensors to log."""
+        """Update everything once. Returns a dict of 0-dim tensors to log.
+
+        batches: as many dicts as `needs` asks for, see `Batches`. step(phase, loss_fn, batch) updates what the
+        phase's optimizer holds, and returns the `Loss` of the whole batch.
+        """
         return step("model", self.loss, batches[0]).logs
 
     def loss(self, batch):
@@ -236,5 +246,5 @@ class System(nn.Module):
 
 
 def adam(parameters, lr, betas=(0.9, 0.999), weight_decay=0.0):
-    """AdamW in its fused form, which can skip a step that is not finite without asking the device."""
+    """Make AdamW in its fused form, which can skip a step that is not finite without asking the device."""
     return torch.optim.AdamW(list(parameters), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)

@@ -15,7 +15,7 @@ from mtld_core.systems import system_class
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Where an opened system comes from: its `run`."""
+    """Where an opened system comes from. `open_run` gives it to the system as `run`."""
 
     dir: Path
     checkpoint: str  # name of the checkpoint, or of the file of weights
@@ -26,12 +26,12 @@ class Run:
 
 
 def open_run(path, checkpoint="", device="auto"):
-    """The trained system of a run's folder, own or shared, in eval mode.
+    """Load the trained system of a run's folder, own or shared, in eval mode.
 
-    checkpoint: "" = the newest good one, "best", a name such as "step_00001000", or a file of weights (.pth,
-    .safetensors) for this run's model, here or in the run's folder. Its weights are the averaged ones where
-    the run keeps them. The system has `config`, and `run`, a `Run`. Raises UserError where there is no run,
-    no good checkpoint, or weights that do not fit.
+    checkpoint: "" for the newest good one, "best", a name such as "step_00001000", or a file of weights
+    (.pth, .safetensors) for this run's model, here or in the run's folder. The weights are the averaged ones
+    where the run keeps them. The system gets an attribute `run`, a `Run`. Raises UserError where there is no
+    run, no good checkpoint, or weights that do not fit.
     """
     path = Path(path)
     about = read_config(path)
@@ -60,9 +60,9 @@ def _weights_file(run_dir, checkpoint):
 
 
 def own_dataset(system, progress=True):
-    """What an opened run learned from, in its frame size: a `Dataset`, or a translator's `DomainPair`.
+    """Open what an opened run learned from, in its frame size: a `Dataset`, or a translator's `DomainPair`.
 
-    Raises UserError where it is gone.
+    Raises UserError where it is not there any more.
     """
     path = system.run.dataset_path
     if not os.path.exists(path):
@@ -74,10 +74,10 @@ def own_dataset(system, progress=True):
 
 
 def open_as_learned(system, path, **options):
-    """The dataset at `path` in the frame size of an opened run, with the controls paired as it learned them.
+    """Open the dataset at `path` in the frame size of an opened run, with controls paired as it learned them.
 
     options: of `open_dataset`.
     """
-    # not there in runs of before recordings were read
+    # missing in runs that are older than recordings
     lead_to = system.run.training.get("controls_lead_to", "next")
     return open_dataset(path, system.config.height, system.config.width, controls_lead_to=lead_to, **options)
