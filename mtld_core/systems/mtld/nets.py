@@ -16,8 +16,8 @@ from mtld_core.nn.precision import in_fp32
 class ConvEncoder(nn.Module):
     """Pictures float `[N, 3, H, W]` -> latents `[N, Z]`: 4x4 convolutions of stride 2, then a linear layer.
 
-    For a map that is a 1x1 convolution. No norm after the first convolution (Radford et al. 2016) nor on a
-    grid of one cell, which instance norm would erase.
+    With latent="map" that layer is a 1x1 convolution. There is no norm after the first convolution (Radford
+    et al. 2016) nor on a grid of one cell, which instance norm would erase.
     """
 
     def __init__(self, config):
@@ -43,9 +43,9 @@ class ConvEncoder(nn.Module):
 
 
 class Trajectory(nn.Module):
-    """z_k `[B, Z]` -> z_k+1, z_k+2, ... by a GRU that reads its own output.
+    """Latents of the priming frames -> those that follow, by a GRU that reads its own output.
 
-    Its state is a list of `[B, hidden]` (of a map `[B, hidden, h, w]`), one a layer.
+    Its state is a list of one tensor a layer, `[B, hidden]`, or `[B, hidden, h, w]` with latent="map".
     """
 
     def __init__(self, config):
@@ -65,7 +65,7 @@ class Trajectory(nn.Module):
         return [self.init(z.flatten(1, 2))] * len(self.cells)
 
     def step(self, z, hidden):
-        """(z_t, state) -> (z_t+1, state)."""
+        """Go one frame on: (z_t `[B, Z]`, state) -> (z_t+1 `[B, Z]`, state)."""
         new = []
         for cell, old in zip(self.cells, hidden, strict=True):
             z = cell(z, old)
@@ -73,7 +73,7 @@ class Trajectory(nn.Module):
         return self.head(z), new
 
     def go_on(self, z, hidden, length):
-        """(z_t, state) -> (z_t+1 ... z_t+length `[B, length, Z]`, state)."""
+        """Go `length` frames on: (z_t `[B, Z]`, state) -> (z_t+1 ... z_t+length `[B, length, Z]`, state)."""
         path = []
         for _ in range(length):
             z, hidden = self.step(z, hidden)
@@ -82,13 +82,14 @@ class Trajectory(nn.Module):
 
     def forward(self, z, length):
         """Latents of the priming frames `[B, k, Z]` -> those that follow `[B, length, Z]`."""
-        return self.go_on(z[:, -1], self.start(z), length)[0]
+        path, _ = self.go_on(z[:, -1], self.start(z), length)
+        return path
 
 
 class ConvGRUCell(nn.Module):
-    """`nn.GRUCell` on maps (Ballas et al. 2016).
+    """`nn.GRUCell` on maps (Ballas et al. 2016): 3x3 convolutions in place of its linear layers.
 
-    (input `[N, C, h, w]`, hidden `[N, hidden, h, w]`) -> the new hidden.
+    (input `[N, C, h, w]`, state `[N, hidden, h, w]`) -> the new state.
     """
 
     def __init__(self, channels, hidden):
@@ -105,17 +106,17 @@ class ConvGRUCell(nn.Module):
 
 
 def stem(config, grid):
-    """The layer from a latent to the numbers of a decoder's first map, whose shape is `grid`: `(C, h, w)`."""
+    """Make the layer from a latent to the numbers of a decoder's first map. grid: its shape, (C, h, w)."""
     if config.latent == "map":
         return Conv3x3(config.latent_dim, grid[0])
     return nn.Linear(config.latent_dim, math.prod(grid))
 
 
 class UpDecoder(nn.Module):
-    """Latents `[N, Z]` -> pictures `[N, 3, H, W]` in (-1, 1): a coarse map that is doubled again and again.
+    """Latents `[N, Z]` -> pictures `[N, 3, H, W]` in (-1, 1): a coarse map, doubled again and again.
 
-    decoder "transposed": by 4x4 transposed convolutions. "resize": by nearest neighbours and a 3x3
-    convolution, which leaves no checkerboard (Odena et al. 2016).
+    decoder="transposed" doubles it by 4x4 transposed convolutions, decoder="resize" by nearest neighbours and
+    a 3x3 convolution, which leaves no checkerboard (Odena et al. 2016).
     """
 
     def __init__(self, config):
@@ -133,17 +134,18 @@ class UpDecoder(nn.Module):
         self.body = nn.Sequential(*layers[:-2], nn.Tanh())  # in place of the last norm and ReLU
 
     def forward(self, z, given=None):
+        """given: the priming frames, which this decoder does not use."""
         return self.body(self.stem(z).reshape(-1, *self.grid))
 
 
 class ShuffleDecoder(nn.Module):
     """Latents `[N, Z]` -> pictures `[N, 3, H, W]`: a change, drawn on a coarse grid, to a picture.
 
-    The last convolution gives 3 r^2 channels a cell, which a shuffle lays out as r x r pixels (Shi et al.
-    2016). They change `mean` (a buffer that the data sets), or, with a `skip`, the priming frame, whose
-    pixels then also enter the coarse grid. skip "warp" first moves that frame's pixels by a flow that comes
-    out of the same convolution. So learning starts at the average frame, or at the copied one. Values are not
-    squashed; the border to uint8 clips them.
+    The last convolution gives 3 r^2 channels a cell (r: shuffle_factor), which a shuffle lays out as r x r
+    pixels (Shi et al. 2016). They change `mean`, a buffer that the data sets, or, with a `skip`, the priming
+    frame, whose pixels then also enter the coarse grid. skip="warp" first moves that frame's pixels by a flow
+    that comes out of the same convolution. So learning starts at the average frame, or at the copied one.
+    Values may leave [-1, 1]; `to_uint8` clips them.
     """
 
     def __init__(self, config):
@@ -183,9 +185,10 @@ class ShuffleDecoder(nn.Module):
 
 
 def warp(pictures, flow):
-    """Pictures `[N, C, H, W]` whose pixels are taken from where `flow` `[N, 2, H, W]` points to.
+    """Take each pixel of pictures `[N, C, H, W]` from where `flow` `[N, 2, H, W]` points to.
 
-    The flow is x and y, in half sides of the picture. In fp32: places in bf16 would be off by half a pixel.
+    The flow is x and y, in half sides of the picture; beyond the border its pixels go on. It runs in fp32,
+    for places in bf16 would be off by half a pixel.
     """
     flow = flow.to(pictures.dtype).movedim(1, -1)  # [N, H, W, 2]
     with torch.autocast(flow.device.type, enabled=False):
@@ -195,7 +198,10 @@ def warp(pictures, flow):
 
 
 def feature_matching_loss(fake_features, real_features):
-    """Sum over layers of the mean absolute difference (Wang et al. 2018). Only fake gets a gradient."""
+    """Sum over layers of the mean absolute difference of two lists of feature maps (Wang et al. 2018).
+
+    Only the maps of the fake pictures get a gradient.
+    """
     total = 0
     for fake, real in zip(fake_features, real_features, strict=True):
         total = total + F.l1_loss(in_fp32(fake), in_fp32(real.detach()))

@@ -40,6 +40,8 @@ PIECE = 16  # frames that a rollout decodes in one pass
 
 @dataclasses.dataclass(frozen=True)
 class MTLDConfig(FrameSize):
+    """The settings of MTLD."""
+
     sequence_length: AtLeastTwo[int] = 16  # T: the priming frames and those to predict
     context_frames: int = 1  # k: priming frames; one shows no movement
     # map: a vector a cell of the encoder's last grid, and a ConvGRU
@@ -128,10 +130,12 @@ class MTLDConfig(FrameSize):
 
     @property
     def downscale(self):
+        """How many times the encoder shrinks a side of the picture."""
         return 2 ** len(self.encoder_channels)
 
     @property
     def upscale(self):
+        """How many times the decoder enlarges a side of its first map."""
         return self.shuffle_factor if self.decoder == "shuffle" else 2 ** len(self.decoder_channels)
 
     @property
@@ -146,11 +150,12 @@ class MTLDConfig(FrameSize):
 
     @property
     def adversarial(self):
+        """Whether there is a discriminator of single frames."""
         return self.lambda_adv > 0 or self.lambda_fm > 0
 
     @property
     def weights(self):
-        """Term of the generator's loss -> its weight."""
+        """dict term of the generator's loss -> its weight."""
         return {
             "l1": self.lambda_l1,
             "reconstruction": self.lambda_reconstruction,
@@ -163,6 +168,8 @@ class MTLDConfig(FrameSize):
 
 
 class MTLD(System):
+    """MTLD: priming frames in, a sequence out, by a walk through latent space."""
+
     name = "mtld"
     Config = MTLDConfig
     PRESETS: typing.ClassVar = {
@@ -283,6 +290,7 @@ class MTLD(System):
         return logs
 
     def generator_loss(self, batch):
+        """`Loss` of the encoder, trajectory and decoder. It carries "fake" and "real", `[B, n, 3, H, W]`."""
         c = self.config
         frames = batch["frames"]
         k = c.context_frames
@@ -328,10 +336,10 @@ class MTLD(System):
         return self.encoder(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
 
     def _pick(self, keys):
-        """Which predicted frames are decoded and compared: `[B, n]` of 0 .. future-1.
+        """Choose the predicted frames that are decoded and compared: keys `[B]` -> `[B, n]` of 0 .. future-1.
 
-        In random order, or in a row where a discriminator sees neighbours together. The trajectory runs
-        through the whole window in any case.
+        They are in random order, or n in a row where a discriminator sees neighbours together. The trajectory
+        runs through the whole window in any case.
         """
         n, future = self.config.decoded, self.config.future
         if self.temporal is None:
@@ -340,16 +348,16 @@ class MTLD(System):
         return first + torch.arange(n, device=first.device)
 
     def _lpips(self, fake, real, place):
-        """The mean LPIPS over a share of all decoded frames of the batch.
+        """The mean LPIPS over a share of all decoded frames of the batch, 0-dim.
 
-        fake, real: `[B, n, 3, H, W]`, the part of the batch from `place` on. The share lies evenly over the
-        batch, so that each window has as many frames of it, give or take one.
+        fake, real: `[B, n, 3, H, W]`, the part of the batch that lies at `place`. The frames that count lie
+        evenly over the batch, so that each window has as many of them, give or take one.
         """
         size, n = fake.shape[:2]
         decoded = n * place.size  # of the whole batch
         shown = max(1, round(self.config.lpips_frames * decoded))  # frame i of these is i * decoded // shown
-        first = -(-shown * place.first // place.size)
-        last = -(-shown * (place.first + size) // place.size)
+        first = math.ceil(shown * place.first / place.size)
+        last = math.ceil(shown * (place.first + size) / place.size)
         if first == last:
             return in_fp32(fake.new_zeros(()))
         numbers = torch.arange(first, last, device=fake.device) * decoded // shown - place.first * n
@@ -357,11 +365,13 @@ class MTLD(System):
         return distances.sum() * (place.size / (size * shown))
 
     def discriminator_loss(self, batch):
+        """`Loss` of the discriminator of single frames. batch: what `generator_loss` carries."""
         logits, _ = self.discriminator(torch.cat([batch["real"], batch["fake"]]).flatten(0, 1))
         loss = lsgan_discriminator_loss(*logits.chunk(2))
         return Loss(loss, {"discriminator": loss})
 
     def temporal_loss(self, batch):
+        """`Loss` of the discriminator of two frames in a row. batch: what `generator_loss` carries."""
         logits, _ = self.temporal(_pairs(torch.cat([batch["real"], batch["fake"]])))
         loss = lsgan_discriminator_loss(*logits.chunk(2))
         return Loss(loss, {"temporal": loss})
@@ -397,5 +407,5 @@ class MTLD(System):
 
 
 def _pairs(clips):
-    """`[B, n, 3, H, W]` -> every two neighbours as one picture of six channels, `[B*(n-1), 6, H, W]`."""
+    """Clips `[B, n, 3, H, W]` -> every two neighbours as a picture of six channels, `[B*(n-1), 6, H, W]`."""
     return torch.cat([clips[:, :-1], clips[:, 1:]], 2).flatten(0, 1)

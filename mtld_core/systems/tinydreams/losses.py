@@ -7,7 +7,7 @@ from mtld_core.metrics import up_to_window
 
 
 def sobel_loss(fake, real):
-    """Mean absolute difference of the edges: the Sobel filters' answers, across and down."""
+    """Mean absolute difference of what Sobel's filters find: of the edges across plus of those down."""
     change = fake - real
     x = change[..., 2:] - change[..., :-2]
     y = change[..., 2:, :] - change[..., :-2, :]
@@ -17,7 +17,7 @@ def sobel_loss(fake, real):
 
 
 def spectrum_loss(fake, real):
-    """Mean absolute difference of the magnitudes of all frequencies."""
+    """Mean absolute difference of the magnitudes of all frequencies, by an orthonormal Fourier transform."""
     fake_waves = torch.fft.rfft2(fake, norm="ortho")
     real_waves = torch.fft.rfft2(real, norm="ortho")
     return F.l1_loss(fake_waves.abs(), real_waves.abs())
@@ -26,7 +26,8 @@ def spectrum_loss(fake, real):
 def ssim_loss(fake, real):
     """1 - structural similarity (Wang et al. 2004), in [0, 2].
 
-    It measures brightness from black. A picture smaller than the window is continued up to its size.
+    Pictures are taken to [0, 1] first, for SSIM measures brightness from black. One that is smaller than
+    SSIM's window is continued by its border pixels.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 

@@ -12,7 +12,7 @@ from mtld_core.nn.conv import Conv3x3, ResNetBlock
 class Block(nn.Module):
     """A Transformer block over `[N, P, E]`: attention over P and an MLP, each after a norm.
 
-    Both norms may take a condition `[N, 1, condition_dim]`; without a condition_dim it is not looked at.
+    condition_dim: of the condition `[N, 1, condition_dim]` that moves both norms; with 0 it is ignored.
     """
 
     def __init__(self, dim, heads, hidden, condition_dim=0):
@@ -28,7 +28,7 @@ class Block(nn.Module):
 
 
 class CrossBlock(Block):
-    """A Transformer block over `[N, P, E]` whose places then take from a token `[N, 1, E]`."""
+    """A Transformer block over `[N, P, E]`, after which each place attends to one token `[N, 1, E]`."""
 
     def __init__(self, dim, heads, hidden):
         super().__init__(dim, heads, hidden)
@@ -41,10 +41,10 @@ class CrossBlock(Block):
 
 
 class CrossAttention(nn.Module):
-    """What `[N, P, E]` takes from one token `[N, 1, E]`, beside which lies an empty one.
+    """Cross-attention of places `[N, P, E]` to one token `[N, 1, E]`, beside which lies an empty one.
 
-    Over one token alone every weight would be 1 and no query would learn; so each place chooses how much it
-    takes.
+    Over one token alone every weight would be 1 and no query would learn. With two, each place chooses how
+    much it takes.
     """
 
     def __init__(self, dim, heads):
@@ -75,9 +75,9 @@ class PatchTokenizer(nn.Conv2d):
 class ConvDecoder(nn.Module):
     """Tokens `[N, E, h, w]` -> pictures `[N, 3, h patch_size, w patch_size]`, by doublings of the grid.
 
-    Each is by nearest neighbours, and ResNet blocks follow it. Those that decoder_filters lack up to
-    patch_size are made by one pixel shuffle (Shi et al. 2016) at the end. skips: widths of the maps that
-    `forward` is given for each level, coarsest first, and adds.
+    For each of decoder_filters nearest neighbours double it, and ResNet blocks follow. What is then missing
+    up to patch_size one pixel shuffle makes (Shi et al. 2016). skips: channels of the maps that `forward` is
+    given, coarsest first, and adds one a level; () for none.
     """
 
     def __init__(self, config, skips=()):
@@ -93,8 +93,9 @@ class ConvDecoder(nn.Module):
         self.skips = nn.ModuleList([nn.Conv2d(skip, width, 1) for skip, width in pairs])
         self.levels = nn.ModuleList()
         for width in filters:
-            blocks = range(config.decoder_blocks)
-            level = [ResNetBlock(width, width, 1, config.norm, activation) for _ in blocks]
+            level = []
+            for _ in range(config.decoder_blocks):
+                level.append(ResNetBlock(width, width, 1, config.norm, activation))
             self.levels.append(nn.Sequential(*level))
         self.head = Conv3x3(sizes[-1], 3 * fold**2)
         self.unfold = nn.PixelShuffle(fold)

@@ -52,8 +52,10 @@ UNET = {
 
 @dataclasses.dataclass(frozen=True)
 class TinyDreamsConfig(FrameSize):
-    action_count: NotNegative[int] = 0  # discrete actions, or the range of each control: the dataset's own
-    control_low: tuple[float, ...] = ()
+    """The settings of TinyDreams."""
+
+    action_count: NotNegative[int] = 0  # discrete actions; 0: the dataset's own
+    control_low: tuple[float, ...] = ()  # of each control; (): the dataset's own
     control_high: tuple[float, ...] = ()
     context_frames: Positive[int] = 3  # k: one frame shows no movement
     # n: frames predicted from the model's own predictions in training; 1: teacher forcing
@@ -167,16 +169,17 @@ class TinyDreamsConfig(FrameSize):
         return round(self.ffn_scale * self.embed_dim)
 
     def weight(self, term):
-        """The weight of a term of the generator's loss."""
+        """The weight of a term of the generator's loss. term: its name in the log."""
         return getattr(self, f"lambda_{term}")
 
 
 class TinyDreams(System):
+    """TinyDreams: the current frames and the controls in, the next frame out."""
+
     name = "tinydreams"
     Config = TinyDreamsConfig
     PRESETS: typing.ClassVar = {
-        # the best measured for Atari at 64x64 in a quarter of an hour (docs/systems/tinydreams.md has the
-        # table)
+        # the best measured for Atari at 64x64 in a quarter of an hour: docs/systems/tinydreams.md
         "small": UNET
         | {
             "rollout_frames": 4,
@@ -193,8 +196,7 @@ class TinyDreams(System):
             "ema_decay": 0.99,
             "eval_windows": 32,
         },
-        # the public code's values; its 14 heads are 22 wide, 24 is the nearest that can be
-        # (docs/systems/tinydreams.md)
+        # the public code's values, but for its 14 heads of 22: 24 is the nearest width that can be
         "original": {
             "height": 256,
             "width": 256,
@@ -326,12 +328,13 @@ class TinyDreams(System):
         return made.logs | step("discriminator", self.discriminator_loss, made.carry).logs
 
     def _layer(self, layer, *inputs):
+        """Call a layer, under gradient checkpointing where the config asks for that."""
         if self.config.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(layer, *inputs, use_reentrant=False)
         return layer(*inputs)
 
     def predict(self, past, action):
-        """Draw the next frame: frames `[B, k, 3, H, W]` and an action -> `[B, 3, H, W]`.
+        """Draw the next frame: frames `[B, k, 3, H, W]` and an action -> `[B, 3, H, W]`, not clipped.
 
         action: `[B]` or `[B, A]`; None for no action at all, see `ActionEncoder.idle`.
         """
@@ -353,7 +356,10 @@ class TinyDreams(System):
         return past[:, -1] + drawn if c.output == "residual" else drawn
 
     def unroll(self, past, actions):
-        """Context `[B, k, 3, H, W]` and actions `[B, n, ...]` -> the next n frames `[B, n, 3, H, W]`."""
+        """Draw n frames, each from those before: context `[B, k, 3, H, W]` -> `[B, n, 3, H, W]`.
+
+        actions: `[B, n]` or `[B, n, A]`; actions[:, t] leads to the frame t of these.
+        """
         frames = []
         for action in actions.unbind(1):
             newest = self.predict(past, action)
@@ -364,6 +370,7 @@ class TinyDreams(System):
         return torch.stack(frames, 1)
 
     def generator_loss(self, batch):
+        """`Loss` of the predicted frames. It carries what the discriminator sees of them and of the truth."""
         c = self.config
         k = c.context_frames
         frames = batch["frames"]
@@ -393,7 +400,11 @@ class TinyDreams(System):
         return Loss(total, logs, carry)
 
     def _shown(self, frames, before, actions):
-        """What the discriminator sees of frames `[B, n, 3, H, W]`: `[B, n, C, H, W]`."""
+        """What the discriminator sees of frames `[B, n, 3, H, W]`: `[B, n, C, H, W]`.
+
+        With gan_conditional these are also the frames before, `[B, n, 3, H, W]`, and a plane for each number
+        of the actions `[B, n, ...]`.
+        """
         if not self.config.gan_conditional:
             return frames
         controls = self.action.to_values(actions).to(frames.dtype)[..., None, None]  # [B, n, A, 1, 1]
@@ -401,6 +412,7 @@ class TinyDreams(System):
         return torch.cat([frames, before, planes], 2)
 
     def discriminator_loss(self, batch):
+        """`Loss` of the discriminator, with soft and noisy labels. batch: what `generator_loss` carries."""
         c = self.config
         pictures = torch.cat([batch["real"], batch["fake"]]).flatten(0, 1)
         logits, _ = self.discriminator(pictures)
@@ -424,7 +436,7 @@ class TinyDreams(System):
 
 
 def _actions_of(config):
-    """What kind of actions a config is for, in words."""
+    """The actions that a config is for, in words: "6 actions" or "2 floats"."""
     if config.action_count:
         return f"{config.action_count} actions"
     return f"{len(config.control_low)} floats"

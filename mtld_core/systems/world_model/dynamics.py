@@ -48,13 +48,14 @@ SMALL = {  # a game at 64x64 in ten minutes on two cores
 
 @dataclasses.dataclass(frozen=True)
 class DynamicsConfig(StageConfig):
-    tokenizer_run: str = (
-        ""  # the run folder of the trained tokenizer, which this one then carries inside itself
-    )
-    latent_actions_run: str = ""  # and that of the latent actions, where they are used
+    """The settings of the dynamics."""
+
+    # the run folder of the trained tokenizer, which this system then carries inside itself
+    tokenizer_run: str = ""
+    latent_actions_run: str = ""  # the run folder of the latent actions, where they are used
     actions: typing.Literal["recorded", "latent"] = "recorded"
-    # added to every patch's token; modulate: and moving the norms; latent: the latent action itself, added to
-    # every patch's latent
+    # add: the action's token is added to every patch's; modulate: and moves the norms; latent: the latent
+    # action itself is added to every patch's latent
     action_input: typing.Literal["modulate", "add", "latent"] = "modulate"
     action_widths: WidthsOrNone = (64,)
     latent_dim: Positive[int] = 16  # L, as the tokenizer's
@@ -62,12 +63,12 @@ class DynamicsConfig(StageConfig):
     residual: bool = True  # mse: draw the change to the present latents
     lambda_latent: NotNegative[float] = 1.0  # mse: (latents - truth)^2, in units of each channel's spread
     lambda_pixels: NotNegative[float] = 0.0  # mse: (decoded - truth)^2
-    # up to this much on what the model sees in training; masked: share of codes that are replaced
+    # mse: noise, up to this much, on what the model sees in training; masked: share of codes replaced there
     context_noise: NotNegative[float] = 0.2
     decode_steps: Positive[int] = 10  # masked: passes in which a frame is filled in
     temperature: NotNegative[float] = 0.0  # masked: 0 takes the likeliest code
-    action_count: int = 0  # what the dataset's actions are; 0 and empty: as they come
-    control_low: tuple[float, ...] = ()
+    action_count: int = 0  # discrete actions, filled in from the dataset
+    control_low: tuple[float, ...] = ()  # of each control, filled in from the dataset
     control_high: tuple[float, ...] = ()
     # the configs of the frozen stages, filled in from their runs
     tokenizer: dict = dataclasses.field(default_factory=dict)
@@ -88,7 +89,7 @@ class DynamicsConfig(StageConfig):
 
 
 class State(typing.NamedTuple):
-    """Where a rollout stands."""
+    """Where a rollout of the dynamics stands."""
 
     latents: torch.Tensor  # [B, 1, P, L] of the present frame, as the tokenizer gives them
     past: list | None  # of the transformer; mse: without the present frame, whose action is not known yet
@@ -97,7 +98,7 @@ class State(typing.NamedTuple):
 
 
 class Dynamics(BuiltOn, InventsActions, Stage):
-    """The last stage: what a player steers."""
+    """The last stage of the world model, which a player steers: the next frame's latents from an action."""
 
     name = "dynamics"
     Config = DynamicsConfig
@@ -133,7 +134,7 @@ class Dynamics(BuiltOn, InventsActions, Stage):
         self.action_space = self.lam.action_space if self.lam else action_space(c)
         if c.action_input != "latent":
             self.encode_action = ActionEncoder(self.action_space, c.action_widths, c.embed_dim)
-        # where the action is not known: before the context's last frame
+        # stands for an action that is not known: those before the context's last frame
         self.no_action = nn.Parameter(torch.randn(c.embed_dim) * 0.02)
         self.embed = PatchEmbedding(c.patches, c.latent_dim, c.embed_dim)
         self.modulates = c.action_input == "modulate"
@@ -146,7 +147,8 @@ class Dynamics(BuiltOn, InventsActions, Stage):
         elif c.residual:
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
-        self.register_buffer("mean", torch.zeros(c.latent_dim))  # of each latent channel over the data
+        # of each latent channel over the data
+        self.register_buffer("mean", torch.zeros(c.latent_dim))
         self.register_buffer("std", torch.ones(c.latent_dim))
 
     @classmethod
@@ -167,7 +169,7 @@ class Dynamics(BuiltOn, InventsActions, Stage):
         return dataclasses.replace(config, latent_actions=latent_actions)
 
     def train(self, mode=True):
-        """The frozen stages stay in eval mode."""
+        """Switch training mode on or off; the frozen stages stay in eval mode. Returns the system."""
         super().train(mode)
         for stage in filter(None, (self.tokenizer, self.lam)):
             stage.eval()
@@ -178,7 +180,7 @@ class Dynamics(BuiltOn, InventsActions, Stage):
         return Needs(window=c.sequence_length, context=c.context_frames, actions=c.actions == "recorded")
 
     def prepare(self, frames, frames_y=None):
-        """Take over the trained stages, and measure the spread of the tokenizer's latents."""
+        """Load the weights of the trained stages, and measure the spread of the tokenizer's latents."""
         load_stage(self.tokenizer, self.config.tokenizer_run)
         if self.lam is not None:
             load_stage(self.lam, self.config.latent_actions_run)
@@ -194,15 +196,17 @@ class Dynamics(BuiltOn, InventsActions, Stage):
         return self.lam.infer_actions(frames)
 
     def _action(self, actions):
-        """Actions -> what is added to the tokens, `[..., E]`."""
-        if (
-            self.config.action_input == "latent"
-        ):  # what is added to a latent comes out of the embedding like this
+        """Actions `[...]` or `[..., A]` -> what is added to the tokens, `[..., E]`."""
+        if self.config.action_input == "latent":
+            # adding to a latent is adding this to its token, for the embedding is linear
             return F.linear(self.lam.latents(actions), self.embed.project.weight)
         return self.encode_action(actions)
 
     def _conditions(self, batch):
-        """What leads from each frame to the next, `[B, T-1, E]`; some first ones are not told."""
+        """What leads from each frame to the next, `[B, T-1, E]`.
+
+        Of the first k - 1 actions as many are hidden as chance says: generation does not know them either.
+        """
         actions = batch["actions"] if self.lam is None else self.lam.infer_actions(batch["frames"])
         uniform = keyed_uniform(batch["key"], "no_action", 1)
         hidden = (uniform * self.config.context_frames).long()  # [B, 1]: 0 .. k-1
@@ -217,11 +221,13 @@ class Dynamics(BuiltOn, InventsActions, Stage):
     # ---- training
 
     def loss(self, batch):
+        """`Loss` of the next frames' latents, by the config's objective."""
         if self.config.objective == "masked":
             return self._masked_loss(batch)
         return self._mse_loss(batch)
 
     def _mse_loss(self, batch):
+        """Squared error of the next frames' latents, and of their pixels where lambda_pixels asks for it."""
         c = self.config
         conditions = self._conditions(batch)
         with torch.no_grad():
@@ -250,7 +256,9 @@ class Dynamics(BuiltOn, InventsActions, Stage):
         return drawn, past
 
     def _masked_loss(self, batch):
-        c, fsq = self.config, self.tokenizer.fsq
+        """Cross-entropy of hidden codes: a random share of each frame's, none of the first frame's."""
+        c = self.config
+        fsq = self.tokenizer.fsq
         with torch.no_grad():
             latents = self.tokenizer.encode(batch["frames"])
         size, frames, patches, _ = latents.shape
@@ -260,7 +268,7 @@ class Dynamics(BuiltOn, InventsActions, Stage):
             return keyed_uniform(batch["key"], purpose, frames * n).view(size, frames, n)
 
         share = torch.cos(math.pi / 2 * chance("share", 1))  # of a frame's codes that are hidden
-        share = share * (chance("context", 1) < 0.7)
+        share = share.where(chance("context", 1) < 0.7, 0)  # three frames in ten are shown whole
         share[:, 0] = 0
         hidden = chance("hidden") < share
         if c.context_noise and self.training:
@@ -281,7 +289,7 @@ class Dynamics(BuiltOn, InventsActions, Stage):
         return Loss(loss, logs, weight=weight)
 
     def evaluate(self, dataset, starts):
-        """What the frozen stages say of themselves on this data."""
+        """Figures of the frozen stages on this data; those of the latent actions begin with "action_"."""
         figures = self.tokenizer.evaluate(dataset, starts)
         if self.lam is not None:
             for name, value in self.lam.evaluate(dataset, starts).items():
@@ -292,14 +300,19 @@ class Dynamics(BuiltOn, InventsActions, Stage):
         return spread_alarms(figures, "latent")
 
     def _tokens(self, latents, hidden):
-        """Latents `[B, T, P, L]`, hidden `[B, T, P]` -> tokens; a hidden patch shows its place alone."""
+        """Latents `[B, T, P, L]`, bool hidden `[B, T, P]` -> tokens `[B, T, P, E]`.
+
+        A hidden patch's token tells its place alone.
+        """
         x = self.embed(self._standard(latents))
         return torch.where(hidden[..., None], self.unknown + self.embed.place, x)
 
     def _standard(self, latents):
+        """The tokenizer's latents `[..., L]` -> standard ones: mean 0 and spread 1 in each channel."""
         return (latents - self.mean) / self.std
 
     def _raw(self, standard):
+        """Standard latents `[..., L]` -> latents as the tokenizer has them."""
         return standard * self.std + self.mean
 
     # ---- generation
@@ -325,8 +338,12 @@ class Dynamics(BuiltOn, InventsActions, Stage):
         return State(latents, past, drawn, state.generator), frame[:, 0].clamp(-1, 1)
 
     def _fill_in(self, state, condition):
-        """(next frame's latents `[B, 1, P, L]`, past with it): each pass keeps the surest of its codes."""
-        c, fsq = self.config, self.tokenizer.fsq
+        """Fill in the next frame's codes, of which each pass keeps the surest.
+
+        condition: `[B, 1, E]`. Returns (the frame's latents `[B, 1, P, L]`, past with that frame).
+        """
+        c = self.config
+        fsq = self.tokenizer.fsq
         latents = torch.zeros_like(state.latents)
         hidden = torch.ones(latents.shape[:3], dtype=torch.bool, device=latents.device)
         patches = hidden.shape[-1]
@@ -344,7 +361,7 @@ class Dynamics(BuiltOn, InventsActions, Stage):
         return latents, past
 
     def _choose(self, logits, generator):
-        """Codes int64 `[...]` from logits `[..., codes]`: the likeliest, or drawn at the temperature."""
+        """Logits `[..., codes]` -> codes int64 `[...]`: the likeliest, or drawn at the set temperature."""
         temperature = self.config.temperature
         if temperature == 0:
             return logits.argmax(-1)

@@ -3,9 +3,8 @@
 The encoder looks at both frames; the decoder must draw the next frame from the past and the code alone, so
 the code comes to hold what the past does not tell. With a long past that is the surprise ("it turns round"),
 with the present frame alone (context_frames=1) it is the movement itself ("up"), which is what a player
-wants.
-Letters: B batch, T frames, P patches a frame, L numbers of a latent action; actions[:, t] leads from frame t
-to frame t + 1.
+wants. Letters: B batch, T frames, P patches a frame, p pixels along a patch's side, L numbers of a latent
+action; actions[:, t] leads from frame t to frame t + 1.
 """
 
 import dataclasses
@@ -39,8 +38,10 @@ PAIRS = {"context_frames": 1, "sequence_length": 2, "lr_schedule": "cosine", "ev
 
 @dataclasses.dataclass(frozen=True)
 class LatentActionsConfig(StageConfig):
+    """The settings of the latent actions."""
+
     action_dim: Positive[int] = 3  # L: numbers of a latent action
-    # those that are quantised, which one linear map then widens to action_dim; 0: all of action_dim
+    # quantised numbers, which one linear map then widens to action_dim; 0: action_dim of them, and no map
     action_channels: int = 0
     action_levels: AtLeastTwo[int] = 2  # values a quantised channel; action_levels ** channels codes in all
     # pair: convolutions over two frames, blind to where things are
@@ -73,7 +74,7 @@ class LatentActionsConfig(StageConfig):
 
 
 class LatentActions(InventsActions, Stage):
-    """The stage that learns what may happen next, for data in which nobody recorded it."""
+    """The stage that learns what may happen next, for data whose actions nobody recorded."""
 
     name = "latent_actions"
     Config = LatentActionsConfig
@@ -122,7 +123,7 @@ class LatentActions(InventsActions, Stage):
         if self.config.encoder == "pair":
             changes = frames[:, 1:] - frames[:, :-1]
             maps, _ = self.encoder(changes.flatten(0, 1))  # [B*(T-1), E, h, w]
-            x = maps.flatten(2).amax(2)  # the largest, for what acts is in few places
+            x = maps.flatten(2).amax(2)  # the largest, for what moves is in few places
             x = x.unflatten(0, (len(frames), -1))  # [B, T-1, E]
         else:
             patches = self._patches(frames)
@@ -143,7 +144,10 @@ class LatentActions(InventsActions, Stage):
         return to_patches(frames, self.config.patch_size) - self.mean
 
     def _next(self, patches, actions, past=None):
-        """Patches, as `_patches` gives them, and latent actions `[B, T, L]` -> (the next patches, past)."""
+        """Draw the next frames: patches `[B, T, P, 3pp]`, latent actions `[B, T, L]` -> (patches, past).
+
+        Patches are less the mean, as `_patches` gives them.
+        """
         action = self.act(actions)
         x, past = self.decoder(self.embed(patches) + action[:, :, None], action, past)
         return patches + self.head(x), past
@@ -151,6 +155,7 @@ class LatentActions(InventsActions, Stage):
     # ---- training
 
     def loss(self, batch):
+        """`Loss`: the squared error of the next frames, drawn from the past and the latent actions."""
         patches = self._patches(batch["frames"])
         actions = self.encode(batch["frames"])
         drawn, _ = self._next(patches[:, :-1], self.widen(actions))
@@ -160,8 +165,9 @@ class LatentActions(InventsActions, Stage):
         return Loss(loss, logs)
 
     def evaluate(self, dataset, starts):
-        """codebook_use, codebook_perplexity, and where actions are recorded a name for each code."""
-        codes, true = [], []
+        """codebook_use, codebook_perplexity and, where actions are recorded, action_labels: a name a code."""
+        codes = []
+        true = []
         for rows, frames in held_out(self, dataset, starts, 256):
             codes.append(self.infer_actions(frames).cpu())
             if dataset.actions is not None:
@@ -173,16 +179,21 @@ class LatentActions(InventsActions, Stage):
         return figures
 
     def _labels(self, codes, actions, names):
-        """The recorded action that goes most with each code, as if all actions were equally frequent."""
+        """Name each code by the recorded action that goes most with it, as if all actions were as frequent.
+
+        codes, actions: int64 `[n, T-1]`. names: list of the actions' names, or None. Returns a list such as
+        "left 93%", or "unused" for a code that is never used.
+        """
         count = int(actions.max()) + 1
         pairs = (codes * count + actions).flatten()
         table = torch.bincount(pairs, minlength=self.action_space * count).view(-1, count)
         share = table / table.sum(0).clamp(min=1)
         share = share / share.sum(1, keepdim=True).clamp(min=1e-9)
+        largest, likeliest = share.max(1)
         labels = []
-        for likeliest, action in zip(*map(torch.Tensor.tolist, share.max(1)), strict=True):
+        for part, action in zip(largest.tolist(), likeliest.tolist(), strict=True):
             name = names[action] if names else action
-            labels.append(f"{name} {likeliest:.0%}" if likeliest else "unused")
+            labels.append(f"{name} {part:.0%}" if part else "unused")
         return labels
 
     def alarms(self, figures):

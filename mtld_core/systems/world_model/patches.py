@@ -8,20 +8,20 @@ from torch import nn
 
 
 def to_patches(frames, p):
-    """Pictures `[..., 3, H, W]` -> their patches `[..., P, 3pp]`; no value is touched."""
+    """Cut pictures `[..., 3, H, W]` into patches `[..., P, 3pp]`; no value is changed."""
     x = frames.movedim(-3, -1)
     x = x.unflatten(-2, (-1, p)).unflatten(-4, (-1, p)).transpose(-4, -3)  # [..., h, w, p, p, 3]
     return x.flatten(-3).flatten(-3, -2)
 
 
 def to_frames(patches, p, height, width):
-    """Patches `[..., P, 3pp]` -> pictures `[..., 3, H, W]`, in the order of channels_last."""
+    """Join patches `[..., P, 3pp]` to pictures `[..., 3, H, W]`, in the memory order of channels_last."""
     x = patches.unflatten(-1, (p, p, 3)).unflatten(-4, (height // p, width // p)).transpose(-4, -3)
     return x.flatten(-3, -2).flatten(-4, -3).movedim(-1, -3)
 
 
 class PatchEmbedding(nn.Module):
-    """Patches `[..., P, n]` -> tokens `[..., P, dim]`: a linear map and a learned number for each place."""
+    """Patches `[..., P, n]` -> tokens `[..., P, dim]`: a linear map, plus a learned vector for each place."""
 
     def __init__(self, count, values, dim):
         super().__init__()

@@ -5,14 +5,16 @@ from torch import nn
 
 
 class FSQ(nn.Module):
-    """`[..., L]` -> the nearest of `levels` values from -1 to 1 in each channel (Mentzer et al. 2024).
+    """Round each channel of `[..., L]` to one of `levels` values from -1 to 1 (Mentzer et al. 2024).
 
-    The gradient passes straight through the rounding. A code is the number of a grid point, below `size`.
+    The gradient passes straight through the rounding. A code is the number of such a point, below `size`,
+    which is levels ** dims.
     """
 
     def __init__(self, dims, levels):
         super().__init__()
-        self.levels, self.size = levels, levels**dims
+        self.levels = levels
+        self.size = levels**dims
         self.register_buffer("place", levels ** torch.arange(dims), persistent=False)
 
     def forward(self, x):
@@ -22,7 +24,7 @@ class FSQ(nn.Module):
         return self._to_latent(spread + (near - spread).detach())
 
     def codes(self, latents):
-        """Latents on the grid `[..., L]` -> int64 `[...]`."""
+        """Latents on the grid `[..., L]` -> codes int64 `[...]`."""
         digits = ((latents + 1) * ((self.levels - 1) / 2)).round().long()
         return (digits * self.place).sum(-1)
 
@@ -36,12 +38,12 @@ class FSQ(nn.Module):
 
 
 class Whitening(nn.Module):
-    """Batch norm that also turns: `[..., L]` -> channels without mean and correlation, each of variance one.
+    """Batch norm that also removes correlation: `[..., L]` -> the same shape, each channel of variance one.
 
     Before a quantiser it keeps the codes in use: half of the values lie on each side of zero, in each channel
-    by itself. In training the statistics are the batch's own and carry gradient; in eval mode they are a
-    moving average, as they are of a single vector, which has no covariance. Of a batch that is computed in
-    parts they are each part's own.
+    by itself. In training the statistics are the batch's own and carry gradient; of a batch that is computed
+    in parts they are each part's own. In eval mode they are a moving average, as they are for a single
+    vector, which has no covariance.
     """
 
     def __init__(self, dims, momentum=0.05):

@@ -10,11 +10,11 @@ from mtld_core.nn.attention import Attention, Mlp, Norm
 
 
 class CausalTimeAttention(nn.Module):
-    """Attention of `[B, T, P, E]` over time, each patch by itself: the last `span` frames, its own included.
+    """Attention of `[B, T, P, E]` over time, each patch by itself, to the last `span` frames with its own.
 
-    Time is coded by a learned number for each head and distance (Shaw et al. 2018, as a bias), so what a
-    frame sees does not depend on how many frames came before those, and keys and values can be kept: the next
-    frame costs the same for ever.
+    Time is coded by a learned bias for each head and distance (Shaw et al. 2018). So what a frame sees does
+    not depend on how many frames came before those, keys and values can be kept, and each further frame costs
+    the same.
     """
 
     def __init__(self, dim, heads, span):
@@ -27,10 +27,10 @@ class CausalTimeAttention(nn.Module):
         self.distance = nn.Parameter(torch.zeros(heads, span))
 
     def forward(self, x, past=None, keep=True):
-        """Frames and the past of those before -> (`[B, T, P, E]`, the new past).
+        """Frames `[B, T, P, E]` and the past of those before -> (`[B, T, P, E]`, the new past).
 
-        past: keys and values `[B, P, H, S, D]` of at most span - 1 frames. keep: False where no frame follows
-        these: then the new past, whose joining is most of a frame's copying, is None.
+        past: (keys, values), each `[B, P, H, S, D]`, of at most span - 1 frames. keep: False where no frame
+        follows these: then the new past is None, which spares most of a frame's copying.
         """
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim))
         q, k, v = qkv.permute(3, 0, 2, 4, 1, 5)  # [B, P, H, T, D]
@@ -48,7 +48,10 @@ class CausalTimeAttention(nn.Module):
         return self.out(mixed), tuple(one[..., first:, :] for one in joined)
 
     def bias(self, frames, seen):
-        """What is added to scores, `[H, T, S]`: minus infinity for what lies ahead or too far back."""
+        """What is added to the scores, `[H, T, S]`: minus infinity for what lies ahead or too far back.
+
+        frames: T. seen: S, of which the last T are the frames themselves.
+        """
         if frames == 1:  # frame after frame, which is where every operation counts
             return self.distance[:, None, :seen].flip(-1)
         now = torch.arange(seen - frames, seen, device=self.distance.device)
@@ -58,7 +61,10 @@ class CausalTimeAttention(nn.Module):
 
 
 class SpaceTimeBlock(nn.Module):
-    """Attention of `[B, T, P, E]` over the patches of a frame, causal attention over time, and an MLP."""
+    """Attention of `[B, T, P, E]` over the patches of a frame, causal attention over time, and an MLP.
+
+    condition: `[B, T, 1, condition_dim]`, which moves the norms. past, keep: see `CausalTimeAttention`.
+    """
 
     def __init__(self, dim, heads, hidden, span, condition_dim=0):
         super().__init__()

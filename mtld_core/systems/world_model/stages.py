@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import torch
 
@@ -14,16 +15,15 @@ from mtld_core.config import (
     check,
     from_dict,
 )
-from mtld_core.data import Dataset
 from mtld_core.frames import to_float
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import read_config
 from mtld_core.systems.base import FrameSize, System, adam
 from mtld_core.systems.world_model.patches import to_patches
 
-# frames by which the stages divide data that is long enough: no preset has longer windows
-WINDOW = 8
-JUDGED = 20
+# by these the stages divide data that is long enough; no preset has longer windows
+WINDOW = 8  # frames of a training window
+JUDGED = 20  # frames of a held-out window
 MOST_CODES = 2**16  # that a stage may have: each is counted, and is a button or one outcome of a softmax
 LEAST_VARIANCE = 1e-5  # of a latent channel, below which it has collapsed
 
@@ -65,7 +65,7 @@ TINY = {
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig(FrameSize):
-    """The settings that every stage has."""
+    """The settings that every stage of the world model has."""
 
     sequence_length: AtLeastTwo[int] = 8  # T: frames of a training window
     patch_size: Positive[int] = 8  # pixels along a side
@@ -115,12 +115,12 @@ class StageConfig(FrameSize):
 
     @property
     def transformer(self):
-        """The first arguments of `SpaceTimeTransformer`."""
+        """The first arguments of `SpaceTimeTransformer`: dim, heads, hidden, blocks and span."""
         return self.embed_dim, self.heads, self.hidden_dim, self.blocks, self.context_frames
 
 
 class Stage(System):
-    """A system of one phase, with one optimizer. What it sees of frames are patches, less their `mean`."""
+    """A stage of the world model: a system of one phase, which sees frames as patches less their `mean`."""
 
     @classmethod
     def fit_config(cls, config, dataset):
@@ -139,13 +139,13 @@ class Stage(System):
 
 
 def common_split(dataset):
-    """`StageConfig.split` for a dataset, by the data alone, so that every stage holds out the same frames.
+    """Choose `StageConfig.split` by the data alone, so that every stage holds out the same frames.
 
-    As everywhere whole arcs are held out where there are five or more, such as are long enough for any stage;
-    short data counts short ones. Else it is the end of each arc: the longest one has room for a window to
-    learn, one as a gap, and a judged one.
+    Where five arcs or more are long enough for any stage, whole ones are held out; in short data, short ones
+    count too. Else it is the end of each arc: the longest one has room for a window to learn, one as a gap,
+    and a judged one. () for two domains, which training refuses.
     """
-    if not isinstance(dataset, Dataset):  # two domains, which training refuses
+    if len(dataset.domains) > 1:
         return ()
     longest_shots = sorted((_longest_shot(dataset, arc) for arc in dataset.arcs), reverse=True)
     longest = longest_shots[0]
@@ -158,6 +158,7 @@ def common_split(dataset):
 
 
 def _longest_shot(dataset, arc):
+    """How many frames the longest shot of an arc has."""
     cuts = dataset.cuts[(dataset.cuts > arc.start) & (dataset.cuts < arc.stop)]
     borders = [arc.start, *cuts, arc.stop]
     return int(max(stop - start for start, stop in itertools.pairwise(borders)))
@@ -167,7 +168,7 @@ def _longest_shot(dataset, arc):
 
 
 def read_stage(run, field, cls, dataset):
-    """The config, as a dict, of the run that the setting `field` names.
+    """Read the config, a dict, of the run whose folder the setting `field` names as `run`.
 
     Raises ConfigError or UserError where it is no run of the system `cls`, or learned other data.
     """
@@ -188,12 +189,12 @@ def read_stage(run, field, cls, dataset):
 
 
 def take_over(cls, config):
-    """A stage of class `cls` with random weights, frozen. config: a dict, as `read_stage` gives it."""
+    """Build a frozen stage of class `cls`, with random weights. config: a dict, as `read_stage` gives it."""
     return cls(from_dict(cls.Config, config)).requires_grad_(False).eval()
 
 
 def load_stage(stage, run):
-    """Give a taken-over stage the weights that its run ended with."""
+    """Load into a taken-over stage the weights of its run's newest good checkpoint. run: its folder."""
     folder = checkpoints.find(run)
     checkpoints.load_state_dict(stage, checkpoints.load_weights(folder), folder)
 
@@ -202,13 +203,19 @@ def load_stage(stage, run):
 
 
 def spread(name, values):
-    """Variance of latents `[..., L]`, averaged over channels and of the least one: it shows a collapse."""
+    """Variance of latents `[..., L]`, the mean over channels and the least one, as 0-dim tensors to log.
+
+    name: what the latents are called. A variance near 0 shows a collapse.
+    """
     variance = values.detach().float().flatten(0, -2).var(0)
     return {f"{name}_variance": variance.mean(), f"{name}_variance_least": variance.min()}
 
 
 def spread_alarms(figures, name):
-    """A list of one line where a channel of the latents called `name` has ceased to vary, else of none."""
+    """List one line where a channel of the latents called `name` has ceased to vary, else none.
+
+    figures: dict of floats, with those of `spread`.
+    """
     if figures.get(f"{name}_variance_least", 1) >= LEAST_VARIANCE:
         return []
     collapse = f"a channel of the {name}s has collapsed: its variance is below {LEAST_VARIANCE}"
@@ -216,13 +223,17 @@ def spread_alarms(figures, name):
 
 
 def statistics(name, values):
-    """Mean and standard deviation of an output, as 0-dim tensors to log."""
+    """Mean and standard deviation of all values of the output called `name`, as 0-dim tensors to log."""
     values = values.detach().float()
     return {f"{name}_mean": values.mean(), f"{name}_std": values.std()}
 
 
 def code_use(codes, size):
-    """The share of `size` codes that was used at all, and as how many equally used ones they count."""
+    """How many of `size` codes are in use, by int64 `codes` of any shape: a dict of floats.
+
+    codebook_use is the share of codes that occur. codebook_perplexity is e to their entropy: as many codes,
+    all equally frequent, would have the same.
+    """
     share = torch.bincount(codes.flatten(), minlength=size) / codes.numel()
     return {
         "codebook_use": (share > 0).float().mean().item(),
@@ -231,11 +242,14 @@ def code_use(codes, size):
 
 
 def held_out(system, dataset, starts, most=64):
-    """Yield (rows, float windows `[n, T, 3, H, W]`) of at most `most` held-out windows."""
+    """Yield (rows `[n, T]`, windows float `[n, T, 3, H, W]`) of at most `most` held-out windows.
+
+    starts: first rows of all held-out windows.
+    """
     ends = torch.tensor([arc.stop for arc in dataset.arcs])
     room = ends[torch.searchsorted(ends, starts, right=True)] - starts
     length = min(system.config.sequence_length, int(room.min()))  # a stage may have learned longer ones
-    every = -(-len(starts) // most)
+    every = math.ceil(len(starts) / most)
     for part in starts[::every].split(16):
         rows = part[:, None] + torch.arange(length)
         yield rows, to_float(dataset.frames[rows].to(system.device))

@@ -1,4 +1,4 @@
-"""Video tokenizer: patches -> space-time transformer -> L numbers a patch -> transformer -> pixels.
+"""Video tokenizer: patches -> space-time transformer -> L numbers a patch -> transformer -> patches.
 
 The numbers may be quantised to codes. Letters: B batch, T frames, P patches a frame, L latent channels, p
 pixels along a patch's side.
@@ -35,10 +35,12 @@ GAME = {"batch_size": 4, "sequence_length": 4, "lr_schedule": "cosine"}
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig(StageConfig):
+    """The settings of the video tokenizer."""
+
     latent_dim: Positive[int] = 16  # L
     quantise: typing.Literal["none", "fsq"] = "none"
     levels: AtLeastTwo[int] = 4  # fsq: values a channel; levels ** latent_dim codes in all
-    # none: what is added to latents in (-1, 1) in training, so that near ones look alike
+    # none: standard deviation of noise on latents in training, so that near ones look alike
     latent_noise: NotNegative[float] = 0.05
 
     def __post_init__(self):
@@ -52,7 +54,7 @@ class TokenizerConfig(StageConfig):
 
 
 class Tokenizer(Reconstructs, Stage):
-    """The first stage: what the others see of a frame are its latents."""
+    """The first stage of the world model, which turns frames into latents and back."""
 
     name = "tokenizer"
     Config = TokenizerConfig
@@ -91,13 +93,16 @@ class Tokenizer(Reconstructs, Stage):
         return self._encode_patches(to_patches(frames, self.config.patch_size))
 
     def decode(self, latents, past=None):
-        """Latents `[B, T, P, L]` -> (frames `[B, T, 3, H, W]`, past), as `SpaceTimeTransformer` does."""
+        """Latents `[B, T, P, L]` and the past of those before -> (frames `[B, T, 3, H, W]`, the new past).
+
+        past: see `SpaceTimeTransformer`. Frames are not clipped.
+        """
         c = self.config
         patches, past = self.decode_patches(latents, past)
         return to_frames(patches, c.patch_size, c.height, c.width), past
 
     def decode_patches(self, latents, past=None):
-        """Latents `[B, T, P, L]` -> (patches `[B, T, P, 3pp]`, past)."""
+        """Latents `[B, T, P, L]` and the past of those before -> (patches `[B, T, P, 3pp]`, the new past)."""
         x, past = self.decoder(self.from_latent(latents), past=past)
         return self.head(x) + self.mean, past
 
@@ -109,6 +114,7 @@ class Tokenizer(Reconstructs, Stage):
     # ---- training
 
     def loss(self, batch):
+        """`Loss`: the squared error of the rebuilt patches."""
         c = self.config
         patches = to_patches(batch["frames"], c.patch_size)
         latents = self._encode_patches(patches)
@@ -125,7 +131,7 @@ class Tokenizer(Reconstructs, Stage):
         return frames.clamp(-1, 1)
 
     def evaluate(self, dataset, starts):
-        """latent_variance, also of the least channel; codebook_use and codebook_perplexity of codes."""
+        """latent_variance, latent_variance_least and, of codes, codebook_use and codebook_perplexity."""
         latents = torch.cat([self.encode(frames) for _, frames in held_out(self, dataset, starts)])
         figures = {name: value.item() for name, value in spread("latent", latents).items()}
         if self.fsq:
