@@ -67,8 +67,7 @@ def extract(
     height, width, fit: as `mtld_core.frames.fit_frame`; 0 as is.
     start, duration: seconds or "m:ss" or "h:mm:ss"; duration 0: to the end. Those of a list's line go first.
     drop_duplicates: leave out frames that repeat the last kept one.
-    split_scenes: an arc for each shot, `<name>_shot_000` ...
-    workers: videos at once; 0: one a core.
+    split_scenes: an arc for each shot, `<name>_shot_000` ... workers: videos at once, 0 for one a core.
 
     A finished arc is kept where video and settings are the same, and replaced where not, or where an older
     version of this tool made it. A video that fails is named in `failed` and the others go on. Raises
@@ -87,9 +86,28 @@ def extract(
     _check(settings, workers)
     root = Path(dataset_root)
     was_there = root.exists()
-    jobs, failed = find_jobs(source, root, settings, progress)
+    jobs, unusable = find_jobs(source, root, settings, progress)
     _sweep(root)
-    at_once = max(1, min(workers or core_count(), len(jobs)))
+    rows, failed = _extract_all(jobs, root, workers, progress)
+    failed = sorted(unusable + failed)
+    if not rows:
+        if not was_there:
+            with contextlib.suppress(OSError):  # downloads are kept
+                root.rmdir()
+        (name, reason), *others = failed
+        more = f" (and {len(others)} more failed)" if others else ""
+        raise UserError(f"{name}: {reason}{more}")
+    try:
+        sheet = contact_sheet(root, rows)
+    except OSError as error:
+        what = f"contact_sheet.png cannot be written ({error.strerror or error})"
+        raise UserError(f"{root}: the frames are there, but {what}") from error
+    return Extraction(root, rows, failed, sheet)
+
+
+def _extract_all(jobs, root, workers, progress):
+    """(rows of the arcs that were made, [(video, why it failed)]), several videos at once."""
+    failed = []
     stop = threading.Event()
     bar = progress_bar(unit=" frames", disable=not progress, delay=0.5)
 
@@ -103,28 +121,14 @@ def extract(
             failed.append((job.source, f"{error.strerror} ({error.filename or root})"))
         return []
 
+    at_once = max(1, min(workers or core_count(), len(jobs)))
     with bar, ThreadPoolExecutor(at_once) as pool:
         try:
             rows = [row for rows in pool.map(one, jobs) for row in rows]
         except BaseException:
             stop.set()  # the user's Stop must not wait for the videos that are being decoded
             raise
-    failed.sort()
-    if not rows:
-        if not was_there:
-            with contextlib.suppress(OSError):  # downloads are kept
-                root.rmdir()
-        (name, reason), *others = failed
-        more = f" (and {len(others)} more failed)" if others else ""
-        raise UserError(f"{name}: {reason}{more}")
-    try:
-        sheet = contact_sheet(root, rows)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"{root}: the frames are there, but contact_sheet.png cannot be written ({reason})"
-        ) from error
-    return Extraction(root, rows, failed, sheet)
+    return rows, failed
 
 
 def _check(settings, workers):

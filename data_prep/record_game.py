@@ -62,13 +62,7 @@ def record(
     taken or too full a disk.
     """
     numbers = {"steps": steps, "size": size, "frameskip": frameskip, "episode_steps": episode_steps}
-    for name, value in numbers.items():
-        if value < 1:
-            raise UserError(f"{name} must be 1 or more, not {value!r}")
-    if not 0 <= repeat_probability < 1:
-        raise UserError(f"repeat_probability must be from 0 to below 1, not {repeat_probability!r}")
-    if format not in ("h5", "jsonl"):
-        raise UserError(f"format must be 'h5' or 'jsonl', not {format!r}")
+    _check_settings(numbers, repeat_probability, format)
     out = Path(out).expanduser().absolute()
     path = out / "recording.h5" if format == "h5" and out.suffix.lower() not in (".h5", ".hdf5") else out
     _check_room(path, steps * size * size * 3)
@@ -89,25 +83,47 @@ def record(
             **action_facts(game),
         }
         write = {"h5": _h5, "jsonl": _jsonl}[format]
-        last, error, pairs = None, 0.0, 0  # (episode, frame) before, squared error in all, how many pairs
         bar = progress_bar(total=steps, desc=f"playing {env}", unit=" steps", disable=not progress)
         with bar, write(path, steps, about) as put:
-            for row, (frame, action, episode) in enumerate(_play(game, steps, about)):
-                put(row, frame, action, episode)
-                if last is not None and last[0] == episode:
-                    error += cv2.norm(frame, last[1], cv2.NORM_L2SQR)
-                    pairs += 1
-                last = episode, frame
-                bar.update()
-    mse = error / (max(pairs, 1) * size * size * 3 * 255**2)
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+            change = _put_all(game, steps, about, put, bar)
+    mse = change / (size * size * 3 * 255**2)
     return {
         "path": path,
         "frames": steps,
         "episodes": len(about["episode_seeds"]),
-        "bytes": sum(file.stat().st_size for file in files),
+        "bytes": _bytes_in(path),
         "copy_psnr": -10 * np.log10(max(mse, 1e-10)),
     }
+
+
+def _put_all(game, steps, about, put, bar):
+    """Play and `put` every step; returns the squared difference of two frames in a row, on average."""
+    last_episode, last_frame = None, None
+    error, pairs = 0.0, 0
+    for row, (frame, action, episode) in enumerate(_play(game, steps, about)):
+        put(row, frame, action, episode)
+        if episode == last_episode:
+            error += cv2.norm(frame, last_frame, cv2.NORM_L2SQR)
+            pairs += 1
+        last_episode, last_frame = episode, frame
+        bar.update()
+    return error / max(pairs, 1)
+
+
+def _check_settings(numbers, repeat_probability, format):
+    for name, value in numbers.items():
+        if value < 1:
+            raise UserError(f"{name} must be 1 or more, not {value!r}")
+    if not 0 <= repeat_probability < 1:
+        raise UserError(f"repeat_probability must be from 0 to below 1, not {repeat_probability!r}")
+    if format not in ("h5", "jsonl"):
+        raise UserError(f"format must be 'h5' or 'jsonl', not {format!r}")
+
+
+def _bytes_in(path):
+    """What a file takes, or all files in a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
 
 
 def _check_room(path, needed):

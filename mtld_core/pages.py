@@ -40,7 +40,7 @@ def setup():
     if here.name == "notebooks" and (here.parent / "mtld_core").is_dir():
         os.chdir(here.parent)
     if shell := get_ipython():
-        shell.set_custom_exc(UserError, _show_user_error)
+        shell.set_custom_exc((UserError,), _show_user_error)
 
 
 def _show_user_error(shell, kind, error, traceback, tb_offset=None):

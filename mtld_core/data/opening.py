@@ -61,9 +61,8 @@ def open_dataset(
         frames, cuts, warnings = load(source, memory, cache, workers, label)
         if isinstance(frames, np.ndarray):
             frames = torch.from_numpy(frames)
-        return Dataset(
-            source.path, source.kind, frames, source.arcs(), cuts, source.actions, warnings, source.about
-        )
+        arcs, actions = source.arcs(), source.actions
+        return Dataset(source.path, source.kind, frames, arcs, cuts, actions, warnings, source.about)
 
     if not ((path / "X").is_dir() and (path / "Y").is_dir()):
         return open_one(path)

@@ -167,8 +167,8 @@ class System(nn.Module):
     def training_step(self, batches, step):
         """Update everything once. Returns a dict of 0-dim tensors to log.
 
-        batches: as many dicts as `needs` asks for, see `Batches`. step(phase, loss_fn, batch) updates what
-        the phase's optimizer holds, and returns the `Loss` of the whole batch.
+        batches: dicts, as many as `needs` asks, see `Batches`. step(phase, loss_fn, batch) updates what the
+        phase's optimizer holds, and returns the `Loss` of the whole batch.
         """
         return step("model", self.loss, batches[0]).logs
 

@@ -6,8 +6,9 @@ import shutil
 import pytest
 from conftest import write_arcs
 
-from mtld_core import judge, metrics
+from mtld_core import metrics
 from mtld_core.config import UserError
+from mtld_core.judge import checkpoint as judge
 from mtld_core.runs.resume import checkpoint_to_resume
 from mtld_core.train import train
 

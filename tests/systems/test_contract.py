@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import moving_square
@@ -142,6 +143,10 @@ def everything(run_dir):
     """All that the newest checkpoint of a run holds, but the clock's readings."""
     folder = list_checkpoints(run_dir)[0]
     state = {name: value for name, value in load_train_state(folder).items() if not name.endswith("seconds")}
+    replay = state["extra"].get("replay")
+    if isinstance(replay, dict):  # how it is cut into files depends on when checkpoints were written
+        names = [f"{begin:012d}.npy" for begin, _, _ in replay.pop("segments")]
+        replay["rows"] = np.concatenate([np.load(run_dir / "replay" / name) for name in names]).tobytes()
     return tensors({"state": state, "model": load_weights(folder, ema=False), "ema": load_weights(folder)})
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtld_core.config import ConfigError
+from mtld_core.config import ConfigError, from_dict, to_dict
 from mtld_core.frames import to_float, to_uint8
 from mtld_core.systems.rl_v2v import decisions
 from mtld_core.systems.rl_v2v.losses import bce_discriminator_loss, bce_generator_loss
@@ -294,7 +294,7 @@ def test_a_transition_by_hand(tmp_path):
 
 
 def test_the_last_transition_is_judged_by_the_whole_clip(tmp_path):
-    """The clip that ends with the action, by the judge of its own domain: four frames of 0 and 0.25, of 1 and
+    """The clip that ends with the action, by its own domain's discriminator: four frames of 0 and 0.25, of 1 and
     1.25.
     """
     kept = remembered(T - 1, tmp_path, sigma2=0.0, lambda_v=3.0)
@@ -503,6 +503,18 @@ CHANGES = {
     "gan": "bce", "lambda_rr": 5.0, "lambda_rc": 5.0, "lr": 1e-2, "lr_policy": 1e-2, "beta1": 0.9, "beta2": 0.9, "rl_every": 0,
     "lr_d": 1e-2, "lambda_steady": 5.0,
 }  # fmt: skip
+
+
+def test_names_of_before_are_read():
+    """In the config of an old run, and as overrides, where they win over the preset's."""
+    _, tiny, _ = plan("rl_v2v", "tiny")
+    assert (tiny.discriminator_channels, tiny.discriminator_fold) == ((8, 8), 2)
+    former = {"judge_channels": [4, 8], "judge_fold": 1}
+    _, config, _ = plan("rl_v2v", "tiny", former)
+    kept = from_dict(RLV2V.Config, former)
+    for one in (config, kept):
+        assert (one.discriminator_channels, one.discriminator_fold) == ((4, 8), 1)
+    assert not former.keys() & to_dict(config).keys()
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -184,8 +184,8 @@ class RLV2V(Reconstructs, Translates, System):
         self.p = _for_both(Translator, *translator)
         self.d = _for_both(Discriminator, *discriminator, grid)
         self.q = _for_both(Value, *discriminator) if c.rl_every else None
-        self.gan_loss, fooling = GAN_LOSSES[c.gan]
-        self.fooling_loss = torch.vmap(fooling)  # `[n, ...]` -> `[n]`
+        self.discriminator_gan, generator_gan = GAN_LOSSES[c.gan]
+        self.generator_gan = torch.vmap(generator_gan)  # of each sample: `[n, ...]` -> `[n]`
         self.slow = {}  # name -> slow copy of g, p and q; no parameters of the model
         self.replay = None
         self.steps = 0
@@ -241,9 +241,8 @@ class RLV2V(Reconstructs, Translates, System):
     def training_step(self, batches, step):
         c = self.config
         batch = batches[0]
-        t = int(
-            torch.randint(c.context_frames, c.sequence_length, ())
-        )  # frames seen: the next one is frame t
+        # frames seen: the next one is frame t
+        t = int(torch.randint(c.context_frames, c.sequence_length, ()))
         made = step("generator", functools.partial(self.generator_loss, t=t), batch)
         told = step("discriminator", functools.partial(self.discriminator_loss, t=t), batch | made.carry)
         logs = made.logs | told.logs
@@ -260,7 +259,7 @@ class RLV2V(Reconstructs, Translates, System):
     # ---- the GAN half
 
     def generator_loss(self, batch, t):
-        """At frame t of each clip L_g + lambda_rr L_rr + lambda_rc L_rc; lambda_v L_v where it is the last."""
+        """Of frame t of each clip: L_g + lambda_rr L_rr + lambda_rc L_rc, or lambda_v L_v of the last one."""
         c = self.config
         total, logs, carry = 0, {}, {}
         for d, o in OTHER.items():
@@ -278,7 +277,7 @@ class RLV2V(Reconstructs, Translates, System):
         return Loss(total, logs, carry)
 
     def _losses_at(self, clip, d, t):
-        """(losses `[B]` by name, the translation that is to fool) at frame t of clips of domain d."""
+        """(losses `[B]` by name, the translation as `[B, t, 3, H, W]`) at frame t of clips of domain d."""
         c = self.config
         o = OTHER[d]
         begin = t - c.context_frames
@@ -297,11 +296,11 @@ class RLV2V(Reconstructs, Translates, System):
         if t == c.sequence_length - 1:
             fake, _ = self.g[o](clip)
             _, whole = self.d[o](fake)
-            parts["adversarial"] = self.fooling_loss(whole)
+            parts["adversarial"] = self.generator_gan(whole)
         else:
             fake = torch.cat([there, onward], 1)
             frames, whole = self.d[o](fake)
-            parts["adversarial"] = self.fooling_loss(frames) + self.fooling_loss(whole)
+            parts["adversarial"] = self.generator_gan(frames) + self.generator_gan(whole)
         return parts, fake
 
     def discriminator_loss(self, batch, t):
@@ -314,8 +313,8 @@ class RLV2V(Reconstructs, Translates, System):
                 real = real[:, t - self.config.context_frames : t + 1]
             real_frames, real_clip = self.d[d](real)
             fake_frames, fake_clip = self.d[d](fake)
-            of_frames = self.gan_loss(real_frames, fake_frames)
-            logs[f"discriminator_{d}"] = of_frames + self.gan_loss(real_clip, fake_clip)
+            of_frames = self.discriminator_gan(real_frames, fake_frames)
+            logs[f"discriminator_{d}"] = of_frames + self.discriminator_gan(real_clip, fake_clip)
         return Loss(sum(logs.values()), logs)
 
     # ---- what a checkpoint holds beside the networks
@@ -352,20 +351,17 @@ class RLV2V(Reconstructs, Translates, System):
             chosen = choose(values.T, explore, coin, c.sigma2).view(-1, 1, 1, 1)
             action = torch.where(chosen == 0, predicted, recycled)[:, None]
             frames, whole = self.d[d](torch.cat([past if last else state, action], 1))
-            adversarial = self.fooling_loss(whole)
+            adversarial = self.generator_gan(whole)
             if last:
                 rewards = last_reward(adversarial, c.lambda_v)
             else:
-                adversarial = self.fooling_loss(frames[:, -1]) + adversarial
+                adversarial = self.generator_gan(frames[:, -1]) + adversarial
                 losses = (adversarial, _distance(predicted, after), _distance(recycled, after))
                 rewards = reward(*losses, c.lambda_rr, c.lambda_rc)
-            full = torch.full((len(state),), t)
-            done = torch.full_like(full, last, dtype=torch.bool)
-            seen = to_uint8(torch.cat([state, action], 1))
-            self.replay.add(seen, rewards, full, torch.full_like(full, number), done)
+            self.replay.add(to_uint8(torch.cat([state, action], 1)), rewards, t, number, last)
 
     def _draw(self, count):
-        """`count` transitions: each from all that are kept with probability sigma1, else one of the newest."""
+        """Draw transitions: each from all that are kept with probability sigma1, else one of the newest."""
         uniform = torch.rand(count)
         old = torch.rand(count) < self.config.sigma1
         newest = 1 - (torch.arange(count).flip(0) + 0.5) / len(self.replay)  # of as many, each once

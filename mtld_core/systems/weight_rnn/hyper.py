@@ -79,7 +79,11 @@ class LayerUpdate(nn.Module):
             squares = matrix.square().sum(1)
         limit = self.bound * own
         squeeze = limit / (limit.square() + squares + moved.square().sum(1)).sqrt()  # [B]
-        return {name: part * squeeze.view(-1, *[1] * (part.dim() - 1)) for name, part in change.items()}
+        squeezed = {}
+        for name, part in change.items():
+            room = [1] * (part.dim() - 1)
+            squeezed[name] = part * squeeze.view(-1, *room)
+        return squeezed
 
 
 def changed_layer(layer, x, change=None):

@@ -18,11 +18,12 @@ def synthetic_video(images, keys, length, strength):
     all frames of a video, where it grows. strength: standard deviation of its numbers in the last frame (half
     sides of the picture, half the range of colours).
     """
-    growth = torch.linspace(0, strength, length, device=images.device)
-    drift = keyed_normal(keys, "video", 9)[:, None] * growth[:, None]  # [B, length, 9]
+    growth = torch.linspace(0, strength, length, device=images.device)[:, None]
+    drift = keyed_normal(keys, "video", 9)[:, None] * growth  # [B, length, 9]
+    place, colour = drift.to(images).flatten(0, 1).split([6, 3], 1)
     with torch.autocast(images.device.type, enabled=False):  # places in bf16 would be off by half a pixel
-        place, colour = drift.to(images).flatten(0, 1).split([6, 3], 1)
-        place = torch.eye(2, 3, dtype=place.dtype, device=place.device) + place.view(-1, 2, 3)
+        still_place = torch.eye(2, 3, dtype=place.dtype, device=place.device)
+        place = still_place + place.view(-1, 2, 3)
         frames = images.repeat_interleave(length, 0)  # [B * length, 3, H, W]
         grid = F.affine_grid(place, list(frames.shape), align_corners=False)
         moved = F.grid_sample(frames, grid, padding_mode="border", align_corners=False)
@@ -38,6 +39,6 @@ def noisy_video(images, keys, length, strength):
     """
     frames = [images]
     for t in range(1, length):
-        noise = keyed_normal(keys, f"video_{t}", images[0].numel()).view_as(images).to(images)
-        frames.append(images + strength * t / (length - 1) * noise)
+        noise = keyed_normal(keys, f"video_{t}", images[0].numel()).view_as(images)
+        frames.append(images + strength * t / (length - 1) * noise.to(images))
     return torch.stack(frames, 1).clamp(-1, 1)
