@@ -165,11 +165,7 @@ class System(nn.Module):
         raise NotImplementedError
 
     def training_step(self, batches, step):
-        """Update everything once. Returns a dict of 0-dim tensors to log.
-
-        batches: dicts, as many as `needs` asks, see `Batches`. step(phase, loss_fn, batch) updates what the
-        phase's optimizer holds, and returns the `Loss` of the whole batch.
-        """
+        """Update everything, by step(phase, loss_fn, batch) -> `Loss`. Returns 0-dim tensors to log."""
         return step("model", self.loss, batches[0]).logs
 
     def loss(self, batch):

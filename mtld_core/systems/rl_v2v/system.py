@@ -1,6 +1,6 @@
 """RL-V2V-GAN: clips of one domain become clips of another, learned from unpaired data.
 
-Source: sources text 3 and its paper, arXiv 2410.20657. For each domain d of x and y, and o the other one: a
+Source: arXiv 2410.20657, and a text on it. For each domain d of x and y, and o the other one: a
 translator g[d] from o to d, a predictor p[d] (past frames -> next frame), a discriminator d[d] and a value
 network q[d]. The GAN half learns from the losses at a random moment of each clip; the RL half takes the same
 losses as rewards of a decision process (decisions.py) whose actions are frames, learns their value, and moves
