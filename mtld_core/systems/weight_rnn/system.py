@@ -1,7 +1,8 @@
 """Weight RNN: a GRU watches a video of what a VAE just made, and changes the VAE's weights, image by image.
 
-Source: the text "RNN weight prediction, generated video input". The VAE draws an image; slight changes that grow make a short video of it; the GRU reads the video and predicts changes of the VAE's
-weights, with which the image is drawn again. A critic judges images by WGAN-GP.
+Source: the text "RNN weight prediction, generated video input". The VAE draws an image; slight changes that
+grow make a short video of it; the GRU reads the video and predicts changes of the VAE's weights, with which
+the image is drawn again. A critic judges images by WGAN-GP.
 L latent numbers, U numbers in an update vector, V frames of a synthetic video; other letters as in base.py.
 """
 
