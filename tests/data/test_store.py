@@ -247,11 +247,14 @@ def test_two_threads_decode_faster_than_one(tmp_path):
         return time.perf_counter() - start
 
     for _ in range(6):
-        free = control(1) / control(2)
-        ratios.append((round(seconds(1) / seconds(2), 2), round(free, 2)))
-        if ratios[-1][0] >= 1.3:
+        before = control(1) / control(2)
+        ratio = seconds(1) / seconds(2)
+        free = min(before, control(1) / control(2))  # the machine may have been busy in between
+        ratios.append((round(ratio, 2), round(free, 2)))
+        if ratio >= 1.3:
             break
     print(f"speed-up by a second thread, and what the machine allowed: {ratios}")
-    if all(free < 1.5 for _, free in ratios):
+    fair = [ratio for ratio, free in ratios if free >= 1.5]
+    if not fair and max(ratios)[0] < 1.3:
         pytest.skip(f"the machine had no second core free: {ratios}")
-    assert max(ratio for ratio, _ in ratios) >= 1.3
+    assert max(ratios)[0] >= 1.3
