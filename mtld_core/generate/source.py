@@ -100,7 +100,7 @@ def context_of(system):
 
 
 def domain_of(dataset, direction):
-    """Of two domains the one that `direction` starts from; where there is one, that."""
+    """The domain that `direction` starts from; the only one of a dataset that has no second."""
     return dataset.domains[-1] if direction == "y_to_x" else dataset.domains[0]
 
 

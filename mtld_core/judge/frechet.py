@@ -25,7 +25,8 @@ def frechet_distance(a, b):
     |mean_a - mean_b|^2 + tr A + tr B - 2 tr (A^1/2 B A^1/2)^1/2 with covariances A, B of any rank; float64.
     Raises ValueError for fewer than 2 rows, or features that do not belong together.
     """
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+    alike = a.ndim == b.ndim == 2 and a.shape[1] == b.shape[1]
+    if not alike or min(len(a), len(b)) < 2:
         raise ValueError(
             f"features are {list(a.shape)} and {list(b.shape)}, "
             "wanted are [n, D] and [m, D] with n and m >= 2"
@@ -35,7 +36,8 @@ def frechet_distance(a, b):
     # A = R'R and B = S'S: the eigenvalues of A^1/2 B A^1/2 are the squares of the singular values of R S', so
     # that no square root of a small (or, by rounding, negative) eigenvalue is ever taken
     shared = torch.linalg.svdvals(root_a @ root_b.T).sum()
-    distance = (mean_a - mean_b).square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * shared
+    distance = (mean_a - mean_b).square().sum()
+    distance = distance + root_a.square().sum() + root_b.square().sum() - 2 * shared
     return max(distance.item(), 0.0)
 
 

@@ -104,7 +104,7 @@ class Play:
 
     @property
     def frames_per_second(self):
-        """Of the model alone, lately; None before the first step."""
+        """Frames a second of the model alone, by the newest steps; None before the first one."""
         return 1 / statistics.median(self._seconds) if self._seconds else None
 
     def save(self, path, fps=12):

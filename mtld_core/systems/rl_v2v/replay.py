@@ -149,5 +149,5 @@ def _write(path, rows):
 
 
 def _name(number):
-    """Of the file whose first transition has this number."""
+    """Name of the file whose first transition has this number."""
     return f"{number:012d}.npy"

@@ -259,7 +259,7 @@ class RLV2V(Reconstructs, Translates, System):
     # ---- the GAN half
 
     def generator_loss(self, batch, t):
-        """Of frame t of each clip: L_g + lambda_rr L_rr + lambda_rc L_rc, or lambda_v L_v of the last one."""
+        """L_g + lambda_rr L_rr + lambda_rc L_rc at frame t of each clip, or lambda_v L_v at the last one."""
         c = self.config
         total, logs, carry = 0, {}, {}
         for d, o in OTHER.items():
