@@ -250,8 +250,8 @@ def held_actions(space):
 
 def _errors(a, b):
     """MSE `[B, h]`, a horizon at a time: as integers, frames take four times their room."""
-    a, b = torch.broadcast_tensors(a, b)
-    return torch.stack([metrics.mse(a[:, t], b[:, t]) for t in range(a.shape[1])], 1)
+    pairs = zip(*(frames.unbind(1) for frames in torch.broadcast_tensors(a, b)), strict=True)
+    return torch.stack([metrics.mse(*pair) for pair in pairs], 1)
 
 
 def _average(figure, made, true, tick):
