@@ -3,9 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 LOWEST := .venv-lowest
-CLOCKED := $(addprefix tests/,notebooks/test_browser.py train/test_train_panel.py play/test_play_panel.py)
-NOT_LOWEST := $(addprefix --ignore=tests/,notebooks/test_browser.py kaggle/test_kaggle_kernel.py \
-	kaggle/test_kaggle_push.py train/test_train_panel.py)
+NOT_LOWEST := --ignore=tests/kaggle/test_kaggle_kernel.py --ignore=tests/kaggle/test_kaggle_push.py
 # "--log-output" lets the lines of a running notebook through to the terminal
 RUN := $(BIN)/papermill --log-output --no-progress-bar --request-save-on-cell-execute
 
@@ -50,8 +48,8 @@ pong: setup
 
 # two at a time, each on one core; then those that watch the clock, with the machine to themselves
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(CLOCKED:%=--ignore=%)
-	$(BIN)/python -m pytest $(CLOCKED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not clocked"
+	$(BIN)/python -m pytest -m clocked
 
 # Every requirement, direct ones only, at the lowest version that the two files allow. The package is not installed there, but
 # imported from here.
@@ -60,9 +58,9 @@ $(LOWEST)/.ready: requirements.txt requirements-dev.txt $(READY)
 	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct -r requirements-dev.txt
 	touch $@
 
-# two at a time, each on one core; not what times itself or asks about the browser, the client or the kernel rather than versions
+# two at a time, each on one core; not what watches the clock or asks about the client or the kernel rather than versions
 test-lowest: $(LOWEST)/.ready
-	PYTHONPATH="$(CURDIR)" OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile $(NOT_LOWEST)
+	PYTHONPATH="$(CURDIR)" OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not clocked" $(NOT_LOWEST)
 
 lab: setup
 	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" notebooks/02_train.ipynb

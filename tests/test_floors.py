@@ -260,6 +260,7 @@ def test_the_command_shows_the_house(monkeypatch, capsys, tmp_path):
 # ---- what an import costs
 
 
+@pytest.mark.clocked
 def test_importing_the_package_is_instant_and_brings_no_torch():
     code = (
         "import sys, time; began = time.perf_counter(); import mtld_core; took = time.perf_counter() - "

@@ -227,6 +227,7 @@ def test_the_peak_of_memory_is_the_frames_and_hardly_more(tmp_path):
         assert float(done.stdout) <= 1.05
 
 
+@pytest.mark.clocked
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
 def test_two_threads_decode_faster_than_one(tmp_path):
     root, ratios = put_frames(tmp_path / "d", 150, 256), []

@@ -19,6 +19,8 @@ from steered import steered_run
 from data_prep.record_game import record
 from mtld_core.train import train
 
+pytestmark = pytest.mark.clocked
+
 ROOT = Path(__file__).parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # looked for inside these: a cell's source may hold the same words

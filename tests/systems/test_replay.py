@@ -407,6 +407,7 @@ def test_ten_thousand_transitions_take_half_a_gigabyte(tmp_path):
     assert full < 1.2e9 and full - began < 520e6  # the frames alone are 491.5e6
 
 
+@pytest.mark.clocked
 def test_adding_and_sampling_are_close_to_copying(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SEGMENT", 1000)
     replay = Replay(tmp_path, 640, (4, 64, 64, 3))

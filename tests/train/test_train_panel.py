@@ -15,6 +15,8 @@ from mtld_core.train import panel as train_panel
 from mtld_core.train.plots import Log, draw
 from mtld_core.train.settings import build, open_data, plan
 
+pytestmark = pytest.mark.clocked
+
 LASTING = {"save_every_minutes": 0, "log_every_steps": 1, "eval_windows": 2}
 
 
