@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from mtld_core.config import ConfigError, from_dict
 from mtld_core.data import Arc, Dataset, split_windows
 from mtld_core.judge.rollouts import Judge
+from mtld_core.systems.tinydreams.latent import choose, nats
 from mtld_core.systems.tinydreams.system import TinyDreams
 from mtld_core.train import fit
 from mtld_core.train.settings import build, plan
@@ -77,6 +78,14 @@ ON = [
     {"embed_dim": 24, "heads": 1},
     {"weight_decay": 0.5},
     {"output": "direct"},
+    {"output": "anchored"},
+    {"output": "anchored", "decoder": "attention"},
+    {"older_frames": (4, 7)},
+    {"latents": 2},
+    {"latents": 2, "latent_classes": 3, "lambda_kl": 1.0},
+    {"latents": 1, "action_mode": "modulate", "rollout_frames": 1},
+    {"moving_weight": 20.0},
+    {"moving_weight": 20.0, "lambda_l1": 0, "lambda_mse": 1},
     {"context_frames": 1, "rollout_frames": 3},
     {"context_frames": 3, "rollout_frames": 1},
     {"rollout_gradient": False},
@@ -118,9 +127,9 @@ def traces(settings):
     """
     system = awake(model(**dict(settings))).train()
     logs = one_step(system, batch(length=system.needs().window), steps=2)
-    frame = system.eval().predict(
-        batch()["frames"][:, : system.config.context_frames], torch.tensor([0, 1, 2])
-    )
+    needs = system.needs()
+    past = batch(length=needs.window)["frames"][:, : needs.context]
+    frame = system.eval().predict(past, torch.tensor([0, 1, 2]))
     numbers = [*logs.values(), *system.state_dict().values(), frame]
     return [number.shape for number in numbers], torch.cat([number.flatten() for number in numbers]).tolist()
 
@@ -289,6 +298,121 @@ def test_the_decoder_can_have_an_activation_of_its_own():
     assert torch.equal(mixed_drawn, relu_drawn) and not torch.equal(mixed_drawn, gelu_drawn)
 
 
+# ---- what lasts
+
+
+def test_an_anchored_output_begins_between_the_median_frame_and_the_last_one():
+    system, past = model(output="anchored"), batch()["frames"][:, :2]
+    system.prepare(torch.full((3, 16, 16, 3), 255, dtype=torch.uint8))
+    made = system.predict(past, torch.tensor([0, 1, 2]))
+    torch.testing.assert_close(made, (past[:, -1] + 1) / 2)
+
+
+def test_the_median_frame_is_measured_and_saved():
+    frames = torch.randint(256, (5, 16, 16, 3), dtype=torch.uint8)
+    for overrides in ({"output": "anchored"}, {"moving_weight": 1.0}):
+        system = model(**overrides)
+        system.prepare(frames)
+        expected = frames.float().median(0).values.permute(2, 0, 1) / 127.5 - 1
+        torch.testing.assert_close(system.state_dict()["median"], expected)
+    system = model()
+    system.prepare(frames)
+    assert "median" not in system.state_dict()  # or runs of before would not open
+
+
+def test_what_moves_weighs_more():
+    """An error of the same size costs more where the truth or the prediction differs from the median frame."""
+    system = model(moving_weight=3.0, lambda_l1=1, lambda_mse=1)
+    still, moved = torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16)
+    moved[:, 1, :8] = 0.5  # one channel tells that the pixel moves
+    near = still + 0.05
+    both = system._pixel_losses(moved + 0.05, moved), system._pixel_losses(near, still)
+    for name, plain in (("l1", 0.05), ("mse", 0.05**2)):
+        torch.testing.assert_close(both[0][name].item(), plain * 2.5)
+        torch.testing.assert_close(both[1][name].item(), plain)
+    one_way, other_way = system._pixel_losses(moved, still), system._pixel_losses(still, moved)
+    assert one_way == other_way and one_way["l1"] > model(lambda_mse=1)._pixel_losses(moved, still)["l1"]
+
+
+def test_older_frames_are_seen_and_those_between_are_not():
+    system = awake(model(older_frames=(4, 7))).eval()
+    past = torch.rand(1, system.needs().context, 3, 16, 16) * 2 - 1
+    assert system.needs().context == 8
+    made = system.predict(past, torch.tensor([1]))
+    for age in range(8):
+        other = past.clone()
+        other[:, -1 - age] = 0
+        seen = not torch.equal(system.predict(other, torch.tensor([1])), made)
+        assert seen == (age in (0, 1, 4, 7))
+
+
+@pytest.mark.parametrize("ages", [(1,), (4, 2.5)])
+def test_older_frames_must_be_older(ages):
+    with pytest.raises(ConfigError, match="older_frames"):
+        model(older_frames=ages)
+
+
+def test_a_dream_draws_its_latents_and_without_a_generator_takes_the_likeliest():
+    system = awake(model(latents=2)).eval()
+    torch.nn.init.normal_(system.latent.embed.weight)
+    past = batch()["frames"][:, :2]
+
+    def dreamt(seed=None, system=system):
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        actions = [torch.tensor([0, 1, 2])] * 6
+        return torch.cat(list(system.rollout(past, 6, actions, generator)), 1)
+
+    assert torch.equal(dreamt(0), dreamt(0)) and not torch.equal(dreamt(0), dreamt(1))
+    assert torch.equal(dreamt(), dreamt())
+    cold = model(latents=2, temperature=0.0).eval()
+    cold.load_state_dict(system.state_dict())
+    assert torch.equal(dreamt(1, cold), dreamt())
+
+
+def test_nats_have_a_weight_and_move_the_prior_more():
+    system = awake(model(latents=2, lambda_kl=1.0))
+    low = system.generator_loss(batch())
+    system.config = dataclasses.replace(system.config, lambda_kl=4.0)
+    high = system.generator_loss(batch())
+    torch.testing.assert_close(high.total - low.total, 3 * low.logs["kl"])
+    posterior, prior = (torch.randn(4, 2, 3).log_softmax(-1).requires_grad_() for _ in range(2))
+    nats(posterior, prior).sum().backward()
+    reference = torch.distributions.Categorical(logits=prior.detach())
+    expected = torch.distributions.kl_divergence(torch.distributions.Categorical(logits=posterior), reference)
+    torch.testing.assert_close(nats(posterior, prior), expected.sum(-1))
+    alone = torch.autograd.grad((posterior.exp() * (posterior - prior.detach())).sum(), posterior)[0]
+    torch.testing.assert_close(posterior.grad, 0.2 * alone)
+
+
+def test_latents_are_chosen_as_often_as_they_are_likely():
+    shares = torch.tensor([[[0.5, 0.2, 0.3]]])
+    uniform = torch.linspace(0, 1, 1001)[:-1, None]
+    chosen = choose(shares.log().expand(1000, 1, 3), uniform)
+    torch.testing.assert_close(chosen.mean((0, 1)), shares[0, 0], atol=2e-3, rtol=0)
+    assert choose(shares.log()).tolist() == [[[1, 0, 0]]]
+
+
+def test_the_latents_tell_what_the_past_does_not():
+    """Of two futures after the same past, drawing by the posterior gives each, and the prior expects both."""
+    torch.manual_seed(0)
+    system = model(
+        latents=1, latent_classes=2, lr=3e-3, rollout_frames=1, norm="none", lambda_kl=1e-4
+    ).train()
+    past = torch.zeros(8, 2, 3, 16, 16)
+    future = torch.ones(8, 1, 3, 16, 16) * torch.tensor([0.8, -0.8]).repeat(4).view(8, 1, 1, 1, 1)
+    data = {"frames": torch.cat([past, future], 1), "actions": torch.zeros(8, 2, dtype=torch.long)}
+    stepper = Stepper(system.optimizers(), torch.device("cpu"), torch.float32)
+    for step in range(150):
+        logs = system.training_step([data | {"key": torch.arange(8) + 8 * step}], stepper)
+    assert logs["l1"] < 0.1  # the mean of both, without latents, costs 0.8
+    system.eval()
+    generator = torch.Generator().manual_seed(0)
+    dreamt = system.predict(past[:1].expand(64, -1, -1, -1, -1), torch.zeros(64).long(), generator).mean(
+        (1, 2, 3)
+    )
+    assert 0.25 < (dreamt > 0).float().mean() < 0.75 and (dreamt.abs() > 0.5).all()
+
+
 # ---- training on its own predictions
 
 
@@ -300,7 +424,7 @@ def test_later_frames_come_from_predictions_not_from_the_recording():
     losses = [system.generator_loss(data | {"frames": frames}) for frames in (data["frames"], other)]
     made = [loss.carry["fake"][:, :, :3] for loss in losses]
     assert torch.equal(*made) and losses[0].logs["l1"] != losses[1].logs["l1"]
-    state = data["frames"][:, :2]
+    state = system.start(data["frames"][:, :2])
     for t in range(3):
         state, frame = system.step(state, data["actions"][:, 1 + t])
         torch.testing.assert_close(made[0][:, t].clamp(-1, 1), frame)
@@ -310,7 +434,7 @@ def test_later_frames_come_from_predictions_not_from_the_recording():
 def test_gradient_through_time_is_a_setting(through):
     system, data = awake(model(rollout_gradient=through)), batch()
     past = data["frames"][:, :2].clone().requires_grad_()
-    second = system.unroll(past, data["actions"][:, 1:])[:, 1]
+    second = system.unroll(past, data["actions"][:, 1:])[0][:, 1]
     oldest = torch.autograd.grad(second.sum(), past)[0][
         :, 0
     ]  # the second prediction sees it through the first one alone

@@ -72,8 +72,13 @@ class PatchTokenizer(nn.Conv2d):
         return super().forward(x), []
 
 
+def channels_drawn(config):
+    """Channels C that a decoder draws: colours, and where the output is anchored a mask."""
+    return 4 if config.output == "anchored" else 3
+
+
 class ConvDecoder(nn.Module):
-    """Tokens `[N, E, h, w]` -> pictures `[N, 3, h patch_size, w patch_size]`, by doublings of the grid.
+    """Tokens `[N, E, h, w]` -> pictures `[N, C, h patch_size, w patch_size]`, by doublings of the grid.
 
     For each of decoder_filters nearest neighbours double it, and ResNet blocks follow. What is then missing
     up to patch_size one pixel shuffle makes (Shi et al. 2016). skips: channels of the maps that `forward` is
@@ -97,7 +102,7 @@ class ConvDecoder(nn.Module):
             for _ in range(config.decoder_blocks):
                 level.append(ResNetBlock(width, width, 1, config.norm, activation))
             self.levels.append(nn.Sequential(*level))
-        self.head = Conv3x3(sizes[-1], 3 * fold**2)
+        self.head = Conv3x3(sizes[-1], channels_drawn(config) * fold**2)
         self.unfold = nn.PixelShuffle(fold)
 
     def forward(self, x, maps=()):
@@ -110,7 +115,7 @@ class ConvDecoder(nn.Module):
 
 
 class AttentionDecoder(nn.Module):
-    """Tokens `[N, E, h, w]` -> pictures `[N, 3, h patch_size, w patch_size]`, without convolutions.
+    """Tokens `[N, E, h, w]` -> pictures `[N, C, h patch_size, w patch_size]`, without convolutions.
 
     Transformer blocks, then each token's own pixels by a linear layer.
     """
@@ -120,7 +125,7 @@ class AttentionDecoder(nn.Module):
         dim, heads, hidden = config.embed_dim, config.heads, config.ffn_hidden
         self.blocks = nn.ModuleList([Block(dim, heads, hidden) for _ in range(config.decoder_layers)])
         self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, 3 * config.patch_size**2)
+        self.head = nn.Linear(dim, channels_drawn(config) * config.patch_size**2)
         self.unfold = nn.PixelShuffle(config.patch_size)
 
     def forward(self, x, maps=()):

@@ -3,8 +3,11 @@
 Source: the text "TinyDreamsI, Next Frame Prediction with Vision Transformer and CNN Decoder". k context
 frames become a grid of tokens and the controls one token; a Transformer mixes them; the decoder draws the
 next frame, or the change to the last one. In training the n frames of a window are predicted one after
-another, each from what was made of the earlier ones. E width of a token, h w the grid, P = h w; other letters
-as in base.py.
+another, each from what was made of the earlier ones.
+
+Not the source's, for dreams that last: a frame can be drawn over the median frame, what moves can weigh
+more, and a `StochasticLatent` can stand for what the past does not decide. E width of a token, h w the grid,
+P = h w; other letters as in base.py.
 """
 
 import dataclasses
@@ -16,7 +19,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mtld_core.chance import keyed_normal, keyed_uniform
-from mtld_core.config import BelowOne, NotNegative, Positive, Widths, WidthsOrNone, check
+from mtld_core.config import AtLeastTwo, BelowOne, NotNegative, Positive, Widths, WidthsOrNone, check
+from mtld_core.frames import to_float
 from mtld_core.nn.actions import ActionEncoder, action_fields, action_space
 from mtld_core.nn.conv import ConvTokenizer, NormKind, erases
 from mtld_core.nn.gan import (
@@ -27,6 +31,7 @@ from mtld_core.nn.gan import (
 )
 from mtld_core.nn.perceptual import LPIPS, load_trunk
 from mtld_core.systems.base import FrameSize, Loss, Needs, System, adam
+from mtld_core.systems.tinydreams.latent import StochasticLatent, choose, nats
 from mtld_core.systems.tinydreams.losses import PIXEL_LOSSES
 from mtld_core.systems.tinydreams.nets import (
     AttentionDecoder,
@@ -35,6 +40,8 @@ from mtld_core.systems.tinydreams.nets import (
     CrossBlock,
     PatchTokenizer,
 )
+
+FAR = 0.1  # from the median frame, where pixels are in [-1, 1]: what differs by more is something that moves
 
 # differences from the defaults that the presets "small" and "demo" share
 UNET = {
@@ -57,7 +64,8 @@ class TinyDreamsConfig(FrameSize):
     action_count: NotNegative[int] = 0  # discrete actions; 0: the dataset's own
     control_low: tuple[float, ...] = ()  # of each control; (): the dataset's own
     control_high: tuple[float, ...] = ()
-    context_frames: Positive[int] = 3  # k: one frame shows no movement
+    context_frames: Positive[int] = 3  # the newest ones; one shows no movement
+    older_frames: tuple[int, ...] = ()  # more that are seen, such as 6 and 12 frames before the present one
     # n: frames predicted from the model's own predictions in training; 1: teacher forcing
     rollout_frames: Positive[int] = 1
     rollout_gradient: bool = True  # through the predicted frames back to those before
@@ -85,13 +93,21 @@ class TinyDreamsConfig(FrameSize):
     decoder_activation: typing.Literal["same", "gelu", "relu", "silu"] = "same"
     decoder_layers: NotNegative[int] = 2  # attention
     skips: bool = False  # the decoder's levels also see the tokenizer's of the same size
-    output: typing.Literal["residual", "direct"] = "residual"  # residual: the last frame and a change
+    # residual: the last frame and a change; anchored: the median frame, over it what a learned mask lets
+    # through of the last frame, and a change
+    output: typing.Literal["residual", "anchored", "direct"] = "residual"
+    latents: NotNegative[int] = 0  # G: categorical numbers for what the past does not decide
+    latent_classes: AtLeastTwo[int] = 8  # K: values of each
+    lambda_kl: Positive[float] = 1e-3  # of each nat that the latents tell beyond the expected
+    temperature: NotNegative[float] = 1.0  # of the latents in a dream; 0 takes the likeliest
     gradient_checkpointing: bool = False  # less memory, a third more work
     lr: Positive[float] = 1e-3
     lr_d: Positive[float] = 4e-4
     beta1: BelowOne[float] = 0.9
     beta2: BelowOne[float] = 0.99
     weight_decay: NotNegative[float] = 0.0
+    # l1 and mse weigh by so much more where truth or prediction differs from the median frame
+    moving_weight: NotNegative[float] = 0.0
     lambda_l1: NotNegative[float] = 1.0
     lambda_mse: NotNegative[float] = 0.0
     lambda_sobel: NotNegative[float] = 0.0  # edges
@@ -109,6 +125,12 @@ class TinyDreamsConfig(FrameSize):
 
     def __post_init__(self):
         super().__post_init__()
+        newest = self.context_frames
+        check(
+            all(isinstance(age, int) and age >= newest for age in self.older_frames),
+            f"older_frames={list(self.older_frames)} must list whole numbers of at least {newest}, which is "
+            "context_frames: the newer ones are seen anyway",
+        )
         self._check_widths()
         self._check_levels()
         self.check_divisible(self.patch_size, "or use a smaller patch_size", "patch_size")
@@ -168,9 +190,30 @@ class TinyDreamsConfig(FrameSize):
         """Width of the Transformer's MLPs."""
         return round(self.ffn_scale * self.embed_dim)
 
+    @property
+    def ages(self):
+        """How many frames before the present one the frames are that are seen, the oldest first."""
+        return sorted({*range(self.context_frames), *self.older_frames}, reverse=True)
+
     def weight(self, term):
         """The weight of a term of the generator's loss. term: its name in the log."""
         return getattr(self, f"lambda_{term}")
+
+
+class Seen(typing.NamedTuple):
+    """What `TinyDreams.look` makes of the present."""
+
+    last: torch.Tensor  # [B, 3, H, W], the present frame
+    tokens: torch.Tensor  # [B, P + others, E], those of the places first
+    maps: list  # what the tokenizer saw on the way, coarsest first
+    action: torch.Tensor  # [B, 1, E]
+
+
+class State(typing.NamedTuple):
+    """Where a dream stands."""
+
+    past: torch.Tensor  # [B, k, 3, H, W], the newest frame last
+    generator: torch.Generator | None  # what latents are drawn by
 
 
 class TinyDreams(System):
@@ -256,7 +299,7 @@ class TinyDreams(System):
         super().__init__(config)
         c = config
         dim = c.embed_dim
-        frames = 3 * c.context_frames
+        frames = 3 * len(c.ages)
         self.action_space = action_space(c)
         self.action = ActionEncoder(self.action_space, c.action_widths, dim)
         if c.tokenizer == "conv":
@@ -269,12 +312,19 @@ class TinyDreams(System):
         self.place = nn.Parameter(torch.randn(places, dim) * 0.02)
         self.registers = nn.Parameter(torch.randn(c.registers, dim) * 0.02)
         self.encoder = nn.ModuleList([self._block() for _ in range(c.layers)])
+        self.latent = self.compose = None
+        if c.latents:
+            self.latent = StochasticLatent(c)
+            self.compose = self._block()
         self.norm = nn.LayerNorm(dim)
+        compared = c.output == "anchored" or c.moving_weight
+        median = torch.zeros(3, c.height, c.width) if compared else None
+        self.register_buffer("median", median)  # the training part's median frame
         if c.decoder == "conv":
             self.decoder = ConvDecoder(c, self.tokenizer.widths if c.skips else ())
         else:
             self.decoder = AttentionDecoder(c)
-        if c.output == "residual":
+        if c.output != "direct":
             nn.init.zeros_(self.decoder.head.weight)
             nn.init.zeros_(self.decoder.head.bias)
         self.discriminator = None
@@ -305,8 +355,12 @@ class TinyDreams(System):
         return fitted
 
     def needs(self):
-        k, n = self.config.context_frames, self.config.rollout_frames
+        k, n = self.config.ages[0] + 1, self.config.rollout_frames
         return Needs(window=k + n, context=k, actions=True)
+
+    def prepare(self, frames, frames_y=None):
+        if self.median is not None:
+            self.median.copy_(to_float(frames).median(0).values)
 
     def setup_training(self, folder):
         if self.config.lambda_lpips:
@@ -333,46 +387,88 @@ class TinyDreams(System):
             return checkpoint(layer, *inputs, use_reentrant=False)
         return layer(*inputs)
 
-    def predict(self, past, action):
-        """Draw the next frame: frames `[B, k, 3, H, W]` and an action -> `[B, 3, H, W]`, not clipped.
+    def look(self, past, action):
+        """See the present: frames `[B, k, 3, H, W]` and an action -> `Seen`.
 
         action: `[B]` or `[B, A]`; None for no action at all, see `ActionEncoder.idle`.
         """
-        c = self.config
-        x, maps = self._layer(self.tokenizer, past.flatten(1, 2))  # [B, E, h, w]
-        grid = x.shape[-2:]
+        seen = past[:, [-1 - age for age in self.config.ages]]
+        x, maps = self._layer(self.tokenizer, seen.flatten(1, 2))  # [B, E, h, w]
         x = x.flatten(2).transpose(1, 2) + self.place  # [B, P, E]
         token = self.action.idle(len(x)) if action is None else self.action(action)
         token = token[:, None]  # [B, 1, E]
         tokens = [x, self.registers.expand(len(x), -1, -1)]
-        if c.action_mode == "concat":
+        if self.config.action_mode == "concat":
             tokens.append(token)
         x = torch.cat(tokens, 1)
         for block in self.encoder:
             x = self._layer(block, x, token)
-        x = self.norm(x[:, : len(self.place)])
-        x = x.transpose(1, 2).unflatten(2, grid)  # [B, E, h, w]
-        drawn = self._layer(self.decoder, x, maps).to(past.dtype)
-        return past[:, -1] + drawn if c.output == "residual" else drawn
+        return Seen(past[:, -1], x, maps, token)
 
-    def unroll(self, past, actions):
-        """Draw n frames, each from those before: context `[B, k, 3, H, W]` -> `[B, n, 3, H, W]`.
+    def places_of(self, seen):
+        """The tokens of what was `seen` that stand for places: `[B, P, E]`."""
+        return seen.tokens[:, : len(self.place)]
 
-        actions: `[B, n]` or `[B, n, A]`; actions[:, t] leads to the frame t of these.
+    def draw(self, seen, choice=None):
+        """Draw the next frame, `[B, 3, H, W]`, not clipped.
+
+        choice: one-hot, of the latents, `[B, G, K]`; None where there are none.
+        """
+        c = self.config
+        if choice is not None:
+            tokens = self.latent(seen.tokens, choice)
+            seen = seen._replace(tokens=self._layer(self.compose, tokens, seen.action))
+        x = self.norm(self.places_of(seen))
+        x = x.transpose(1, 2).unflatten(2, (c.height // c.patch_size, -1))  # [B, E, h, w]
+        drawn = self._layer(self.decoder, x, seen.maps).to(seen.last.dtype)
+        if c.output == "direct":
+            return drawn
+        if c.output == "residual":
+            return seen.last + drawn
+        change, mask = drawn.split((3, 1), 1)
+        return torch.lerp(self.median.expand_as(change), seen.last, mask.sigmoid()) + change
+
+    def predict(self, past, action, generator=None):
+        """Draw the next frame of a dream: `[B, k, 3, H, W]` and an action -> `[B, 3, H, W]`, not clipped.
+
+        generator: what the latents are drawn by; None for the likeliest ones.
+        """
+        seen = self.look(past, action)
+        if self.latent is None:
+            return self.draw(seen)
+        expected = self.latent.prior(self.places_of(seen))
+        if generator is None or not self.config.temperature:
+            return self.draw(seen, choose(expected))
+        expected = torch.log_softmax(expected / self.config.temperature, -1)
+        uniform = torch.rand(expected.shape[:2], generator=generator, device=generator.device)
+        return self.draw(seen, choose(expected, uniform.to(expected.device)))
+
+    def unroll(self, past, actions, told=None, uniform=None):
+        """Draw n frames, each from those before: `[B, k, 3, H, W]` -> (`[B, n, 3, H, W]`, nats `[B, n]`).
+
+        actions: `[B, n]` or `[B, n, A]`; actions[:, t] leads to the frame t of these. told, uniform: of the
+        latents that lead to each frame, log-probabilities by what really came, `[B, n, G, K]`, and the
+        numbers to draw by, `[B, n, G]`. nats: what they tell beyond the expected; None without latents.
         """
         frames = []
-        for action in actions.unbind(1):
-            newest = self.predict(past, action)
+        surprises = []
+        for t, action in enumerate(actions.unbind(1)):
+            seen = self.look(past, action)
+            choice = None
+            if told is not None:
+                choice = choose(told[:, t], uniform[:, t])
+                surprises.append(nats(told[:, t], self.latent.prior(self.places_of(seen))))
+            newest = self.draw(seen, choice)
             frames.append(newest)
             if not self.config.rollout_gradient:
                 newest = newest.detach()
             past = torch.cat([past[:, 1:], newest.clamp(-1, 1)[:, None]], 1)
-        return torch.stack(frames, 1)
+        return torch.stack(frames, 1), torch.stack(surprises, 1) if surprises else None
 
     def generator_loss(self, batch):
         """`Loss` of the predicted frames. It carries what the discriminator sees of them and of the truth."""
         c = self.config
-        k = c.context_frames
+        k = self.needs().context
         frames = batch["frames"]
         past = frames[:, :k]
         real = frames[:, k:]
@@ -380,10 +476,17 @@ class TinyDreams(System):
         if c.context_noise:
             noise = keyed_normal(batch["key"], "context_noise", past[0].numel()).view_as(past)
             past = past + c.context_noise * noise
-        made = self.unroll(past, actions)
+        told = uniform = None
+        if self.latent:
+            told = self.latent.posterior(frames[:, k - 1 : -1].flatten(0, 1), real.flatten(0, 1))
+            told = told.unflatten(0, real.shape[:2])  # [B, n, G, K]
+            uniform = keyed_uniform(batch["key"], "latent", told[0, ..., 0].numel()).view(told.shape[:-1])
+        made, surprise = self.unroll(past, actions, told, uniform)
 
         fake, truth = made.flatten(0, 1), real.flatten(0, 1)
-        logs = {name: loss(fake, truth) for name, loss in PIXEL_LOSSES.items() if c.weight(name)}
+        logs = self._pixel_losses(fake, truth)
+        if self.latent:
+            logs["kl"] = surprise.mean()
         if c.lambda_lpips:
             logs["lpips"] = self.frozen["lpips"](fake, truth).mean()
         if c.lambda_still:
@@ -398,6 +501,25 @@ class TinyDreams(System):
             carry = {"fake": shown, "real": self._shown(real, before, actions), "key": batch["key"]}
         total = sum(c.weight(name) * value for name, value in logs.items())
         return Loss(total, logs, carry)
+
+    def _pixel_losses(self, fake, truth):
+        """The losses of `PIXEL_LOSSES` that have a weight, by name. fake, truth: `[N, 3, H, W]`."""
+        c = self.config
+        losses = {}
+        if c.moving_weight:
+            moving = 1 + c.moving_weight * (self._moves(fake) | self._moves(truth))  # [N, 1, H, W]
+        for name, loss in PIXEL_LOSSES.items():
+            if not c.weight(name):
+                continue
+            if c.moving_weight and name in ("l1", "mse"):
+                losses[name] = (moving * loss(fake, truth, reduction="none")).mean()
+            else:
+                losses[name] = loss(fake, truth)
+        return losses
+
+    def _moves(self, frames):
+        """Where frames `[N, 3, H, W]` differ from the median frame: bool `[N, 1, H, W]`."""
+        return (frames.detach() - self.median).abs().amax(1, keepdim=True) > FAR
 
     def _shown(self, frames, before, actions):
         """What the discriminator sees of frames `[B, n, 3, H, W]`: `[B, n, C, H, W]`.
@@ -428,11 +550,11 @@ class TinyDreams(System):
     # ---- generation
 
     def _start(self, context, generator):
-        return context
+        return State(context, generator)
 
     def step(self, state, action=None):
-        frame = self.predict(state, action).clamp(-1, 1)
-        return torch.cat([state[:, 1:], frame[:, None]], 1), frame
+        frame = self.predict(state.past, action, state.generator).clamp(-1, 1)
+        return state._replace(past=torch.cat([state.past[:, 1:], frame[:, None]], 1)), frame
 
 
 def _actions_of(config):
