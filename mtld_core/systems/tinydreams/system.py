@@ -41,6 +41,7 @@ from mtld_core.systems.tinydreams.nets import (
     PatchTokenizer,
 )
 
+NOISE_STRIDE = 997  # numbers from where one frame's noise begins to where the next one's does
 FAR = 0.1  # from the median frame, where pixels are in [-1, 1]: what differs by more is something that moves
 
 # differences from the defaults that the presets "small" and "demo" share
@@ -474,8 +475,7 @@ class TinyDreams(System):
         real = frames[:, k:]
         actions = batch["actions"][:, k - 1 :]
         if c.context_noise:
-            noise = keyed_normal(batch["key"], "context_noise", past[0].numel()).view_as(past)
-            past = past + c.context_noise * noise
+            past = past + c.context_noise * self._noise(batch["key"], past)
         told = uniform = None
         if self.latent:
             told = self.latent.posterior(frames[:, k - 1 : -1].flatten(0, 1), real.flatten(0, 1))
@@ -501,6 +501,16 @@ class TinyDreams(System):
             carry = {"fake": shown, "real": self._shown(real, before, actions), "key": batch["key"]}
         total = sum(c.weight(name) * value for name, value in logs.items())
         return Loss(total, logs, carry)
+
+    def _noise(self, key, past):
+        """Standard normal noise, as `past`, by one key a sample.
+
+        All frames cut theirs from the same few numbers, each further on, which no convolution can tell: of 25
+        frames' own numbers, drawing took longer than the networks.
+        """
+        values = past[0, 0].numel()
+        numbers = keyed_normal(key, "context_noise", values + NOISE_STRIDE * (past.shape[1] - 1))
+        return numbers.unfold(1, values, NOISE_STRIDE).view_as(past)
 
     def _pixel_losses(self, fake, truth):
         """The losses of `PIXEL_LOSSES` that have a weight, by name. fake, truth: `[N, 3, H, W]`."""
