@@ -135,7 +135,7 @@ report = None if live else fit(model, dataset, training)
 
 # %%
 if report:
-    for pattern in ("previews/step_*.png", "previews/actions_*.png", "judgement.png"):
+    for pattern in ("previews/step_*.png", "previews/actions_*.png", "previews/life_*.png", "judgement.png"):
         for picture in sorted(Path(report["run_dir"]).glob(pattern))[-1:]:
             pages.show_picture(picture)
 
