@@ -131,7 +131,8 @@ report = None if live else fit(model, dataset, training)
 # ## What it learned
 #
 # Truth, rollout and error for some of the windows that it is judged on, where held actions lead (if it takes
-# any), and how far ahead it sees; then the figures, with the baselines beside them.
+# any), dreams of several ages (with `life_horizon`), and how far ahead it sees; then the figures, with the
+# baselines beside them.
 
 # %%
 if report:

@@ -126,7 +126,7 @@ class Life:
         if starts is self.starts:
             rows = list(zip(*(frames[:PICTURED].cpu() for frames in pictures.values()), strict=True))
             self.sheet = rows, [f"dream {i + 1}" for i in range(len(rows))], [f"+{t}" for t in pictures]
-        return figures | self.real
+        return {**figures, **self.real}
 
     def _dream(self, system, starts, steps, actions, tick):
         """Yield uint8 `[B, H, W, 3]`, step by step."""

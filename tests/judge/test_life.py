@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from toys import ToyAutoencoder, ToyConfig, ToyPlayer, ToyStage
 
 from mtld_core.data import Arc, Dataset
 from mtld_core.frames import evenly, to_float
+from mtld_core.judge import checkpoint
 from mtld_core.judge.life import Life, falls_apart, sticky_actions, windows
 from mtld_core.judge.rollouts import Judge
 from mtld_core.judge.task import JudgeConfig, Task
@@ -158,7 +160,7 @@ def test_a_dream_without_the_ball_covers_little_of_what_moves(dataset):
 def test_a_dream_that_decays_loses_static_and_precision_by_and_by(dataset):
     figures = judged(dataset, Noisy())
     life = figures["life"]
-    assert life["static_psnr"][0] > 25 > life["static_psnr"][1] > 18 > life["static_psnr"][2]
+    assert life["static_psnr"][0] > 28 > life["static_psnr"][1] > 20 > life["static_psnr"][2]
     assert life["precision"][0] > 0.8 and life["precision"][2] < 0.2
     [line] = falls_apart(figures)
     assert "after about 16 steps" in line and "what is static is at" in line and "looks like" in line
@@ -315,6 +317,16 @@ def test_a_run_says_how_long_its_dreams_last(dataset, tmp_path):
     assert (tmp_path / "without" / "run" / "judgement.png").stat().st_size < judgement
 
 
+def test_a_checkpoint_is_judged_for_longer_than_its_run_was(dataset, tmp_path, monkeypatch, capsys):
+    system = Game()
+    system.run = types.SimpleNamespace(dir=tmp_path, checkpoint="step_00000007", training={"eval_windows": 4})
+    monkeypatch.setattr(checkpoint, "open_run", lambda *place: system)
+    monkeypatch.setattr(checkpoint, "own_dataset", lambda system: dataset)
+    assert "life" not in checkpoint.judge(tmp_path)
+    assert checkpoint.main([str(tmp_path), "--life_horizon", "5"]) == 0
+    assert json.loads(capsys.readouterr().out)["life"]["until"] == [5]
+
+
 def test_what_rebuilds_has_no_dreams(dataset):
     plain = dataclasses.replace(dataset, actions=None)
     for cls, there in ((ToyAutoencoder, False), (ToyStage, True)):
@@ -340,7 +352,7 @@ def test_the_skill_over_what_moves_sees_a_ball_that_is_gone(dataset):
     assert figures[WithoutBall]["moving_skill_db"] < 6
     assert figures[Frozen]["moving_skill_db"] <= 0
     # what is a little wrong where nothing moves, the whole frame alone sees
-    assert figures[Hazy]["moving_skill_db"] > 40 > figures[Hazy]["skill_db"]
+    assert figures[Hazy]["moving_skill_db"] > figures[Hazy]["skill_db"] + 10
 
 
 def test_the_skill_over_what_moves_by_hand():
