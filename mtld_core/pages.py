@@ -165,7 +165,7 @@ def _data_url(path):
 
 
 def show_table(rows):
-    """Print a dict in two columns, without what is empty and without lists of figures."""
+    """Print a dict in two columns, without what is empty and without lists of figures or dicts of such."""
     rows = _worth_showing(rows)
     width = max(map(len, rows), default=0)
     for name, value in rows.items():
@@ -173,7 +173,7 @@ def show_table(rows):
 
 
 def table_html(rows):
-    """HTML of a dict in two columns, without what is empty and without lists of figures."""
+    """HTML of a dict in two columns, without what is empty and without lists of figures or dicts of such."""
     lines = []
     for name, value in _worth_showing(rows).items():
         lines.append(f"<tr><td>{html.escape(name)}&emsp;</td><td>{html.escape(value)}</td></tr>")
@@ -183,7 +183,7 @@ def table_html(rows):
 def _worth_showing(rows):
     shown = {}
     for name, value in rows.items():
-        if value not in ("", None) and not name.endswith("_by_horizon"):
+        if value not in ("", None) and not (isinstance(value, dict) or name.endswith("_by_horizon")):
             shown[name] = f"{value:.4g}" if isinstance(value, float) else str(value)
     return shown
 

@@ -131,11 +131,12 @@ report = None if live else fit(model, dataset, training)
 # ## What it learned
 #
 # Truth, rollout and error for some of the windows that it is judged on, where held actions lead (if it takes
-# any), and how far ahead it sees; then the figures, with the baselines beside them.
+# any), dreams of several ages (with `life_horizon`), and how far ahead it sees; then the figures, with the
+# baselines beside them.
 
 # %%
 if report:
-    for pattern in ("previews/step_*.png", "previews/actions_*.png", "judgement.png"):
+    for pattern in ("previews/step_*.png", "previews/actions_*.png", "previews/life_*.png", "judgement.png"):
         for picture in sorted(Path(report["run_dir"]).glob(pattern))[-1:]:
             pages.show_picture(picture)
 

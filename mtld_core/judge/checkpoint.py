@@ -1,6 +1,6 @@
 """Judging a saved checkpoint once more, as training judges it: the same windows, the same figures.
 
-    python -m mtld_core.judge RUN [--checkpoint step_00001000]
+    python -m mtld_core.judge RUN [--checkpoint step_00001000] [--life_horizon 1000]
 
 The figures are printed, and written to `<run>/judgements/<checkpoint>.json`.
 """
@@ -20,16 +20,19 @@ from mtld_core.runtime import command
 from mtld_core.systems.opening import open_run, own_dataset
 
 
-def judge(run_dir, checkpoint="", device="auto"):
+def judge(run_dir, checkpoint="", device="auto", life_horizon=None):
     """Figures of a checkpoint of a run, a dict as report.json has it under "metrics".
 
-    checkpoint: see `open_run`. Where the run names a file of LPIPS weights that is not here (any more),
+    checkpoint: see `open_run`. life_horizon: steps that its dreams are played for; None: as the run has it.
+    Where the run names a file of LPIPS weights that is not here (any more),
     torch's cache is looked into, which a line says. Raises UserError where run or checkpoint cannot be
     opened, or the run's dataset is gone.
     """
     system = open_run(run_dir, checkpoint, device)
     training, known = system.run.training, field_names(JudgeConfig)
     config = from_dict(JudgeConfig, {name: training[name] for name in known if name in training})
+    if life_horizon is not None:
+        config = dataclasses.replace(config, life_horizon=life_horizon)
     weights = getattr(system.config, "lpips_weights", "")
     if weights and not Path(weights).is_file():
         print(
@@ -50,5 +53,9 @@ def main(arguments=None):
     )
     parser.add_argument("run", help="the run's folder")
     parser.add_argument("--checkpoint", default="", help='its name, or "best"; the newest good one otherwise')
+    parser.add_argument(
+        "--life_horizon", type=int, help="steps that dreams are played for; else as in training"
+    )
     given = parser.parse_args(arguments)
-    print(json.dumps(judge(given.run, given.checkpoint), indent=2))
+    figures = judge(given.run, given.checkpoint, life_horizon=given.life_horizon)
+    print(json.dumps(figures, indent=2))

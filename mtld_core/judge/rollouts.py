@@ -1,9 +1,10 @@
 """Judging a system on held-out windows: rollouts against the truth, with what costs nothing beside them.
 
 Baselines: the last context frame repeated, and the training part's median frame. k context frames, h
-horizons. A system that `Reconstructs` is shown whole windows instead, and has no baselines: k = 0 and h = T.
-Where there is an action space, it is also measured whether actions matter: those of other windows must do
-harm, and two that are held must lead apart.
+horizons. Beside the skill over all pixels stands that over those that move, which are few: where the truth,
+the prediction or the last context frame differs from the median frame. A system that `Reconstructs` is shown
+whole windows instead, and has no baselines: k = 0 and h = T. Where there is an action space, it is also
+measured whether actions matter: those of other windows must do harm, and two that are held must lead apart.
 """
 
 import collections
@@ -76,7 +77,7 @@ class Judge:
 
         tick: called before each piece of the work; it may raise to give it up.
         """
-        errors, made, true = self._compare(system, tick)
+        errors, moving, made, true = self._compare(system, tick)
         model = errors.pop("model")
         lpips, reason = metrics.lpips_metric(system.device, self.lpips_weights)
         psnr = metrics.psnr(model)
@@ -97,17 +98,21 @@ class Judge:
             near = [baseline[:, : self.horizon] for baseline in errors.values()]
             figures["skill_db"] = metrics.skill_db(near, model[:, : self.horizon])
             figures["skill_db_by_horizon"] = _skill_by_horizon(list(errors.values()), model)
+            figures["moving_skill_db"] = _moving_skill(moving, slice(self.horizon))
+            by_horizon = [_moving_skill(moving, t) for t in range(self.reach)]
+            figures["moving_skill_db_by_horizon"] = by_horizon
         if self.context and system.action_space is not None:
             figures |= self._steering(system, model, errors["copy"], tick)
         return figures | system.evaluate(self.dataset, self.starts)
 
     def _compare(self, system, tick):
-        """(errors, made, true): what the figures are made of.
+        """(errors, moving, made, true): what the figures are made of.
 
-        errors: "model" and the baselines' names -> MSE `[windows, reach]`. made, true: uint8 `[n, H, W, 3]`,
-        pairs for SSIM and LPIPS, evenly spaced over all windows and horizons.
+        errors: "model" and the baselines' names -> MSE `[windows, reach]`. moving: the same where something
+        moves, 0 elsewhere. made, true: uint8 `[n, H, W, 3]`, pairs for SSIM and LPIPS, evenly spaced over all
+        windows and horizons.
         """
-        errors = collections.defaultdict(list)
+        errors, moving = collections.defaultdict(list), collections.defaultdict(list)
         made, true = [], []
         seen = torch.zeros(len(self.starts) * self.horizon, dtype=torch.bool)
         seen[evenly(torch.arange(len(seen)), self.pictures)] = True
@@ -119,12 +124,17 @@ class Judge:
             compared = {"model": self.made_by(system, part, self.reach)}
             if self.context:
                 compared |= {"copy": self._frames(part, self.context - 1, 1), "median": self.median}
+                moves = _moving(self.median, truth, compared["model"], compared["copy"])
             for name, frames in compared.items():
                 errors[name].append(_errors(frames, truth))
+                if self.context:
+                    moving[name].append(_errors(frames * moves, truth * moves))
             made.append(compared["model"][:, : self.horizon][chosen])
             true.append(truth[:, : self.horizon][chosen])
-        joined = {name: torch.cat(parts) for name, parts in errors.items()}
-        return joined, torch.cat(made), torch.cat(true)
+        errors, moving = (
+            {name: torch.cat(parts) for name, parts in each.items()} for each in (errors, moving)
+        )
+        return errors, moving, torch.cat(made), torch.cat(true)
 
     # ---- actions
 
@@ -252,6 +262,21 @@ def _errors(a, b):
     """MSE `[B, h]`, a horizon at a time: as integers, frames take four times their room."""
     pairs = zip(*(frames.unbind(1) for frames in torch.broadcast_tensors(a, b)), strict=True)
     return torch.stack([metrics.mse(*pair) for pair in pairs], 1)
+
+
+def _moving(still, *clips):
+    """Where any of the clips, uint8 `[B, h or 1, H, W, 3]`, differs from `still`: uint8 `[B, h, H, W, 1]`."""
+    at = zip(*(frames.unbind(1) for frames in torch.broadcast_tensors(*clips)), strict=True)
+    masks = [torch.stack([metrics.differs(frames, still) for frames in each]).any(0) for each in at]
+    return torch.stack(masks, 1)[..., None].byte()
+
+
+def _moving_skill(moving, horizons):
+    """Skill over what moves at some horizons, in dB, a float; None where nothing does."""
+    errors = {name: each[:, horizons] for name, each in moving.items()}
+    if not any(each.any() for each in errors.values()):
+        return None
+    return metrics.skill_db([errors["copy"], errors["median"]], errors["model"])
 
 
 def _average(figure, made, true, tick):

@@ -9,6 +9,7 @@ import torch
 from mtld_core.config import AtLeastOne, NotNegative, Settings, check
 from mtld_core.frames import evenly, to_uint8
 from mtld_core.judge.frechet import Likeness
+from mtld_core.judge.life import Life
 from mtld_core.judge.rollouts import Judge
 from mtld_core.judge.translations import TranslationJudge
 from mtld_core.judge.windows import judged_horizon, reachable, split_of
@@ -30,6 +31,7 @@ class JudgeConfig(Settings):
     eval_horizon: NotNegative[int] = 0  # predicted frames that are judged; 0: all of a window
     # that the lists by horizon reach, where the held-out data has windows so long; 0: as eval_horizon
     long_horizon: NotNegative[int] = 0
+    life_horizon: NotNegative[int] = 0  # steps that dreams are played for, to see how long they last; 0: none
     eval_windows: AtLeastOne[int] = 256
     eval_batches: NotNegative[int] = 0  # that many batches of windows are judged; 0: eval_windows
     batch_size: AtLeastOne[int] = 8
@@ -44,7 +46,7 @@ class Task:
 
     dataset: a `Dataset` or `DomainPair`. config: a `JudgeConfig`. say: told what is left out.
     learned: for each domain, the start rows of the windows to train on, int64.
-    samples: for each domain, uint8 `[n, H, W, 3]` of the training part.
+    rows: for each domain, those of the frames in these windows. samples: uint8 `[n, H, W, 3]` of them.
     Raises ConfigError or UserError where dataset and system do not belong together, or nothing is left to
     judge on.
     """
@@ -62,9 +64,10 @@ class Task:
             splits.append(split_of(system, domain, vars(config)))
         self.dataset = dataset
         self.learned, held = zip(*splits, strict=True)
-        self.samples = []
+        self.samples, self.rows = [], []
         for domain, starts in zip(dataset.domains, self.learned, strict=True):
             rows = torch.unique(starts[:, None] + torch.arange(needs.window))
+            self.rows.append(rows)
             self.samples.append(domain.frames[evenly(rows, SAMPLE)])
         self._make_judges(system, held, config, say)
 
@@ -82,7 +85,9 @@ class Task:
         self.judge = Judge(
             first, starts, needs, horizon, self.samples[0], windows, lpips_weights=weights, reach=reach
         )
-        self.translations = self.likeness = None
+        self.translations = self.likeness = self.life = None
+        if horizon and (steps := config.life_horizon):
+            self.life = Life(first, held[0], self.rows[0], self.samples[0], needs, steps, config.cross_cuts)
         self.draws = DRAWS
         if isinstance(system, Translates):
             self.translations = TranslationJudge(self.dataset, held, needs.window, self.samples, windows)
@@ -98,6 +103,8 @@ class Task:
             some.translations = self.translations.few(share)
         if self.likeness is not None:
             some.likeness = self.likeness.few(share)
+        if self.life is not None:
+            some.life = self.life.few(share)
         return some, share
 
     @torch.inference_mode()
@@ -113,6 +120,8 @@ class Task:
             tick()
             chance = torch.Generator(system.device).manual_seed(0)
             figures |= self.likeness(to_uint8(system.sample(self.draws, chance)), tick)
+        if self.life is not None:
+            figures |= self.life(system, tick)
         return figures
 
     def preview(self, system):

@@ -410,6 +410,8 @@ class Training:
                 self.metrics = self.task.figures(self._judged(), tick)
                 if self.task.judge.steerable is not None:
                     self._save_strip("actions", *self.task.judge.steered(self._judged()))
+                if self.task.life is not None:
+                    self._save_strip("life", *self.task.life.sheet)
         except GivenUp:
             return
         finally:

@@ -19,6 +19,12 @@ PSNRS = {  # curve of judgement.png: (figure, style)
     "last frame repeated": ("baseline_copy_psnr_by_horizon", "C1--o"),
     "median frame": ("baseline_median_psnr_by_horizon", "C2:o"),
 }
+LIFE = {  # curve of judgement.png over the steps of a dream: (figure, style)
+    "motion, of the recording's": ("motion", "C1-o"),
+    "precision of what moves": ("precision", "C2-o"),
+    "coverage of what moves": ("coverage", "C3-o"),
+    "coverage by real frames": ("real_coverage", "C3:"),
+}
 NOTED = {  # figure that judgement.png says in words: (those words, unit)
     "codebook_use": ("codebook use", ""),
     "latent_variance": ("latent variance", ""),
@@ -91,14 +97,16 @@ def draw_judgement(metrics):
     """PNG bytes: PSNR beside the baselines' and skill, over the horizon, and below them the `NOTED` figures.
 
     metrics: as report.json has them. Where nothing is predicted (a reconstruction), PSNR over the frames of a
-    window alone.
+    window alone. Where dreams were played for long, a second row shows how they last.
     """
     from matplotlib.figure import Figure
 
     skill = metrics.get("skill_db_by_horizon")
     panels = 2 if skill else 1
-    figure = Figure((4.8 * panels, 3.2), dpi=150, layout="constrained")
-    first, *others = figure.subplots(1, panels, squeeze=False)[0]
+    life = metrics.get("life")
+    rows = 2 if life else 1
+    figure = Figure((4.8 * panels, 3.2 * rows), dpi=150, layout="constrained")
+    (first, *others), *lower = figure.subplots(rows, panels, squeeze=False)
     _tidy(first, "horizon, frames" if skill else "frame of the window", "PSNR, dB")
     for label, (name, style) in PSNRS.items():
         if values := metrics.get(name):
@@ -108,13 +116,29 @@ def draw_judgement(metrics):
         [second] = others
         _tidy(second, "horizon, frames", "skill over the best baseline, dB")
         second.axhline(0, color="0.4", linewidth=0.8)
-        _plot_over_horizons(second, skill, "C0-o")
+        _plot_over_horizons(second, skill, "C0-o", "all pixels")
+        if moving := metrics.get("moving_skill_db_by_horizon"):
+            _plot_over_horizons(second, moving, "C4-o", "those that move")
+            second.legend(frameon=False, fontsize="small")
+    if life:
+        _draw_life(*lower[0], life)
     noted = []
     for name, (words, unit) in NOTED.items():
         if (value := metrics.get(name)) is not None:
             noted.append(f"{words}: {value:.3g}{unit}")
     figure.supxlabel("     ".join(noted), fontsize="small")
     return _png(figure)
+
+
+def _draw_life(static, others, life):
+    _tidy(static, "steps of a dream", "PSNR of what is static, dB")
+    _plot_over_windows(static, life, "static_psnr", "C0-o")
+    _tidy(others, "steps of a dream", "what moves")
+    others.axhline(1, color="0.4", linewidth=0.8)
+    for label, (name, style) in LIFE.items():
+        _plot_over_windows(others, life, name, style, label)
+    others.set_ylim(0, 3)
+    others.legend(frameon=False, fontsize="small")
 
 
 def _tidy(axes, label, title=""):
@@ -126,12 +150,20 @@ def _tidy(axes, label, title=""):
 
 def _plot_over_horizons(axes, values, style, label=None):
     """values: of horizons 1, 2, 3, ..., of which the powers of two are marked."""
+    values = np.array(values, float)  # None is nan, a gap
     marked = [2**i for i in range(len(values).bit_length())]
     places = [horizon - 1 for horizon in marked]
     horizons = range(1, len(values) + 1)
     axes.set_xscale("log", base=2)
     axes.set_xticks(marked, marked)
     axes.plot(horizons, values, style, label=label, markevery=places, markersize=3, linewidth=1.2)
+
+
+def _plot_over_windows(axes, life, name, style, label=None):
+    ends = life["until"]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ends, ends)
+    axes.plot(ends, np.array(life[name], float), style, label=label, markersize=3, linewidth=1.2)
 
 
 def _png(figure):

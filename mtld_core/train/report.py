@@ -3,6 +3,7 @@
 import torch
 
 from mtld_core.config import to_dict
+from mtld_core.judge.life import falls_apart
 from mtld_core.runs.checkpoint import SCHEMA
 from mtld_core.runtime import peak_memory_mb, versions
 
@@ -71,14 +72,15 @@ class Alarms:
         self.found = {}  # "log" or "judgement" -> its latest lines
 
     def look(self, at, figures, step=EARLY):
-        """Take a log line's values or an evaluation's figures: a dict, of which the floats are looked at.
+        """Take a log line's values or an evaluation's figures: a dict, of whose floats systems are told.
 
         at: "log" or "judgement", whose earlier lines these replace.
         """
         if step < EARLY:
             return
+        lines = falls_apart(figures)
         figures = {name: value for name, value in figures.items() if isinstance(value, float)}
-        lines = list(self.system.alarms(figures))
+        lines += self.system.alarms(figures)
         if figures.get("action_shuffle_gap_db", LEAST_GAP) < LEAST_GAP:
             lines.append(
                 f"the actions do not matter: those of other windows do as well, within {LEAST_GAP} dB"

@@ -383,6 +383,7 @@ class FakeTask:
     def __init__(self, world, share=1.0):
         self.world, self.share = world, share
         self.judge = types.SimpleNamespace(steerable=None)
+        self.life = None
 
     def few(self, share):
         return FakeTask(self.world, share), share
