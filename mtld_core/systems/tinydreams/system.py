@@ -41,6 +41,7 @@ from mtld_core.systems.tinydreams.nets import (
     PatchTokenizer,
 )
 
+GHOSTS = 0.1  # of moving_weight counts where something is drawn and nothing is: more, and a mean draws nothing
 NOISE_STRIDE = 997  # numbers from where one frame's noise begins to where the next one's does
 FAR = 0.1  # from the median frame, where pixels are in [-1, 1]: what differs by more is something that moves
 
@@ -389,12 +390,12 @@ class TinyDreams(System):
         return layer(*inputs)
 
     def look(self, past, action):
-        """See the present: frames `[B, k, 3, H, W]` and an action -> `Seen`.
+        """See the present: k or more frames `[B, 3, H, W]`, the newest last, and an action -> `Seen`.
 
         action: `[B]` or `[B, A]`; None for no action at all, see `ActionEncoder.idle`.
         """
-        seen = past[:, [-1 - age for age in self.config.ages]]
-        x, maps = self._layer(self.tokenizer, seen.flatten(1, 2))  # [B, E, h, w]
+        pictures = torch.cat([past[-1 - age] for age in self.config.ages], 1)
+        x, maps = self._layer(self.tokenizer, pictures)  # [B, E, h, w]
         x = x.flatten(2).transpose(1, 2) + self.place  # [B, P, E]
         token = self.action.idle(len(x)) if action is None else self.action(action)
         token = token[:, None]  # [B, 1, E]
@@ -404,7 +405,7 @@ class TinyDreams(System):
         x = torch.cat(tokens, 1)
         for block in self.encoder:
             x = self._layer(block, x, token)
-        return Seen(past[:, -1], x, maps, token)
+        return Seen(past[-1], x, maps, token)
 
     def places_of(self, seen):
         """The tokens of what was `seen` that stand for places: `[B, P, E]`."""
@@ -434,7 +435,7 @@ class TinyDreams(System):
 
         generator: what the latents are drawn by; None for the likeliest ones.
         """
-        seen = self.look(past, action)
+        seen = self.look(past.unbind(1), action)
         if self.latent is None:
             return self.draw(seen)
         expected = self.latent.prior(self.places_of(seen))
@@ -453,6 +454,7 @@ class TinyDreams(System):
         """
         frames = []
         surprises = []
+        past = list(past.unbind(1))
         for t, action in enumerate(actions.unbind(1)):
             seen = self.look(past, action)
             choice = None
@@ -463,7 +465,7 @@ class TinyDreams(System):
             frames.append(newest)
             if not self.config.rollout_gradient:
                 newest = newest.detach()
-            past = torch.cat([past[:, 1:], newest.clamp(-1, 1)[:, None]], 1)
+            past.append(newest.clamp(-1, 1))
         return torch.stack(frames, 1), torch.stack(surprises, 1) if surprises else None
 
     def generator_loss(self, batch):
@@ -517,7 +519,8 @@ class TinyDreams(System):
         c = self.config
         losses = {}
         if c.moving_weight:
-            moving = 1 + c.moving_weight * (self._moves(fake) | self._moves(truth))  # [N, 1, H, W]
+            there, drawn = self._moves(truth), self._moves(fake)  # [N, 1, H, W]
+            moving = 1 + c.moving_weight * torch.where(there, 1, GHOSTS * drawn)
         for name, loss in PIXEL_LOSSES.items():
             if not c.weight(name):
                 continue
