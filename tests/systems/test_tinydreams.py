@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mtld_core.config import ConfigError, from_dict
 from mtld_core.data import Arc, Dataset, split_windows
 from mtld_core.judge.rollouts import Judge
-from mtld_core.systems.tinydreams.latent import choose, nats
+from mtld_core.systems.tinydreams.latent import sample, surprise
 from mtld_core.systems.tinydreams.system import TinyDreams
 from mtld_core.train import fit
 from mtld_core.train.settings import build, plan
@@ -82,7 +82,7 @@ ON = [
     {"output": "anchored", "decoder": "attention"},
     {"older_frames": (4, 7)},
     {"latents": 2},
-    {"latents": 2, "latent_classes": 3, "lambda_kl": 1.0},
+    {"latents": 2, "latent_classes": 3, "lambda_prior": 1.0},
     {"latents": 1, "action_mode": "modulate", "rollout_frames": 1},
     {"moving_weight": 20.0},
     {"moving_weight": 20.0, "lambda_l1": 0, "lambda_mse": 1},
@@ -369,35 +369,47 @@ def test_a_dream_draws_its_latents_and_without_a_generator_takes_the_likeliest()
     assert torch.equal(dreamt(1, cold), dreamt())
 
 
-def test_nats_have_a_weight_and_move_the_prior_more():
-    system = awake(model(latents=2, lambda_kl=1.0))
+def test_what_was_not_expected_has_a_weight_and_teaches_the_prior_alone():
+    system = awake(model(latents=2, lambda_prior=1.0))
     low = system.generator_loss(batch())
-    system.config = dataclasses.replace(system.config, lambda_kl=4.0)
+    system.config = dataclasses.replace(system.config, lambda_prior=4.0)
     high = system.generator_loss(batch())
-    torch.testing.assert_close(high.total - low.total, 3 * low.logs["kl"])
-    posterior, prior = (torch.randn(4, 2, 3).log_softmax(-1).requires_grad_() for _ in range(2))
-    nats(posterior, prior).sum().backward()
-    reference = torch.distributions.Categorical(logits=prior.detach())
-    expected = torch.distributions.kl_divergence(torch.distributions.Categorical(logits=posterior), reference)
-    torch.testing.assert_close(nats(posterior, prior), expected.sum(-1))
-    alone = torch.autograd.grad((posterior.exp() * (posterior - prior.detach())).sum(), posterior)[0]
-    torch.testing.assert_close(posterior.grad, 0.2 * alone)
+    torch.testing.assert_close(high.total - low.total, 3 * low.logs["prior"])
+    taught = torch.autograd.grad(low.logs["prior"], list(system.latent.parameters()), allow_unused=True)
+    names = {
+        name.split(".")[0]
+        for (name, _), gradient in zip(system.latent.named_parameters(), taught, strict=True)
+        if gradient is not None and gradient.abs().sum() > 0
+    }
+    assert {"prior", "gather"} <= names and not names & {"compare", "tokenizer"}
+    expected = torch.tensor([[[0.25, 0.75], [0.5, 0.5]]]).log()
+    choice = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
+    torch.testing.assert_close(surprise(choice, expected), -torch.tensor([0.75 * 0.5]).log())
 
 
-def test_latents_are_chosen_as_often_as_they_are_likely():
+def test_latents_are_drawn_as_often_as_they_are_likely():
     shares = torch.tensor([[[0.5, 0.2, 0.3]]])
-    uniform = torch.linspace(0, 1, 1001)[:-1, None]
-    chosen = choose(shares.log().expand(1000, 1, 3), uniform)
-    torch.testing.assert_close(chosen.mean((0, 1)), shares[0, 0], atol=2e-3, rtol=0)
-    assert choose(shares.log()).tolist() == [[[1, 0, 0]]]
+    many = shares.log().expand(20_000, 1, 3)
+    generator = torch.Generator().manual_seed(0)
+    torch.testing.assert_close(sample(many, 1.0, generator).mean((0, 1)), shares[0, 0], atol=0.02, rtol=0)
+    hot = sample(many, 2.0, generator).mean((0, 1))
+    torch.testing.assert_close(hot, shares[0, 0].sqrt() / shares.sqrt().sum(), atol=0.02, rtol=0)
+    for choice in (sample(many), sample(many, 0.0, generator)):
+        assert (choice == torch.tensor([1.0, 0.0, 0.0])).all()
+
+
+def test_every_class_of_the_latents_is_used_and_one_sample_alone_is_told():
+    system = model(latents=2, latent_classes=4)
+    frames = torch.rand(2, 64, 3, 16, 16) * 2 - 1
+    told = system.latent.tell(*frames)
+    assert (told.sum(-1) - 1).abs().max() < 1e-6 and (told.mean(0) > 0.05).all()
+    assert system.latent.tell(*frames[:, :1]).isfinite().all()
 
 
 def test_the_latents_tell_what_the_past_does_not():
     """Of two futures after the same past, drawing by the posterior gives each, and the prior expects both."""
     torch.manual_seed(0)
-    system = model(
-        latents=1, latent_classes=2, lr=3e-3, rollout_frames=1, norm="none", lambda_kl=1e-4
-    ).train()
+    system = model(latents=1, latent_classes=2, lr=3e-3, rollout_frames=1, norm="none").train()
     past = torch.zeros(8, 2, 3, 16, 16)
     future = torch.ones(8, 1, 3, 16, 16) * torch.tensor([0.8, -0.8]).repeat(4).view(8, 1, 1, 1, 1)
     data = {"frames": torch.cat([past, future], 1), "actions": torch.zeros(8, 2, dtype=torch.long)}

@@ -31,7 +31,7 @@ from mtld_core.nn.gan import (
 )
 from mtld_core.nn.perceptual import LPIPS, load_trunk
 from mtld_core.systems.base import FrameSize, Loss, Needs, System, adam
-from mtld_core.systems.tinydreams.latent import StochasticLatent, choose, nats
+from mtld_core.systems.tinydreams.latent import StochasticLatent, sample, surprise
 from mtld_core.systems.tinydreams.losses import PIXEL_LOSSES
 from mtld_core.systems.tinydreams.nets import (
     AttentionDecoder,
@@ -41,7 +41,8 @@ from mtld_core.systems.tinydreams.nets import (
     PatchTokenizer,
 )
 
-GHOSTS = 0.1  # of moving_weight counts where something is drawn and nothing is: more, and a mean draws nothing
+# of moving_weight counts where something is drawn and nothing is: with all of it, a mean draws no ball
+GHOSTS = 0.1
 NOISE_STRIDE = 997  # numbers from where one frame's noise begins to where the next one's does
 FAR = 0.1  # from the median frame, where pixels are in [-1, 1]: what differs by more is something that moves
 
@@ -100,7 +101,7 @@ class TinyDreamsConfig(FrameSize):
     output: typing.Literal["residual", "anchored", "direct"] = "residual"
     latents: NotNegative[int] = 0  # G: categorical numbers for what the past does not decide
     latent_classes: AtLeastTwo[int] = 8  # K: values of each
-    lambda_kl: Positive[float] = 1e-3  # of each nat that the latents tell beyond the expected
+    lambda_prior: Positive[float] = 0.01  # of each nat that the prior did not expect of them
     temperature: NotNegative[float] = 1.0  # of the latents in a dream; 0 takes the likeliest
     gradient_checkpointing: bool = False  # less memory, a third more work
     lr: Positive[float] = 1e-3
@@ -438,35 +439,31 @@ class TinyDreams(System):
         seen = self.look(past.unbind(1), action)
         if self.latent is None:
             return self.draw(seen)
-        expected = self.latent.prior(self.places_of(seen))
-        if generator is None or not self.config.temperature:
-            return self.draw(seen, choose(expected))
-        expected = torch.log_softmax(expected / self.config.temperature, -1)
-        uniform = torch.rand(expected.shape[:2], generator=generator, device=generator.device)
-        return self.draw(seen, choose(expected, uniform.to(expected.device)))
+        expected = self.latent.expect(self.places_of(seen))
+        return self.draw(seen, sample(expected, self.config.temperature, generator))
 
-    def unroll(self, past, actions, told=None, uniform=None):
+    def unroll(self, past, actions, told=None):
         """Draw n frames, each from those before: `[B, k, 3, H, W]` -> (`[B, n, 3, H, W]`, nats `[B, n]`).
 
-        actions: `[B, n]` or `[B, n, A]`; actions[:, t] leads to the frame t of these. told, uniform: of the
-        latents that lead to each frame, log-probabilities by what really came, `[B, n, G, K]`, and the
-        numbers to draw by, `[B, n, G]`. nats: what they tell beyond the expected; None without latents.
+        actions: `[B, n]` or `[B, n, A]`; actions[:, t] leads to the frame t of these. told: the choice of
+        latents for each frame, `[B, n, G, K]`. nats: those of it that were not expected. Without latents both
+        are None.
         """
         frames = []
-        surprises = []
+        nats = []
         past = list(past.unbind(1))
         for t, action in enumerate(actions.unbind(1)):
             seen = self.look(past, action)
             choice = None
             if told is not None:
-                choice = choose(told[:, t], uniform[:, t])
-                surprises.append(nats(told[:, t], self.latent.prior(self.places_of(seen))))
+                choice = told[:, t]
+                nats.append(surprise(choice, self.latent.expect(self.places_of(seen))))
             newest = self.draw(seen, choice)
             frames.append(newest)
             if not self.config.rollout_gradient:
                 newest = newest.detach()
             past.append(newest.clamp(-1, 1))
-        return torch.stack(frames, 1), torch.stack(surprises, 1) if surprises else None
+        return torch.stack(frames, 1), torch.stack(nats, 1) if nats else None
 
     def generator_loss(self, batch):
         """`Loss` of the predicted frames. It carries what the discriminator sees of them and of the truth."""
@@ -478,17 +475,16 @@ class TinyDreams(System):
         actions = batch["actions"][:, k - 1 :]
         if c.context_noise:
             past = past + c.context_noise * self._noise(batch["key"], past)
-        told = uniform = None
+        told = None
         if self.latent:
-            told = self.latent.posterior(frames[:, k - 1 : -1].flatten(0, 1), real.flatten(0, 1))
+            told = self.latent.tell(frames[:, k - 1 : -1].flatten(0, 1), real.flatten(0, 1))
             told = told.unflatten(0, real.shape[:2])  # [B, n, G, K]
-            uniform = keyed_uniform(batch["key"], "latent", told[0, ..., 0].numel()).view(told.shape[:-1])
-        made, surprise = self.unroll(past, actions, told, uniform)
+        made, nats = self.unroll(past, actions, told)
 
         fake, truth = made.flatten(0, 1), real.flatten(0, 1)
         logs = self._pixel_losses(fake, truth)
         if self.latent:
-            logs["kl"] = surprise.mean()
+            logs["prior"] = nats.mean()
         if c.lambda_lpips:
             logs["lpips"] = self.frozen["lpips"](fake, truth).mean()
         if c.lambda_still:
