@@ -225,14 +225,20 @@ class TinyDreams(System):
     name = "tinydreams"
     Config = TinyDreamsConfig
     PRESETS: typing.ClassVar = {
-        # the best measured for Atari at 64x64 in a quarter of an hour: docs/systems/tinydreams.md
+        # Atari at 64x64 in a quarter of an hour, a dream that lasts: docs/systems/tinydreams.md
         "small": UNET
         | {
-            "rollout_frames": 4,
+            "output": "anchored",
+            "moving_weight": 20.0,
+            "context_noise": 0.1,
+            "older_frames": (6, 12, 18, 24),
+            "latents": 2,
+            "batch_size": 24,
             "time_budget_minutes": 15,
             "ema_decay": 0.995,
             "long_horizon": 64,
             "eval_windows": 128,
+            "life_horizon": 1000,
         },
         # the same network learns to see one frame ahead in a few minutes, and a little further
         "demo": UNET
