@@ -5,6 +5,7 @@ Frames are uint8 `[H, W, 3]`. `actions[i]` leads from frame i to frame i + 1.
 
 import collections
 import contextlib
+import functools
 import random
 import statistics
 import time
@@ -17,7 +18,7 @@ from mtld_core.config import UserError, check
 from mtld_core.frames import to_uint8
 from mtld_core.generate.rollouts import check_actions
 from mtld_core.generate.source import from_dataset, starts_in
-from mtld_core.play.parting import Parting
+from mtld_core.play.parting import Parting, median_frame
 from mtld_core.play.policies import POLICIES
 from mtld_core.play.real_game import RealGame
 from mtld_core.runs.folder import read_report
@@ -60,7 +61,7 @@ class Play:
         self.dataset = own_dataset(system, progress=False) if dataset is None else dataset
         self.choices = choices(system, self.dataset)
         self.seed = -1
-        self._game = self._parting = None
+        self._game = None
         self.reset()
 
     @property
@@ -116,11 +117,15 @@ class Play:
         that takes this `Play` and returns an action. Raises UserError for any other, or a number below 1.
         """
         check(isinstance(steps, int) and steps >= 1, f"steps must be a whole number from 1 on, not {steps!r}")
-        if not callable(policy):
-            known = ", ".join(map(repr, POLICIES))
-            check(policy in list(POLICIES), f"policy={policy!r} is not {known} or a function of a Play")
-            policy = POLICIES[policy]
-        return (self.act(policy(self)) for _ in range(steps))
+        chosen = POLICIES.get(policy) if isinstance(policy, str) else policy
+        known = ", ".join(map(repr, POLICIES))
+        check(callable(chosen), f"policy={policy!r} is not {known} or a function of a Play")
+        return (self.act(chosen(self)) for _ in range(steps))
+
+    @functools.cached_property
+    def median(self):
+        """The recording's median frame, uint8 `[H, W, 3]`: what is there when nothing moves."""
+        return median_frame(self.dataset)
 
     @property
     def over(self):
@@ -174,8 +179,7 @@ class Play:
             if not self.system.needs().actions:
                 raise UserError("the run's actions are its own, not the game's")
             self._game = RealGame(self.dataset, *self.start)
-            self._parting = self._parting or Parting(self.dataset)
-            self._parting.start_anew()
+            self._parting = Parting(self.median)
             self.real = [self.frames[0]]
         except Exception as error:  # a game is foreign code; the dream needs none
             self.alone = " ".join(str(error).split()) or type(error).__name__

@@ -22,8 +22,8 @@ SHOWN, BESIDE = 256, 544  # pixels: a picture's height at least, the room for tw
 MOST_STEPS = 10_000  # that a dream goes on for: nobody may be watching
 BREATH = 0.01  # seconds between two steps at least, for clicks
 PLAYERS = {
-    "nobody: the last action again": "hold",
-    "chance: mostly the last action again": "sticky",
+    "hold the last action": "hold",
+    "sticky random": "sticky",
 }
 WORDS = {
     "UP": "ArrowUp KeyW",

@@ -22,14 +22,8 @@ class Parting:
     figure over all pixels would not notice.
     """
 
-    def __init__(self, dataset):
-        rows = evenly(torch.arange(len(dataset.frames)), SAMPLE)
-        self._median = dataset.frames[rows].cpu().median(0).values.int()
-        self._reach = max(1, round(REACH * max(dataset.size)))
-        self.start_anew()
-
-    def start_anew(self):
-        self.step, self._apart = None, 0
+    def __init__(self, median):
+        self._median, self.step, self._apart = median, None, 0
 
     def compare(self, step, dream, real):
         """Look at the frames of a step, uint8 `[H, W, 3]` each; steps come in order."""
@@ -40,8 +34,23 @@ class Parting:
             self.step = step - IN_A_ROW + 1
 
     def _differ(self, dream, real):
-        far = (torch.stack([dream, real]).int() - self._median).abs().amax(-1) > DIFFERS * 255
-        shown = far.float()  # [2, H, W]
-        near = F.max_pool2d(shown, 2 * self._reach + 1, 1, self._reach)
-        alone = shown * (1 - near.flip(0))
+        shown = differs(torch.stack([dream, real]), self._median)
+        alone = shown & ~near(shown).flip(0)
         return alone.sum().item() >= LEAST
+
+
+def median_frame(dataset):
+    """The median of at most 128 of a dataset's frames, evenly spaced: uint8 `[H, W, 3]`."""
+    rows = evenly(torch.arange(len(dataset.frames)), SAMPLE)
+    return dataset.frames[rows].cpu().median(0).values
+
+
+def differs(a, b):
+    """Where frames uint8 `[..., H, W, 3]` differ by over 0.1 of the range in a channel: `[..., H, W]`."""
+    return (a.int() - b.int()).abs().amax(-1) > DIFFERS * 255
+
+
+def near(pixels):
+    """Where any of the bool pixels `[n, H, W]` is within 1/32 of the longer side, diagonals included."""
+    reach = max(1, round(REACH * max(pixels.shape[1:])))
+    return F.max_pool2d(pixels.float(), 2 * reach + 1, 1, reach).bool()

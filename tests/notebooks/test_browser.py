@@ -314,7 +314,7 @@ def test_a_dream_goes_on_while_the_page_stays_usable(open_page):
     page = open_page("03_play")
     step, toggle = page.locator(f"{PLAY} .mtld-step"), page.locator(f"{PLAY} button", has_text="Dream on")
     page.locator(f"{PLAY} button", has_text="RIGHTFIRE").wait_for()
-    page.locator(f"{PLAY} select").last.select_option(label="nobody: the last action again")
+    page.locator(f"{PLAY} select").last.select_option(label="hold the last action")
     page.locator(f"{PLAY} button", has_text="RIGHT").first.click()
     step.get_by_text("step 1 · RIGHT ·").wait_for()
     toggle.click()
@@ -327,7 +327,7 @@ def test_a_dream_goes_on_while_the_page_stays_usable(open_page):
     step.get_by_text(re.compile(r"step \d+ · LEFT ·")).wait_for()
     page.wait_for_timeout(500)
     assert "LEFT" in step.inner_text()
-    page.locator(f"{PLAY} select").last.select_option(label="chance: mostly the last action again")
+    page.locator(f"{PLAY} select").last.select_option(label="sticky random")
     step.get_by_text(re.compile(r"step \d+ · (NOOP|RIGHT|FIRE)")).wait_for()
     step.get_by_text(re.compile(r"parted from the real game at step \d+$")).wait_for()  # a toy rolls pictures
     toggle.click()
