@@ -113,19 +113,27 @@ class Play:
     def dream_on(self, steps, policy="sticky"):
         """Take `steps` steps by itself: an iterator over the dream's frames, each made when it is asked for.
 
-        policy: "hold" (the last action again), "sticky" (that with a chance of 0.75, else any), or a function
-        that takes this `Play` and returns an action. Raises UserError for any other, or a number below 1.
+        policy: "hold" (the last action again), "sticky" (that with a chance of 0.75, else any), "track" (what
+        the actions move follows what moves by itself), or a function that takes this `Play` and returns an
+        action. Raises UserError for any other, or a number below 1.
         """
         check(isinstance(steps, int) and steps >= 1, f"steps must be a whole number from 1 on, not {steps!r}")
         chosen = POLICIES.get(policy) if isinstance(policy, str) else policy
         known = ", ".join(map(repr, POLICIES))
         check(callable(chosen), f"policy={policy!r} is not {known} or a function of a Play")
-        return (self.act(chosen(self)) for _ in range(steps))
+        policy = one_thread()(chosen)
+        return (self.act(policy(self)) for _ in range(steps))
 
     @functools.cached_property
     def median(self):
         """The recording's median frame, uint8 `[H, W, 3]`: what is there when nothing moves."""
         return median_frame(self.dataset)
+
+    @property
+    def recent(self):
+        """The k newest frames, recorded ones among them until k are dreamed: uint8 `[k, H, W, 3]`."""
+        k = self.system.needs().context
+        return torch.stack([*self.source.context, *self.frames[1:][-k:]][-k:])
 
     @property
     def over(self):

@@ -24,6 +24,7 @@ BREATH = 0.01  # seconds between two steps at least, for clicks
 PLAYERS = {
     "hold the last action": "hold",
     "sticky random": "sticky",
+    "track what moves": "track",
 }
 WORDS = {
     "UP": "ArrowUp KeyW",

@@ -23,7 +23,7 @@ from mtld_core.config import UserError
 from mtld_core.data import open_dataset
 from mtld_core.frames import to_float
 from mtld_core.generate import rollout
-from mtld_core.play import Play, dream
+from mtld_core.play import Play, dream, policies
 from mtld_core.play.parting import Parting, median_frame
 from mtld_core.play.real_game import RealGame
 
@@ -201,6 +201,62 @@ def test_sticky_controls_lie_in_their_range(begin):
     assert low == pytest.approx([-1, 0], abs=0.1) and high == pytest.approx([1, 1], abs=0.1)
 
 
+def table(paddle, ball):
+    """A picture of a table with a paddle's and a ball's middle in these rows; None: without."""
+    frame = torch.full((16, 24, 3), 60, dtype=torch.uint8)
+    for row, column, size, colour in ((paddle, 20, 2, 200), (ball, 8, 1, 250)):
+        if row is not None:
+            frame[max(0, row - size) : row + size, column : column + 2] = colour
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("paddle", "ball", "chosen"),
+    [
+        (8, (2, 3), 2),  # up to it
+        (8, (13, 12), 1),  # down to it
+        (8, (3, 13), 1),  # where it will be, not where it is
+        (8, (9, 8), 0),
+        (8, (3, 3), 1),  # the ball rests: nothing moves by itself, so the last action again
+        (8, (3, None), 1),
+        (None, (2, 3), 1),  # no paddle
+    ],
+)
+def test_tracking_follows_what_moves_by_itself(begin, monkeypatch, paddle, ball, chosen):
+    play = begin()
+    play.act(1)
+    play.median, play.frames[-1] = table(None, None), table(paddle, ball[0])
+    asked = []
+
+    def imagine(system, context, num_frames, actions):
+        asked.append(actions)
+        assert system is play.system and context.equal(play.recent) and num_frames == 2
+        moved = None if paddle is None else paddle + {0: 0, 1: 3, 2: -3}[actions[0]]
+        return torch.stack([play.frames[-1], table(moved, ball[1])])
+
+    monkeypatch.setattr(policies, "rollout", imagine)
+    list(play.dream_on(1, "track"))
+    assert play.actions == [1, chosen] and asked == [[0, 0], [1, 1], [2, 2]]
+
+
+def test_tracking_imagines_from_the_newest_frames(begin):
+    play = begin()
+    assert play.recent.equal(play.source.context)
+    for action in (1, 2):
+        play.act(action)
+        frames = [*play.source.context, *play.frames[1:]]
+        assert play.recent.equal(torch.stack(frames[-2:]))
+    before = play.steps
+    list(play.dream_on(3, "track"))  # all of the toy's picture is steered, so it holds
+    assert play.actions == [1, 2, 2, 2, 2] and play.steps == before + 3
+
+
+def test_controls_are_tracked_too(begin):
+    play = begin(CONTROLS, {})
+    list(play.dream_on(2, "track"))
+    assert play.actions == [[0, 0]] * 2
+
+
 @pytest.mark.parametrize("steps", [0, -1, 2.5, "9", None])
 def test_a_number_of_steps_that_is_none(begin, steps):
     with pytest.raises(UserError, match="steps must be a whole number from 1 on"):
@@ -209,7 +265,7 @@ def test_a_number_of_steps_that_is_none(begin, steps):
 
 @pytest.mark.parametrize("policy", ["holds", "", 3, None, ["hold"]])
 def test_a_policy_that_is_none(begin, policy):
-    with pytest.raises(UserError, match="is not 'hold', 'sticky' or a function of a Play"):
+    with pytest.raises(UserError, match="is not 'hold', 'sticky', 'track' or a function of a Play"):
         begin().dream_on(3, policy)
 
 
