@@ -2,8 +2,9 @@
 
 import torch
 
+from mtld_core.frames import differs
 from mtld_core.generate.rollouts import rollout
-from mtld_core.play.parting import differs, near
+from mtld_core.play.parting import SHOWS, near
 
 STICKY = 0.75  # chance that "sticky" repeats the last action
 AHEAD = 2  # steps that "track" imagines
@@ -36,9 +37,9 @@ def track(play):
     offered = [action for _, action in play.choices]
     ahead = [rollout(play.system, play.recent, AHEAD, [action] * AHEAD)[-1] for action in offered]
     ahead = torch.stack(ahead)
-    shows = differs(ahead, play.median)  # [n, H, W]
-    steered = differs(ahead.amax(0, True), ahead.amin(0, True))  # [1, H, W]
-    by_itself = (shows & differs(ahead, play.frames[-1]) & ~near(steered)).all(0)
+    shows = differs(ahead, play.median, SHOWS)  # [n, H, W]
+    steered = differs(ahead.amax(0, True), ahead.amin(0, True), SHOWS)  # [1, H, W]
+    by_itself = (shows & differs(ahead, play.frames[-1], SHOWS) & ~near(steered)).all(0)
     places = torch.stack([_place(part) for part in shows & steered])
     distances = (places - _place(by_itself)).norm(dim=1)
     if distances.isnan().all():
