@@ -10,6 +10,7 @@ import typing
 import numpy as np
 
 Fit = typing.Literal["crop", "pad", "stretch"]
+MOVED = 13  # levels of 255, a twentieth: a pixel that is so far from the median frame shows something
 
 
 def to_float(frames, out=None):
@@ -94,3 +95,11 @@ def evenly(rows, most):
     if len(rows) <= most:
         return rows
     return rows[torch.linspace(0, len(rows) - 1, most).round().long()]
+
+
+def differs(frames, still, levels=MOVED):
+    """Where any colour of a pixel is at least `levels` of 255 away from that of the frame `still`.
+
+    uint8 tensors `[..., H, W, 3]` and `[H, W, 3]` -> bool `[..., H, W]`.
+    """
+    return ((frames.int() - still.int()).abs() >= levels).any(-1)

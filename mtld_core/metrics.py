@@ -16,7 +16,6 @@ LEAST_MSE = 1e-10  # PSNR ends at 100 dB
 SSIM_WINDOW = 11  # pixels
 LPIPS_LEAST = 32  # pixels a side
 PIECE = 8  # pairs of pictures that go through VGG at once, which bounds the memory
-MOVED = 0.1 * 255 / 2  # levels that a pixel differs from the median frame by where something moves
 COLOUR_PIXELS = 2_000_000  # that a colour transfer looks at, at most
 
 
@@ -67,14 +66,6 @@ def flicker(frames):
         return torch.zeros(frames.shape[:-4], dtype=torch.float64)
     second_difference = frames.int().diff(n=2, dim=-4)
     return second_difference.abs().double().mean((-4, -3, -2, -1))
-
-
-def differs(frames, still):
-    """Where any colour of a pixel is at least a twentieth of 0..255 away from that of the frame `still`.
-
-    uint8 `[..., H, W, 3]` and `[H, W, 3]` -> bool `[..., H, W]`.
-    """
-    return ((frames.int() - still.int()).abs() >= MOVED).any(-1)
 
 
 def skill_db(baselines, model):

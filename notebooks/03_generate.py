@@ -99,7 +99,9 @@ if live:
 # ## Play
 #
 # Where the run takes actions, steer it yourself: a click is a step, and so is a key while the pointer is over
-# the panel (the buttons say which). The real game runs beside the dream where it can be stepped.
+# the panel (the buttons say which). The real game runs beside the dream where it can be stepped, and the line
+# below says at which step the two parted. "Dream on" lets the play go on by itself, which in a script or a
+# batch job `Play(open_run(run_dir)).dream_on(1000, "sticky")` does, frame after frame.
 
 # %%
 if live and "actions" in result:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from mtld_core import metrics
-from mtld_core.frames import evenly, to_float, to_uint8
+from mtld_core.frames import differs, evenly, to_float, to_uint8
 from mtld_core.judge.windows import reachable
 
 BOUNDS = (16, 64, 128, 256, 512, 1000, 10_000)  # steps at which windows of time end
@@ -53,7 +53,7 @@ class Life:
 
         median = np.median(samples.cpu().numpy(), axis=0).astype(np.uint8)
         self.median = torch.from_numpy(median).to(dataset.frames.device)
-        differ = torch.stack([metrics.differs(frame, self.median) for frame in samples])
+        differ = torch.stack([differs(frame, self.median) for frame in samples])
         self.static = differ.double().mean(0)[..., None] <= CHANGED  # [H, W, 1]
         held = starts + needs.context
         pairs = evenly(held, KNOWN)
@@ -157,7 +157,7 @@ class Life:
         Frames uint8 `[n, H, W, 3]` are pooled to 16x16, in 8x8 places of 2x2. A place has the mean difference
         to the median frame, and the mean size of the difference: of noise the one is 0 and the other large.
         """
-        differ = metrics.differs(frames, self.median)[:, None]
+        differ = differs(frames, self.median)[:, None]
         change = (frames.float() - self.median).movedim(-1, 1) * differ
         change = torch.cat([change, change.abs()], 1) / 255
         size = POOLED // PLACES

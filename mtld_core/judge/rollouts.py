@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mtld_core import metrics
-from mtld_core.frames import evenly, to_float, to_uint8
+from mtld_core.frames import differs, evenly, to_float, to_uint8
 
 # SSIM and LPIPS are averages over this many frames: on a CPU, VGG on all of them would outlast the training
 PICTURE_PAIRS = 64
@@ -267,7 +267,7 @@ def _errors(a, b):
 def _moving(still, *clips):
     """Where any of the clips, uint8 `[B, h or 1, H, W, 3]`, differs from `still`: uint8 `[B, h, H, W, 1]`."""
     at = zip(*(frames.unbind(1) for frames in torch.broadcast_tensors(*clips)), strict=True)
-    masks = [torch.stack([metrics.differs(frames, still) for frames in each]).any(0) for each in at]
+    masks = [torch.stack([differs(frames, still) for frames in each]).any(0) for each in at]
     return torch.stack(masks, 1)[..., None].byte()
 
 

@@ -5,6 +5,8 @@ Frames are uint8 `[H, W, 3]`. `actions[i]` leads from frame i to frame i + 1.
 
 import collections
 import contextlib
+import functools
+import random
 import statistics
 import time
 from pathlib import Path
@@ -12,15 +14,18 @@ from pathlib import Path
 import torch
 
 from mtld_core import media
-from mtld_core.config import UserError
+from mtld_core.config import UserError, check
 from mtld_core.frames import to_uint8
 from mtld_core.generate.rollouts import check_actions
 from mtld_core.generate.source import from_dataset, starts_in
+from mtld_core.play.parting import Parting, median_frame
+from mtld_core.play.policies import POLICIES
 from mtld_core.play.real_game import RealGame
 from mtld_core.runs.folder import read_report
 from mtld_core.systems.opening import own_dataset
 
 RECENT = 20  # steps that the speed is the median of
+ROOM = 96 * 2**20  # bytes of frames that are kept, and as many of the real game's
 
 
 @contextlib.contextmanager
@@ -42,9 +47,11 @@ class Play:
     """A dream in progress, from `reset`, under one `act` after another.
 
     dataset: None for the run's own. choices: [(name, action)], what a player is offered. source: where it
-    starts. frames: those since the reset, the start first; actions: those between them. real: the real game's
-    frames beside them, None where it cannot be stepped: `alone` then says why. over: the real game has ended;
-    its last frame stays. Raises UserError where the system takes no actions or the dataset is gone.
+    starts. seed: what a system that draws is started with: 0, and one more at each reset. steps: how many
+    were taken since the reset. frames: the newest, the start first while 96 MB hold them all (8,192 of
+    64x64); actions: those between them. real: the real game's frames beside them, None where it cannot be
+    stepped: `alone` then says why. over: the real game has ended; its last frame stays. chance: a
+    `random.Random`, for policies. Raises UserError where the system takes no actions or the dataset is gone.
     """
 
     def __init__(self, system, dataset=None):
@@ -53,6 +60,7 @@ class Play:
         self.system = system.eval()
         self.dataset = own_dataset(system, progress=False) if dataset is None else dataset
         self.choices = choices(system, self.dataset)
+        self.seed = -1
         self._game = None
         self.reset()
 
@@ -77,9 +85,11 @@ class Play:
         """Start anew from a recorded frame; None: where the first held-out window does. Raises UserError."""
         source = "" if arc is None else f"dataset:{arc}/{number}"
         self.source = from_dataset(self.system, self.dataset, source)
-        chance = torch.Generator(self.system.device).manual_seed(0)
-        self._state = self.system.start(self.source.context, chance)
-        self.frames, self.actions = [self.source.context[-1]], []
+        self.seed += 1  # the same start may lead elsewhere
+        self.chance = random.Random(self.seed)
+        drawn = torch.Generator(self.system.device).manual_seed(self.seed)
+        self._state = self.system.start(self.source.context, drawn)
+        self.frames, self.actions, self.steps = [self.source.context[-1]], [], 0
         self._seconds = collections.deque(maxlen=RECENT)
         self._bring_game()
 
@@ -90,17 +100,49 @@ class Play:
         [checked] = check_actions([action], self.system.action_space, 1, self.system.device)
         began = time.perf_counter()
         self._state, frame = self.system.step(self._state, checked)
-        self.frames.append(to_uint8(frame[0]).cpu())  # which waits for the device
+        frame = to_uint8(frame[0]).cpu()  # which waits for the device
         self._seconds.append(time.perf_counter() - began)
-        self.actions.append(action)
         if self.real is not None:
-            real = self.real[-1] if self.over else self._game.step(checked[0])
-            self.real.append(real)
-        return self.frames[-1]
+            self._step_game(checked[0], frame)
+        self.steps += 1
+        self.frames.append(frame)
+        self.actions.append(action)
+        self._forget()
+        return frame
+
+    def dream_on(self, steps, policy="sticky"):
+        """Take `steps` steps by itself: an iterator over the dream's frames, each made when it is asked for.
+
+        policy: "hold" (the last action again), "sticky" (that with a chance of 0.75, else any), "track" (what
+        the actions move follows what moves by itself), or a function that takes this `Play` and returns an
+        action. Raises UserError for any other, or a number below 1.
+        """
+        check(isinstance(steps, int) and steps >= 1, f"steps must be a whole number from 1 on, not {steps!r}")
+        chosen = POLICIES.get(policy) if isinstance(policy, str) else policy
+        known = ", ".join(map(repr, POLICIES))
+        check(callable(chosen), f"policy={policy!r} is not {known} or a function of a Play")
+        policy = one_thread()(chosen)
+        return (self.act(policy(self)) for _ in range(steps))
+
+    @functools.cached_property
+    def median(self):
+        """The recording's median frame, uint8 `[H, W, 3]`: what is there when nothing moves."""
+        return median_frame(self.dataset)
+
+    @property
+    def recent(self):
+        """The k newest frames, recorded ones among them until k are dreamed: uint8 `[k, H, W, 3]`."""
+        k = self.system.needs().context
+        return torch.stack([*self.source.context, *self.frames[1:][-k:]][-k:])
 
     @property
     def over(self):
         return self._game is not None and self._game.over
+
+    @property
+    def parted(self):
+        """The step at which the dream and the real game parted (see `Parting`); None where they have not."""
+        return None if self.real is None else self._parting.step
 
     @property
     def frames_per_second(self):
@@ -108,7 +150,10 @@ class Play:
         return 1 / statistics.median(self._seconds) if self._seconds else None
 
     def save(self, path, fps=12):
-        """Write the play as an mp4 and a GIF -> their paths. The real game, where it runs, is on the left."""
+        """Write the frames that are kept as an mp4 and a GIF -> their paths.
+
+        The real game, where it runs, is on the left.
+        """
         shown = self.frames
         if self.real:
             shown = [media.side_by_side(*pair) for pair in zip(self.real, self.frames, strict=True)]
@@ -119,6 +164,20 @@ class Play:
                     write(frame)
         return paths
 
+    def _step_game(self, action, frame):
+        if self.over:
+            self.real.append(self.real[-1])
+            return
+        self.real.append(self._game.step(action))
+        self._parting.compare(self.steps + 1, frame, self.real[-1])
+
+    def _forget(self):
+        """Let go of the oldest frames, and the actions between them, where there is no room for more."""
+        most = max(2, ROOM // self.frames[0].nbytes)
+        del self.frames[:-most], self.actions[: 1 - most]
+        if self.real is not None:
+            del self.real[:-most]
+
     def _bring_game(self):
         if self._game is not None:
             self._game.close()
@@ -128,6 +187,7 @@ class Play:
             if not self.system.needs().actions:
                 raise UserError("the run's actions are its own, not the game's")
             self._game = RealGame(self.dataset, *self.start)
+            self._parting = Parting(self.median)
             self.real = [self.frames[0]]
         except Exception as error:  # a game is foreign code; the dream needs none
             self.alone = " ".join(str(error).split()) or type(error).__name__

@@ -1,7 +1,11 @@
 """A dream under somebody's hands, and the real game beside it."""
 
 import builtins
+import itertools
 import json
+import statistics
+import time
+import types
 
 import av
 import gymnasium
@@ -17,8 +21,11 @@ from data_prep.record_game import record
 from mtld_core import open_run
 from mtld_core.config import UserError
 from mtld_core.data import open_dataset
+from mtld_core.frames import to_float
 from mtld_core.generate import rollout
-from mtld_core.play import Play
+from mtld_core.play import Play, dream, policies
+from mtld_core.play.parting import Parting, median_frame
+from mtld_core.play.real_game import RealGame
 
 MOVES = np.array([1, 0, 2, 1, 1, 2, 0, 1] * 3)
 CONTROLS = np.stack([MOVES - 1, MOVES / 2], 1).astype(np.float32)  # from -1 to 1, and from 0 to 1
@@ -153,6 +160,178 @@ def test_a_play_is_saved(begin, tmp_path):
     )  # colours at half the resolution
 
 
+# ---- a dream that goes on
+
+
+def test_a_dream_goes_on_by_itself(begin):
+    play = begin()
+    [frame] = play.dream_on(1, "hold")
+    assert frame.equal(play.frames[-1]) and play.actions == [0]  # the first choice
+    play.act(2)
+    frames = list(play.dream_on(5, "hold"))
+    assert play.actions == [0, *[2] * 6] and play.steps == 7
+    assert all(frame.equal(kept) for frame, kept in zip(frames, play.frames[3:], strict=True))
+    made = play.dream_on(100, "hold")  # one that is not asked for is not made
+    assert play.steps == 7
+    next(made)
+    assert play.steps == 8
+    list(play.dream_on(4, lambda play: play.steps % 3))
+    assert play.actions[-4:] == [2, 0, 1, 2]
+
+
+def test_sticky_actions_are_held_and_all_of_them_come(begin):
+    play = begin()
+    list(play.dream_on(2000))
+    held = [a == b for a, b in itertools.pairwise(play.actions)]
+    assert np.mean(held) == pytest.approx(0.75 + 0.25 / 3, abs=0.03)
+    assert np.bincount(play.actions, minlength=3).min() > 500
+    first = play.actions
+    play.reset()
+    list(play.dream_on(100))
+    assert play.actions != first[:100]
+    again = Play(play.system)  # what chance does is the same in every session
+    list(again.dream_on(2000))
+    assert again.actions == first
+
+
+def test_sticky_controls_lie_in_their_range(begin):
+    play = begin(CONTROLS, {})
+    list(play.dream_on(400))
+    low, high = np.min(play.actions, 0), np.max(play.actions, 0)
+    assert low == pytest.approx([-1, 0], abs=0.1) and high == pytest.approx([1, 1], abs=0.1)
+
+
+def table(paddle, ball):
+    """A picture of a table with a paddle's and a ball's middle in these rows; None: without."""
+    frame = torch.full((16, 24, 3), 60, dtype=torch.uint8)
+    for row, column, size, colour in ((paddle, 20, 2, 200), (ball, 8, 1, 250)):
+        if row is not None:
+            frame[max(0, row - size) : row + size, column : column + 2] = colour
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("paddle", "ball", "chosen"),
+    [
+        (8, (2, 3), 2),  # up to it
+        (8, (13, 12), 1),  # down to it
+        (8, (3, 13), 1),  # where it will be, not where it is
+        (8, (9, 8), 0),
+        (8, (3, 3), 1),  # the ball rests: nothing moves by itself, so the last action again
+        (8, (3, None), 1),
+        (None, (2, 3), 1),  # no paddle
+    ],
+)
+def test_tracking_follows_what_moves_by_itself(begin, monkeypatch, paddle, ball, chosen):
+    play = begin()
+    play.act(1)
+    play.median, play.frames[-1] = table(None, None), table(paddle, ball[0])
+    asked = []
+
+    def imagine(system, context, num_frames, actions):
+        asked.append(actions)
+        assert system is play.system and context.equal(play.recent) and num_frames == 2
+        moved = None if paddle is None else paddle + {0: 0, 1: 3, 2: -3}[actions[0]]
+        return torch.stack([play.frames[-1], table(moved, ball[1])])
+
+    monkeypatch.setattr(policies, "rollout", imagine)
+    list(play.dream_on(1, "track"))
+    assert play.actions == [1, chosen] and asked == [[0, 0], [1, 1], [2, 2]]
+
+
+def test_tracking_imagines_from_the_newest_frames(begin):
+    play = begin()
+    assert play.recent.equal(play.source.context)
+    for action in (1, 2):
+        play.act(action)
+        frames = [*play.source.context, *play.frames[1:]]
+        assert play.recent.equal(torch.stack(frames[-2:]))
+    before = play.steps
+    list(play.dream_on(3, "track"))  # all of the toy's picture is steered, so it holds
+    assert play.actions == [1, 2, 2, 2, 2] and play.steps == before + 3
+
+
+def test_controls_are_tracked_too(begin):
+    play = begin(CONTROLS, {})
+    list(play.dream_on(2, "track"))
+    assert play.actions == [[0, 0]] * 2
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, "9", None])
+def test_a_number_of_steps_that_is_none(begin, steps):
+    with pytest.raises(UserError, match="steps must be a whole number from 1 on"):
+        begin().dream_on(steps)
+
+
+@pytest.mark.parametrize("policy", ["holds", "", 3, None, ["hold"]])
+def test_a_policy_that_is_none(begin, policy):
+    with pytest.raises(UserError, match="is not 'hold', 'sticky', 'track' or a function of a Play"):
+        begin().dream_on(3, policy)
+
+
+def test_a_policy_whose_action_is_none(begin):
+    play = begin()
+    with pytest.raises(UserError, match="must be an integer from 0 to 2"):
+        list(play.dream_on(3, lambda _: 7))
+    assert play.steps == 0
+
+
+def test_each_reset_draws_anew_and_says_how_it_did(begin, monkeypatch):
+    play, start = begin(), Steered._start
+    drawn = []
+
+    def noisy(self, context, generator):
+        drawn.append(generator.initial_seed())
+        return start(self, context, generator) + 0.2 * torch.randn(context[:, -1].shape, generator=generator)
+
+    monkeypatch.setattr(Steered, "_start", noisy)
+    seen = []
+    for seed in (1, 2):
+        play.reset("episode_1", 7)
+        seen.append(play.act(1))
+        assert play.seed == seed == drawn[-1]
+        assert seen[-1].equal(rollout(play.system, play.source.context, 1, [1], seed)[0])
+    assert not seen[0].equal(seen[1])
+
+
+def test_what_is_kept_of_a_long_play_does_not_grow(begin, tmp_path, monkeypatch):
+    play = begin()
+    monkeypatch.setattr(dream, "ROOM", 10 * play.frames[0].nbytes + 1)
+    made = list(play.dream_on(9))
+    assert len(play.frames) == 10 and len(play.actions) == 9
+    made += list(play.dream_on(50))
+    assert len(play.frames) == 10 and len(play.actions) == 9 and play.steps == 59
+    assert torch.stack(play.frames).equal(torch.stack(made[-10:]))
+    for i, action in enumerate(play.actions):
+        assert play.frames[i + 1].equal(play.frames[i].roll(action, 1))
+    with Image.open(play.save(tmp_path / "newest")[1]) as image:
+        assert image.n_frames == 10
+    monkeypatch.setattr(dream, "ROOM", 1)  # two, however large they are
+    play.act(2)
+    assert len(play.frames) == 2 and play.actions == [2]
+
+
+def test_a_play_of_ten_thousand_steps_is_kept_nearly_whole():
+    assert dream.ROOM // (64 * 64 * 3) == 8192
+
+
+@pytest.mark.clocked
+def test_the_last_step_is_as_fast_as_the_first(begin):
+    play = begin()
+    for _ in range(3):  # a busy machine may hold it up
+        play.reset()
+        seconds = []
+        for _ in range(3000):
+            began = time.perf_counter()
+            play.act(1)
+            seconds.append(time.perf_counter() - began)
+        first, last = (statistics.median(part) for part in (seconds[:100], seconds[-100:]))
+        print(f"milliseconds a step: {1000 * first:.3f}, then {1000 * last:.3f}")
+        if last < 1.2 * first:
+            return
+    raise AssertionError(f"{first} s a step became {last} s")
+
+
 # ---- the real game
 
 
@@ -279,3 +458,85 @@ def test_a_gap_and_a_missing_gymnasium(pong, tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     play.reset("episode_2", 10)
     assert play.real is None and "pip install gymnasium" in play.alone
+
+
+def test_a_dream_that_follows_the_real_game_has_not_parted(pong, tmp_path, monkeypatch):
+    play = Play(open_run(steered_run(monkeypatch, tmp_path, pong)))
+    play.reset("episode_2", 20)
+    game = play.real, play._game
+    follow_the_game(play, monkeypatch, lambda frame: frame)
+    list(play.dream_on(60))
+    assert play.parted is None and play.alone == "" and (play.real, play._game) == game
+    assert torch.stack(play.real).equal(torch.stack(play.frames))
+
+
+def follow_the_game(play, monkeypatch, change):
+    """Let the dream show what the real game will: `change(frame)` of it, uint8 `[H, W, 3]`."""
+    twin = RealGame(play.dataset, *play.start)
+
+    def step(state, action):
+        return state, to_float(change(twin.step(action[0])))[None]
+
+    monkeypatch.setattr(play.system, "step", step)
+
+
+def spot(size, weakness=0):
+    """Draw a spot of `size` x `size` pixels, far from all that moves in Pong."""
+
+    def draw(frame):
+        frame = frame.clone()
+        colour = torch.tensor([236, 236, 236]) if not weakness else frame[30, 32].int() + weakness
+        frame[30 : 30 + size, 32 : 32 + size] = colour.to(torch.uint8)
+        return frame
+
+    return draw
+
+
+def test_parted_is_when_something_is_in_one_picture_alone(pong, tmp_path, monkeypatch):
+    system = open_run(steered_run(monkeypatch, tmp_path, pong))
+    for change, first, last, parted in (
+        (spot(2), 5, 40, 5),
+        (spot(2), 5, 7, 5),
+        (spot(2), 5, 6, None),  # for two steps
+        (spot(1), 5, 40, None),  # a pixel
+        (spot(20, weakness=25), 5, 40, None),  # as far from the median as a dream errs
+        (spot(20, weakness=26), 5, 40, 5),
+    ):
+        play = Play(system)
+        play.reset("episode_2", 20)
+
+        def within(frame, play=play, change=change, first=first, last=last):
+            return change(frame) if first <= play.steps + 1 <= last else frame
+
+        with monkeypatch.context() as patch:
+            follow_the_game(play, patch, within)
+            list(play.dream_on(40, "hold"))
+        assert play.parted == parted
+        play.reset()
+        assert play.parted is None
+
+
+@pytest.mark.parametrize(
+    ("moved", "side", "parted"), [(0, 64, None), (2, 64, None), (5, 64, 1), (5, 160, None), (8, 160, 1)]
+)
+def test_what_is_a_little_beside_has_not_parted(moved, side, parted):
+    frames = torch.full((300, side, side, 3), 90, dtype=torch.uint8)
+    frames[:100, 20:30, 20:30] = 200  # it is there for a third of the time
+    parting = Parting(median_frame(types.SimpleNamespace(frames=frames)))
+    for step in (1, 2, 3):
+        parting.compare(step, frames[0], frames[0].roll(moved, 1))
+    assert parting.step == parted
+
+
+def test_a_dream_without_the_real_game_parts_from_nothing(begin):
+    play = begin()
+    list(play.dream_on(5))
+    assert play.real is None and play.parted is None
+
+
+def test_the_real_game_is_kept_as_long_as_the_dream(dot, tmp_path, monkeypatch):
+    dot.reset("episode_2", 2)
+    monkeypatch.setattr(dream, "ROOM", 5 * dot.frames[0].nbytes)
+    list(dot.dream_on(12, "hold"))
+    assert len(dot.real) == len(dot.frames) == 5 and dot.over
+    dot.save(tmp_path / "over")

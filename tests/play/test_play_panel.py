@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -145,3 +146,123 @@ def test_keys():
 def test_its_script_is_an_output_that_front_ends_may_leave_out(panel):
     [output] = [widget for widget in panel.children[0].children[0].children if hasattr(widget, "outputs")]
     assert json.dumps(output.outputs).count("<script>") == 1 and "mtld-play" in panel._dom_classes
+
+
+# ---- dreaming on
+
+
+@pytest.fixture
+def quick(panel):
+    """The panel, which goes on as fast as it can, and not longer than the test."""
+    panel.fps = 10_000
+    yield panel
+    panel.stop()
+
+
+def wait_until(true, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def stays(panel):
+    """The step that the play stays at."""
+    step = panel.play.steps
+    time.sleep(0.1)
+    assert panel.play.steps == step
+    return step
+
+
+def test_a_dream_goes_on_and_what_is_pressed_meanwhile_counts(quick):
+    quick.player.value = "hold"
+    quick.buttons[1].click()
+    quick.dreams_on.value = True
+    wait_until(lambda: quick.play.steps > 5)
+    quick.buttons[2].click()
+    before = quick.play.steps
+    wait_until(lambda: quick.play.steps > before + 5)
+    quick.dreams_on.value = False
+    step = stays(quick)
+    actions = quick.play.actions
+    assert set(actions[: actions.index(2)]) == {1} and set(actions[actions.index(2) :]) == {2}  # it is held
+    assert f"step {step} · LEFT · " in quick.message.value
+    assert np.array_equal(shown(quick.dream), quick.play.frames[-1])
+    quick.dreams_on.value = True
+    wait_until(lambda: quick.play.steps > step)
+
+
+def test_chance_plays_where_it_is_chosen(quick):
+    quick.dreams_on.value = True
+    wait_until(lambda: set(quick.play.actions) == {0, 1, 2})
+    quick.player.value = "hold"
+    before = quick.play.steps
+    wait_until(lambda: quick.play.steps > before + 20)
+    assert len(set(quick.play.actions[-15:])) == 1
+
+
+def test_reset_a_start_a_run_and_a_new_panel_stop_a_dream_that_goes_on(quick, tmp_path):
+    def start_anew():
+        quick.frame.value = 7
+
+    def another_run():
+        shutil.copytree(tmp_path / "runs/steered", tmp_path / "runs/again")
+        quick.run.options = [*quick.run.options, str(tmp_path / "runs/again")]
+        quick.run.value = str(tmp_path / "runs/again")
+
+    for stops in (quick.reset.click, start_anew, another_run):
+        quick.dreams_on.value = True
+        wait_until(lambda: quick.play.steps > 3)
+        stops()
+        assert not quick.dreams_on.value and stays(quick) == 0 and "step 0" in quick.message.value
+    quick.dreams_on.value = True
+    PlayPanel(str(tmp_path / "runs/steered"))
+    assert not quick.dreams_on.value
+    stays(quick)
+
+
+def test_a_dream_that_fails_or_that_nobody_stops_ends(quick, monkeypatch):
+    monkeypatch.setattr("mtld_core.play.panel.MOST_STEPS", 12)
+    quick.dreams_on.value = True
+    wait_until(lambda: not quick.dreams_on.value)
+    assert stays(quick) == 12 and "step 12 · " in quick.message.value
+
+    def broken(action):
+        raise RuntimeError("out of\nluck")
+
+    monkeypatch.setattr(quick.play, "act", broken)
+    quick.dreams_on.value = True
+    wait_until(lambda: not quick.dreams_on.value)
+    assert "RuntimeError: out of luck" in quick.message.value and "#c00" in quick.message.value
+
+
+@pytest.mark.clocked
+def test_a_dream_goes_on_at_the_panels_rate(panel):
+    panel.fps = 20
+    panel.dreams_on.value = True
+    began = time.monotonic()
+    wait_until(lambda: panel.play.steps > 20)
+    seconds = time.monotonic() - began
+    panel.stop()
+    assert 0.9 < seconds < 2
+
+
+def test_there_is_nothing_to_dream_on_without_a_run(tmp_path):
+    assert PlayPanel(str(tmp_path / "nowhere/run")).dreams_on.disabled
+
+
+def test_controls_that_chance_chose_are_named(tmp_path, monkeypatch):
+    controls = np.array([[-1, 0], [1, 2], [0, 1]] * 6, np.float32)
+    steered_run(monkeypatch, tmp_path, write_recording(tmp_path / "recording.h5", controls, about={}))
+    panel = PlayPanel(str(tmp_path / "runs/steered"))
+    panel.play.act([0.5, 1.25])
+    assert "step 1 · +0.5 +1.2 · " in panel._shown()
+
+
+def test_the_line_says_when_the_two_parted(panel, monkeypatch):
+    monkeypatch.setattr(type(panel.play), "parted", property(lambda play: 2 if play.steps > 3 else None))
+    for _ in range(3):
+        panel.buttons[1].click()
+    assert "parted" not in panel.message.value
+    panel.buttons[1].click()
+    assert "· parted from the real game at step 2" in panel.message.value
