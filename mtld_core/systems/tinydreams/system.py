@@ -401,8 +401,8 @@ class TinyDreams(System):
 
         action: `[B]` or `[B, A]`; None for no action at all, see `ActionEncoder.idle`.
         """
-        pictures = torch.cat([past[-1 - age] for age in self.config.ages], 1)
-        x, maps = self._layer(self.tokenizer, pictures)  # [B, E, h, w]
+        pictures = torch.stack([past[-1 - age] for age in self.config.ages], 1)
+        x, maps = self._layer(self.tokenizer, pictures.flatten(1, 2))  # [B, E, h, w]
         x = x.flatten(2).transpose(1, 2) + self.place  # [B, P, E]
         token = self.action.idle(len(x)) if action is None else self.action(action)
         token = token[:, None]  # [B, 1, E]
