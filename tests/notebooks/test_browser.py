@@ -213,7 +213,7 @@ def test_training_is_watched_paused_saved_and_stopped(open_page, lab):
         seconds["Stop"] = page.evaluate(PRESS, ["Stop", "^stopping: (saving|judging)|^stopped"])
         status.get_by_text("stopped: asked to stop").wait_for()
         assert json.loads((run / "report.json").read_text())["status"] == "stopped"
-        page.locator(f"{TRAIN} td", has_text="skill_db").wait_for()
+        page.locator(TRAIN).get_by_role("cell", name="skill_db", exact=True).wait_for()
         print("seconds from a click to what the page shows:", seconds)
         if max(seconds.values()) < 1:
             return
