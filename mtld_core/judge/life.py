@@ -240,7 +240,10 @@ def _precision(things, known):
 
 
 def _coverage(held, things):
-    """The same of what is held out among `things`, averaged over the places that show something."""
+    """Share of what held-out frames show that is like one of `things`, averaged over the places.
+
+    A float; None where held-out frames show nothing.
+    """
     return _number((_alike(held, things).sum(1) / held[1].sum(1)).nanmean())
 
 
