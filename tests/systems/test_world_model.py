@@ -114,6 +114,7 @@ ALL_STAGES = [
 OF_A_STAGE = {
     Tokenizer: [
         {"patch_size": 4}, {"latent_dim": 5}, {"quantise": "fsq"}, {"quantise": "fsq", "levels": 3}, {"latent_noise": 0.3},
+        {"moving_weight": 5.0},
     ],
     LatentActions: [
         {"patch_size": 4}, {"encoder": "space_time"}, {"action_levels": 3}, {"action_dim": 4, "action_channels": 2},
@@ -167,6 +168,16 @@ def test_latent_noise_only_in_training_and_keyed(runs):
     assert noisy != quiet and noisy == system.loss(batch()).total
     system.config = dataclasses.replace(system.config, latent_noise=0.0)
     assert system.loss(batch()).total == quiet
+
+
+def test_what_moves_weighs_more_in_the_tokenizer(monkeypatch):
+    system = Tokenizer(Tokenizer.Config(**SIZE, moving_weight=3.0)).eval()
+    frames = torch.zeros(1, 2, 3, 16, 16)  # the median frame, too
+    off = to_patches(torch.full_like(frames, 0.05), 8)
+    monkeypatch.setattr(system, "decode_patches", lambda latents: (to_patches(frames, 8) + off, None))
+    torch.testing.assert_close(system.loss({"frames": frames}).total.item(), 0.05**2)
+    frames[..., 1, :8, :] = 0.5  # one colour tells that the pixel moves
+    torch.testing.assert_close(system.loss({"frames": frames}).total.item(), 2.5 * 0.05**2)
 
 
 def test_frames_are_rebuilt_one_by_one_as_in_one_pass():

@@ -29,6 +29,7 @@ from mtld_core.nn.gan import (
     lsgan_discriminator_loss,
     lsgan_generator_loss,
 )
+from mtld_core.nn.moving import moving_weights
 from mtld_core.nn.perceptual import LPIPS, load_trunk
 from mtld_core.systems.base import FrameSize, Loss, Needs, System, adam
 from mtld_core.systems.tinydreams.latent import StochasticLatent, sample, surprise
@@ -41,10 +42,8 @@ from mtld_core.systems.tinydreams.nets import (
     PatchTokenizer,
 )
 
-# of moving_weight counts where something is drawn and nothing is: with all of it, a mean draws no ball
-GHOSTS = 0.1
 NOISE_STRIDE = 997  # numbers from where one frame's noise begins to where the next one's does
-FAR = 0.1  # from the median frame, where pixels are in [-1, 1]: what differs by more is something that moves
+UNSEEN = 3 / 127.5  # three levels of 255: what is so near to it is the median frame, in a dream drawn over it
 
 # differences from the defaults that the presets "small" and "demo" share
 UNET = {
@@ -521,8 +520,7 @@ class TinyDreams(System):
         c = self.config
         losses = {}
         if c.moving_weight:
-            there, drawn = self._moves(truth), self._moves(fake)  # [N, 1, H, W]
-            moving = 1 + c.moving_weight * torch.where(there, 1, GHOSTS * drawn)
+            moving = moving_weights(truth, fake, self.median, c.moving_weight, dim=1)  # [N, 1, H, W]
         for name, loss in PIXEL_LOSSES.items():
             if not c.weight(name):
                 continue
@@ -531,10 +529,6 @@ class TinyDreams(System):
             else:
                 losses[name] = loss(fake, truth)
         return losses
-
-    def _moves(self, frames):
-        """Where frames `[N, 3, H, W]` differ from the median frame: bool `[N, 1, H, W]`."""
-        return (frames.detach() - self.median).abs().amax(1, keepdim=True) > FAR
 
     def _shown(self, frames, before, actions):
         """What the discriminator sees of frames `[B, n, 3, H, W]`: `[B, n, C, H, W]`.
@@ -569,6 +563,8 @@ class TinyDreams(System):
 
     def step(self, state, action=None):
         frame = self.predict(state.past, action, state.generator).clamp(-1, 1)
+        if self.config.output == "anchored":
+            frame = self.median + F.hardshrink(frame - self.median, UNSEEN)
         return state._replace(past=torch.cat([state.past[:, 1:], frame[:, None]], 1)), frame
 
 

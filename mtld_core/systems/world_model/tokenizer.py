@@ -8,11 +8,11 @@ import dataclasses
 import typing
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from mtld_core.chance import keyed_normal
 from mtld_core.config import AtLeastTwo, NotNegative, Positive, check
+from mtld_core.nn.moving import moving_weights
 from mtld_core.systems.base import Loss, Needs, Reconstructs
 from mtld_core.systems.world_model.patches import PatchEmbedding, to_frames, to_patches
 from mtld_core.systems.world_model.quantise import FSQ
@@ -42,6 +42,8 @@ class TokenizerConfig(StageConfig):
     levels: AtLeastTwo[int] = 4  # fsq: values a channel; levels ** latent_dim codes in all
     # none: standard deviation of noise on latents in training, so that near ones look alike
     latent_noise: NotNegative[float] = 0.05
+    # by so much more the error weighs where the frame differs from the median frame
+    moving_weight: NotNegative[float] = 0.0
 
     def __post_init__(self):
         super().__post_init__()
@@ -63,7 +65,8 @@ class Tokenizer(Reconstructs, Stage):
         "small": GAME | {"steps": 4000, "ema_decay": 0.995},
         "demo": GAME | {"steps": 1500, "ema_decay": 0.99},
         # codes for masked dynamics
-        "codes": GAME | {"quantise": "fsq", "latent_dim": 5, "steps": 6000, "ema_decay": 0.995},
+        "codes": GAME
+        | {"quantise": "fsq", "latent_dim": 5, "moving_weight": 20.0, "steps": 6000, "ema_decay": 0.995},
         "original": ORIGINAL | {"sequence_length": 4, "latent_noise": 0.0},
         "tiny": TINY | {"latent_dim": 4},
     }
@@ -114,7 +117,7 @@ class Tokenizer(Reconstructs, Stage):
     # ---- training
 
     def loss(self, batch):
-        """`Loss`: the squared error of the rebuilt patches."""
+        """`Loss`: the squared error of the rebuilt patches, by `moving_weight`."""
         c = self.config
         patches = to_patches(batch["frames"], c.patch_size)
         latents = self._encode_patches(patches)
@@ -123,7 +126,11 @@ class Tokenizer(Reconstructs, Stage):
             noise = keyed_normal(batch["key"], "latent_noise", latents[0].numel())
             noisy = latents + c.latent_noise * noise.view_as(latents)
         rebuilt, _ = self.decode_patches(noisy)
-        loss = F.mse_loss(rebuilt, patches)
+        error = (rebuilt - patches).square()
+        if c.moving_weight:
+            pixels = [x.unflatten(-1, (-1, 3)) for x in (patches, rebuilt, self.mean)]  # [..., P, pp, 3]
+            error = error.unflatten(-1, (-1, 3)) * moving_weights(*pixels, c.moving_weight, dim=-1)
+        loss = error.mean()
         return Loss(loss, {"mse": loss} | spread("latent", latents) | statistics("output", rebuilt))
 
     def reconstruct(self, frames):
