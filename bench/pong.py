@@ -17,6 +17,8 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dreams import Court, approaches, middle, told
+
 from data_prep.games import frame_of, make_env
 from data_prep.record_game import record
 from mtld_core.data import open_dataset
@@ -34,6 +36,15 @@ UP, DOWN = 2, 3  # Pong calls them RIGHT and LEFT
 FIELD = slice(11, 58)  # rows of a 64x64 frame between the two white borders
 PADDLE = slice(54, 60)  # columns of the player's paddle
 MIDDLE = range(24, 44)  # rows from which it can move 4 frames either way without touching a border
+BETWEEN = slice(10, 60)  # columns where the ball is seen: the enemy's paddle is somewhat white, too
+BROWN, BALL = (144, 17), (236, 236)  # red and blue of the field and of the ball
+WHITE = 0.27  # of the way from field to ball: what is more is ball
+COURT = Court(
+    turns={"top": (0, 12, -1), "bottom": (0, 57, 1), "left": (1, 10.2, -1), "right": (1, 55.8, 1)},
+    reach=3,
+    whole=(14, 54),
+    seen=((FIELD.start, FIELD.stop), (BETWEEN.start, BETWEEN.stop)),
+)
 HELD = 4  # frames
 SHOWN = (1, 4, 16, 64)  # horizons
 
@@ -52,6 +63,42 @@ def paddle_row(frames, least=200):
     rows = torch.arange(FIELD.start, FIELD.stop, dtype=torch.float32)
     mass = green.sum(-1)
     return torch.where(mass > least, (green * rows).sum(-1) / mass, torch.nan)
+
+
+def enemy_row(frames, least=60):
+    """Row of the centre of the enemy's (orange) paddle, as `paddle_row`."""
+    part = frames[..., FIELD, 4:9, :].float()
+    orange = (part[..., 0] - 170).clamp(min=0) * (part[..., 2] < 150)
+    return middle(orange.sum(-1), FIELD.start, least)
+
+
+def ball_place(frames):
+    """(row, column) of the ball between the paddles: uint8 `[..., 64, 64, 3]` -> float `[..., 2]`, nan where
+    none is.
+    """
+    brown, ball = torch.tensor(BROWN), torch.tensor(BALL)
+    white = ((frames[..., FIELD, BETWEEN, ::2] - brown) / (ball - brown)).amin(-1)
+    white = (white - WHITE).clamp(min=0)
+    rows, columns = white.sum(-1), white.sum(-2)
+    return torch.stack([middle(rows, FIELD.start, 0), middle(columns, BETWEEN.start, 0)], -1)
+
+
+def met(clip):
+    """How the ball of a clip `[T, 64, 64, 3]` meets walls and paddles, as `approaches`."""
+    paddles = {"left": enemy_row(clip), "right": paddle_row(clip, least=60)}
+    return approaches(ball_place(clip), COURT, paddles)
+
+
+def goes_where_told(system, states, tries=200):
+    """As `obedience`, from where dreams stand: (share of tries, tries), up and down in turn.
+
+    Held for 4 frames from mid-field, the real game's paddle always goes where it is told.
+    """
+
+    def row(frames):
+        return paddle_row(frames, least=60)
+
+    return told(system, states, {UP: -1, DOWN: 1}, row, MIDDLE, HELD, tries)
 
 
 def held_out(system, dataset):

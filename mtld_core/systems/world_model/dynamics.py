@@ -43,6 +43,7 @@ SMALL = {  # a game at 64x64 in ten minutes on two cores
     "ema_decay": 0.995,
     "eval_horizon": 16,
     "long_horizon": 64,
+    "life_horizon": 1000,
 }
 
 
@@ -113,7 +114,7 @@ class Dynamics(BuiltOn, InventsActions, Stage):
             "eval_horizon": 16,
         },
         # on a tokenizer with codes
-        "codes": SMALL | {"objective": "masked", "latent_dim": 5},
+        "codes": SMALL | {"objective": "masked", "latent_dim": 5, "temperature": 1.0},
         "original": ORIGINAL
         | {
             "action_input": "latent",

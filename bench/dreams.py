@@ -1,0 +1,116 @@
+"""Whether a long dream of a game still is that game: its ball turns, and what the player moves obeys.
+
+What is common to bench/pong.py and bench/breakout.py, which find ball and paddles in the pictures.
+"""
+
+import typing
+
+import torch
+
+from mtld_core.frames import evenly, to_float, to_uint8
+from mtld_core.judge.life import sticky_actions
+
+SOON = 7  # frames within which a ball that turned is seen to leave
+
+
+class Court(typing.NamedTuple):
+    """Where a ball turns. Places are (row, column), axis 0 or 1 of them."""
+
+    turns: dict  # name: (axis, place on it from where on, side: -1 where places below it are beyond, else 1)
+    reach: float  # of a paddle, from its middle to where it certainly hits the ball
+    whole: tuple  # first and last place of a paddle's middle at which no part of it is out of sight
+    seen: tuple  # (first, last) row and column where a ball is seen
+
+
+def middle(mass, first, least=0):
+    """Where the centre of `mass` `[..., n]` is, whose places count from `first`; nan below `least` of it."""
+    places = torch.arange(first, first + mass.shape[-1], dtype=torch.float32)
+    total = mass.sum(-1)
+    return torch.where(total > least, (mass * places).sum(-1) / total, torch.nan)
+
+
+def approaches(ball, court, paddles):
+    """How a ball meets walls and paddles: [(name of `court.turns`, whether it turned)].
+
+    ball: its place in each frame `[T, 2]`, nan where none is seen. paddles: name -> place of its middle
+    along the other axis, `[T]`. Expected by the ball's last step; a paddle counts where it certainly stands
+    in the ball's way.
+    """
+    found = []
+    t = 1
+    while t < len(ball) - SOON - 1:
+        name = _ahead(ball, court, paddles, t)
+        if name:
+            axis, _, side = court.turns[name]
+            found.append((name, _turned(ball[t + 1 : t + 1 + SOON], axis, side)))
+        t += SOON if name else 1
+    return found
+
+
+def _ahead(ball, court, paddles, t):
+    """The name of what the ball meets after frame t, or None."""
+    speed = ball[t] - ball[t - 1]
+    if not speed.isfinite().all() or speed.abs().max() > 6:
+        return None
+    for name, (axis, border, side) in court.turns.items():
+        if speed[axis] * side < 0.4 or (ball[t] + speed)[axis] * side <= border * side:
+            continue
+        other = 1 - axis
+        if name in paddles:
+            wait = (border - ball[t, axis]) / speed[axis]
+            there = ball[t, other] + wait * speed[other]
+            return name if _in_the_way(paddles[name][t:], wait, there, court) else None
+        first, last = court.seen[other]
+        leaves = (ball[t] + 3 * speed)[other]  # sideways, before it is seen to turn
+        return name if first < leaves < last else None
+    return None
+
+
+def _in_the_way(paddle, wait, there, court):
+    """Whether a paddle, whose middle is at `paddle` from now on, is certainly `there` after `wait` frames."""
+    if wait < 0:
+        return False  # the ball is past it
+    near = paddle[int(wait) : int(wait) + 2]
+    whole = (near >= court.whole[0]) & (near < court.whole[1])
+    return bool((whole & ((near - there).abs() < court.reach)).all())
+
+
+def _turned(ball, axis, side):
+    """Whether the next places `[n, 2]` lead away from `side`."""
+    seen = ball.isfinite().all(-1).nonzero().flatten()
+    steps = ball[seen[1:]] - ball[seen[:-1]]
+    near = steps.abs().amax(-1) < 8 * seen.diff()
+    return bool((near & (steps[:, axis] * side < -0.3)).any())
+
+
+def dream(system, dataset, steps, count=8, seed=0):
+    """Dreams under sticky random actions: yields (state, uint8 frames `[count, 64, 64, 3]`) of each step."""
+    k = system.needs().context
+    starts = evenly(torch.cat([dataset.arc_windows(arc, k) for arc in dataset.arcs]), count)
+    context = to_float(dataset.frames[starts[:, None] + torch.arange(k)])
+    with torch.inference_mode():
+        state = system.start(context, torch.Generator().manual_seed(seed))
+        for actions in sticky_actions(system.action_space, steps, count):
+            state, frame = system.step(state, actions)
+            yield state, to_uint8(frame)
+
+
+def told(system, states, ways, place, mid, held, tries):
+    """How often what the player moves goes where it is told, from where dreams stand: (share, tries).
+
+    states: of `dream`. ways: action -> -1 or 1, which way it moves. place: frames `[B, H, W, 3]` -> where it
+    is, `[B]`. It counts from places in `mid`. held: frames for which an action is held.
+    """
+    right = []
+    with torch.inference_mode():
+        for state in states:
+            for action, way in ways.items():
+                now = state
+                places = []
+                for _ in range(held + 1):
+                    now, frame = system.step(now, torch.full((len(state[0]),), action))
+                    places.append(place(to_uint8(frame)))
+                counts = torch.tensor([where.round().item() in mid for where in places[0]])
+                right.append((torch.sign(places[-1] - places[0]) == way)[counts])
+    right = evenly(torch.cat(right), tries)
+    return right.float().mean().item(), len(right)
