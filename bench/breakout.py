@@ -1,10 +1,22 @@
-"""Ball, paddle and bricks of Atari Breakout, found in frames of 64x64 pixels.
+"""How a dream of Atari Breakout lasts: its ball, its paddle and its bricks, found in frames of 64x64 pixels.
 
-For tests/play/test_breakout.py, which plays the shipped dream. Places are (row, column).
+python bench/breakout.py RUN       a run on a recording of ALE/Breakout-v5: 16 dreams of 1,000 steps
+
+Places are (row, column).
 """
 
+import argparse
+import collections
+import sys
+from pathlib import Path
+
 import torch
-from dreams import Court, approaches, middle, told
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dreams import Court, dream, middle, rebounds, told
+
+from mtld_core.runtime import command
+from mtld_core.systems.opening import open_run, own_dataset
 
 RIGHT, LEFT = 2, 3
 OPEN = slice(29, 57)  # rows between bricks and paddle
@@ -39,14 +51,14 @@ def paddle_column(frames):
     return middle(red.sum(-2), INSIDE.start, least=300)
 
 
-def met(clip):
-    """How the ball of a clip `[T, 64, 64, 3]` meets walls, bricks and paddle, as `approaches`."""
-    return approaches(ball_place(clip), COURT, {"paddle": paddle_column(clip)})
+def paddles(clip):
+    """Where the paddle is in a clip `[T, 64, 64, 3]`, as `approaches` wants it."""
+    return {"paddle": paddle_column(clip)}
 
 
-def goes_where_told(system, states, tries=200):
+def goes_where_told(system, dreamt, tries=200):
     """How often the paddle, held left or right for 4 frames, goes there: (share, tries). See `told`."""
-    return told(system, states, {RIGHT: 1, LEFT: -1}, paddle_column, MIDDLE, HELD, tries)
+    return told(system, dreamt, {RIGHT: 1, LEFT: -1}, paddle_column, MIDDLE, HELD, tries)
 
 
 def bricks(frames, full):
@@ -93,3 +105,25 @@ def wrong_bricks(clip, full):
     removed = lasting.any(0)
     right = torch.where(removed, lasting[-1] & hit, left[-1] > 1 - GONE)
     return 1 - right.double().mean().item()
+
+
+@command
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run")
+    system = open_run(parser.parse_args().run, device="cpu")
+    dataset = own_dataset(system)
+    full = dataset.frames[dataset.arcs[0].start]
+    steps = list(dream(system, dataset, 1000, count=16))
+    frames = torch.stack([frame for _, frame in steps], 1)
+    for name, shown in (("recording", dataset.frames), ("dreams at 900 to 1,000", frames[:, 900:])):
+        print(f"{name}: a ball in {ball_place(shown).isfinite().all(-1).float().mean():.0%} of the frames")
+    print("the paddle obeys in {:.1%} of {} tries".format(*goes_where_told(system, steps[900:])))
+    wrong = [wrong_bricks(clip, full) for clip in frames]
+    print(f"wrong bricks after 1,000 steps: {sum(wrong) / len(wrong):.1%}")
+    found = collections.Counter(dreamt for *_, dreamt in rebounds(system, dataset, sys.modules[__name__]))
+    print(f"the ball turns in {found[True]} of {found.total()} places where the recorded one did")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Whether a long dream of a game still is that game: its ball turns, and what the player moves obeys.
+"""Whether a dream of a game still is that game: its ball turns, and what the player moves obeys.
 
 What is common to bench/pong.py and bench/breakout.py, which find ball and paddles in the pictures.
 """
@@ -6,6 +6,7 @@ What is common to bench/pong.py and bench/breakout.py, which find ball and paddl
 import typing
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from mtld_core.frames import evenly, to_float, to_uint8
 from mtld_core.judge.life import sticky_actions
@@ -30,7 +31,7 @@ def middle(mass, first, least=0):
 
 
 def approaches(ball, court, paddles):
-    """How a ball meets walls and paddles: [(name of `court.turns`, whether it turned)].
+    """Where a ball is about to meet walls and paddles: [(frame, name of `court.turns`)].
 
     ball: its place in each frame `[T, 2]`, nan where none is seen. paddles: name -> place of its middle
     along the other axis, `[T]`. Expected by the ball's last step; a paddle counts where it certainly stands
@@ -38,13 +39,46 @@ def approaches(ball, court, paddles):
     """
     found = []
     t = 1
-    while t < len(ball) - SOON - 1:
+    while t < len(ball) - SOON:
         name = _ahead(ball, court, paddles, t)
         if name:
-            axis, _, side = court.turns[name]
-            found.append((name, _turned(ball[t + 1 : t + 1 + SOON], axis, side)))
+            found.append((t, name))
         t += SOON if name else 1
     return found
+
+
+def turned(ball, court, name):
+    """Whether the next places `[n, 2]` of a ball that met `name` lead away from there."""
+    axis, _, side = court.turns[name]
+    seen = ball.isfinite().all(-1).nonzero().flatten()
+    steps = ball[seen[1:]] - ball[seen[:-1]]
+    near = steps.abs().amax(-1) < 8 * seen.diff()
+    return bool((near & (steps[:, axis] * side < -0.3)).any())
+
+
+def rebounds(system, dataset, game):
+    """Whether the ball turns at walls and paddles in dreams from just before: [(name, really, in the dream)].
+
+    game: the module that finds ball and paddles. Recorded actions, latents drawn from a seed.
+    """
+    k = system.needs().context
+    met = []
+    for arc in dataset.arcs:
+        clip = dataset.frames[arc.start : arc.stop]
+        ball = game.ball_place(clip)
+        for t, name in approaches(ball, game.COURT, game.paddles(clip)):
+            if t >= k - 1:
+                met.append((arc.start + t, name, turned(ball[t + 1 : t + 1 + SOON], game.COURT, name)))
+    rows = torch.tensor([row for row, *_ in met])[:, None]
+    context = to_float(dataset.frames[rows + torch.arange(1 - k, 1)])
+    actions = dataset.actions[rows + torch.arange(SOON)].unbind(1)
+    with torch.inference_mode():
+        dreamt = torch.cat(list(system.rollout(context, SOON, actions, torch.Generator().manual_seed(0))), 1)
+    balls = game.ball_place(to_uint8(dreamt))
+    return [
+        (name, really, turned(ball, game.COURT, name))
+        for (_, name, really), ball in zip(met, balls, strict=True)
+    ]
 
 
 def _ahead(ball, court, paddles, t):
@@ -75,14 +109,6 @@ def _in_the_way(paddle, wait, there, court):
     return bool((whole & ((near - there).abs() < court.reach)).all())
 
 
-def _turned(ball, axis, side):
-    """Whether the next places `[n, 2]` lead away from `side`."""
-    seen = ball.isfinite().all(-1).nonzero().flatten()
-    steps = ball[seen[1:]] - ball[seen[:-1]]
-    near = steps.abs().amax(-1) < 8 * seen.diff()
-    return bool((near & (steps[:, axis] * side < -0.3)).any())
-
-
 def dream(system, dataset, steps, count=8, seed=0):
     """Dreams under sticky random actions: yields (state, uint8 frames `[count, 64, 64, 3]`) of each step."""
     k = system.needs().context
@@ -95,22 +121,23 @@ def dream(system, dataset, steps, count=8, seed=0):
             yield state, to_uint8(frame)
 
 
-def told(system, states, ways, place, mid, held, tries):
+def told(system, dreamt, ways, place, mid, held, tries):
     """How often what the player moves goes where it is told, from where dreams stand: (share, tries).
 
-    states: of `dream`. ways: action -> -1 or 1, which way it moves. place: frames `[B, H, W, 3]` -> where it
-    is, `[B]`. It counts from places in `mid`. held: frames for which an action is held.
+    dreamt: (state, frames) of `dream`. ways: action -> -1 or 1, which way it moves. place: frames `[B, H, W,
+    3]` -> where it is, `[B]`. It counts from places in `mid`. held: frames for which an action is held.
     """
     right = []
     with torch.inference_mode():
-        for state in states:
+        for state, frame in dreamt:
+            before = place(frame)
+            rows = torch.tensor([i for i, where in enumerate(before) if where.round().item() in mid])
+            if not len(rows):
+                continue
             for action, way in ways.items():
-                now = state
-                places = []
-                for _ in range(held + 1):
-                    now, frame = system.step(now, torch.full((len(state[0]),), action))
-                    places.append(place(to_uint8(frame)))
-                counts = torch.tensor([where.round().item() in mid for where in places[0]])
-                right.append((torch.sign(places[-1] - places[0]) == way)[counts])
+                now = tree_map_only(torch.Tensor, lambda kept: kept[rows], state)  # noqa: B023
+                for _ in range(held):
+                    now, frame = system.step(now, torch.full((len(rows),), action))
+                right.append(torch.sign(place(to_uint8(frame)) - before[rows]) == way)
     right = evenly(torch.cat(right), tries)
     return right.float().mean().item(), len(right)

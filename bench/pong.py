@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dreams import Court, approaches, middle, told
+from dreams import Court, middle, told
 
 from data_prep.games import frame_of, make_env
 from data_prep.record_game import record
@@ -83,13 +83,12 @@ def ball_place(frames):
     return torch.stack([middle(rows, FIELD.start, 0), middle(columns, BETWEEN.start, 0)], -1)
 
 
-def met(clip):
-    """How the ball of a clip `[T, 64, 64, 3]` meets walls and paddles, as `approaches`."""
-    paddles = {"left": enemy_row(clip), "right": paddle_row(clip, least=60)}
-    return approaches(ball_place(clip), COURT, paddles)
+def paddles(clip):
+    """Where both paddles are in a clip `[T, 64, 64, 3]`, as `approaches` wants it."""
+    return {"left": enemy_row(clip), "right": paddle_row(clip, least=60)}
 
 
-def goes_where_told(system, states, tries=200):
+def goes_where_told(system, dreamt, tries=200):
     """As `obedience`, from where dreams stand: (share of tries, tries), up and down in turn.
 
     Held for 4 frames from mid-field, the real game's paddle always goes where it is told.
@@ -98,7 +97,7 @@ def goes_where_told(system, states, tries=200):
     def row(frames):
         return paddle_row(frames, least=60)
 
-    return told(system, states, {UP: -1, DOWN: 1}, row, MIDDLE, HELD, tries)
+    return told(system, dreamt, {UP: -1, DOWN: 1}, row, MIDDLE, HELD, tries)
 
 
 def held_out(system, dataset):

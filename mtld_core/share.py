@@ -1,6 +1,6 @@
 """A run to give away: the three files that the Hugging Face hub knows, and a short recording to start from.
 
-    python -m mtld_core.share RUN OUT [--frames 256]
+    python -m mtld_core.share RUN OUT [--frames 256] [--half]
     python -m mtld_core.share RUN weights.pth              the averaged weights alone, as a torch state dict
 
 OUT/README.md  config.json  model.safetensors (the averaged weights)  report.json  recording.h5 (a held-out
@@ -49,12 +49,12 @@ generates from it and, where it takes actions, lets you play; or, in Python,
 """
 
 
-def share(run_dir, out, frames=256):
+def share(run_dir, out, frames=256, half=False):
     """Write a run into the folder `out`: newest good weights, what it is, its figures, frames to start from.
 
     frames: how many are copied, at most, of the held-out episode, with their actions; 0 for none: then it
-    starts from pictures only. Returns the path. Raises UserError where `out` is taken, the run has no report
-    or cannot be opened, or its dataset is gone.
+    starts from pictures only. half: weights in half precision, in half the space. Returns the path. Raises
+    UserError where `out` is taken, the run has no report or cannot be opened, or its dataset is gone.
     """
     out, system = Path(out), open_run(run_dir, device="cpu")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -68,7 +68,8 @@ def share(run_dir, out, frames=256):
     write_json(out / CONFIG, without_places(about))
     write_json(out / REPORT, without_places(report))
     with atomic_path(out / WEIGHTS) as file:
-        weights = {name: value.contiguous() for name, value in system.state_dict().items()}
+        weights = (system.half() if half else system).state_dict()
+        weights = {name: value.contiguous() for name, value in weights.items()}
         safetensors.torch.save_file(weights, file, {"format": "pt"})
     for name, start in starts.items():
         _write_recording(out / name, *start)
@@ -167,9 +168,13 @@ def main(arguments=None):
     parser.add_argument("run")
     parser.add_argument("out", help="the folder to make, or a file (.pth) for the weights alone")
     parser.add_argument("--frames", type=int, default=256, help="held-out frames to copy, 0 for none")
+    parser.add_argument("--half", action="store_true", help="weights in half precision: half the space")
     given = parser.parse_args(arguments)
     alone = Path(given.out).suffix == ".pth"
-    out = share_weights(given.run, given.out) if alone else share(given.run, given.out, given.frames)
+    if alone:
+        out = share_weights(given.run, given.out)
+    else:
+        out = share(given.run, given.out, given.frames, given.half)
     files = [file for file in (out, *out.rglob("*")) if file.is_file()]
     print(f"{out}: {sum(file.stat().st_size for file in files) / 1e6:.2f} MB")
 

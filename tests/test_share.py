@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from conftest import write_arcs
 from safetensors.torch import load_file
@@ -63,6 +64,18 @@ def test_a_shared_run_is_played_on_another_machine(run, tmp_path):
         and result["checkpoint"] == "model.safetensors"
     )
     assert (tmp_path / "elsewhere/samples/episode_3_1_1/video.mp4").is_file()
+
+
+def test_weights_in_half_precision_dream_the_same(run, tmp_path):
+    played = []
+    for name, half, dtype in (("whole", False, torch.float32), ("half", True, torch.float16)):
+        out = share(run, tmp_path / name, half=half)
+        weights = safetensors.torch.load_file(out / "model.safetensors")
+        assert {value.dtype for value in weights.values()} == {dtype}
+        system = open_run(out)
+        assert {value.dtype for value in system.parameters()} == {torch.float32}
+        played.append(Play(system).act(2).int())
+    assert (played[0] - played[1]).abs().max() <= 2
 
 
 def test_nothing_names_a_place_on_this_machine(run, tmp_path):

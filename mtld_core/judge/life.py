@@ -12,7 +12,6 @@ import collections
 import copy
 import itertools
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -51,8 +50,7 @@ class Life:
         self.far = evenly(far, DREAMS)
         self.sheet = None  # (rows, labels, columns) of the latest rollouts under random actions
 
-        median = np.median(samples.cpu().numpy(), axis=0).astype(np.uint8)
-        self.median = torch.from_numpy(median).to(dataset.frames.device)
+        self.median = samples.median(0).values.to(dataset.frames.device)
         differ = torch.stack([differs(frame, self.median) for frame in samples])
         self.static = differ.double().mean(0)[..., None] <= CHANGED  # [H, W, 1]
         held = starts + needs.context

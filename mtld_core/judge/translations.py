@@ -19,6 +19,7 @@ from mtld_core.judge.frechet import Likeness
 from mtld_core.metrics import colour_transfer
 
 BASELINES = ("baseline_identity_psnr", "baseline_mean_image_psnr", "baseline_colour_transfer_psnr")
+CLIPS = 4  # that are translated at once
 LIKED = 4  # frames of each window that the Frechet distance to the target domain's own is taken of
 
 
@@ -29,9 +30,9 @@ class TranslationJudge:
     `[n, H, W, 3]` of X's training part and of Y's, which the baselines are made from.
     """
 
-    def __init__(self, pair, starts, window, samples, max_windows=64, batch_size=4):
+    def __init__(self, pair, starts, window, samples, max_windows=64):
         some = [evenly(rows, max_windows) for rows in starts]
-        self.ways = [_Way(source, pair, some, window, samples, batch_size) for source in (0, 1)]
+        self.ways = [_Way(source, pair, some, window, samples) for source in (0, 1)]
 
     def few(self, share):
         """A judge of about this share of the windows of each domain: to see how long all of them take."""
@@ -63,11 +64,11 @@ class _Way:
     source: the number of the source domain, 0 for X and 1 for Y.
     """
 
-    def __init__(self, source, pair, starts, window, samples, batch_size):
+    def __init__(self, source, pair, starts, window, samples):
         target = 1 - source
         self.direction = DIRECTIONS[source]
         self.dataset, self.starts = pair.domains[source], starts[source]
-        self.window, self.batch_size = window, batch_size
+        self.window = window
         self.liked = evenly(torch.arange(window), LIKED)
         rows = starts[target][:, None] + self.liked
         self.likeness = Likeness(pair.domains[target].frames[rows.flatten()])
@@ -126,7 +127,7 @@ class _Way:
 
     def _clips(self):
         """Yield (clips to be translated, their truth or None), uint8 `[B, T, H, W, 3]`."""
-        for rows in torch.arange(len(self.starts)).split(self.batch_size):
+        for rows in torch.arange(len(self.starts)).split(CLIPS):
             clips = self.dataset.frames[self.starts[rows][:, None] + torch.arange(self.window)]
             truth = None if self.truth is None else self.truth[rows].to(clips.device)
             yield clips, truth

@@ -90,6 +90,7 @@ ON = [
     {"context_frames": 3, "rollout_frames": 1},
     {"rollout_gradient": False},
     {"context_noise": 0.1},
+    {"context_fade": 0.5},
     {"gradient_checkpointing": True},
     {"lambda_l1": 0, "lambda_mse": 1},
     {"lambda_sobel": 1, "lambda_fft": 1, "lambda_ssim": 1},
@@ -259,6 +260,36 @@ def test_noise_on_the_context_is_keyed(noise):
     system, data = awake(model(context_noise=noise)), batch()
     loss = [system.generator_loss(data | {"key": data["key"] + add}).total for add in (0, 0, 1)]
     assert loss[0] == loss[1] and (loss[0] == loss[2]) == (noise == 0)
+
+
+def test_only_frames_that_are_looked_at_become_noisy(monkeypatch):
+    """Each by numbers of its own; two predictions look at the oldest of them one step later, too."""
+    system = model(context_noise=0.3, context_frames=1, older_frames=(3,), rollout_frames=2)
+    data = batch(length=6)
+    seen = []
+    unroll = system.unroll
+    monkeypatch.setattr(system, "unroll", lambda past, *rest: seen.extend(past) or unroll(past, *rest))
+    system.generator_loss(data)
+    noise = torch.stack([now - frame for now, frame in zip(seen, data["frames"].unbind(1), strict=False)])
+    spread = noise.flatten(1).std(1)
+    assert (spread > 0.25).tolist() == [True, True, False, True] and spread[2] == 0
+    assert torch.corrcoef(noise[[0, 1, 3]].flatten(1)).triu(1).abs().max() < 0.1
+
+
+def test_the_context_fades_towards_the_median_frame(monkeypatch):
+    """By one share a sample, by its key, up to the set one, so that a faint ball is drawn whole again."""
+    system, data = model(context_fade=0.5), batch(64)
+    system.prepare(torch.full((3, 16, 16, 3), 255, dtype=torch.uint8))
+    seen = []
+    unroll = system.unroll
+    monkeypatch.setattr(system, "unroll", lambda past, *rest: seen.append(past) or unroll(past, *rest))
+    for _ in range(2):
+        system.generator_loss(data)
+    assert all(map(torch.equal, *seen))
+    past, frames = torch.stack(seen[0], 1), data["frames"][:, :2]  # [B, 2, 3, H, W]
+    shares = (1 - past).flatten(1).sum(1) / (1 - frames).flatten(1).sum(1)
+    torch.testing.assert_close(past, 1 - shares.view(-1, 1, 1, 1, 1) * (1 - frames))
+    assert 0.5 <= shares.min() < 0.55 and 0.95 < shares.max() <= 1
 
 
 def test_under_no_action_the_present_frame_is_asked_for(monkeypatch):
@@ -465,7 +496,7 @@ def test_later_frames_come_from_predictions_not_from_the_recording():
 def test_gradient_through_time_is_a_setting(through):
     system, data = awake(model(rollout_gradient=through)), batch()
     past = data["frames"][:, :2].clone().requires_grad_()
-    second = system.unroll(past, data["actions"][:, 1:])[0][:, 1]
+    second = system.unroll(past.unbind(1), data["actions"][:, 1:])[0][:, 1]
     oldest = torch.autograd.grad(second.sum(), past)[0][
         :, 0
     ]  # the second prediction sees it through the first one alone

@@ -174,7 +174,7 @@ def test_what_moves_weighs_more_in_the_tokenizer(monkeypatch):
     system = Tokenizer(Tokenizer.Config(**SIZE, moving_weight=3.0)).eval()
     frames = torch.zeros(1, 2, 3, 16, 16)  # the median frame, too
     off = to_patches(torch.full_like(frames, 0.05), 8)
-    monkeypatch.setattr(system, "decode_patches", lambda latents: (to_patches(frames, 8) + off, None))
+    monkeypatch.setattr(system, "decode_patches", lambda *given: (to_patches(frames, 8) + off, None))
     torch.testing.assert_close(system.loss({"frames": frames}).total.item(), 0.05**2)
     frames[..., 1, :8, :] = 0.5  # one colour tells that the pixel moves
     torch.testing.assert_close(system.loss({"frames": frames}).total.item(), 2.5 * 0.05**2)

@@ -73,6 +73,9 @@ class TinyDreamsConfig(FrameSize):
     rollout_gradient: bool = True  # through the predicted frames back to those before
     # standard deviation of noise on the context in training, where pixels are in [-1, 1]
     context_noise: NotNegative[float] = 0.0
+    # share, at most, by which the context is drawn towards the median frame in training: what grew faint in a
+    # dream is then drawn whole again
+    context_fade: BelowOne[float] = 0.0
     tokenizer: typing.Literal["conv", "patch"] = "conv"
     patch_size: Positive[int] = 8  # pixels along a token's side
     # conv: each halves the grid; what patch_size asks for beyond, folding does
@@ -227,9 +230,13 @@ class TinyDreams(System):
         # Atari at 64x64 in a quarter of an hour, a dream that lasts: docs/systems/tinydreams.md
         "small": UNET
         | {
+            # maps of full size: where a ball is to the pixel, those of half size are long in learning
+            "tokenizer_filters": (24, 32, 64),
+            "decoder_filters": (64, 32, 24),
             "output": "anchored",
             "moving_weight": 20.0,
-            "context_noise": 0.1,
+            "context_noise": 0.05,
+            "context_fade": 0.5,
             "older_frames": (6, 12, 18, 24),
             "latents": 2,
             "batch_size": 24,
@@ -325,7 +332,7 @@ class TinyDreams(System):
             self.latent = StochasticLatent(c)
             self.compose = self._block()
         self.norm = nn.LayerNorm(dim)
-        compared = c.output == "anchored" or c.moving_weight
+        compared = c.output == "anchored" or c.moving_weight or c.context_fade
         median = torch.zeros(3, c.height, c.width) if compared else None
         self.register_buffer("median", median)  # the training part's median frame
         if c.decoder == "conv":
@@ -448,15 +455,15 @@ class TinyDreams(System):
         return self.draw(seen, sample(expected, self.config.temperature, generator))
 
     def unroll(self, past, actions, told=None):
-        """Draw n frames, each from those before: `[B, k, 3, H, W]` -> (`[B, n, 3, H, W]`, nats `[B, n]`).
+        """Draw n frames, each from those before: (frames `[B, n, 3, H, W]`, nats `[B, n]`).
 
-        actions: `[B, n]` or `[B, n, A]`; actions[:, t] leads to the frame t of these. told: the choice of
-        latents for each frame, `[B, n, G, K]`. nats: those of it that were not expected. Without latents both
-        are None.
+        past: k frames `[B, 3, H, W]`. actions: `[B, n]` or `[B, n, A]`; actions[:, t] leads to the frame t of
+        these. told: the choice of latents for each frame, `[B, n, G, K]`. nats: those of it that were not
+        expected. Without latents both are None.
         """
         frames = []
         nats = []
-        past = list(past.unbind(1))
+        past = list(past)
         for t, action in enumerate(actions.unbind(1)):
             seen = self.look(past, action)
             choice = None
@@ -475,11 +482,11 @@ class TinyDreams(System):
         c = self.config
         k = self.needs().context
         frames = batch["frames"]
-        past = frames[:, :k]
+        past = frames[:, :k].unbind(1)
         real = frames[:, k:]
         actions = batch["actions"][:, k - 1 :]
-        if c.context_noise:
-            past = past + c.context_noise * self._noise(batch["key"], past)
+        if c.context_noise or c.context_fade:
+            past = self._worn(past, batch["key"])
         told = None
         if self.latent:
             told = self.latent.tell(frames[:, k - 1 : -1].flatten(0, 1), real.flatten(0, 1))
@@ -493,7 +500,7 @@ class TinyDreams(System):
         if c.lambda_lpips:
             logs["lpips"] = self.frozen["lpips"](fake, truth).mean()
         if c.lambda_still:
-            logs["still"] = F.l1_loss(self.predict(past, None), frames[:, k - 1])
+            logs["still"] = F.l1_loss(self.predict(torch.stack(past, 1), None), frames[:, k - 1])
         carry = {}
         if self.discriminator:
             before = frames[:, k - 1 : -1]
@@ -505,22 +512,33 @@ class TinyDreams(System):
         total = sum(c.weight(name) * value for name, value in logs.items())
         return Loss(total, logs, carry)
 
-    def _noise(self, key, past):
-        """Standard normal noise, as `past`, by one key a sample.
+    def _worn(self, past, key):
+        """The frames `[B, 3, H, W]` of `past`, faded and noisy by one key a sample where they are looked at.
 
-        All frames cut theirs from the same few numbers, each further on, which no convolution can tell: of 25
-        frames' own numbers, drawing took longer than the networks.
+        The noise of all is cut from the same few numbers, each further on, which no convolution can tell: of
+        their own numbers for 25 frames, drawing took longer than the networks.
         """
-        values = past[0, 0].numel()
-        numbers = keyed_normal(key, "context_noise", values + NOISE_STRIDE * (past.shape[1] - 1))
-        return numbers.unfold(1, values, NOISE_STRIDE).view_as(past)
+        c = self.config
+        frames = list(past)
+        newest = len(frames) - 1
+        looked_at = {newest + t - age for t in range(c.rollout_frames) for age in c.ages}
+        looked_at = sorted(i for i in looked_at if i <= newest)
+        values = frames[0][0].numel()
+        numbers = keyed_normal(key, "context_noise", values + NOISE_STRIDE * (len(looked_at) - 1))
+        cuts = numbers.unfold(1, values, NOISE_STRIDE).unflatten(2, (c.height, c.width, 3))
+        left = 1 - c.context_fade * keyed_uniform(key, "context_fade", 1)[..., None, None]  # [B, 1, 1, 1]
+        for i, noise in zip(looked_at, cuts.movedim(-1, 2).unbind(1), strict=True):
+            if c.context_fade:
+                frames[i] = torch.lerp(self.median, frames[i], left)
+            frames[i] = torch.add(frames[i], noise, alpha=c.context_noise)
+        return frames
 
     def _pixel_losses(self, fake, truth):
         """The losses of `PIXEL_LOSSES` that have a weight, by name. fake, truth: `[N, 3, H, W]`."""
         c = self.config
         losses = {}
         if c.moving_weight:
-            moving = moving_weights(truth, fake, self.median, c.moving_weight, dim=1)  # [N, 1, H, W]
+            moving = moving_weights(truth, fake, self.median, c.moving_weight)  # [N, 1, H, W]
         for name, loss in PIXEL_LOSSES.items():
             if not c.weight(name):
                 continue

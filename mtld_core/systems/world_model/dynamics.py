@@ -246,7 +246,7 @@ class Dynamics(BuiltOn, InventsActions, Stage):
             rebuilt, _ = self.tokenizer.decode_patches(torch.cat([latents[:, :1], self._raw(drawn)], 1))
             logs["pixels"] = F.mse_loss(rebuilt[:, 1:], to_patches(batch["frames"][:, 1:], c.patch_size))
             total = total + c.lambda_pixels * logs["pixels"]
-        return Loss(total, logs | spread("latent", latents) | statistics("output", drawn))
+        return Loss(total, logs | spread("latent", latents) | statistics(drawn))
 
     def _predict(self, seen, conditions, past=None):
         """Standard latents `[B, T, P, L]` -> (standard latents of the next frames, past)."""
@@ -285,7 +285,7 @@ class Dynamics(BuiltOn, InventsActions, Stage):
         loss = (losses * hidden).sum() / count
         right = ((logits.argmax(-1) == codes) * hidden).sum() / count
         logs = {"cross_entropy": loss, "right": right}
-        logs |= spread("latent", latents) | statistics("output", logits)
+        logs |= spread("latent", latents) | statistics(logits)
         weight = hidden.to(loss.dtype).sum() / size  # the loss is a mean over the hidden codes
         return Loss(loss, logs, weight=weight)
 

@@ -17,7 +17,7 @@ from torch import nn
 from mtld_core.config import AtLeastTwo, Positive, check
 from mtld_core.nn.conv import ConvTokenizer
 from mtld_core.systems.base import InventsActions, Loss, Needs
-from mtld_core.systems.world_model.patches import PatchEmbedding, to_frames, to_patches
+from mtld_core.systems.world_model.patches import PatchEmbedding
 from mtld_core.systems.world_model.quantise import FSQ, Whitening
 from mtld_core.systems.world_model.space_time import SpaceTimeTransformer
 from mtld_core.systems.world_model.stages import (
@@ -139,10 +139,6 @@ class LatentActions(InventsActions, Stage):
         """Codes int64 `[...]` -> latent actions `[..., L]`."""
         return self.widen(self.fsq.latents(codes))
 
-    def _patches(self, frames):
-        """Frames float `[B, T, 3, H, W]` -> their patches less the mean, `[B, T, P, 3pp]`."""
-        return to_patches(frames, self.config.patch_size) - self.mean
-
     def _next(self, patches, actions, past=None):
         """Draw the next frames: patches `[B, T, P, 3pp]`, latent actions `[B, T, L]` -> (patches, past).
 
@@ -161,7 +157,7 @@ class LatentActions(InventsActions, Stage):
         drawn, _ = self._next(patches[:, :-1], self.widen(actions))
         first = min(1, self.config.context_frames - 1)  # with a past: one frame shows no movement
         loss = F.mse_loss(drawn[:, first:], patches[:, first + 1 :])
-        logs = {"mse": loss} | spread("action", actions) | statistics("output", drawn)
+        logs = {"mse": loss} | spread("action", actions) | statistics(drawn)
         return Loss(loss, logs)
 
     def evaluate(self, dataset, starts):
@@ -214,8 +210,7 @@ class LatentActions(InventsActions, Stage):
         return patches[:, -1:], past
 
     def step(self, state, action=None):
-        c = self.config
         patches, past = state
         patches, past = self._next(patches, self.latents(action)[:, None], past)
-        frame = to_frames(patches[:, 0] + self.mean, c.patch_size, c.height, c.width).clamp(-1, 1)
+        frame = self._frames(patches[:, 0] + self.mean).clamp(-1, 1)
         return (self._patches(frame[:, None]), past), frame

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+MOMENTUM = 0.05  # of the moving average that whitens in eval mode: how much each batch counts
+
 
 class FSQ(nn.Module):
     """Round each channel of `[..., L]` to one of `levels` values from -1 to 1 (Mentzer et al. 2024).
@@ -46,9 +48,8 @@ class Whitening(nn.Module):
     vector, which has no covariance.
     """
 
-    def __init__(self, dims, momentum=0.05):
+    def __init__(self, dims):
         super().__init__()
-        self.momentum = momentum
         self.register_buffer("mean", torch.zeros(dims))
         self.register_buffer("covariance", torch.eye(dims))
 
@@ -61,8 +62,8 @@ class Whitening(nn.Module):
         if self.training and len(flat) > 1:
             mean = flat.mean(0)
             covariance = (flat - mean).T @ (flat - mean) / len(flat)
-            self.mean.lerp_(mean.detach(), self.momentum)
-            self.covariance.lerp_(covariance.detach(), self.momentum)
+            self.mean.lerp_(mean.detach(), MOMENTUM)
+            self.covariance.lerp_(covariance.detach(), MOMENTUM)
         little = 1e-3 * covariance.diagonal().mean() + 1e-12
         identity = torch.eye(len(mean), device=flat.device, dtype=mean.dtype)
         root, _ = torch.linalg.cholesky_ex(covariance + little * identity)

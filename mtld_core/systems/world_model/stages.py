@@ -19,7 +19,7 @@ from mtld_core.frames import to_float
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import read_config
 from mtld_core.systems.base import FrameSize, System, adam
-from mtld_core.systems.world_model.patches import to_patches
+from mtld_core.systems.world_model.patches import to_frames, to_patches
 
 # by these the stages divide data that is long enough; no preset has longer windows
 WINDOW = 8  # frames of a training window
@@ -132,6 +132,15 @@ class Stage(System):
         median = to_float(frames).median(0).values
         self.mean.copy_(to_patches(median, self.config.patch_size))
 
+    def _patches(self, frames):
+        """Frames float `[..., 3, H, W]` -> their patches less the mean, `[..., P, 3pp]`."""
+        return to_patches(frames, self.config.patch_size) - self.mean
+
+    def _frames(self, patches):
+        """Patches `[..., P, 3pp]` -> frames `[..., 3, H, W]`."""
+        c = self.config
+        return to_frames(patches, c.patch_size, c.height, c.width)
+
     def optimizers(self):
         config = self.config
         own = [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -222,10 +231,10 @@ def spread_alarms(figures, name):
     return [f"{collapse}; lower the learning rate, or begin anew"]
 
 
-def statistics(name, values):
-    """Mean and standard deviation of all values of the output called `name`, as 0-dim tensors to log."""
-    values = values.detach().float()
-    return {f"{name}_mean": values.mean(), f"{name}_std": values.std()}
+def statistics(output):
+    """Mean and standard deviation of all values of the output, as 0-dim tensors to log."""
+    output = output.detach().float()
+    return {"output_mean": output.mean(), "output_std": output.std()}
 
 
 def code_use(codes, size):

@@ -14,7 +14,7 @@ from mtld_core.chance import keyed_normal
 from mtld_core.config import AtLeastTwo, NotNegative, Positive, check
 from mtld_core.nn.moving import moving_weights
 from mtld_core.systems.base import Loss, Needs, Reconstructs
-from mtld_core.systems.world_model.patches import PatchEmbedding, to_frames, to_patches
+from mtld_core.systems.world_model.patches import PatchEmbedding
 from mtld_core.systems.world_model.quantise import FSQ
 from mtld_core.systems.world_model.space_time import SpaceTimeTransformer
 from mtld_core.systems.world_model.stages import (
@@ -93,45 +93,41 @@ class Tokenizer(Reconstructs, Stage):
 
         A frame's latents depend on the frames before it, too.
         """
-        return self._encode_patches(to_patches(frames, self.config.patch_size))
+        x, _ = self.encoder(self.embed(self._patches(frames)))
+        x = self.to_latent(x)
+        return torch.tanh(x) if self.fsq is None else self.fsq(x)
 
     def decode(self, latents, past=None):
         """Latents `[B, T, P, L]` and the past of those before -> (frames `[B, T, 3, H, W]`, the new past).
 
         past: see `SpaceTimeTransformer`. Frames are not clipped.
         """
-        c = self.config
         patches, past = self.decode_patches(latents, past)
-        return to_frames(patches, c.patch_size, c.height, c.width), past
+        return self._frames(patches), past
 
     def decode_patches(self, latents, past=None):
         """Latents `[B, T, P, L]` and the past of those before -> (patches `[B, T, P, 3pp]`, the new past)."""
         x, past = self.decoder(self.from_latent(latents), past=past)
         return self.head(x) + self.mean, past
 
-    def _encode_patches(self, patches):
-        x, _ = self.encoder(self.embed(patches - self.mean))
-        x = self.to_latent(x)
-        return torch.tanh(x) if self.fsq is None else self.fsq(x)
-
     # ---- training
 
     def loss(self, batch):
-        """`Loss`: the squared error of the rebuilt patches, by `moving_weight`."""
+        """`Loss`: the squared error of the rebuilt frames, by `moving_weight`."""
         c = self.config
-        patches = to_patches(batch["frames"], c.patch_size)
-        latents = self._encode_patches(patches)
+        frames = batch["frames"]
+        latents = self.encode(frames)
         noisy = latents
         if self.fsq is None and c.latent_noise and self.training:
             noise = keyed_normal(batch["key"], "latent_noise", latents[0].numel())
             noisy = latents + c.latent_noise * noise.view_as(latents)
-        rebuilt, _ = self.decode_patches(noisy)
-        error = (rebuilt - patches).square()
+        rebuilt, _ = self.decode(noisy)
+        error = (rebuilt - frames).square()
         if c.moving_weight:
-            pixels = [x.unflatten(-1, (-1, 3)) for x in (patches, rebuilt, self.mean)]  # [..., P, pp, 3]
-            error = error.unflatten(-1, (-1, 3)) * moving_weights(*pixels, c.moving_weight, dim=-1)
+            median = self._frames(self.mean)
+            error = error * moving_weights(frames, rebuilt, median, c.moving_weight)
         loss = error.mean()
-        return Loss(loss, {"mse": loss} | spread("latent", latents) | statistics("output", rebuilt))
+        return Loss(loss, {"mse": loss} | spread("latent", latents) | statistics(rebuilt))
 
     def reconstruct(self, frames):
         frames, _ = self.decode(self.encode(frames))
