@@ -136,8 +136,11 @@ def told(system, dreamt, ways, place, mid, held, tries):
                 continue
             for action, way in ways.items():
                 now = tree_map_only(torch.Tensor, lambda kept: kept[rows], state)  # noqa: B023
+                last = before[rows]  # where it was last seen: it may leave the field on the way
                 for _ in range(held):
                     now, frame = system.step(now, torch.full((len(rows),), action))
-                right.append(torch.sign(place(to_uint8(frame)) - before[rows]) == way)
+                    there = place(to_uint8(frame))
+                    last = torch.where(there.isfinite(), there, last)
+                right.append(torch.sign(last - before[rows]) == way)
     right = evenly(torch.cat(right), tries)
     return right.float().mean().item(), len(right)

@@ -91,7 +91,7 @@ def paddles(clip):
 def goes_where_told(system, dreamt, tries=200):
     """As `obedience`, from where dreams stand: (share of tries, tries), up and down in turn.
 
-    Held for 4 frames from mid-field, the real game's paddle always goes where it is told.
+    Held for 4 frames from mid-field, the real game's paddle goes where it is told (in 262 of 262 tries).
     """
 
     def row(frames):
