@@ -1,6 +1,6 @@
 """How a dream of Atari Breakout lasts: its ball, its paddle and its bricks, found in frames of 64x64 pixels.
 
-python bench/breakout.py RUN       a run on a recording of ALE/Breakout-v5: 16 dreams of 1,000 steps
+python bench/breakout.py RUN       a run on a recording of ALE/Breakout-v5: 8 dreams of 1,000 steps
 
 Places are (row, column).
 """
@@ -36,7 +36,7 @@ SCREEN = (210, 160)
 WALL = ((57, 93), (8, 152))  # of the screen's pixels
 GONE = 0.4  # of a brick is left at most, for its neighbours are averaged in; of one that is there 1 less that
 LAST = 4  # frames for which a brick must be gone to be called removed
-NEAR = 3  # columns and rows from a brick within which the ball was seen when it removed it
+NEAR = 6  # columns from a brick within which the ball was seen around the time when it removed it
 
 
 def ball_place(frames):
@@ -101,7 +101,7 @@ def wrong_bricks(clip, full):
         when = since[-1].item() + 1 if len(since) else 0
         seen = ball[max(0, when - 8) : when + 8, 1]
         across = (WALL[1][0] + (column + 0.5) * 8) * 64 / SCREEN[1]
-        hit[row, column] = when == 0 or bool(((seen - across).abs() < 2 * NEAR).any())
+        hit[row, column] = when == 0 or bool(((seen - across).abs() < NEAR).any())
     removed = lasting.any(0)
     right = torch.where(removed, lasting[-1] & hit, left[-1] > 1 - GONE)
     return 1 - right.double().mean().item()
@@ -114,7 +114,7 @@ def main():
     system = open_run(parser.parse_args().run, device="cpu")
     dataset = own_dataset(system)
     full = dataset.frames[dataset.arcs[0].start]
-    steps = list(dream(system, dataset, 1000, count=16))
+    steps = list(dream(system, dataset, 1000))
     frames = torch.stack([frame for _, frame in steps], 1)
     for name, shown in (("recording", dataset.frames), ("dreams at 900 to 1,000", frames[:, 900:])):
         print(f"{name}: a ball in {ball_place(shown).isfinite().all(-1).float().mean():.0%} of the frames")

@@ -109,13 +109,13 @@ def _in_the_way(paddle, wait, there, court):
     return bool((whole & ((near - there).abs() < court.reach)).all())
 
 
-def dream(system, dataset, steps, count=8, seed=0):
+def dream(system, dataset, steps, count=8):
     """Dreams under sticky random actions: yields (state, uint8 frames `[count, 64, 64, 3]`) of each step."""
     k = system.needs().context
     starts = evenly(torch.cat([dataset.arc_windows(arc, k) for arc in dataset.arcs]), count)
     context = to_float(dataset.frames[starts[:, None] + torch.arange(k)])
     with torch.inference_mode():
-        state = system.start(context, torch.Generator().manual_seed(seed))
+        state = system.start(context, torch.Generator().manual_seed(0))
         for actions in sticky_actions(system.action_space, steps, count):
             state, frame = system.step(state, actions)
             yield state, to_uint8(frame)

@@ -60,9 +60,7 @@ def paddle_row(frames, least=200):
     green = (
         (part[..., 1] - part[..., 0]).clamp(min=0).sum(-1)
     )  # [..., rows]; nothing else there is greener than red
-    rows = torch.arange(FIELD.start, FIELD.stop, dtype=torch.float32)
-    mass = green.sum(-1)
-    return torch.where(mass > least, (green * rows).sum(-1) / mass, torch.nan)
+    return middle(green, FIELD.start, least)
 
 
 def enemy_row(frames, least=60):
@@ -80,7 +78,7 @@ def ball_place(frames):
     white = ((frames[..., FIELD, BETWEEN, ::2] - brown) / (ball - brown)).amin(-1)
     white = (white - WHITE).clamp(min=0)
     rows, columns = white.sum(-1), white.sum(-2)
-    return torch.stack([middle(rows, FIELD.start, 0), middle(columns, BETWEEN.start, 0)], -1)
+    return torch.stack([middle(rows, FIELD.start), middle(columns, BETWEEN.start)], -1)
 
 
 def paddles(clip):

@@ -56,19 +56,12 @@ def test_it_sees_further_than_copying(shipped, unseen):
 
 @pytest.fixture(scope="module")
 def late(shipped, unseen):
-    """Eight dreams under sticky random actions, at the last hundred of a thousand steps: [(state, frames)];
-    and the frames of all steps, `[8, 1000, 64, 64, 3]`.
-    """
-    steps = collections.deque(maxlen=100)
-    frames = []
-    for state, frame in dream(shipped, unseen, 1000):
-        steps.append((state, frame))
-        frames.append(frame)
-    return list(steps), torch.stack(frames, 1)
+    """Eight dreams under sticky random actions, in the last hundred of a thousand steps: [(state, frames)]."""
+    return list(collections.deque(dream(shipped, unseen, 1000), maxlen=100))
 
 
 def test_after_a_thousand_steps_it_still_is_a_game(late, unseen):
-    frames = late[1][:, 900:]
+    frames = torch.stack([frame for _, frame in late], 1)  # [8, 100, 64, 64, 3]
     settled = torch.cat([unseen.frames[arc.start + 40 : arc.stop] for arc in unseen.arcs])
     median = settled.median(0).values
     static = torch.stack([differs(frame, median) for frame in settled]).float().mean(0)[..., None] <= 0.01
@@ -81,7 +74,7 @@ def test_after_a_thousand_steps_it_still_is_a_game(late, unseen):
 
 
 def test_its_paddle_obeys_after_a_thousand_steps(late, shipped):
-    share, tries = goes_where_told(shipped, late[0])
+    share, tries = goes_where_told(shipped, late)
     assert tries == 200 and share >= 0.95
 
 
