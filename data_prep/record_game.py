@@ -9,7 +9,6 @@ reset with `about["episode_seeds"][n]` and the recorded actions show the same fr
 
 import argparse
 import contextlib
-import importlib
 import json
 import os
 import shutil
@@ -24,12 +23,12 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_prep.games import action_facts, frame_of, game_options, make_env
 from data_prep.picture import png_bytes
+from data_prep.players import player
 from mtld_core.chance import seed_of
 from mtld_core.config import UserError
 from mtld_core.files import atomic_path, write_json
 from mtld_core.runtime import command, progress_bar
 
-HOLD = 8  # steps that a sticky action lasts at most
 CHUNK = 2**19  # bytes of frames that HDF5 packs together: several fit into its cache of 1 MB
 ATARI_FPS = 60
 
@@ -52,8 +51,7 @@ def record(
     out: the folder to make; for "h5" also the name of the file (.h5), which is `<out>/recording.h5`
         otherwise.
     format: "h5", or "jsonl" (PNG files and a log). size: pixels of a side.
-    policy: "random" (another action each step), "sticky" (each is held for 1 to 8 steps) or
-        "MODULE:FUNCTION", called as f(observation, info, rng) -> action.
+    policy: who plays, see `player`.
     frameskip, repeat_probability: of the emulator; Atari only.
     episode_steps: a longer episode is ended there.
 
@@ -148,7 +146,7 @@ def _play(game, steps, about):
     """Yield (frame, action, episode) of `steps` steps; writes each episode's seed down in `about`."""
     rng = np.random.default_rng(seed_of("policy", about["seed"]))
     space, seeds, row = game.action_space, about["episode_seeds"], 0
-    choose = _policy(about["policy"], space, rng)
+    choose = player(about["policy"], game, rng)
     discrete = "bounds" not in about
     while row < steps:
         episode = len(seeds)
@@ -170,34 +168,6 @@ def _play(game, steps, about):
             observation, _, terminated, truncated, info = game.step(taken)
             if terminated or truncated:
                 break
-
-
-def _policy(text, space, rng):
-    """f(observation, info, rng) -> action."""
-
-    def draw(*_):
-        return rng.integers(space.n) if hasattr(space, "n") else rng.uniform(space.low, space.high)
-
-    def held():
-        while True:
-            action = draw()
-            for _ in range(rng.integers(HOLD) + 1):
-                yield action
-
-    if text == "random":
-        return draw
-    if text == "sticky":
-        actions = held()
-        return lambda *_: next(actions)
-    module, colon, name = text.partition(":")
-    if not colon:
-        raise UserError(f"policy={text!r} is not 'random', 'sticky' or 'MODULE:FUNCTION'")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"policy={text!r} cannot be loaded ({error}): run this beside MODULE.py, or set PYTHONPATH"
-        ) from None
 
 
 # ---- writing
@@ -267,7 +237,7 @@ def main():
     parser.add_argument("--format", default="h5", help="h5 or jsonl")
     parser.add_argument("--size", type=int, default=64, help="pixels of a side")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--policy", default="sticky", help="random, sticky or MODULE:FUNCTION")
+    parser.add_argument("--policy", default="sticky", help="random, sticky, lookahead or MODULE:FUNCTION")
     parser.add_argument(
         "--repeat-probability", type=float, default=0.0, help="that the game ignores an action"
     )

@@ -18,7 +18,8 @@ import torch
 from gymnasium import spaces
 
 from data_prep import record_game
-from data_prep.games import frame_of, make_env
+from data_prep.games import frame_of, game_options, make_env
+from data_prep.players import player
 from data_prep.record_game import record
 from mtld_core.config import UserError
 from mtld_core.data import open_dataset
@@ -91,10 +92,13 @@ def content(path):
 # ---- what is written
 
 
-@pytest.mark.parametrize("env", [PONG, "Dot-v0", "DotBox-v0"])
+@pytest.mark.parametrize(
+    ("env", "policy"),
+    [(PONG, "sticky"), (PONG, "lookahead"), ("Dot-v0", "sticky"), ("DotBox-v0", "sticky")],
+)
 @pytest.mark.parametrize("format", ["h5", "jsonl"])
-def test_a_recording_opens_and_plays_again_exactly(tmp_path, env, format):
-    done, data = play(tmp_path / "out", env, format=format)
+def test_a_recording_opens_and_plays_again_exactly(tmp_path, env, policy, format):
+    done, data = play(tmp_path / "out", env, format=format, policy=policy)
     assert data.about["env"] == env and data.warnings == [] and data.size == (16, 16)
     assert len(data.frames) == done["frames"] == 40 and len(data.arcs) == done["episodes"] == (
         3 if env == PONG else 6
@@ -141,7 +145,14 @@ def test_what_it_says_about_itself(tmp_path):
 
 @pytest.mark.parametrize("format", ["h5", "jsonl"])
 @pytest.mark.parametrize(
-    "options", [{}, {"policy": "random"}, {"env": "DotBox-v0"}, {"repeat_probability": 0.5}]
+    "options",
+    [
+        {},
+        {"policy": "random"},
+        {"policy": "lookahead", "repeat_probability": 0.5},
+        {"env": "DotBox-v0"},
+        {"repeat_probability": 0.5},
+    ],
 )
 def test_the_same_seed_makes_the_same_bytes(tmp_path, format, options):
     paths = [
@@ -158,6 +169,22 @@ def test_sticky_actions_are_held_and_random_ones_are_not(tmp_path):
         changes = int((data.actions.diff() != 0).sum()) + 1
         assert low < 600 / changes < high, policy
         assert set(data.actions.tolist()) == {0, 1, 2}
+
+
+def test_one_who_looks_ahead_keeps_his_points(tmp_path):
+    def score(policy):
+        """Points won less points lost, in a Pong of 300 steps."""
+        game = make_env(PONG, game_options(PONG))
+        choose = player(policy, game, np.random.default_rng(0))
+        observation, info = game.reset(seed=3)
+        total = 0
+        for _ in range(300):
+            observation, reward, _, _, info = game.step(choose(observation, info, None))
+            total += reward
+        return total
+
+    assert score("lookahead") >= score("sticky") + 3
+    refused(tmp_path / "out", "policy='lookahead' tries futures out, and Dot-v0 cannot", policy="lookahead")
 
 
 def test_a_policy_of_ones_own(tmp_path, monkeypatch):
@@ -177,7 +204,7 @@ def test_a_policy_of_ones_own(tmp_path, monkeypatch):
         )
     refused(tmp_path / "b", "policy='mine:left' cannot be loaded", policy="mine:left")
     refused(tmp_path / "b", "policy='nobody:left' cannot be loaded", policy="nobody:left")
-    refused(tmp_path / "b", "policy='best' is not 'random', 'sticky' or 'MODULE:FUNCTION'", policy="best")
+    refused(tmp_path / "b", "policy='best' is not 'random', 'sticky', 'lookahead'", policy="best")
 
 
 # ---- what is refused
