@@ -1,17 +1,28 @@
 """Whether a dream of a game still is that game: its ball turns, and what the player moves obeys.
 
+    python bench/dreams.py RUN dream.mp4     a film of four dreams of 1,000 steps under sticky random actions
+
 What is common to bench/pong.py and bench/breakout.py, which find ball and paddles in the pictures.
 """
 
+import argparse
+import sys
 import typing
+from pathlib import Path
 
 import torch
 from torch.utils._pytree import tree_map_only
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mtld_core.frames import evenly, to_float, to_uint8
 from mtld_core.judge.life import sticky_actions
+from mtld_core.media import video_writer
+from mtld_core.runtime import command
+from mtld_core.systems.opening import open_run, own_dataset
 
 SOON = 7  # frames within which a ball that turned is seen to leave
+FILMED = 4  # dreams side by side
+LARGER = 4  # pixels of the film for one of a frame
 
 
 class Court(typing.NamedTuple):
@@ -144,3 +155,28 @@ def told(system, dreamt, ways, place, mid, held, tries):
                 right.append(torch.sign(last - before[rows]) == way)
     right = evenly(torch.cat(right), tries)
     return right.float().mean().item(), len(right)
+
+
+def film(system, dataset, steps, path):
+    """Write an mp4 of dreams side by side, enlarged, at the speed of the recording."""
+    fps = dataset.about.get("fps", 15)
+    c = system.config
+    with video_writer(path, fps, LARGER * c.height, LARGER * FILMED * c.width) as write:
+        for _, frames in dream(system, dataset, steps, FILMED):
+            row = torch.cat(list(frames), 1)  # [H, 4 W, 3]
+            write(row.repeat_interleave(LARGER, 0).repeat_interleave(LARGER, 1))
+
+
+@command
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run")
+    parser.add_argument("out", help="the .mp4 to write")
+    parser.add_argument("--steps", type=int, default=1000)
+    given = parser.parse_args()
+    system = open_run(given.run, device="cpu")
+    film(system, own_dataset(system), given.steps, given.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
