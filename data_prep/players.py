@@ -15,9 +15,9 @@ SOONER = 0.98  # of what a point is worth a step earlier
 def player(policy, game, rng):
     """Return f(observation, info, rng) -> action, which plays `game`, a Gymnasium environment.
 
-    policy: "random" (another action each step), "sticky" (each is held for 1 to 8 steps), "lookahead" (of four
-        such futures, each tried out in the game itself, the one that keeps the most lives and then scores
-        most; Atari only), or "MODULE:FUNCTION".
+    policy: "random" (another action each step), "sticky" (each is held for 1 to 8 steps), "lookahead" (of
+        four such futures, each tried out in the game itself, the one that keeps the most lives and then
+        scores most; Atari only), or "MODULE:FUNCTION".
     """
     space = game.action_space
 
@@ -38,8 +38,8 @@ def player(policy, game, rng):
     if policy == "lookahead":
         if not hasattr(game.unwrapped, "clone_state"):
             raise UserError(
-                f"policy='lookahead' tries futures out, and {game.spec.id} cannot be set back: it is for Atari "
-                "(ALE/...); use 'sticky'"
+                f"policy='lookahead' tries futures out, and {game.spec.id} cannot be set back: it is for "
+                "Atari (ALE/...); use 'sticky'"
             )
         return Lookahead(game.unwrapped, held)
     module, colon, name = policy.partition(":")

@@ -29,6 +29,7 @@ from mtld_core.config import UserError
 from mtld_core.files import atomic_path, write_json
 from mtld_core.runtime import command, progress_bar
 
+POLICIES = "random, sticky, lookahead or MODULE:FUNCTION; several (sticky,lookahead) take turns"
 CHUNK = 2**19  # bytes of frames that HDF5 packs together: several fit into its cache of 1 MB
 ATARI_FPS = 60
 
@@ -51,7 +52,7 @@ def record(
     out: the folder to make; for "h5" also the name of the file (.h5), which is `<out>/recording.h5`
         otherwise.
     format: "h5", or "jsonl" (PNG files and a log). size: pixels of a side.
-    policy: who plays, see `player`.
+    policy: who plays, see `player`; several with commas between them take turns, an episode each.
     frameskip, repeat_probability: of the emulator; Atari only.
     episode_steps: a longer episode is ended there.
 
@@ -146,11 +147,12 @@ def _play(game, steps, about):
     """Yield (frame, action, episode) of `steps` steps; writes each episode's seed down in `about`."""
     rng = np.random.default_rng(seed_of("policy", about["seed"]))
     space, seeds, row = game.action_space, about["episode_seeds"], 0
-    choose = player(about["policy"], game, rng)
+    players = [player(policy, game, rng) for policy in about["policy"].split(",")]
     discrete = "bounds" not in about
     while row < steps:
         episode = len(seeds)
         seeds.append(seed_of("episode", about["seed"], episode) % 2**31)
+        choose = players[episode % len(players)]
         observation, info = game.reset(seed=seeds[-1])
         for _ in range(min(about["episode_steps"], steps - row)):
             action = choose(observation, info, rng)
@@ -237,7 +239,7 @@ def main():
     parser.add_argument("--format", default="h5", help="h5 or jsonl")
     parser.add_argument("--size", type=int, default=64, help="pixels of a side")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--policy", default="sticky", help="random, sticky, lookahead or MODULE:FUNCTION")
+    parser.add_argument("--policy", default="sticky", help=POLICIES)
     parser.add_argument(
         "--repeat-probability", type=float, default=0.0, help="that the game ignores an action"
     )

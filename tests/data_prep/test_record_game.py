@@ -190,19 +190,22 @@ def test_one_who_looks_ahead_keeps_his_points(tmp_path):
 def test_a_policy_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "def right(observation, info, rng):\n    return 2 if observation[1] < 0.5 else rng.integers(3)\n"
+        "def left(observation, info, rng):\n    return 0\ndef up(observation, info, rng):\n    return 1\n"
         "def far(observation, info, rng):\n    return 3\ndef none(observation, info, rng):\n    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
     _, data = play(tmp_path / "a", "Dot-v0", policy="mine:right")
     assert (data.actions == 2).float().mean() > 0.4
+    _, data = play(tmp_path / "turns", "Dot-v0", policy="mine:left,mine:up", steps=21)
+    assert [data.actions[arc.start : arc.stop].unique().tolist() for arc in data.arcs] == [[0], [1], [0]]
     for name, chosen in (("mine:far", "3"), ("mine:none", "None")):
         refused(
             tmp_path / "b",
             rf"policy='{name}' chose {chosen}, which is no action of Discrete\(3\)",
             policy=name,
         )
-    refused(tmp_path / "b", "policy='mine:left' cannot be loaded", policy="mine:left")
+    refused(tmp_path / "b", "policy='mine:down' cannot be loaded", policy="mine:down")
     refused(tmp_path / "b", "policy='nobody:left' cannot be loaded", policy="nobody:left")
     refused(tmp_path / "b", "policy='best' is not 'random', 'sticky', 'lookahead'", policy="best")
 
