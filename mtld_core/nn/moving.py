@@ -4,10 +4,12 @@ Pictures `[..., 3, H, W]` are in [-1, 1].
 """
 
 import torch
+import torch.nn.functional as F
 
 FAR = 0.1  # from the median frame: what differs by more is something that moves
 # of the weight counts where something is drawn and nothing is: with all of it, a mean draws no ball
 GHOSTS = 0.1
+UNSEEN = 3 / 127.5  # three levels of 255: in a dream what is so near to the median frame is the median frame
 
 
 def moving_weights(truth, drawn, median, weight):
@@ -18,6 +20,11 @@ def moving_weights(truth, drawn, median, weight):
     """
     there, ghosts = (_off(picture.detach(), median) > FAR for picture in (truth, drawn))
     return 1 + weight * torch.where(there, 1, GHOSTS * ghosts)
+
+
+def heal(frames, median):
+    """Draw frames of a dream over the median frame: what differs by less than can be seen does not."""
+    return median + F.hardshrink(frames - median, UNSEEN)
 
 
 def _off(pictures, median):

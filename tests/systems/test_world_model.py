@@ -268,6 +268,19 @@ def test_few_codes_can_stand_for_wide_latent_actions():
     assert not [name for name in narrow.state_dict() if name.startswith("widen")]  # as in runs from before
 
 
+def test_a_dream_heals_to_the_median_frame_where_its_tokenizer_tells_what_moves(runs, tmp_path):
+    train("tokenizer", tmp_path / "moving", moving_weight=5.0)
+    near = []
+    for tokenizer in (tmp_path / "moving", runs / "tokenizer"):
+        system = shaken(dynamics(runs, tokenizer_run=str(tokenizer)))
+        torch.nn.init.normal_(system.tokenizer.head.weight, std=0.02)
+        frames = torch.cat(list(system.rollout(batch()["frames"][:, :2], 8, [torch.zeros(4).long()] * 8)), 1)
+        off = (frames - system.tokenizer.median).abs()
+        near.append(((off > 1e-6) & (off < 3 / 127.5)).any().item())
+        assert (off > 3 / 127.5).any()
+    assert near == [False, True]
+
+
 def test_dead_codes_raise_an_alarm(runs):
     system = open_run(runs / "actions", device="cpu")
     assert "2 of 8 action codes are never used" in system.alarms({"codebook_use": 0.75})[0]

@@ -48,7 +48,7 @@ class StochasticLatent(nn.Module):
         logits = in_fp32(self.compare(tokens.flatten(1)))
         logits = (logits - logits.mean(0)) * torch.rsqrt(logits.var(0, correction=0) + 1e-5)
         shares = self._by_latent(logits).softmax(-1)
-        return one_hot(shares.argmax(-1), self.classes) + shares - shares.detach()  # straight through
+        return F.one_hot(shares.argmax(-1), self.classes) + shares - shares.detach()  # straight through
 
     def expect(self, tokens):
         """Log-probabilities by the past, float32 `[N, G, K]`. tokens: those of the places, `[N, P, E]`."""
@@ -67,18 +67,13 @@ class StochasticLatent(nn.Module):
 def sample(expected, temperature=1.0, generator=None):
     """Choose by log-probabilities `[N, G, K]`: the likeliest where generator is None or temperature 0."""
     if generator is None or not temperature:
-        return one_hot(expected.argmax(-1), expected.shape[-1])
+        return F.one_hot(expected.argmax(-1), expected.shape[-1])
     shares = (expected / temperature).softmax(-1)
     uniform = torch.rand(shares.shape[:-1], generator=generator, device=generator.device)
     passed = shares.cumsum(-1) <= uniform.to(shares.device)[..., None]
-    return one_hot(passed[..., :-1].sum(-1), shares.shape[-1])  # the last class takes what rounding leaves
+    return F.one_hot(passed[..., :-1].sum(-1), shares.shape[-1])  # the last class takes what rounding leaves
 
 
 def surprise(choice, expected):
     """How many nats of a choice were not expected: one-hot and log-probabilities `[N, G, K]` -> `[N]`."""
     return -(choice.detach() * expected).sum((-1, -2))
-
-
-def one_hot(classes, count):
-    """int64 `[...]` -> float32 `[..., count]`."""
-    return F.one_hot(classes, count).float()

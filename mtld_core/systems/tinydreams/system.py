@@ -29,7 +29,7 @@ from mtld_core.nn.gan import (
     lsgan_discriminator_loss,
     lsgan_generator_loss,
 )
-from mtld_core.nn.moving import moving_weights
+from mtld_core.nn.moving import heal, moving_weights
 from mtld_core.nn.perceptual import LPIPS, load_trunk
 from mtld_core.systems.base import FrameSize, Loss, Needs, System, adam
 from mtld_core.systems.tinydreams.latent import StochasticLatent, sample, surprise
@@ -43,7 +43,6 @@ from mtld_core.systems.tinydreams.nets import (
 )
 
 NOISE_STRIDE = 997  # numbers from where one frame's noise begins to where the next one's does
-UNSEEN = 3 / 127.5  # three levels of 255: what is so near to it is the median frame, in a dream drawn over it
 
 # differences from the defaults that the presets "small" and "demo" share
 UNET = {
@@ -582,7 +581,7 @@ class TinyDreams(System):
     def step(self, state, action=None):
         frame = self.predict(state.past, action, state.generator).clamp(-1, 1)
         if self.config.output == "anchored":
-            frame = self.median + F.hardshrink(frame - self.median, UNSEEN)
+            frame = heal(frame, self.median)
         return state._replace(past=torch.cat([state.past[:, 1:], frame[:, None]], 1)), frame
 
 

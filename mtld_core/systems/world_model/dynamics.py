@@ -17,6 +17,7 @@ from mtld_core.chance import keyed_normal, keyed_uniform
 from mtld_core.config import NotNegative, Positive, WidthsOrNone, check
 from mtld_core.frames import to_float
 from mtld_core.nn.actions import ActionEncoder, action_fields, action_space
+from mtld_core.nn.moving import heal
 from mtld_core.nn.precision import in_fp32
 from mtld_core.systems.base import BuiltOn, InventsActions, Loss, Needs
 from mtld_core.systems.world_model.latent_actions import LatentActions
@@ -336,7 +337,10 @@ class Dynamics(BuiltOn, InventsActions, Stage):
             drawn, past = self._predict(self._standard(state.latents), condition, state.past)
             latents = self._raw(drawn).clamp(-1, 1)
         frame, drawn = self.tokenizer.decode(latents, state.drawn)
-        return State(latents, past, drawn, state.generator), frame[:, 0].clamp(-1, 1)
+        frame = frame[:, 0].clamp(-1, 1)
+        if self.tokenizer.config.moving_weight:
+            frame = heal(frame, self.tokenizer.median)
+        return State(latents, past, drawn, state.generator), frame
 
     def _fill_in(self, state, condition):
         """Fill in the next frame's codes, of which each pass keeps the surest.
@@ -366,9 +370,9 @@ class Dynamics(BuiltOn, InventsActions, Stage):
         temperature = self.config.temperature
         if temperature == 0:
             return logits.argmax(-1)
-        chance = torch.rand(logits.shape, generator=generator, device=logits.device)
-        gumbel = -torch.log(-torch.log(chance + 1e-20) + 1e-20)
-        return (logits / temperature + gumbel).argmax(-1)
+        # of exponential waiting times, each with a rate of its own, the shortest is each one's by its share
+        waits = torch.empty_like(logits).exponential_(generator=generator)
+        return (logits / temperature - waits.log()).argmax(-1)
 
 
 def _check_tokenizer(config, tokenizer):

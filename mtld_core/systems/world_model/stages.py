@@ -27,30 +27,21 @@ JUDGED = 20  # frames of a held-out window
 MOST_CODES = 2**16  # that a stage may have: each is counted, and is a button or one outcome of a softmax
 LEAST_VARIANCE = 1e-5  # of a latent channel, below which it has collapsed
 
-# the source's values, alike for all three
+# the source's values, alike for all three; the defaults are its, too
 ORIGINAL = {
     "height": 64,
     "width": 64,
-    "patch_size": 8,
-    "embed_dim": 128,
-    "heads": 4,
-    "hidden_dim": 512,
-    "blocks": 2,
-    "context_frames": 4,
     "sequence_length": 5,
     "lr": 1e-4,
     "beta2": 0.999,
     "weight_decay": 0.0,
     "batch_size": 32,
     "steps": 10_000,
-    "log_every_steps": 10,
-    "clip_norm": 1.0,
     "ema_decay": 0.0,
     "warmup_steps": 0,
 }
 # seconds, to see that everything runs
 TINY = {
-    "patch_size": 8,
     "embed_dim": 16,
     "heads": 2,
     "hidden_dim": 32,

@@ -86,6 +86,11 @@ class Tokenizer(Reconstructs, Stage):
     def needs(self):
         return Needs(window=self.config.sequence_length)
 
+    @property
+    def median(self):
+        """The training part's median frame, `[3, H, W]`."""
+        return self._frames(self.mean)
+
     # ---- frames <-> latents
 
     def encode(self, frames):
@@ -124,8 +129,7 @@ class Tokenizer(Reconstructs, Stage):
         rebuilt, _ = self.decode(noisy)
         error = (rebuilt - frames).square()
         if c.moving_weight:
-            median = self._frames(self.mean)
-            error = error * moving_weights(frames, rebuilt, median, c.moving_weight)
+            error = error * moving_weights(frames, rebuilt, self.median, c.moving_weight)
         loss = error.mean()
         return Loss(loss, {"mse": loss} | spread("latent", latents) | statistics(rebuilt))
 
