@@ -7,12 +7,11 @@ NOT_LOWEST := --ignore=tests/kaggle/test_kaggle_kernel.py --ignore=tests/kaggle/
 # "--log-output" lets the lines of a running notebook through to the terminal
 RUN := $(BIN)/papermill --log-output --no-progress-bar --request-save-on-cell-execute
 
-.PHONY: help setup demo pong breakout test test-lowest lab notebooks bench check
+.PHONY: help setup demo pong test test-lowest lab notebooks bench check
 
 help:
 	@echo "make demo       a clip drawn by a model that was trained on this machine just now (about 6 minutes)"
 	@echo "make pong       examples/pong anew: records Atari Pong, learns it, packs the run (about half an hour)"
-	@echo "make breakout   examples/breakout, the same"
 	@echo "make test       all tests"
 	@echo "make test-lowest  most of them, on the lowest versions that requirements.txt allows"
 	@echo "make lab        JupyterLab on the notebooks"
@@ -37,19 +36,15 @@ demo: setup
 		-p num_frames 64 -p out_dir demo/generated
 	@echo "done: open demo/generated/video.mp4 (or video.gif); the pages that made it are demo/*.ipynb"
 
-# a game's name is its folder's, and that of examples/
-pong: GAME = Pong
-breakout: GAME = Breakout
-pong breakout: setup
-	mkdir -p $@
-	[ -f $@/$@.h5 ] || $(BIN)/python data_prep/record_game.py --env ALE/$(GAME)-v5 --steps 16000 --seed 1 \
-		--policy sticky,lookahead --out $@/$@.h5
-	$(RUN) notebooks/02_train.ipynb $@/02_train.ipynb -p system tinydreams -p preset small -p dataset_root $@/$@.h5 \
-		-p run_dir $@/tinydreams -p seed 1
-	rm -rf $@/shared
-	$(BIN)/python -m mtld_core.share $@/tinydreams $@/shared/$@ --half
-	rm -rf examples/$@ && mkdir -p examples && mv $@/shared/$@ examples/$@
-	@echo "done: open notebook 03 with run_dir = examples/$@"
+pong: setup
+	mkdir -p pong
+	[ -f pong/pong.h5 ] || $(BIN)/python data_prep/record_game.py --env ALE/Pong-v5 --steps 16000 --seed 1 --out pong/pong.h5
+	$(RUN) notebooks/02_train.ipynb pong/02_train.ipynb -p system tinydreams -p preset small -p dataset_root pong/pong.h5 \
+		-p run_dir pong/tinydreams -p seed 1
+	rm -rf pong/shared
+	$(BIN)/python -m mtld_core.share pong/tinydreams pong/shared/pong --half
+	rm -rf examples/pong && mkdir -p examples && mv pong/shared/pong examples/pong
+	@echo "done: open notebook 03 with run_dir = examples/pong"
 
 # two at a time, each on one core; then those that watch the clock, with the machine to themselves
 test: setup

@@ -1,27 +1,21 @@
-"""The shipped Breakout run, and what finds ball, paddle and bricks: the real game has no fault, and faults are found."""
+"""What finds ball, paddle and bricks in frames of Breakout: the real game has no fault, and faults are found."""
 
 import breakout
 import pytest
 import torch
 from breakout import ball_place, bricks, paddle_column, shares, wrong_bricks
 from dreams import approaches, turned
-from shipped import Shipped, recorded
+
+from data_prep.record_game import record
+from mtld_core.data import open_dataset
 
 
-class TestShipped(Shipped):
-    game = breakout
-    env = "ALE/Breakout-v5"
-    met = frozenset({"bricks", "paddle", "left", "right"})
-
-    def test_bricks_stay_until_they_are_hit(self, dreams, random):
-        full = random.frames[random.arcs[0].start]
-        wrong = [wrong_bricks(clip, full) for clip in dreams[0]]
-        assert sum(wrong) / len(wrong) < 0.05
-
-
-@pytest.fixture(scope="module", params=["sticky", "lookahead"])
-def unseen(request, tmp_path_factory):
-    return recorded(tmp_path_factory.mktemp("breakout"), "ALE/Breakout-v5", request.param)
+@pytest.fixture(scope="module")
+def unseen(tmp_path_factory):
+    """Five episodes or more."""
+    path = tmp_path_factory.mktemp("breakout") / "unseen.h5"
+    record("ALE/Breakout-v5", 1500, path, seed=4711, episode_steps=300, progress=False)
+    return open_dataset(path, progress=False)
 
 
 @pytest.fixture(scope="module")

@@ -1,33 +1,88 @@
-"""The shipped Pong run, and what finds ball and paddles in frames of Pong."""
+"""The shipped Pong run on a game that it never saw: it predicts better than copying, its paddle obeys, and
+after a thousand steps it still is a game.
+"""
+
+import collections
+from pathlib import Path
 
 import pong
+import pytest
 import torch
-from dreams import approaches, turned
-from pong import ball_place, motion, obedience, paddle_row
-from shipped import Shipped
+from dreams import approaches, dream, rebounds, turned
+from pong import ball_place, goes_where_told, motion, obedience, paddle_row
+
+from data_prep.record_game import record
+from mtld_core import metrics
+from mtld_core.data import open_dataset
+from mtld_core.frames import differs
+from mtld_core.judge.rollouts import Judge
+from mtld_core.play import Play
+from mtld_core.systems.opening import open_run
+
+SHIPPED = Path(__file__).parents[2] / "examples" / "pong"
 
 
-class TestShipped(Shipped):
-    game = pong
-    env = "ALE/Pong-v5"
-    met = frozenset({"top", "bottom", "left", "right"})
+@pytest.fixture(scope="module")
+def shipped():
+    return open_run(SHIPPED, device="cpu")
 
-    def test_the_paddle_obeys(self, shipped, random):
-        share, tries = obedience(shipped, random, random.arcs)
-        assert tries == 200 and share >= 0.95
 
-    def test_a_paddle_that_ignores_the_player_is_found_out(self, shipped, random, monkeypatch):
-        rollout = shipped.rollout
-        monkeypatch.setattr(
-            shipped, "rollout", lambda context, n, actions: rollout(context, n, [a * 0 for a in actions])
-        )
-        assert obedience(shipped, random, random.arcs, tries=60)[0] < 0.7
+@pytest.fixture(scope="module")
+def unseen(tmp_path_factory):
+    """Five episodes under another seed than the one that it learned from."""
+    path = tmp_path_factory.mktemp("pong") / "unseen.h5"
+    record("ALE/Pong-v5", 1500, path, seed=4711, episode_steps=300, progress=False)
+    return open_dataset(path, progress=False)
 
-    def test_motion_is_up_none_or_down(self, random):
-        rows, moved = motion(random, random.arcs)
-        assert set(moved.tolist()) == {0, 1, 2}
-        rise = paddle_row(random.frames[rows[moved == 0] + 1]) - paddle_row(random.frames[rows[moved == 0]])
-        assert rise.max() < 0  # rows count from the top
+
+def test_the_shipped_run_is_small_and_names_no_place():
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) <= 5e6
+    for name in ("config.json", "report.json", "README.md"):
+        assert "/root" not in (SHIPPED / name).read_text() and "/home" not in (SHIPPED / name).read_text()
+
+
+def test_it_sees_further_than_copying(shipped, unseen):
+    needs = shipped.needs()
+    starts = torch.cat([unseen.arc_windows(arc, needs.context + 16)[::12] for arc in unseen.arcs])
+    judge = Judge(unseen, starts, needs, 16, unseen.frames[::5], max_windows=48)
+    figures = judge(shipped)
+    assert figures["skill_db_by_horizon"][0] >= 2
+    assert min(figures["skill_db_by_horizon"]) > 0
+    assert figures["action_shuffle_gap_db"] > 0.1
+
+
+# ---- a thousand steps
+
+
+@pytest.fixture(scope="module")
+def late(shipped, unseen):
+    """Eight dreams under sticky random actions, in the last hundred of a thousand steps: [(state, frames)]."""
+    return list(collections.deque(dream(shipped, unseen, 1000), maxlen=100))
+
+
+def test_after_a_thousand_steps_it_still_is_a_game(late, unseen):
+    frames = torch.stack([frame for _, frame in late], 1)  # [8, 100, 64, 64, 3]
+    settled = torch.cat([unseen.frames[arc.start + 40 : arc.stop] for arc in unseen.arcs])
+    median = settled.median(0).values
+    static = torch.stack([differs(frame, median) for frame in settled]).float().mean(0)[..., None] <= 0.01
+    error = metrics.mse(frames.flatten(0, 1) * static, median * static) / static.double().mean()
+    assert metrics.psnr(error).mean() >= 40
+    moved, real = (x.int().diff(dim=-4).abs().double().mean() for x in (frames, settled))
+    assert 0.6 <= moved / real <= 1.5
+    share, real = (ball_place(x).isfinite().all(-1).float().mean() for x in (frames, settled))
+    assert 0.66 <= share / real <= 1.32
+
+
+def test_its_paddle_obeys_after_a_thousand_steps(late, shipped):
+    share, tries = goes_where_told(shipped, late)
+    assert tries == 200 and share >= 0.95
+
+
+def test_its_ball_turns_where_the_real_one_turns(shipped, unseen):
+    found = rebounds(shipped, unseen, pong)
+    assert len(found) >= 10 and {name for name, *_ in found} >= {"top", "left"}
+    assert all(really for _, really, _ in found)
+    assert sum(dreamt for *_, dreamt in found) >= 0.8 * len(found), found
 
 
 def test_a_ball_that_goes_through_a_wall_is_found_out():
@@ -40,11 +95,42 @@ def test_a_ball_that_goes_through_a_wall_is_found_out():
     assert (t, name) == (8, "bottom") and not turned(ball[t + 1 :], pong.COURT, name)
 
 
+# ---- the next frames
+
+
+def test_the_paddle_obeys(shipped, unseen):
+    share, tries = obedience(shipped, unseen, unseen.arcs)
+    assert tries == 200 and share >= 0.95
+
+
+def test_a_paddle_that_ignores_the_player_is_found_out(shipped, unseen, monkeypatch):
+    rollout = shipped.rollout
+    monkeypatch.setattr(
+        shipped, "rollout", lambda context, n, actions: rollout(context, n, [a * 0 for a in actions])
+    )
+    assert obedience(shipped, unseen, unseen.arcs, tries=60)[0] < 0.7
+
+
 def test_the_paddle_is_found_in_the_picture():
     frames = torch.full((3, 64, 64, 3), 0, dtype=torch.uint8)
     frames[:] = torch.tensor([144, 72, 17], dtype=torch.uint8)
     frames[0, 20:25, 56:58] = frames[1, 26:31, 56:58] = torch.tensor([92, 186, 92], dtype=torch.uint8)
     assert paddle_row(frames)[:2].tolist() == [22, 28] and paddle_row(frames)[2].isnan()
+
+
+def test_motion_is_up_none_or_down(unseen):
+    rows, moved = motion(unseen, unseen.arcs)
+    assert set(moved.tolist()) == {0, 1, 2}
+    rise = paddle_row(unseen.frames[rows[moved == 0] + 1]) - paddle_row(unseen.frames[rows[moved == 0]])
+    assert rise.max() < 0  # rows count from the top
+
+
+def test_it_can_be_played_at_once(shipped):
+    play = Play(shipped)
+    assert "RIGHT" in play.labels
+    for action in (2, 2, 3):
+        play.act(action)
+    assert len(play.frames) == 4 and not torch.equal(play.frames[0], play.frames[-1])
 
 
 def test_one_setting_is_varied_seed_by_seed(tmp_path, monkeypatch):
