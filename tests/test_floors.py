@@ -34,8 +34,8 @@ def test_architecture_md_quotes_the_storeys():
     assert house.table() in (ROOT / "docs" / "architecture.md").read_text()
 
 
-def test_readmes_tree_names_every_room_and_nothing_that_is_gone(rooms):
-    _, _, tree = (ROOT / "README.md").read_text().partition("## The tree\n\n```\n")
+def test_the_tree_names_every_room_and_nothing_that_is_gone(rooms):
+    _, _, tree = (ROOT / "docs" / "architecture.md").read_text().partition("## The tree\n\n```\n")
     named = re.findall(r"^(?:  )?(\S+)", tree.partition("\n```")[0], re.MULTILINE)
     assert sorted(rooms - {*named, "__init__.py"}) == []
     for name in named:
