@@ -5,10 +5,11 @@ after a thousand steps it still is a game.
 import collections
 from pathlib import Path
 
+import av
 import pong
 import pytest
 import torch
-from dreams import approaches, dream, rebounds, turned
+from dreams import approaches, dream, film, rebounds, turned
 from pong import ball_place, goes_where_told, motion, obedience, paddle_row
 
 from data_prep.record_game import record
@@ -131,6 +132,15 @@ def test_it_can_be_played_at_once(shipped):
     for action in (2, 2, 3):
         play.act(action)
     assert len(play.frames) == 4 and not torch.equal(play.frames[0], play.frames[-1])
+
+
+def test_dreams_are_filmed_side_by_side(shipped, unseen, tmp_path):
+    film(shipped, unseen, 5, tmp_path / "dream.mp4")
+    with av.open(tmp_path / "dream.mp4") as file:
+        stream = file.streams.video[0]
+        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(stream)]
+        assert stream.average_rate == unseen.about["fps"]
+    assert len(frames) == 5 and frames[0].shape == (4 * 64, 4 * 4 * 64, 3)
 
 
 def test_one_setting_is_varied_seed_by_seed(tmp_path, monkeypatch):
