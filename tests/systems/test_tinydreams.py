@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mtld_core.config import ConfigError, from_dict
 from mtld_core.data import Arc, Dataset, split_windows
 from mtld_core.judge.rollouts import Judge
-from mtld_core.systems.tinydreams.latent import sample, surprise
+from mtld_core.systems.tinydreams.latent import surprise
 from mtld_core.systems.tinydreams.system import TinyDreams
 from mtld_core.train import fit
 from mtld_core.train.settings import build, plan
@@ -435,17 +435,6 @@ def test_what_was_not_expected_has_a_weight_and_teaches_the_prior_alone():
     expected = torch.tensor([[[0.25, 0.75], [0.5, 0.5]]]).log()
     choice = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
     torch.testing.assert_close(surprise(choice, expected), -torch.tensor([0.75 * 0.5]).log())
-
-
-def test_latents_are_drawn_as_often_as_they_are_likely():
-    shares = torch.tensor([[[0.5, 0.2, 0.3]]])
-    many = shares.log().expand(20_000, 1, 3)
-    generator = torch.Generator().manual_seed(0)
-    torch.testing.assert_close(sample(many, 1.0, generator).mean((0, 1)), shares[0, 0], atol=0.02, rtol=0)
-    hot = sample(many, 2.0, generator).mean((0, 1))
-    torch.testing.assert_close(hot, shares[0, 0].sqrt() / shares.sqrt().sum(), atol=0.02, rtol=0)
-    for choice in (sample(many), sample(many, 0.0, generator)):
-        assert (choice == torch.tensor([1.0, 0.0, 0.0])).all()
 
 
 def test_every_class_of_the_latents_is_used_and_one_sample_alone_is_told():

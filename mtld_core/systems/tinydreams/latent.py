@@ -64,16 +64,6 @@ class StochasticLatent(nn.Module):
         return tokens + self.embed(choice.flatten(1).to(tokens.dtype))[:, None]
 
 
-def sample(expected, temperature=1.0, generator=None):
-    """Choose by log-probabilities `[N, G, K]`: the likeliest where generator is None or temperature 0."""
-    if generator is None or not temperature:
-        return F.one_hot(expected.argmax(-1), expected.shape[-1])
-    shares = (expected / temperature).softmax(-1)
-    uniform = torch.rand(shares.shape[:-1], generator=generator, device=generator.device)
-    passed = shares.cumsum(-1) <= uniform.to(shares.device)[..., None]
-    return F.one_hot(passed[..., :-1].sum(-1), shares.shape[-1])  # the last class takes what rounding leaves
-
-
 def surprise(choice, expected):
     """How many nats of a choice were not expected: one-hot and log-probabilities `[N, G, K]` -> `[N]`."""
     return -(choice.detach() * expected).sum((-1, -2))

@@ -31,8 +31,9 @@ from mtld_core.nn.gan import (
 )
 from mtld_core.nn.moving import heal, moving_weights
 from mtld_core.nn.perceptual import LPIPS, load_trunk
+from mtld_core.nn.sample import sample
 from mtld_core.systems.base import FrameSize, Loss, Needs, System, adam
-from mtld_core.systems.tinydreams.latent import StochasticLatent, sample, surprise
+from mtld_core.systems.tinydreams.latent import StochasticLatent, surprise
 from mtld_core.systems.tinydreams.losses import PIXEL_LOSSES
 from mtld_core.systems.tinydreams.nets import (
     AttentionDecoder,
@@ -451,7 +452,8 @@ class TinyDreams(System):
         if self.latent is None:
             return self.draw(seen)
         expected = self.latent.expect(self.places_of(seen))
-        return self.draw(seen, sample(expected, self.config.temperature, generator))
+        classes = sample(expected, self.config.temperature, generator)
+        return self.draw(seen, F.one_hot(classes, self.config.latent_classes))
 
     def unroll(self, past, actions, told=None):
         """Draw n frames, each from those before: (frames `[B, n, 3, H, W]`, nats `[B, n]`).

@@ -19,6 +19,7 @@ from mtld_core.frames import to_float
 from mtld_core.nn.actions import ActionEncoder, action_fields, action_space
 from mtld_core.nn.moving import heal
 from mtld_core.nn.precision import in_fp32
+from mtld_core.nn.sample import sample
 from mtld_core.systems.base import BuiltOn, InventsActions, Loss, Needs
 from mtld_core.systems.world_model.latent_actions import LatentActions
 from mtld_core.systems.world_model.patches import PatchEmbedding, to_patches
@@ -355,7 +356,7 @@ class Dynamics(BuiltOn, InventsActions, Stage):
         for i in range(1, c.decode_steps + 1):
             x, _ = self._transform(self._tokens(latents, hidden), condition, state.past, keep=False)
             logits = self.head(x)
-            codes = self._choose(logits, state.generator)
+            codes = sample(logits, c.temperature, state.generator)
             sure = torch.log_softmax(logits, -1).gather(-1, codes[..., None])[..., 0]
             sure = sure.masked_fill(~hidden, float("inf"))
             count = patches - int(patches * math.cos(math.pi / 2 * i / c.decode_steps))
@@ -364,15 +365,6 @@ class Dynamics(BuiltOn, InventsActions, Stage):
             hidden = ~kept
         _, past = self._transform(self._tokens(latents, hidden), condition, state.past)
         return latents, past
-
-    def _choose(self, logits, generator):
-        """Logits `[..., codes]` -> codes int64 `[...]`: the likeliest, or drawn at the set temperature."""
-        temperature = self.config.temperature
-        if temperature == 0:
-            return logits.argmax(-1)
-        # of exponential waiting times, each with a rate of its own, the shortest is each one's by its share
-        waits = torch.empty_like(logits).exponential_(generator=generator)
-        return (logits / temperature - waits.log()).argmax(-1)
 
 
 def _check_tokenizer(config, tokenizer):
