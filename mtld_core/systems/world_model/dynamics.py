@@ -115,8 +115,16 @@ class Dynamics(BuiltOn, InventsActions, Stage):
             "ema_decay": 0.99,
             "eval_horizon": 16,
         },
-        # on a tokenizer with codes
-        "codes": SMALL | {"objective": "masked", "latent_dim": 5, "temperature": 1.0},
+        # on a tokenizer with codes; judged less, for a frame is drawn in eleven passes
+        "codes": SMALL
+        | {
+            "objective": "masked",
+            "latent_dim": 5,
+            "temperature": 1.0,
+            "eval_windows": 32,
+            "long_horizon": 16,
+            "life_horizon": 256,
+        },
         "original": ORIGINAL
         | {
             "action_input": "latent",
