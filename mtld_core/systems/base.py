@@ -30,6 +30,7 @@ from torch import nn
 
 from mtld_core.config import NotNegative, Settings, check
 from mtld_core.frames import to_float
+from mtld_core.nn.muon import Muon
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,6 +242,11 @@ class System(nn.Module):
             yield frame[:, None]
 
 
-def adam(parameters, lr, betas=(0.9, 0.999), weight_decay=0.0):
-    """Make AdamW in its fused form, which can skip a step that is not finite without asking the device."""
+def adam(parameters, lr, betas=(0.9, 0.999), weight_decay=0.0, hidden=(), lr_hidden=0.0):
+    """Make AdamW in its fused form, which can skip a step that is not finite without asking the device.
+
+    lr_hidden: where it is not 0, `Muon` moves `hidden`, some of the parameters, at this rate.
+    """
+    if lr_hidden:
+        return Muon(parameters, hidden, lr, lr_hidden, betas, weight_decay)
     return torch.optim.AdamW(list(parameters), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)

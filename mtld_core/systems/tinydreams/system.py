@@ -30,6 +30,7 @@ from mtld_core.nn.gan import (
     lsgan_generator_loss,
 )
 from mtld_core.nn.moving import heal, moving_weights
+from mtld_core.nn.muon import weights_of
 from mtld_core.nn.perceptual import LPIPS, load_trunk
 from mtld_core.nn.sample import sample
 from mtld_core.systems.base import FrameSize, Loss, Needs, System, adam
@@ -53,6 +54,7 @@ UNET = {
     "layers": 2,
     "lambda_l1": 0.0,
     "lambda_mse": 10.0,
+    "lr_muon": 0.02,
     "lr_schedule": "cosine",
     "eval_horizon": 16,
     "eval_every_steps": 0,
@@ -107,6 +109,8 @@ class TinyDreamsConfig(FrameSize):
     temperature: NotNegative[float] = 1.0  # of the latents in a dream; 0 takes the likeliest
     gradient_checkpointing: bool = False  # less memory, a third more work
     lr: Positive[float] = 1e-3
+    # of tokenizer, Transformer and decoder by Muon, such as 0.02; 0: AdamW, as for all else
+    lr_muon: NotNegative[float] = 0.0
     lr_d: Positive[float] = 4e-4
     beta1: BelowOne[float] = 0.9
     beta2: BelowOne[float] = 0.99
@@ -384,7 +388,11 @@ class TinyDreams(System):
     def optimizers(self):
         c = self.config
         makers = [p for name, p in self.named_parameters() if not name.startswith("discriminator.")]
-        phases = {"generator": adam(makers, c.lr, (c.beta1, c.beta2), c.weight_decay)}
+        head = self.decoder.head.weight
+        parts = [self.tokenizer, self.encoder, self.decoder, self.compose]
+        hidden = [weight for weight in weights_of(*filter(None, parts)) if weight is not head]
+        betas = c.beta1, c.beta2
+        phases = {"generator": adam(makers, c.lr, betas, c.weight_decay, hidden, c.lr_muon)}
         if self.discriminator:
             phases["discriminator"] = adam(self.discriminator.parameters(), c.lr_d, (0.5, 0.999))
         return phases

@@ -68,7 +68,7 @@ class DynamicsConfig(StageConfig):
     lambda_pixels: NotNegative[float] = 0.0  # mse: (decoded - truth)^2
     # mse: noise, up to this much, on what the model sees in training; masked: share of codes replaced there
     context_noise: NotNegative[float] = 0.2
-    decode_steps: Positive[int] = 10  # masked: passes in which a frame is filled in
+    decode_steps: Positive[int] = 6  # masked: passes in which a frame is filled in
     temperature: NotNegative[float] = 0.0  # masked: 0 takes the likeliest code
     action_count: int = 0  # discrete actions, filled in from the dataset
     control_low: tuple[float, ...] = ()  # of each control, filled in from the dataset
@@ -352,8 +352,12 @@ class Dynamics(BuiltOn, InventsActions, Stage):
         return State(latents, past, drawn, state.generator), frame
 
     def _fill_in(self, state, condition):
-        """Fill in the next frame's codes, of which each pass keeps the surest.
+        """Fill in the next frame's codes: each pass keeps those of the patches that are surest of theirs.
 
+        How sure a patch is must not depend on the code that was drawn there. By that code's own probability
+        each patch in the way of a ball would sooner or later say that it has none, which is likely of each,
+        and be kept. The surer half of the patches, about, is kept at a time, so that the last ones, which are
+        not sure, are drawn one after another.
         condition: `[B, 1, E]`. Returns (the frame's latents `[B, 1, P, L]`, past with that frame).
         """
         c = self.config
@@ -365,10 +369,9 @@ class Dynamics(BuiltOn, InventsActions, Stage):
             x, _ = self._transform(self._tokens(latents, hidden), condition, state.past, keep=False)
             logits = self.head(x)
             codes = sample(logits, c.temperature, state.generator)
-            sure = torch.log_softmax(logits, -1).gather(-1, codes[..., None])[..., 0]
-            sure = sure.masked_fill(~hidden, float("inf"))
-            count = patches - int(patches * math.cos(math.pi / 2 * i / c.decode_steps))
-            kept = torch.zeros_like(hidden).scatter(-1, sure.topk(count, -1).indices, True)
+            sure = (logits.amax(-1) - logits.logsumexp(-1)).masked_fill(~hidden, float("inf"))
+            left = int((patches + 1) ** (1 - i / c.decode_steps)) - 1
+            kept = torch.zeros_like(hidden).scatter(-1, sure.topk(patches - left, -1).indices, True)
             latents = torch.where((kept & hidden)[..., None], fsq.latents(codes), latents)
             hidden = ~kept
         _, past = self._transform(self._tokens(latents, hidden), condition, state.past)

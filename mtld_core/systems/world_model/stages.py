@@ -16,10 +16,12 @@ from mtld_core.config import (
     from_dict,
 )
 from mtld_core.frames import to_float
+from mtld_core.nn.muon import weights_of
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import read_config
 from mtld_core.systems.base import FrameSize, System, adam
 from mtld_core.systems.world_model.patches import to_frames, to_patches
+from mtld_core.systems.world_model.space_time import SpaceTimeTransformer
 
 # by these the stages divide data that is long enough; no preset has longer windows
 WINDOW = 8  # frames of a training window
@@ -66,6 +68,7 @@ class StageConfig(FrameSize):
     blocks: Positive[int] = 2
     context_frames: Positive[int] = 4  # frames that attention over time sees, the present one included
     lr: Positive[float] = 1e-3
+    lr_muon: NotNegative[float] = 0.0  # of the transformers by Muon, such as 0.02; 0: AdamW, as for all else
     beta2: BelowOne[float] = 0.99
     weight_decay: NotNegative[float] = 0.01
     # frames of a training window and of a judged one by which all stages divide the data alike; (): chosen
@@ -135,7 +138,10 @@ class Stage(System):
     def optimizers(self):
         config = self.config
         own = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return {"model": adam(own, config.lr, (0.9, config.beta2), config.weight_decay)}
+        transformers = [part for part in self.children() if isinstance(part, SpaceTimeTransformer)]
+        betas = 0.9, config.beta2
+        hidden = weights_of(*transformers)
+        return {"model": adam(own, config.lr, betas, config.weight_decay, hidden, config.lr_muon)}
 
 
 def common_split(dataset):
