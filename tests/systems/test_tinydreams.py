@@ -55,6 +55,21 @@ def gradient_of(system, loss):
     return torch.autograd.grad(loss, list(system.parameters()), allow_unused=True)
 
 
+def test_muon_moves_hidden_matrices_alone():
+    """The decoder's last layer gives colours, and no direction of them deserves as long a step as another."""
+    usual, system = awake(model()), awake(model(lr_muon=0.02))
+    before = {name: value.clone() for name, value in system.named_parameters()}
+    for each in (usual, system):
+        one_step(each, batch(length=each.needs().window))
+    lengths = {}
+    for name, value in system.named_parameters():
+        if value.dim() > 1 and not torch.equal(value, usual.get_parameter(name)):
+            lengths[name] = torch.linalg.svdvals((value.detach() - before[name]).flatten(1))
+    assert "encoder.0.mlp.0.weight" in lengths and "decoder.narrow.0.weight" in lengths
+    assert not {"decoder.head.weight", "place", "action.mlp.0.weight"} & set(lengths)
+    assert max(values.max() for values in lengths.values()) < 0.02 * 1.3 * 3
+
+
 # ---- settings
 
 
@@ -99,6 +114,7 @@ ON = [
     {"lambda_gan": 1, "gan_conditional": False, "soft_labels": 0.4, "label_noise": 0.6},
     {"lambda_gan": 1, "discriminator_channels": (8, 12), "lr_d": 1e-3},
     {"lr": 1e-2, "beta1": 0.5, "beta2": 0.5},
+    {"lr_muon": 0.05, "latents": 2, "registers": 2},
 ]
 
 

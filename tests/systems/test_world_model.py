@@ -109,7 +109,7 @@ def left_behind(cls, runs, **overrides):
 
 ALL_STAGES = [
     {"sequence_length": 6}, {"embed_dim": 32}, {"heads": 1}, {"hidden_dim": 48}, {"blocks": 2}, {"context_frames": 3},
-    {"lr": 1e-2}, {"beta2": 0.5}, {"weight_decay": 0.5},
+    {"lr": 1e-2}, {"lr_muon": 0.05}, {"beta2": 0.5}, {"weight_decay": 0.5},
 ]  # fmt: skip
 OF_A_STAGE = {
     Tokenizer: [
@@ -477,6 +477,19 @@ def test_filling_in_takes_as_many_passes_as_asked_and_leaves_nothing_hidden(runs
             state, _ = system.step(state, torch.tensor([1]))
         assert len(passes) == steps + 1
         torch.testing.assert_close(state.latents, state.latents.round(), rtol=0, atol=1e-6)
+
+
+def test_a_frame_is_filled_in_without_favouring_what_is_likely(runs):
+    """Where every patch has a code with a chance of 30 %, 30 % of them get it: a ball is not left out."""
+    system = shaken(dynamics(runs, objective="masked", temperature=1.0))
+    with torch.no_grad():
+        system.head.weight.zero_()
+        system.head.bias.fill_(-50)
+        system.head.bias[:2] = torch.tensor([0.7, 0.3]).log()
+        state = system.start(data().frames[:2].repeat(200, 1, 1, 1, 1), torch.Generator().manual_seed(0))
+        state, _ = system.step(state, torch.zeros(200, dtype=torch.long))
+    codes = system.tokenizer.fsq.codes(state.latents)
+    assert set(codes.unique().tolist()) == {0, 1} and abs(codes.double().mean() - 0.3) < 0.05
 
 
 def test_temperature_samples_by_the_seed(runs):
