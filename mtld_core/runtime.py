@@ -6,11 +6,15 @@ torch is imported only where it is needed, so that a command that needs none sta
 import contextlib
 import ctypes
 import functools
+import importlib.util
 import os
 import platform
 import re
+import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -232,6 +236,78 @@ def versions():
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
+
+
+# ---- borrowed machines
+
+# what Colab's image or Kaggle's may lack of requirements.txt, and a notebook needs: package by module
+LACKING = {
+    "av": "av",
+    "h5py": "h5py",
+    "lpips": "lpips",
+    "psutil": "psutil",
+    "pynvml": "nvidia-ml-py",
+    "safetensors": "safetensors",
+    "torchmetrics": "torchmetrics",
+}
+INPUTS = Path("/kaggle/input")  # what is attached there may hold wheels, for a kernel without internet
+
+
+def install_missing():
+    """Install whatever of LACKING this Python lacks; what is there stays as it is, whatever its version.
+
+    Raises UserError where pip cannot.
+    """
+    from importlib import metadata
+
+    missing = [name for module, name in LACKING.items() if importlib.util.find_spec(module) is None]
+    if not missing:
+        return
+    print(f"installing {', '.join(missing)}")
+    found = {each.name: str(each.version) for each in metadata.distributions()}
+    kept = [f"{name}=={version}\n" for name, version in found.items() if re.fullmatch(r"\d[\w.!+]*", version)]
+    wheels = {file.parent for depth in ("*", "*/*/*") for file in INPUTS.glob(f"{depth}/*.whl")}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kept.txt")
+        file.write_text("".join(kept))
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--retries", "1", "--constraint", file]
+        for place in wheels:
+            command += ["--find-links", place]
+        done = subprocess.run([*command, *missing], capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(
+            f"this Python lacks {', '.join(missing)}, and pip could not install them ({said}): turn the "
+            "notebook's internet on, or on Kaggle attach the dataset mtld-inputs (kaggle/README.md)"
+        )
+    importlib.invalidate_caches()
+
+
+def machine():
+    """What this machine has, a line, and below it what a newcomer should know of it."""
+    import torch
+
+    lines = []
+    device, disk = pick_device(say=lines.append), shutil.disk_usage(".").free / 1e9
+    on_colab, on_kaggle = "COLAB_RELEASE_TAG" in os.environ, "KAGGLE_KERNEL_RUN_TYPE" in os.environ
+    card = "no GPU"
+    if device.type == "cuda":
+        size = torch.cuda.get_device_properties(device).total_memory / 1e9
+        card = f"{torch.cuda.get_device_name(device)} with {size:.0f} GB"
+    elif on_colab or on_kaggle:
+        way = "Runtime > Change runtime type" if on_colab else "Settings > Accelerator"
+        lines.append(f"A GPU is lent for nothing, as far as your quota goes: {way}.")
+    else:
+        lines.append("Without a GPU: preset demo, 64x64 pixels.")
+    if on_colab:
+        lines.append(
+            "This machine's disk goes with the session: mount your Drive, and set overrides = "
+            '\'{"mirror_dir": "/content/drive/MyDrive/mtld"}\' in notebook 02.'
+        )
+    if disk < 5:
+        lines.append("Little disk is left: a run takes some hundred MB; keep_checkpoints=1 keeps fewer.")
+    here = f"Python {platform.python_version()}, torch {torch.__version__}, {card}, {core_count()} cores"
+    return "\n".join([f"{here}; free: {free_memory() / 1e9:.0f} GB of RAM, {disk:.0f} GB of disk", *lines])
 
 
 # ---- front end

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from mtld_core.config import UserError, from_dict
+from mtld_core.config import UserError, find, from_dict
 from mtld_core.data import open_dataset
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import read_config
@@ -33,7 +33,7 @@ def open_run(path, checkpoint="", device="auto"):
     where the run keeps them. The system gets an attribute `run`, a `Run`. Raises UserError where there is no
     run, no good checkpoint, or weights that do not fit.
     """
-    path = Path(path)
+    path = Path(find(path))
     about = read_config(path)
     cls = system_class(about["system"])
     weights_file = _weights_file(path, Path(checkpoint))
