@@ -66,7 +66,7 @@ lab: setup
 	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" notebooks/02_train.ipynb
 
 notebooks: setup
-	$(BIN)/jupytext --to ipynb --update notebooks/*.py
+	$(BIN)/jupytext --to ipynb --update notebooks/[0-9]*.py
 
 # ORIGINAL=path/to/kaggle.py and TINYWORLDS=path/to/tinyworlds also run your copies of the public code in turn with ours
 bench: setup

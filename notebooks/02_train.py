@@ -42,7 +42,8 @@ print(runtime.machine())
 # ## What to train
 #
 # The presets: `demo` learns a short clip by heart in a few minutes on a laptop, `small` is for a GPU and an
-# evening, `original` has the source's own values, `tiny` takes seconds. `steps=0` uses all of
+# evening, `original` has the source's own values, `tiny` takes seconds. `dataset_root="auto"` is what
+# notebook 01 left in `dataset`, or where it was not run `"sample"`, the bundled clip. `steps=0` uses all of
 # `time_budget_minutes`, or takes the preset's own number where that is 0, too. Any other setting goes into
 # `overrides`, as JSON: `{"latent_dim": 128, "restitution": true}`.
 #
@@ -56,7 +57,7 @@ print(runtime.machine())
 # %% tags=["parameters"]
 system = "mtld"
 preset = "demo"
-dataset_root = "sample"
+dataset_root = "auto"
 run_dir = "runs/demo"
 steps = 0
 time_budget_minutes = 0
@@ -169,4 +170,4 @@ if live:
 # %% [markdown]
 # ## Next
 #
-# Notebook 03 draws a sequence from one image with this run.
+# Notebook 03 draws a sequence from one image with this run: give it the same `run_dir`.

@@ -42,7 +42,8 @@ print(runtime.machine())
 # ## What to generate
 #
 # `source` is an image file, a folder of frames, or `"dataset:<arc>/<frame number>"` of the data that the run
-# learned from; empty, it is the first window that the run is judged on. `checkpoint` is empty for the newest
+# learned from; empty, it is the first window that the run is judged on (also of a run on the bundled clip:
+# `"sample"` is no source). `checkpoint` is empty for the newest
 # good one, `"best"`, a name such as `"step_00001000"`, or a file of weights (.pth, which `python -m
 # mtld_core.share RUN weights.pth` writes). `num_frames` counts the given frame, too. `actions` is a JSON
 # list, one for each predicted frame, for systems that are steered; empty, it is what was recorded after the

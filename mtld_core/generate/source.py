@@ -51,6 +51,7 @@ def read_source(system, source, direction="x_to_y"):
         return Source(NOISE, NOISE, None, _no_frames(system))
     if not source or source.startswith("dataset:"):
         return from_dataset(system, own_dataset(system), source, direction)
+    check(source != "sample", 'source="sample" is no source; empty, it is a frame that the run is judged on')
     path = Path(find(source))
     if not os.path.exists(path):
         raise UserError(f"source={source}: no such image file, folder or recording{looked_in(path)}")

@@ -35,7 +35,8 @@ def folder_of(run_dir, system):
 def samples_of(run_dir):
     """Where what a run makes is kept: `<run_dir>/samples`; of a read-only run `samples/<its name>` here."""
     run_dir = Path(run_dir)
-    return run_dir / SAMPLES if os.access(run_dir, os.W_OK) else Path(SAMPLES, run_dir.name)
+    read_only = run_dir.is_dir() and not os.access(run_dir, os.W_OK)
+    return Path(SAMPLES, run_dir.name) if read_only else run_dir / SAMPLES
 
 
 def runs_in(folder):

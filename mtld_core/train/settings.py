@@ -98,8 +98,12 @@ def _split_of_stage(cls, chosen):
 def open_data(dataset_root, config, controls_lead_to="next"):
     """The dataset at `dataset_root`, or "sample", the bundled clip, in the size that config asks for.
 
+    "auto" is the folder that notebook 01 writes by default, where there is one, else "sample".
     config: of a system. controls_lead_to: see `open_dataset`, whose warnings are printed.
     """
+    if dataset_root == "auto":
+        dataset_root = "dataset" if Path("dataset").is_dir() else "sample"
+        print(f"dataset_root = {dataset_root!r}")
     if dataset_root == "sample":
         from data_prep.extract_frames import extract
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jupytext
@@ -17,9 +18,10 @@ from mtld_core.config import UserError
 from mtld_core.data import open_dataset
 from mtld_core.runs.folder import read_config
 from mtld_core.share import share_weights
+from mtld_core.train.settings import open_data
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "notebooks").glob("*.py"))
+PAGES = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
 NAMES = {  # the parameters that INTERFACE promises
     "01_extract_frames": "source dataset_root fps height width fit start duration drop_duplicates split_scenes workers",
     "02_train": "system preset dataset_root run_dir steps time_budget_minutes batch_size seed resume devices interactive "
@@ -275,6 +277,21 @@ def test_switches_times_and_json():
         for value in values:
             with pytest.raises(UserError, match=f"^{name} must be a text, not "):
                 given(page, **{name: value})
+
+
+def test_the_defaults_lead_from_one_notebook_to_the_next(tmp_path, monkeypatch, capsys):
+    first, second, third = ({}, {}, {})
+    for page, values in zip(PAGES, (first, second, third), strict=True):
+        exec(parameters_cell(page), values)
+    assert second["run_dir"] == third["run_dir"] and third["source"] == ""
+    monkeypatch.chdir(tmp_path)
+    size = types.SimpleNamespace(height=16, width=16)
+    bundled = open_data(second["dataset_root"], size)  # notebook 01 was not run
+    assert Path(bundled.path) == tmp_path / "dataset_sample/16x16"
+    write_arcs(tmp_path / first["dataset_root"], [5])
+    assert Path(open_data(second["dataset_root"], size).path) == tmp_path / "dataset"
+    said = capsys.readouterr().out
+    assert "dataset_root = 'sample'" in said and "dataset_root = 'dataset'" in said
 
 
 def test_a_path_beside_the_notebook_is_found(tmp_path, monkeypatch, capsys):

@@ -509,4 +509,6 @@ def test_what_a_read_only_run_makes_is_kept_in_the_working_folder(tmp_path, monk
     monkeypatch.setattr(
         os, "access", lambda path, mode: False
     )  # root may write anywhere but to a read-only mount
+    (tmp_path / "pong").mkdir()
     assert samples_of(tmp_path / "pong") == Path("samples/pong")
+    assert samples_of(tmp_path / "new") == tmp_path / "new/samples"
