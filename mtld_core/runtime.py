@@ -96,6 +96,23 @@ def _handling(handle, *numbers):
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def reaching(service, package):
+    """Raise UserError, one line, for whatever goes wrong between here and a service on the network.
+
+    package: its own client, which is optional.
+    """
+    try:
+        yield
+    except ImportError:
+        raise UserError(f"{service} needs a package that is not installed: pip install {package}") from None
+    except SystemExit:  # of Kaggle's client without credentials
+        raise UserError(f"{service}: you are not signed in: kaggle auth login") from None
+    except (OSError, ValueError, LookupError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{service}: {said}") from None
+
+
 # ---- device and precision
 
 
@@ -240,16 +257,8 @@ def versions():
 
 # ---- borrowed machines
 
-# what Colab's image or Kaggle's may lack of requirements.txt, and a notebook needs: package by module
-LACKING = {
-    "av": "av",
-    "h5py": "h5py",
-    "lpips": "lpips",
-    "psutil": "psutil",
-    "pynvml": "nvidia-ml-py",
-    "safetensors": "safetensors",
-    "torchmetrics": "torchmetrics",
-}
+# modules that Colab's image or Kaggle's may lack, and a notebook needs
+LACKING = "av h5py lpips psutil pynvml safetensors torchmetrics"
 INPUTS = Path("/kaggle/input")  # what is attached there may hold wheels, for a kernel without internet
 
 
@@ -260,7 +269,8 @@ def install_missing():
     """
     from importlib import metadata
 
-    missing = [name for module, name in LACKING.items() if importlib.util.find_spec(module) is None]
+    missing = [name for name in LACKING.split() if importlib.util.find_spec(name) is None]
+    missing = [name.replace("pynvml", "nvidia-ml-py") for name in missing]
     if not missing:
         return
     print(f"installing {', '.join(missing)}")
