@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -258,34 +257,27 @@ def versions():
 # ---- borrowed machines
 
 # modules that Colab's image or Kaggle's may lack, and a notebook needs
-LACKING = "av h5py lpips psutil pynvml safetensors torchmetrics"
+LACKING = "av h5py lightning_utilities lpips psutil pynvml safetensors torchmetrics"
 INPUTS = Path("/kaggle/input")  # what is attached there may hold wheels, for a kernel without internet
 
 
 def install_missing():
-    """Install whatever of LACKING this Python lacks; what is there stays as it is, whatever its version.
+    """Install whatever of LACKING this Python lacks, and nothing that these want: all else stays as it is.
 
-    Raises UserError where pip cannot.
+    So nothing is replaced under a running kernel, whatever an image's versions are. Raises UserError where
+    pip cannot.
     """
-    from importlib import metadata
-
     missing = [name for name in LACKING.split() if importlib.util.find_spec(name) is None]
     missing = [name.replace("pynvml", "nvidia-ml-py") for name in missing]
     if not missing:
         return
     print(f"installing {', '.join(missing)}")
-    found = {each.name: str(each.version) for each in metadata.distributions()}
-    kept = [f"{name}=={version}\n" for name, version in found.items() if re.fullmatch(r"\d[\w.!+]*", version)]
-    wheels = {file.parent for depth in ("*", "*/*/*") for file in INPUTS.glob(f"{depth}/*.whl")}
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "kept.txt")
-        file.write_text("".join(kept))
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--retries", "1", "--constraint", file]
-        for place in wheels:
-            command += ["--find-links", place]
-        done = subprocess.run([*command, *missing], capture_output=True, text=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--retries", "1"]
+    for place in {file.parent for depth in ("*", "*/*/*") for file in INPUTS.glob(f"{depth}/*.whl")}:
+        command += ["--find-links", place]
+    done = subprocess.run([*command, *missing], capture_output=True, text=True)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        said = " ".join(done.stderr.split()[-30:])
         raise UserError(
             f"this Python lacks {', '.join(missing)}, and pip could not install them ({said}): turn the "
             "notebook's internet on, or on Kaggle attach the dataset mtld-inputs (kaggle/README.md)"
