@@ -8,7 +8,7 @@ from data_prep.download_videos import download
 from data_prep.lists import distinct, read_list, safe_name, text_of
 from data_prep.video import is_animated_webp
 from mtld_core.chance import seed_of
-from mtld_core.config import UserError
+from mtld_core.config import UserError, find, looked_in
 from mtld_core.data.folder import VIDEO_SUFFIXES
 
 SAMPLE = Path(__file__).parent / "sample" / "bigbuckbunny.mp4"
@@ -31,7 +31,7 @@ def find_jobs(source, root, settings, progress):
     `root` is made when the source is known to exist. Raises UserError where it does not, or `root` cannot be
     made.
     """
-    path = SAMPLE if source == "sample" else Path(os.path.expanduser(source))
+    path = SAMPLE if source == "sample" else Path(find(source))
     if os.path.isdir(path):
         paths = sorted(p for p in path.iterdir() if _is_video(p) and not p.name.startswith("."))
         if not paths:
@@ -39,8 +39,8 @@ def find_jobs(source, root, settings, progress):
             raise UserError(f"{path}: no video in this folder (looked for {looked_for} and animated .webp)")
     elif not os.path.isfile(path):
         raise UserError(
-            f"source={str(source)!r}: no such file or folder (looked in {Path.cwd()}); wanted is a video, a "
-            'folder, a list file or "sample"'
+            f"source={str(source)!r}: no such file or folder{looked_in(path)}; wanted is a video, a folder, "
+            'a list file or "sample"'
         )
     else:
         paths = [path]

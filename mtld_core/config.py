@@ -9,9 +9,11 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import re
 import types
 import typing
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -39,6 +41,40 @@ def can_write(path, way):
         yield
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}); {way}") from error
+
+
+# ---- where a name is looked for
+
+ROOT = Path(__file__).parents[1]
+# folders in which a relative path is looked for after the working folder: those of a clone
+places = [ROOT / "notebooks", ROOT] if (ROOT / "notebooks").is_dir() else []
+HUB = "hf://"  # what an id on the Hugging Face hub begins with: hf://owner/name
+
+
+def find(path):
+    """`path` as text, or where nothing of that name is here, where it lies in one of `places`.
+
+    For an id on the hub it is the folder that was fetched, where there is one.
+    """
+    path = os.path.expanduser(path)
+    if path.startswith(HUB):
+        folder = hub_folder(path)
+        return folder if os.path.isdir(folder) else path
+    for place in ("", *places) if path else ():
+        found = os.path.join(place, path)
+        if os.path.exists(found):
+            return found
+    return path
+
+
+def hub_folder(path):
+    """The folder that hf://owner/name is fetched into."""
+    return f"runs/{path.removeprefix(HUB).replace('/', '_')}"
+
+
+def looked_in(path):
+    """`" (looked in A, B)"`: where a relative path was looked for; "" for an absolute one."""
+    return "" if os.path.isabs(path) else f" (looked in {', '.join(map(str, [Path.cwd(), *places]))})"
 
 
 # ---- ranges, told by a field's annotation

@@ -16,7 +16,7 @@ import PIL.Image
 from IPython import get_ipython
 from IPython.display import HTML, Image, display
 
-from mtld_core.config import UserError, check, nearest, seconds
+from mtld_core.config import UserError, check, find, nearest, places, seconds
 
 # the kinds of parameters; all others are texts
 WHOLE = ("height", "width", "workers", "steps", "batch_size", "seed", "devices", "num_frames")
@@ -25,7 +25,6 @@ TIMES = ("start", "duration")
 SWITCHES = ("drop_duplicates", "split_scenes")
 JSON_TEXTS = {"overrides": dict, "actions": list}  # which may also be given as what they say
 WORDS = ("sample", "noise", "auto", "never", "best")  # that are no paths
-places = [Path(__file__).parents[1] / "notebooks"]  # folders in which a path is also looked for
 
 # ---- a notebook's beginning
 
@@ -51,8 +50,8 @@ def parameters(namespace, names, inputs=""):
     """Check a notebook's parameters -> dict of their values, which `namespace` gets, too.
 
     namespace: the notebook's `globals()`. names: the parameters, words in one string; inputs: those of them
-    whose paths are also looked for beside the notebook. Raises UserError for a value of the wrong kind, and
-    for a name that the notebook does not have, of which papermill only warns.
+    whose paths are also looked for beside the notebook and in the project. Raises UserError for a value of
+    the wrong kind, and for a name that the notebook does not have, of which papermill only warns.
     """
     names = names.split()
     for source in namespace.get("In", []):  # IPython's record of the cells run so far
@@ -107,14 +106,11 @@ def parameter(name, value):
 
 
 def _beside(name, value):
-    """`value`, or where nothing of that name is here, what lies beside the notebook."""
-    if not value or value in WORDS or os.path.exists(os.path.expanduser(value)):
-        return value
-    for place in places:
-        path = str(place / value)
-        if os.path.exists(path):
-            print(f"{name} = {path!r}")
-            return path
+    """`value`, or where nothing of that name is here, what lies beside the notebook or in the project."""
+    path = value if value in WORDS else find(value)
+    if path != os.path.expanduser(value):
+        print(f"{name} = {path!r}")
+        return path
     return value
 
 
@@ -203,7 +199,7 @@ class RunPanel(widgets.VBox):
 
     def __init__(self, runs, run_dir):
         super().__init__()
-        chosen = Path(run_dir).as_posix()
+        chosen = Path(find(run_dir)).as_posix()
         self.run = widgets.Dropdown(options=runs, value=chosen if chosen in runs else None, description="run")
         self.arc = widgets.Dropdown(options=[], description="arc")
         self.frame = widgets.SelectionSlider(options=[0], description="frame", continuous_update=False)

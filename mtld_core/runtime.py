@@ -6,10 +6,13 @@ torch is imported only where it is needed, so that a command that needs none sta
 import contextlib
 import ctypes
 import functools
+import importlib.util
 import os
 import platform
 import re
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import traceback
@@ -90,6 +93,23 @@ def _handling(handle, *numbers):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def reaching(service, package):
+    """Raise UserError, one line, for whatever goes wrong between here and a service on the network.
+
+    package: its own client, which is optional.
+    """
+    try:
+        yield
+    except ImportError:
+        raise UserError(f"{service} needs a package that is not installed: pip install {package}") from None
+    except SystemExit:  # of Kaggle's client without credentials
+        raise UserError(f"{service}: you are not signed in: kaggle auth login") from None
+    except (OSError, ValueError, LookupError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{service}: {said}") from None
 
 
 # ---- device and precision
@@ -232,6 +252,64 @@ def versions():
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
+
+
+# ---- borrowed machines
+
+# modules that Colab's image or Kaggle's may lack, and a notebook needs
+LACKING = "av h5py lightning_utilities lpips psutil pynvml safetensors torchmetrics"
+INPUTS = Path("/kaggle/input")  # what is attached there may hold wheels, for a kernel without internet
+
+
+def install_missing():
+    """Install whatever of LACKING this Python lacks, and nothing that these want: all else stays as it is.
+
+    So nothing is replaced under a running kernel, whatever an image's versions are. Raises UserError where
+    pip cannot.
+    """
+    missing = [name for name in LACKING.split() if importlib.util.find_spec(name) is None]
+    missing = [name.replace("pynvml", "nvidia-ml-py") for name in missing]
+    if not missing:
+        return
+    print(f"installing {', '.join(missing)}")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--retries", "1"]
+    for place in {file.parent for depth in ("*", "*/*/*") for file in INPUTS.glob(f"{depth}/*.whl")}:
+        command += ["--find-links", place]
+    done = subprocess.run([*command, *missing], capture_output=True, text=True)
+    if done.returncode:
+        said = " ".join(done.stderr.split()[-30:])
+        raise UserError(
+            f"this Python lacks {', '.join(missing)}, and pip could not install them ({said}): turn the "
+            "notebook's internet on, or on Kaggle attach the dataset mtld-inputs (kaggle/README.md)"
+        )
+    importlib.invalidate_caches()
+
+
+def machine():
+    """What this machine has, a line, and below it what a newcomer should know of it."""
+    import torch
+
+    lines = []
+    device, disk = pick_device(say=lines.append), shutil.disk_usage(".").free / 1e9
+    on_colab, on_kaggle = "COLAB_RELEASE_TAG" in os.environ, "KAGGLE_KERNEL_RUN_TYPE" in os.environ
+    card = "no GPU"
+    if device.type == "cuda":
+        size = torch.cuda.get_device_properties(device).total_memory / 1e9
+        card = f"{torch.cuda.get_device_name(device)} with {size:.0f} GB"
+    elif on_colab or on_kaggle:
+        way = "Runtime > Change runtime type" if on_colab else "Settings > Accelerator"
+        lines.append(f"A GPU is lent for nothing, as far as your quota goes: {way}.")
+    else:
+        lines.append("Without a GPU: preset demo, 64x64 pixels.")
+    if on_colab:
+        lines.append(
+            "This machine's disk goes with the session: mount your Drive, and set overrides = "
+            '\'{"mirror_dir": "/content/drive/MyDrive/mtld"}\' in notebook 02.'
+        )
+    if disk < 5:
+        lines.append("Little disk is left: a run takes some hundred MB; keep_checkpoints=1 keeps fewer.")
+    here = f"Python {platform.python_version()}, torch {torch.__version__}, {card}, {core_count()} cores"
+    return "\n".join([f"{here}; free: {free_memory() / 1e9:.0f} GB of RAM, {disk:.0f} GB of disk", *lines])
 
 
 # ---- front end

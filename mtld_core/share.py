@@ -2,17 +2,22 @@
 
     python -m mtld_core.share RUN OUT [--frames 256] [--half]
     python -m mtld_core.share RUN weights.pth              the averaged weights alone, as a torch state dict
+    python -m mtld_core.share RUN OUT --hub me/pong --kaggle me/pong     also says what would be uploaded
+    python -m mtld_core.share RUN OUT --hub me/pong --send               and uploads it, private
 
 OUT/README.md  config.json  model.safetensors (the averaged weights)  report.json  recording.h5 (a held-out
 episode; of two domains X/recording.h5 and Y/recording.h5)
+and, where the run has them, preview.png and judgement.png
 
 `open_run(OUT)` opens it on any machine: nothing in it names a place on this one.
 """
 
 import argparse
+import importlib
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -25,13 +30,16 @@ from mtld_core.files import atomic_path, write_json
 from mtld_core.judge.task import summary
 from mtld_core.judge.windows import windows_of
 from mtld_core.runs.checkpoint import export_pth, find
-from mtld_core.runs.folder import CONFIG, REPORT, WEIGHTS, read_config, read_report
-from mtld_core.runtime import command
+from mtld_core.runs.folder import CONFIG, JUDGEMENT, PREVIEWS, REPORT, WEIGHTS, read_config, read_report
+from mtld_core.runtime import command, reaching
 from mtld_core.systems.base import Translates
 from mtld_core.systems.opening import open_run, own_dataset
 
 RECORDING = "recording.h5"
-README = """---
+PREVIEW = "preview.png"
+KAGGLES = "model-metadata.json", "model-instance-metadata.json"  # names that Kaggle's client reads
+README = "README.md"
+CARD = """---
 library_name: mtld
 ---
 # {name}
@@ -41,7 +49,10 @@ A `{system}` from MTLD, a workbench for small video models: {parameters:.2f} M p
 
 To open it, put this folder beside your own runs and set `run_dir` to it in notebook 03, which
 generates from it and, where it takes actions, lets you play; or, in Python,
-`mtld_core.open_run("{name}")`.
+`mtld_core.open_run("{name}")`. Where it was uploaded as OWNER/NAME on the Hugging Face hub, it opens as
+`hf://OWNER/NAME` in both.
+
+{pictures}
 
 | figure | value |
 |---|---|
@@ -73,7 +84,12 @@ def share(run_dir, out, frames=256, half=False):
         safetensors.torch.save_file(weights, file, {"format": "pt"})
     for name, start in starts.items():
         _write_recording(out / name, *start)
-    (out / "README.md").write_text(_readme(out.name, report))
+    run_dir = Path(run_dir)
+    newest = max((run_dir / PREVIEWS).glob("step_*.png"), default=run_dir / PREVIEW)
+    for name, picture in {PREVIEW: newest, JUDGEMENT: run_dir / JUDGEMENT}.items():
+        if picture.is_file():
+            shutil.copyfile(picture, out / name)
+    (out / README).write_text(_card(out, report))
     return out
 
 
@@ -143,11 +159,13 @@ def _write_recording(path, dataset, rows, episode, about):
         file.attrs["recording"] = json.dumps(without_places(about))
 
 
-def _readme(name, report):
+def _card(out, report):
     metrics, (height, width) = report["metrics"], report["dataset"]["size"]
     figures = {key: value for key, value in metrics.items() if isinstance(value, float)}
-    return README.format(
-        name=name,
+    shown = [f"![{name}]({name})" for name in (PREVIEW, JUDGEMENT) if (out / name).is_file()]
+    return CARD.format(
+        name=out.name,
+        pictures="\n\n".join(shown),
         system=report["system"],
         parameters=report["parameters"] / 1e6,
         step=report["step"],
@@ -157,6 +175,82 @@ def _readme(name, report):
         figures=summary(metrics),
         table="\n".join(f"| {key} | {value:.4g} |" for key, value in figures.items()),
     )
+
+
+# ---- uploading it
+
+
+def upload_to_hub(folder, name, send=False):
+    """Yield in lines what uploading a packed run to the Hugging Face hub does, and do it if `send` is true.
+
+    name: owner/name, a model that is made, private, where it is not there. Raises UserError.
+    """
+    with reaching("the Hugging Face hub", "huggingface_hub"):
+        hub = importlib.import_module("huggingface_hub")
+        api = hub.HfApi()
+        yield f"Hugging Face hub, as {api.whoami()['name']}"
+        try:
+            there = {file.rfilename for file in api.model_info(name).siblings}
+        except hub.errors.RepositoryNotFoundError:
+            there = None
+        yield from _plan(name, folder, there)
+        if send:
+            api.create_repo(name, private=True, exist_ok=True)
+            options = {"ignore_patterns": list(KAGGLES), "commit_message": "A run of MTLD"}
+            yield f"sent: {api.upload_folder(repo_id=name, folder_path=folder, **options).commit_url}"
+
+
+def upload_to_kaggle(folder, name, send=False):
+    """The same to Kaggle, where owner/name is a model of one variation, other/default.
+
+    Its title, words and licence stand in two files in `folder`, which are written where they are missing.
+    """
+    owner, _, slug = name.partition("/")
+    card = (folder / README).read_text().partition("\n---\n")[2]
+    model = {"ownerSlug": owner, "slug": slug, "title": slug, "isPrivate": True, "description": card}
+    variation = {"ownerSlug": owner, "modelSlug": slug, "instanceSlug": "default", "framework": "other"}
+    variation |= {"licenseName": "Apache 2.0", "overview": "A run of MTLD", "usage": card}
+    for file, content in zip(KAGGLES, (model, variation), strict=True):
+        if not (folder / file).exists():
+            write_json(folder / file, content)
+    with reaching("Kaggle", "'kaggle>=2.2'"):
+        api = importlib.import_module("kaggle.api.kaggle_api_extended").KaggleApi()
+        api.authenticate()
+        yield f"Kaggle, as {api.config_values['username']}; its words and licence: {', '.join(KAGGLES)}"
+        whole = f"{name}/other/default"
+        known = _is_there(api.model_get, name)
+        there = known and _is_there(api.model_instance_get, whole)
+        yield from _plan(name, folder, set() if there else None)
+        if not send:
+            return
+        if not known:
+            api.model_create_new(str(folder))
+        if there:
+            answer = api.model_instance_version_create(whole, str(folder), dir_mode="zip", quiet=True)
+        else:
+            answer = api.model_instance_create(str(folder), dir_mode="zip", quiet=True)
+        check(not answer.error, f"{name} was refused: {answer.error}")
+        yield f"sent: {answer.url}"
+
+
+def _is_there(get, name):
+    try:
+        get(name)
+        return True
+    except OSError as error:  # Kaggle answers 403 for what is not there, too
+        if getattr(getattr(error, "response", None), "status_code", 0) not in (403, 404):
+            raise
+        return False
+
+
+def _plan(name, folder, there):
+    """Lines that say what would be uploaded. there: names of files that the model has; None: it is new."""
+    yield f"{name} is " + ("new: it is made private" if there is None else "there: it gets another version")
+    for file in sorted(folder.rglob("*")):
+        where = file.relative_to(folder).as_posix()
+        if file.is_file() and where not in KAGGLES:
+            replaced = ", replaced" if there and where in there else ""
+            yield f"  {where}  {file.stat().st_size / 1e6:.2f} MB{replaced}"
 
 
 @command
@@ -169,14 +263,29 @@ def main(arguments=None):
     parser.add_argument("out", help="the folder to make, or a file (.pth) for the weights alone")
     parser.add_argument("--frames", type=int, default=256, help="held-out frames to copy, 0 for none")
     parser.add_argument("--half", action="store_true", help="weights in half precision: half the space")
+    parser.add_argument("--hub", metavar="OWNER/NAME", help="say what an upload to this model there would do")
+    parser.add_argument("--kaggle", metavar="OWNER/NAME", help="the same for a model on Kaggle")
+    parser.add_argument("--send", action="store_true", help="and do it; an OUT that is there goes as it is")
     given = parser.parse_args(arguments)
+    uploads = {upload_to_hub: given.hub, upload_to_kaggle: given.kaggle}
+    uploads = {upload: name for upload, name in uploads.items() if name}
+    for name in uploads.values():
+        check(re.fullmatch(r"[\w.-]+/[\w.-]+", name), f"{name!r} must be OWNER/NAME")
     alone = Path(given.out).suffix == ".pth"
+    check(not (alone and uploads), f"{given.out} is a file: what is uploaded is a folder")
     if alone:
         out = share_weights(given.run, given.out)
+    elif uploads and (Path(given.out) / CONFIG).is_file():
+        out = Path(given.out)
     else:
         out = share(given.run, given.out, given.frames, given.half)
     files = [file for file in (out, *out.rglob("*")) if file.is_file()]
     print(f"{out}: {sum(file.stat().st_size for file in files) / 1e6:.2f} MB")
+    for upload, name in uploads.items():
+        for line in upload(out, name, given.send):
+            print(line)
+    if uploads and not given.send:
+        print("nothing was sent: the same with --send does it")
 
 
 if __name__ == "__main__":

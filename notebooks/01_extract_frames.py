@@ -18,17 +18,25 @@
 # videos, or a list of downloads.
 
 # %%
+import importlib.util
 import sys
 from pathlib import Path
 
 here = Path.cwd()
-for place in (here, *here.parents, *here.glob("*")):
+places = [here, *here.parents, *here.glob("*"), *Path("/content").glob("*")]
+for depth in ("*", "*/*", "*/*/*", "*/*/*/*"):
+    places += [found.parent for found in Path("/kaggle/input").glob(f"{depth}/mtld_core")]
+for place in places:
     if (place / "mtld_core" / "__init__.py").is_file():
         sys.path.insert(0, str(place))
         break
-from mtld_core import pages
+if not importlib.util.find_spec("mtld_core"):
+    raise SystemExit("MTLD is not here. Run this, then this cell again: !git clone <its address> mtld")
+from mtld_core import pages, runtime
 
 pages.setup()
+runtime.install_missing()
+print(runtime.machine())
 
 # %% [markdown]
 # ## What to extract

@@ -18,23 +18,32 @@
 # stopped.
 
 # %%
+import importlib.util
 import sys
 from pathlib import Path
 
 here = Path.cwd()
-for place in (here, *here.parents, *here.glob("*")):
+places = [here, *here.parents, *here.glob("*"), *Path("/content").glob("*")]
+for depth in ("*", "*/*", "*/*/*", "*/*/*/*"):
+    places += [found.parent for found in Path("/kaggle/input").glob(f"{depth}/mtld_core")]
+for place in places:
     if (place / "mtld_core" / "__init__.py").is_file():
         sys.path.insert(0, str(place))
         break
-from mtld_core import pages
+if not importlib.util.find_spec("mtld_core"):
+    raise SystemExit("MTLD is not here. Run this, then this cell again: !git clone <its address> mtld")
+from mtld_core import pages, runtime
 
 pages.setup()
+runtime.install_missing()
+print(runtime.machine())
 
 # %% [markdown]
 # ## What to train
 #
 # The presets: `demo` learns a short clip by heart in a few minutes on a laptop, `small` is for a GPU and an
-# evening, `original` has the source's own values, `tiny` takes seconds. `steps=0` uses all of
+# evening, `original` has the source's own values, `tiny` takes seconds. `dataset_root="auto"` is what
+# notebook 01 left in `dataset`, or where it was not run `"sample"`, the bundled clip. `steps=0` uses all of
 # `time_budget_minutes`, or takes the preset's own number where that is 0, too. Any other setting goes into
 # `overrides`, as JSON: `{"latent_dim": 128, "restitution": true}`.
 #
@@ -48,7 +57,7 @@ pages.setup()
 # %% tags=["parameters"]
 system = "mtld"
 preset = "demo"
-dataset_root = "sample"
+dataset_root = "auto"
 run_dir = "runs/demo"
 steps = 0
 time_budget_minutes = 0
@@ -161,4 +170,4 @@ if live:
 # %% [markdown]
 # ## Next
 #
-# Notebook 03 draws a sequence from one image with this run.
+# Notebook 03 draws a sequence from one image with this run: give it the same `run_dir`.

@@ -18,23 +18,32 @@
 # came next, or what the clip looks like in the other domain.
 
 # %%
+import importlib.util
 import sys
 from pathlib import Path
 
 here = Path.cwd()
-for place in (here, *here.parents, *here.glob("*")):
+places = [here, *here.parents, *here.glob("*"), *Path("/content").glob("*")]
+for depth in ("*", "*/*", "*/*/*", "*/*/*/*"):
+    places += [found.parent for found in Path("/kaggle/input").glob(f"{depth}/mtld_core")]
+for place in places:
     if (place / "mtld_core" / "__init__.py").is_file():
         sys.path.insert(0, str(place))
         break
-from mtld_core import pages
+if not importlib.util.find_spec("mtld_core"):
+    raise SystemExit("MTLD is not here. Run this, then this cell again: !git clone <its address> mtld")
+from mtld_core import pages, runtime
 
 pages.setup()
+runtime.install_missing()
+print(runtime.machine())
 
 # %% [markdown]
 # ## What to generate
 #
 # `source` is an image file, a folder of frames, or `"dataset:<arc>/<frame number>"` of the data that the run
-# learned from; empty, it is the first window that the run is judged on. `checkpoint` is empty for the newest
+# learned from; empty, it is the first window that the run is judged on (also of a run on the bundled clip:
+# `"sample"` is no source). `checkpoint` is empty for the newest
 # good one, `"best"`, a name such as `"step_00001000"`, or a file of weights (.pth, which `python -m
 # mtld_core.share RUN weights.pth` writes). `num_frames` counts the given frame, too. `actions` is a JSON
 # list, one for each predicted frame, for systems that are steered; empty, it is what was recorded after the

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mtld_core import config, pages
 from mtld_core.config import ConfigError
 
 
@@ -14,6 +15,13 @@ from mtld_core.config import ConfigError
 def private_cache(tmp_path_factory, monkeypatch):
     """Decoded frames are cached in a folder of the test's own."""
     monkeypatch.setenv("MTLD_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def nowhere_else(monkeypatch):
+    """A test finds nothing that happens to lie in this clone, a developer's own runs, say."""
+    monkeypatch.setattr(config, "places", places := [])
+    monkeypatch.setattr(pages, "places", places)
 
 
 def shown(frame):

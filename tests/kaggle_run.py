@@ -19,6 +19,19 @@ with socket.socket() as any_socket:
 assert [name for _, name in socket.if_nameindex()] == ["lo"]
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
+# sitecustomize.py of a Python whose Kaggle is $FAKE_KAGGLE, and that reaches no other machine
+SITE = """
+import os, sys
+
+def only_this_machine(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        host = arguments[1][0] if event == "socket.connect" else arguments[0]
+        assert host in ("localhost", "127.0.0.1"), f"a connection to {host}"
+
+sys.addaudithook(only_this_machine)
+from kagglesdk import kaggle_env
+kaggle_env._env_to_endpoint[kaggle_env.KaggleEnv.LOCAL] = os.environ["FAKE_KAGGLE"]
+"""
 ASKS = """
 import av, jupytext, lpips, pynvml, data_prep, mtld_core
 for module in (mtld_core, data_prep, av, jupytext, lpips, pynvml):

@@ -30,6 +30,7 @@ COMMANDS = {  # module: (what does its work, a command line that gets there)
     "data_prep.make_mnist": ("make", ["out"]),
     "data_prep.make_moving_mnist": ("make", ["out"]),
     "data_prep.record_game": ("record", ["--env", "a", "--steps", "1", "--out", "b"]),
+    "batch": ("sweep", ["sweep.yaml"]),
     "push": ("make_kernel", ["02_train", "--check"]),
 }
 
@@ -67,7 +68,7 @@ def last_line(capsys):
 def test_every_command_is_listed_here_and_on_the_page():
     files = {
         file: file.read_text()
-        for folder in ("mtld_core", "data_prep", "kaggle", "bench")
+        for folder in ("mtld_core", "data_prep", "kaggle", "bench", "notebooks")
         for file in (ROOT / folder).rglob("*.py")
         if file.name != "same.py"  # which runs two commits, and is of neither
     }

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import typing
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtld_core import config
 from mtld_core.config import (
     AtLeastOne,
     AtLeastTwo,
@@ -191,3 +193,30 @@ def test_broken_json_names_line_and_column():
 def test_json_that_is_no_object_is_refused(text, kind):
     with pytest.raises(ConfigError, match=f"Everything must be a JSON object .* not {kind}"):
         parse_object(text, "Everything")
+
+
+# ---- where a path is looked for
+
+
+def test_a_relative_path_is_looked_for_here_then_in_the_project(tmp_path, monkeypatch):
+    for folder in ("here", "project/notebooks", "project/examples/pong"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(config, "places", [tmp_path / "project/notebooks", tmp_path / "project"])
+    pong = str(tmp_path / "project/examples/pong")
+    assert config.find("examples/pong") == pong and config.find(Path("examples/pong")) == pong
+    assert config.find("examples/ping") == "examples/ping" and config.find("") == ""
+    (tmp_path / "here/examples/pong").mkdir(parents=True)
+    assert config.find("examples/pong") == "examples/pong" and config.find(pong) == pong
+    assert (
+        config.looked_in("x")
+        == f" (looked in {tmp_path}/here, {tmp_path}/project/notebooks, {tmp_path}/project)"
+    )
+    assert config.looked_in("/x") == ""
+
+
+def test_an_id_on_the_hub_is_the_folder_that_it_was_fetched_into(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config.find("hf://me/pong") == "hf://me/pong"
+    (tmp_path / "runs/me_pong").mkdir(parents=True)
+    assert config.find("hf://me/pong") == "runs/me_pong"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import types
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -490,3 +491,83 @@ def test_warm_memory_spares_the_page_faults_and_is_undone(where):
     inside, after = run("warm")
     cold, _ = run("cold")
     assert cold > 1000 and inside < cold / 20 and after > 1000
+
+
+# ---- borrowed machines
+
+
+@pytest.fixture
+def pip(monkeypatch, tmp_path):
+    """A function that makes this Python lack some modules -> the list that gets pip's arguments.
+
+    For PyAV pip finds no network.
+    """
+    asked, find_spec = [], runtime.importlib.util.find_spec
+
+    def run(command, **_):
+        asked.append([*map(str, command)])
+        return types.SimpleNamespace(returncode="av" in command, stderr="a\nno network\n")
+
+    def lacking(*modules):
+        fake = types.SimpleNamespace(find_spec=lambda name: None if name in modules else find_spec(name))
+        monkeypatch.setattr(runtime.importlib, "util", fake)
+        return asked
+
+    monkeypatch.setattr(runtime.subprocess, "run", run)
+    monkeypatch.setattr(runtime, "INPUTS", tmp_path)
+    return lacking
+
+
+def test_only_what_is_missing_is_installed_and_nothing_that_it_wants(pip, tmp_path, capsys):
+    asked = pip()
+    runtime.install_missing()
+    assert asked == [] and capsys.readouterr().out == ""
+    (tmp_path / "datasets/me/mtld-inputs").mkdir(parents=True)
+    (tmp_path / "datasets/me/mtld-inputs/lpips-0.1.4-py3-none-any.whl").touch()
+    asked = pip("lpips", "pynvml")
+    runtime.install_missing()
+    [command] = asked
+    assert command[:4] == [sys.executable, "-m", "pip", "install"] and "--no-deps" in command
+    assert command[-4:] == ["--find-links", f"{tmp_path}/datasets/me/mtld-inputs", "lpips", "nvidia-ml-py"]
+    assert "installing lpips, nvidia-ml-py" in capsys.readouterr().out
+
+
+def test_what_cannot_be_installed_is_one_line_with_the_way_out(pip):
+    pip("av")
+    with pytest.raises(
+        UserError, match=r"lacks av, .* \(a no network\): turn the notebook's internet on"
+    ) as said:
+        runtime.install_missing()
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize("name", runtime.LACKING.split())
+def test_what_a_borrowed_machine_gets_wants_nothing_that_it_lacks(name):
+    """Without its dependencies an installed package works only where these are there."""
+    image = {"torch", "torchvision", "numpy", "scipy", "tqdm", "packaging", "typing-extensions", "setuptools"}
+    names = {each.replace("_", "-").replace("pynvml", "nvidia-ml-py") for each in runtime.LACKING.split()}
+    wanted = metadata.requires(name.replace("pynvml", "nvidia-ml-py")) or []
+    wanted = {re.match(r"[\w-]+", line)[0] for line in wanted if "extra ==" not in line}
+    assert {each.replace("_", "-") for each in wanted} <= image | names
+
+
+def test_the_banner_says_what_there_is_and_what_to_do(monkeypatch):
+    for name in ("COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    first, advice = runtime.machine().splitlines()
+    assert re.match(
+        rf"Python 3\S+, torch {re.escape(torch.__version__)}, no GPU, \d+ cores; free: \d+ GB of RAM, ", first
+    )
+    assert "preset demo" in advice
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    assert "Settings > Accelerator" in runtime.machine() and "Drive" not in runtime.machine()
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE")
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
+    monkeypatch.setattr(runtime.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=2e9))
+    said = runtime.machine()
+    assert "Change runtime type" in said and "mirror_dir" in said and "keep_checkpoints=1" in said
+    fake_card(monkeypatch, (7, 5), ["sm_75"])
+    about = types.SimpleNamespace(total_memory=15.8e9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
+    assert ", Tesla P100-PCIE-16GB with 16 GB, " in runtime.machine() and "lent" not in runtime.machine()

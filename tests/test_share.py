@@ -27,7 +27,15 @@ from mtld_core.systems import SYSTEMS
 from mtld_core.train import train
 
 ROOT = Path(__file__).parents[1]
-ALL = ["README.md", "config.json", "model.safetensors", "recording.h5", "report.json"]
+ALL = [
+    "README.md",
+    "config.json",
+    "judgement.png",
+    "model.safetensors",
+    "preview.png",
+    "recording.h5",
+    "report.json",
+]
 
 
 def names(folder):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mtld_core.config import UserError, check
+from mtld_core.config import UserError, check, find, looked_in
 from mtld_core.data.dataset import Dataset, DomainPair
 from mtld_core.data.folder import LAYOUT, VIDEO_SUFFIXES, Folder, has_images, natural
 from mtld_core.data.hdf5 import SUFFIXES, Hdf5
@@ -44,15 +44,16 @@ def open_dataset(
     Raises UserError, which names the path and the way out, for whatever cannot be opened. What was left out
     or looks odd is told in the result's `warnings`.
     """
-    path = Path(os.path.expanduser(path)).absolute()
+    path = Path(find(path))
+    looked, path = looked_in(path), path.absolute()
     check(fit in ("crop", "pad", "stretch"), f"fit must be 'crop', 'pad' or 'stretch', not {fit!r}")
     check(min(height, width) >= 0, f"height and width must be 0 (as is) or more, not {height} and {width}")
     known = ("next", "this")
     check(controls_lead_to in known, f"controls_lead_to must be 'next' or 'this', not {controls_lead_to!r}")
     if not os.path.exists(path):
         raise UserError(
-            f"{path} does not exist; wanted is {LAYOUT}, an HDF5 file, a recording, or <folder>/X and "
-            "<folder>/Y"
+            f"{path} does not exist{looked}; wanted is {LAYOUT}, an HDF5 file, a recording, or "
+            "<folder>/X and <folder>/Y"
         )
 
     def open_one(path):

@@ -17,7 +17,7 @@ from mtld_core.frames import to_float
 from mtld_core.generate.output import Continuation, Timed, Translation, write
 from mtld_core.generate.rollouts import check_actions, check_makes_frames, stream, stream_translation
 from mtld_core.generate.source import read_source
-from mtld_core.runs.folder import SAMPLES
+from mtld_core.runs.folder import samples_of
 from mtld_core.systems.base import Translates
 from mtld_core.systems.opening import open_run
 
@@ -193,7 +193,7 @@ def _too_few_actions(given, system, count, known):
 def _folder_for(run, name, out_dir):
     """`out_dir`, or a folder among the run's samples. Raises UserError where it holds other frames."""
     step = Path(run.checkpoint).stem if run.step is None else run.step
-    folder = Path(out_dir or Path(run.dir) / SAMPLES / f"{name}_{step}")
+    folder = Path(out_dir or samples_of(run.dir) / f"{name}_{step}")
     if (folder / "frames").exists() and not (folder / "generation.json").exists():
         raise UserError(
             f"{folder / 'frames'} was not written by a generation; choose another out_dir, or remove it"

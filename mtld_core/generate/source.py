@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mtld_core.config import UserError, check
+from mtld_core.config import UserError, check, find, looked_in
 from mtld_core.data.truth import open_truth, true_frames
 from mtld_core.frames import fit_frame
 from mtld_core.judge.windows import windows_of
@@ -51,9 +51,10 @@ def read_source(system, source, direction="x_to_y"):
         return Source(NOISE, NOISE, None, _no_frames(system))
     if not source or source.startswith("dataset:"):
         return from_dataset(system, own_dataset(system), source, direction)
-    path = Path(os.path.expanduser(source))
+    check(source != "sample", 'source="sample" is no source; empty, it is a frame that the run is judged on')
+    path = Path(find(source))
     if not os.path.exists(path):
-        raise UserError(f"source={source}: no such image file, folder or recording (looked in {Path.cwd()})")
+        raise UserError(f"source={source}: no such image file, folder or recording{looked_in(path)}")
     if path.is_dir() or path.suffix.lower() in DATASET_SUFFIXES:
         given = _from_clip(system, path, direction)
     else:

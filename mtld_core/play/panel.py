@@ -14,7 +14,7 @@ import ipywidgets as widgets
 from mtld_core.config import UserError, from_dict
 from mtld_core.pages import RunPanel, download_links, error_line, png_bytes, show, video_tag
 from mtld_core.play import Play
-from mtld_core.runs.folder import SAMPLES, read_config, runs_in
+from mtld_core.runs.folder import read_config, runs_in, samples_of
 from mtld_core.systems import system_class
 from mtld_core.systems.opening import open_run
 
@@ -188,7 +188,7 @@ class PlayPanel(RunPanel):
     def _save(self):
         play = self.play
         name = f"play_{play.source.name}_{time.strftime('%Y%m%d_%H%M%S')}.mp4"
-        files = play.save(Path(play.system.run.dir) / SAMPLES / name, self.fps)
+        files = play.save(samples_of(play.system.run.dir) / name, self.fps)
         self.video.value = video_tag(files[0])
         self.links.value = download_links(*files)
         return self._shown()

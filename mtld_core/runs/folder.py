@@ -3,10 +3,11 @@
 import contextlib
 import json
 import math
+import os
 import time
 from pathlib import Path
 
-from mtld_core.config import UserError
+from mtld_core.config import UserError, find, looked_in
 from mtld_core.files import atomic_path, read_json, write_json
 
 CONFIG = "config.json"  # what the run is, whatever happens in it
@@ -31,9 +32,16 @@ def folder_of(run_dir, system):
     return Path(run_dir or f"runs/{system}_{time.strftime('%Y%m%d_%H%M%S')}").absolute()
 
 
+def samples_of(run_dir):
+    """Where what a run makes is kept: `<run_dir>/samples`; of a read-only run `samples/<its name>` here."""
+    run_dir = Path(run_dir)
+    read_only = run_dir.is_dir() and not os.access(run_dir, os.W_OK)
+    return Path(SAMPLES, run_dir.name) if read_only else run_dir / SAMPLES
+
+
 def runs_in(folder):
-    """Paths of the runs that lie in `folder`, as text, sorted."""
-    return sorted(path.parent.as_posix() for path in Path(folder).glob(f"*/{CONFIG}"))
+    """Paths of the runs that lie in `folder`, here or else in the project, as text, sorted."""
+    return sorted(path.parent.as_posix() for path in Path(find(folder)).glob(f"*/{CONFIG}"))
 
 
 def checkpoint_name(step):
@@ -69,7 +77,8 @@ def read_config(run_dir, setting=""):
         return about
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{named} is not a run folder: it has no {CONFIG}; train one with notebooks/02_train"
+            f"{named} is not a run folder: it has no {CONFIG}{looked_in(run_dir)}; train one with "
+            "notebooks/02_train"
         ) from None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(

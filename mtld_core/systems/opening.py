@@ -4,12 +4,12 @@ import dataclasses
 import os
 from pathlib import Path
 
-from mtld_core.config import UserError, from_dict
+from mtld_core.config import HUB, UserError, find, from_dict, hub_folder
 from mtld_core.data import open_dataset
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import read_config
 from mtld_core.runs.resume import in_full
-from mtld_core.runtime import pick_device
+from mtld_core.runtime import pick_device, reaching
 from mtld_core.systems import system_class
 
 
@@ -28,12 +28,14 @@ class Run:
 def open_run(path, checkpoint="", device="auto"):
     """Load the trained system of a run's folder, own or shared, in eval mode.
 
+    path: also an id on the Hugging Face hub, hf://owner/name: that run is fetched into runs/owner_name, once.
     checkpoint: "" for the newest good one, "best", a name such as "step_00001000", or a file of weights
     (.pth, .safetensors) for this run's model, here or in the run's folder. The weights are the averaged ones
     where the run keeps them. The system gets an attribute `run`, a `Run`. Raises UserError where there is no
     run, no good checkpoint, or weights that do not fit.
     """
-    path = Path(path)
+    path = find(path)
+    path = Path(_fetched(path) if path.startswith(HUB) else path)
     about = read_config(path)
     cls = system_class(about["system"])
     weights_file = _weights_file(path, Path(checkpoint))
@@ -47,6 +49,19 @@ def open_run(path, checkpoint="", device="auto"):
     dataset_path = str(path / about["dataset"]["path"])
     system.run = Run(path, found.name, step, about["preset"], dataset_path, about["training"])
     return system.to(pick_device(device)).eval().requires_grad_(False)
+
+
+def _fetched(name):
+    """Fetch the run hf://owner/name from the hub -> its folder."""
+    folder = hub_folder(name)
+    print(f"fetching {name} into {folder}")
+    with reaching("the Hugging Face hub", "huggingface_hub"):
+        from huggingface_hub import snapshot_download
+
+        kinds = ("*.json", "*.safetensors", "*.h5", "*.md", "*.png")
+        parts = snapshot_download(name.removeprefix(HUB), local_dir=f"{folder}.part", allow_patterns=kinds)
+        os.replace(parts, folder)
+    return folder
 
 
 def _weights_file(run_dir, checkpoint):

@@ -12,6 +12,7 @@ from mtld_core.config import RunGivenUp, UserError, check, parse_object
 from mtld_core.runs.checkpoint import disk_errors
 from mtld_core.runs.folder import folder_of
 from mtld_core.runs.lock import run_lock
+from mtld_core.runs.mirror import mirrored
 from mtld_core.runtime import ASKED_TO_STOP, ENDED, command, pick_device, stop_on_signal, warm_memory
 from mtld_core.train.controls import Controls
 from mtld_core.train.heat import watched
@@ -50,6 +51,7 @@ def fit(system, dataset, config=TrainConfig(), controls=None):  # noqa: B008 (fr
     threads = Threads(config.threads, device, controls.say, trials=not config.compile)
     with (
         run_lock(run_dir, controls.say),
+        mirrored(run_dir, config.mirror_dir, controls.say),
         disk_errors(run_dir),
         stop_on_signal(controls.stop),
         warm_memory(),

@@ -51,6 +51,7 @@ class LoopConfig(Settings):
 
     preset: str = ""  # a label for the report
     run_dir: str = ""  # "": runs/<system>_<time stamp>
+    mirror_dir: str = ""  # gets a copy of the run, as <mirror_dir>/<its name>; "": none
     # "auto": go on where run_dir stopped; "never"; or another run's folder to start from
     resume: str = "auto"
     seed: int = 0

@@ -12,6 +12,7 @@ from mtld_core.data import open_dataset
 from mtld_core.judge.task import JudgeConfig
 from mtld_core.judge.windows import STAGES_SHARE
 from mtld_core.runs.folder import read_config
+from mtld_core.runs.mirror import bring_back
 from mtld_core.runs.resume import KEPT, WINDOW_FIELDS, checkpoint_to_resume, in_full
 from mtld_core.systems import system_class
 from mtld_core.systems.base import BuiltOn
@@ -51,8 +52,9 @@ def plan(system, preset="small", overrides="{}", **settings):
     chosen = cls.PRESETS[preset] | {"preset": preset} | said
     if any(said.get(name) for name in LENGTHS):  # it replaces the preset's own length
         chosen |= {name: said.get(name, 0) for name in LENGTHS}
-    for name in ("run_dir", "resume"):
+    for name in ("run_dir", "resume", "mirror_dir"):
         check(isinstance(chosen.get(name, ""), str), f"{name} must be a text, not {chosen.get(name)!r}")
+    bring_back(chosen.get("run_dir"), chosen.get("mirror_dir"), chosen.get("resume", "auto"))
     unsaid = _unsaid(cls, chosen)
     chosen |= {name: value for name, value in unsaid.items() if name not in said}
     config = {name: value for name, value in chosen.items() if name in own}
@@ -98,8 +100,12 @@ def _split_of_stage(cls, chosen):
 def open_data(dataset_root, config, controls_lead_to="next"):
     """The dataset at `dataset_root`, or "sample", the bundled clip, in the size that config asks for.
 
+    "auto" is the folder that notebook 01 writes by default, where there is one, else "sample".
     config: of a system. controls_lead_to: see `open_dataset`, whose warnings are printed.
     """
+    if dataset_root == "auto":
+        dataset_root = "dataset" if Path("dataset").is_dir() else "sample"
+        print(f"dataset_root = {dataset_root!r}")
     if dataset_root == "sample":
         from data_prep.extract_frames import extract
 

@@ -347,6 +347,12 @@ def test_who_cannot_draw_from_noise_says_so_in_python_too():
         rollout(Toy(ToyConfig()).eval(), None, 2)
 
 
+def test_the_bundled_clip_is_a_dataset_and_no_source(tmp_path, arcs):
+    train("mtld", "tiny", str(arcs), QUICK, steps=1, run_dir=str(tmp_path / "run"))
+    with pytest.raises(UserError, match='source="sample" is no source; empty, it is a frame'):
+        generation.generate(str(tmp_path / "run"), "sample")
+
+
 MEMORY = """
 import sys, types; sys.path[:0] = ["tests", "."]
 from mtld_core.generate import jobs as generation

@@ -10,7 +10,7 @@ import sys
 import threading
 
 import pytest
-from kaggle_run import ROOT
+from kaggle_run import ROOT, SITE
 from kernel_metadata import FILE, read_metadata
 from mtld_kaggle import MARKER, PACKAGES
 
@@ -104,18 +104,6 @@ def test_a_file_that_is_no_object_is_named(text, message, tmp_path):
 # ---- a push to a server on this machine
 
 SERVICE = "/api/v1/kernels.KernelsApiService/"
-SITE = """
-import os, sys
-
-def only_this_machine(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo"):
-        host = arguments[1][0] if event == "socket.connect" else arguments[0]
-        assert host in ("localhost", "127.0.0.1"), f"a connection to {host}"
-
-sys.addaudithook(only_this_machine)
-from kagglesdk import kaggle_env
-kaggle_env._env_to_endpoint[kaggle_env.KaggleEnv.LOCAL] = os.environ["FAKE_KAGGLE"]
-"""
 REPORT = {"status": "stopped", "step": 120, "reason": "time budget spent"}
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jupytext
@@ -15,10 +16,12 @@ from data_prep.extract_frames import extract
 from mtld_core import pages
 from mtld_core.config import UserError
 from mtld_core.data import open_dataset
+from mtld_core.runs.folder import read_config
 from mtld_core.share import share_weights
+from mtld_core.train.settings import open_data
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "notebooks").glob("*.py"))
+PAGES = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
 NAMES = {  # the parameters that INTERFACE promises
     "01_extract_frames": "source dataset_root fps height width fit start duration drop_duplicates split_scenes workers",
     "02_train": "system preset dataset_root run_dir steps time_budget_minutes batch_size seed resume devices interactive "
@@ -73,6 +76,51 @@ def test_a_notebook_is_thin(page):
     )
     assert all(node.end_lineno - node.lineno < 4 for node in ast.walk(tree) if isinstance(node, ast.For))
     assert not any(isinstance(node, (ast.While, ast.ClassDef)) for node in ast.walk(tree))
+
+
+STUB = {
+    "__init__": "",
+    "pages": "def setup():\n    print(__file__)\n",
+    "runtime": "def install_missing():\n    print('installed')\ndef machine():\n    return 'a machine'\n",
+}
+
+
+def first_cell(tmp_path, here):
+    """Run the first cell in the folder `here` of a machine whose /content and /kaggle lie in tmp_path."""
+    (tmp_path / here).mkdir(parents=True, exist_ok=True)
+    cell = next(source for kind, source, _ in cells(jupytext.read(PAGES[0])) if kind == "code")
+    for place in ("/content", "/kaggle/input"):
+        assert f'Path("{place}")' in cell
+        cell = cell.replace(f'Path("{place}")', f'Path("{tmp_path}{place}")')
+    command = [sys.executable, "-I", "-S", "-c", cell]  # neither this folder nor what is installed
+    return subprocess.run(command, cwd=tmp_path / here, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("here", "clone"),
+    [
+        ("work/mtld/notebooks", "work/mtld"),  # above
+        ("work", "work/mtld"),  # beside
+        ("elsewhere", "content/mtld"),
+        ("kaggle/working", "kaggle/input/mtld"),
+        ("kaggle/working", "kaggle/input/mtld/mtld-main"),
+        ("kaggle/working", "kaggle/input/datasets/me/mtld/mtld-main"),
+    ],
+)
+def test_the_first_cell_finds_the_package(tmp_path, here, clone):
+    (tmp_path / clone / "mtld_core").mkdir(parents=True)
+    for name, text in STUB.items():
+        (tmp_path / clone / "mtld_core" / f"{name}.py").write_text(text)
+    done = first_cell(tmp_path, here)
+    said = [f"{tmp_path}/{clone}/mtld_core/pages.py", "installed", "a machine"]
+    assert done.stdout.splitlines() == said, done.stderr
+
+
+def test_the_first_cell_says_what_brings_the_package(tmp_path):
+    done = first_cell(tmp_path, "work")
+    assert done.returncode and done.stderr.splitlines()[-1].endswith(
+        "this cell again: !git clone <its address> mtld"
+    )
 
 
 def papermill(page, folder, **parameters):
@@ -231,13 +279,27 @@ def test_switches_times_and_json():
                 given(page, **{name: value})
 
 
+def test_the_defaults_lead_from_one_notebook_to_the_next(tmp_path, monkeypatch, capsys):
+    first, second, third = ({}, {}, {})
+    for page, values in zip(PAGES, (first, second, third), strict=True):
+        exec(parameters_cell(page), values)
+    assert second["run_dir"] == third["run_dir"] and third["source"] == ""
+    monkeypatch.chdir(tmp_path)
+    size = types.SimpleNamespace(height=16, width=16)
+    bundled = open_data(second["dataset_root"], size)  # notebook 01 was not run
+    assert Path(bundled.path) == tmp_path / "dataset_sample/16x16"
+    write_arcs(tmp_path / first["dataset_root"], [5])
+    assert Path(open_data(second["dataset_root"], size).path) == tmp_path / "dataset"
+    said = capsys.readouterr().out
+    assert "dataset_root = 'sample'" in said and "dataset_root = 'dataset'" in said
+
+
 def test_a_path_beside_the_notebook_is_found(tmp_path, monkeypatch, capsys):
     beside, root = tmp_path / "project" / "notebooks", tmp_path / "project"
     (root / "mtld_core").mkdir(parents=True)
     beside.mkdir()
     for name in ("film.mp4", "auto", "sample"):
         (beside / name).touch()
-    monkeypatch.setattr(pages, "places", [])
     monkeypatch.chdir(beside)
     pages.setup()
     assert Path.cwd() == root
@@ -248,6 +310,20 @@ def test_a_path_beside_the_notebook_is_found(tmp_path, monkeypatch, capsys):
     (root / "film.mp4").touch()  # where the notebook works comes first
     assert pages.parameters({"source": "film.mp4"}, "source", inputs="source") == {"source": "film.mp4"}
     assert pages.parameters({"source": "other.mp4"}, "source", inputs="source") == {"source": "other.mp4"}
+
+
+def test_a_path_in_the_project_is_found_from_a_folder_beside_it(tmp_path, monkeypatch, capsys):
+    """As on Colab: the page works in /content, the clone lies in /content/mtld."""
+    (tmp_path / "mtld/examples/pong").mkdir(parents=True)
+    pages.places.append(tmp_path / "mtld")
+    monkeypatch.chdir(tmp_path)
+    found = pages.parameters({"run_dir": "examples/pong"}, "run_dir", inputs="run_dir")
+    assert found == {"run_dir": str(tmp_path / "mtld/examples/pong")}
+    assert f"run_dir = '{tmp_path}/mtld/examples/pong'" in capsys.readouterr().out
+    with pytest.raises(
+        UserError, match=rf"no config.json \(looked in {tmp_path}, {tmp_path}/mtld\); train one"
+    ):
+        read_config("examples/ping", "run_dir")
 
 
 def test_what_is_not_there_says_where_it_was_looked_for(tmp_path, monkeypatch):

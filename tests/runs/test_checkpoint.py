@@ -15,7 +15,7 @@ from torch import nn
 from mtld_core.config import UserError
 from mtld_core.files import sha256
 from mtld_core.runs import checkpoint as checkpoints
-from mtld_core.runs.folder import read_pointer
+from mtld_core.runs.folder import read_pointer, samples_of
 from mtld_core.runs.lock import run_lock
 
 ROOT = Path(__file__).parents[2]
@@ -502,3 +502,13 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
         raise ZeroDivisionError
     with run_lock(tmp_path / "run"):  # an error frees it, too
         assert (tmp_path / "run").is_dir()
+
+
+def test_what_a_read_only_run_makes_is_kept_in_the_working_folder(tmp_path, monkeypatch):
+    assert samples_of(tmp_path) == tmp_path / "samples"
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: False
+    )  # root may write anywhere but to a read-only mount
+    (tmp_path / "pong").mkdir()
+    assert samples_of(tmp_path / "pong") == Path("samples/pong")
+    assert samples_of(tmp_path / "new") == tmp_path / "new/samples"
