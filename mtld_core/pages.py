@@ -191,9 +191,9 @@ def show_folded(title, rows):
 
 
 def picture_tag(data, words=""):
-    """HTML of a PNG, whose bytes are in it, as wide as its place, and as high before it is decoded."""
+    """HTML of a PNG, whose bytes are in it: as wide as its place, and as high before it is decoded."""
     width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
-    style = f"width:100%; aspect-ratio:{width}/{height}"
+    style = f"width:100%; max-width:{width}px; aspect-ratio:{width}/{height}"
     shown = base64.b64encode(data).decode()
     return f'<img alt="{html.escape(words)}" style="{style}" src="data:image/png;base64,{shown}">'
 
