@@ -267,9 +267,9 @@ def strip(rows, labels=None, columns=None, smallest=96):
     height, width = rows[0][0].shape[:2]
     factor = max(1, -(-smallest // height))
     height, width = factor * height, factor * width
-    font, gap = ImageFont.load_default(14), 4
+    font, gap = ImageFont.load_default(22), 4
     left = 2 * gap + round(max(map(font.getlength, labels))) if labels else 0
-    top = 24 if columns else 0
+    top = 30 if columns else 0
     down, across = height + gap, width + gap
     size = left + max(map(len, rows)) * across - gap, top + len(rows) * down - gap
     canvas = Image.new("RGB", size, "white")

@@ -168,12 +168,30 @@ def show_table(rows):
         print(f"{name:<{width}}  {value}")
 
 
-def table_html(rows):
-    """HTML of a dict in two columns, without what is empty and without lists of figures or dicts of such."""
+def table_html(rows, hint=lambda name: ""):
+    """HTML of a dict in two columns, without what is empty and without lists of figures or dicts of such.
+
+    hint: a name -> what the pointer says over its row; "": nothing.
+    """
     lines = []
     for name, value in _worth_showing(rows).items():
-        lines.append(f"<tr><td>{html.escape(name)}&emsp;</td><td>{html.escape(value)}</td></tr>")
+        words = html.escape(hint(name))
+        title = f' title="{words}" style="cursor:help"' if words else ""
+        lines.append(f"<tr{title}><td>{html.escape(name)}&emsp;</td><td>{html.escape(value)}</td></tr>")
     return f"<table>{''.join(lines)}</table>"
+
+
+def show_folded(title, rows):
+    """Show a dict as `table_html` does, behind a line that opens it."""
+    display(HTML(f"<details><summary>{html.escape(title)}</summary>{table_html(rows)}</details>"))
+
+
+def picture_tag(data, words=""):
+    """HTML of a PNG, whose bytes are in it: as wide as its place, and as high before it is decoded."""
+    width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
+    style = f"width:100%; max-width:{width}px; aspect-ratio:{width}/{height}"
+    shown = base64.b64encode(data).decode()
+    return f'<img alt="{html.escape(words)}" style="{style}" src="data:image/png;base64,{shown}">'
 
 
 def _worth_showing(rows):

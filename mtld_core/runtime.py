@@ -361,14 +361,15 @@ def _is_server(command):
 
 
 def progress_bar(**options):
-    """A `tqdm` bar: a widget or a moving line where somebody watches, else a line of text every 30 s."""
-    if is_interactive():
-        from tqdm.auto import tqdm
+    """A `tqdm` bar: a moving line where somebody watches, else a line every 30 s.
 
-        return tqdm(**options)
+    In notebooks, too, it is text: of a widget a saved page keeps an error alone.
+    """
     from tqdm import tqdm
 
-    return tqdm(mininterval=0.1 if sys.stderr.isatty() else 30, **options)
+    watched = is_interactive()
+    file = sys.stdout if watched else sys.stderr
+    return tqdm(file=file, mininterval=0.1 if watched or file.isatty() else 30, **options)
 
 
 # ---- threads

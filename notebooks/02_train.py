@@ -79,7 +79,7 @@ settings = pages.parameters(globals(), names, inputs="dataset_root resume")
 root = settings.pop("dataset_root")
 cls, config, training = plan(**settings)
 live = is_interactive(training.interactive)
-pages.show_table(vars(config))
+pages.show_folded("all settings", vars(config) | vars(training))
 
 # %% [markdown]
 # ## The data
@@ -128,6 +128,17 @@ from IPython.display import Code
 Code(inspect.getsource(getattr(cls, "generator_loss", cls.loss)), language="python")
 
 # %% [markdown]
+# ## What it will take
+#
+# Where somebody watches, some steps of a copy tell, and are thrown away: so this takes some seconds.
+
+# %%
+if live:
+    from mtld_core.train.job import outlook
+
+    print(outlook(model, dataset, training))
+
+# %% [markdown]
 # ## Training
 #
 # Where nobody watches (papermill, a batch run), it trains right here. SIGINT stops it: the step in progress
@@ -139,27 +150,32 @@ report = None if live else fit(model, dataset, training)
 # %% [markdown]
 # ## What it learned
 #
-# Truth, rollout and error for some of the windows that it is judged on, where held actions lead (if it takes
-# any), dreams of several ages (with `life_horizon`), and how far ahead it sees; then the figures, with the
-# baselines beside them.
+# A verdict; the losses over the steps; truth, rollout and error for some of the windows that it is judged
+# on; where held actions lead (if it takes any), dreams of several ages (with `life_horizon`), and how far
+# ahead it sees. Then the figures, with the baselines beside them, what ran where, and on what.
 
 # %%
 if report:
-    for pattern in ("previews/step_*.png", "previews/actions_*.png", "previews/life_*.png", "judgement.png"):
-        for picture in sorted(Path(report["run_dir"]).glob(pattern))[-1:]:
+    print(report["verdict"])
+    for name in ("losses", "previews/step_*", "previews/actions_*", "previews/life_*", "judgement"):
+        for picture in sorted(Path(report["run_dir"]).glob(f"{name}.png"))[-1:]:
             pages.show_picture(picture)
 
 # %%
+from mtld_core.train.report import facts
+
 if report:
-    named = ("status", "reason", "step", "train_seconds", "frames_per_second", "run_dir")
-    pages.show_table({name: report[name] for name in named} | report["metrics"])
+    pages.show_table(facts(report) | report["metrics"])
 
 # %% [markdown]
 # ## Watch it train
 #
 # Where somebody sits in front of this notebook, training runs in the background from here on: the notebook
-# stays usable, and the buttons act at once. *Stop* saves, judges and ends; *Go on* trains on from there. On
-# Colab the panel may stand still until you press a button; *Refresh* does nothing else.
+# stays usable, and the buttons act at once. *Stop* saves, judges and ends; *Go on* trains on from there.
+# Where you change parameters above and run the cells again while it trains, the panel says what is new,
+# and asks whether to train so. Hold the pointer over a figure or a button to read what it is. On Colab the
+# panel may stand still until you press a button; *Refresh* does nothing else. When training has ended,
+# save this page: what the run has come to stays in it.
 
 # %%
 if live:

@@ -16,7 +16,7 @@ import torch
 from mtld_core.config import field_names, from_dict
 from mtld_core.judge.task import JudgeConfig, Task
 from mtld_core.runs.folder import JUDGEMENTS, write_part
-from mtld_core.runtime import command
+from mtld_core.runtime import command, progress_bar
 from mtld_core.systems.opening import open_run, own_dataset
 
 
@@ -41,7 +41,9 @@ def judge(run_dir, checkpoint="", device="auto", life_horizon=None):
         )
         system.config = dataclasses.replace(system.config, lpips_weights="")
     torch.manual_seed(0)
-    figures = Task(system, own_dataset(system), config).figures(system)
+    task = Task(system, own_dataset(system), config)
+    with progress_bar(desc="judging", unit=" pieces") as bar:
+        figures = task.figures(system, lambda: bar.update())
     write_part(run_dir, f"{JUDGEMENTS}/{Path(system.run.checkpoint).stem}.json", figures)
     return figures
 

@@ -224,7 +224,7 @@ class Judge:
 
     # ---- pictures
 
-    def preview(self, system, windows=3, columns=8):
+    def preview(self, system, windows=2, columns=6):
         """(rows of uint8 frames, their labels, labels of the columns): truth, the system's and the error."""
         starts = evenly(self.starts, windows)
         shown = evenly(torch.arange(self.horizon), columns)

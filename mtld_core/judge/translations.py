@@ -45,7 +45,7 @@ class TranslationJudge:
         """Floats and Nones. tick: called before each piece of the work; it may raise to give it up."""
         return self.ways[0].figures(system, tick) | self.ways[1].figures(system, tick)
 
-    def preview(self, system, columns=8):
+    def preview(self, system, columns=6):
         """(rows of uint8 frames, their labels, labels of the columns): a clip of each domain, translated."""
         rows, labels = [], []
         for way in self.ways:

@@ -255,11 +255,11 @@ def export_pth(checkpoint, path):
         _torch_save(load_weights(checkpoint), temporary)
 
 
-def load_state_dict(system, weights, where):
+def load_state_dict(system, weights, where, reason=""):
     """Give `weights` to the system.
 
     Raises UserError, which names the first tensors that are missing, unknown or of another shape. where:
-    place that the weights come from.
+    place that the weights come from. reason: said in place of the tensors, where it is known.
     """
     own = {name: tuple(value.shape) for name, value in system.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in weights.items()}
@@ -271,7 +271,7 @@ def load_state_dict(system, weights, where):
     if wrong:
         first = "; ".join(wrong[:3])
         raise UserError(
-            f"{where} does not fit this {system.name} model ({len(wrong)} tensors differ): {first}"
+            reason or f"{where} does not fit this {system.name} model ({len(wrong)} tensors differ): {first}"
         )
     system.load_state_dict(weights)
 

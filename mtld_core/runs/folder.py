@@ -19,6 +19,7 @@ CHECKPOINTS = "checkpoints"  # folders, one a checkpoint
 REPLAY = "replay"  # of a system that keeps one: what the checkpoints rest on
 SAMPLES = "samples"  # what was generated or played
 PREVIEWS = "previews"  # pictures made while it trained: <what>_<step>.png
+LOSSES = "losses.png"  # curves of the log
 JUDGEMENT = "judgement.png"  # curves over the horizon, of the newest figures
 JUDGEMENTS = "judgements"  # figures of checkpoints that were judged once more
 WEIGHTS = "model.safetensors"  # in a checkpoint, and in a run that was given away
@@ -118,9 +119,9 @@ def append_log(run_dir, line):
 
 
 def rewind(run_dir, step):
-    """Forget what lies past `step`, where the run goes on: lines of the log, and a best.json of later on.
+    """Forget what lies past `step`, where the run goes on: lines of the log, previews, best.json, a report.
 
-    A line that a kill cut short goes, too.
+    A line of the log that a kill cut short goes, too.
     """
     log = run_dir / LOG
     if log.exists():
@@ -131,6 +132,14 @@ def rewind(run_dir, step):
     best = read_pointer(run_dir / BEST)
     if best and not (best.keys() >= {"step", "metric", "value"} and best["step"] <= step):
         (run_dir / BEST).unlink()
+    for picture in (run_dir / PREVIEWS).glob("*_*.png"):
+        made_at = picture.stem.rpartition("_")[2]
+        if made_at.isdecimal() and int(made_at) > step:
+            picture.unlink()
+    with contextlib.suppress(UserError, OSError, TypeError, AttributeError):  # none, or a damaged one
+        if (read_report(run_dir)["judged_at_step"] or 0) > step:
+            for name in (REPORT, JUDGEMENT):
+                (run_dir / name).unlink(missing_ok=True)
 
 
 def _step_of(line):

@@ -8,6 +8,7 @@ from mtld_core.runs.folder import CHECKPOINTS
 
 # training settings that a run keeps: chance, pairs of frames and controls, and which frames are held out
 KEPT = ("seed", "controls_lead_to", "holdout", "cross_cuts", "restitution", "eval_horizon")
+MOST_NAMED = 6  # of the settings that differ, where weights do not fit
 # fields of a system's config, where it has them, that decide which frames are held out, so that a run keeps
 # them, too; with what they are in a run of before there were such
 WINDOW_FIELDS = {"sequence_length": 0, "context_frames": 0, "rollout_frames": 0, "split": [0, 0]}
@@ -59,10 +60,7 @@ def check_origin(folder, then, now, run_dir):
     """
     if then["system"] != now["system"]:
         raise UserError(f"{folder} is a checkpoint of {then['system']!r}, not of {now['system']!r}")
-    run = folder.parent.parent
-    way = "start in another run_dir"
-    if run != run_dir:
-        way = f"leave resume={str(run)!r} out, and begin anew"
+    way = _way_out(folder, run_dir)
     parts = {"dataset": ("frames", "arcs", "size"), "training": KEPT, "config": WINDOW_FIELDS}
     for part, names in parts.items():
         for name in names:
@@ -73,3 +71,28 @@ def check_origin(folder, then, now, run_dir):
                     f"{folder} was trained with {part} {name}={began}, now it is {given}; "
                     f"give what it began with, or {way}"
                 )
+
+
+def other_settings(folder, then, now, run_dir):
+    """What to say where weights do not fit: the settings that differ, and not the tensors; "": none does.
+
+    folder, then, now, run_dir: as for `check_origin`.
+    """
+    began, given = ({"preset": each["preset"], **each["config"]} for each in (then, now))
+    changed = []
+    for name, value in given.items():
+        if began.get(name, value) != value:
+            changed.append(f"{name}={began[name]} (now {value})")
+    if not changed:
+        return ""
+    return (
+        f"{folder} was trained with {', '.join(changed[:MOST_NAMED])}, so its weights do not fit; "
+        f"give what it began with, or {_way_out(folder, run_dir)}"
+    )
+
+
+def _way_out(folder, run_dir):
+    run = folder.parent.parent
+    if run == run_dir:
+        return "start in another run_dir"
+    return f"leave resume={str(run)!r} out, and begin anew"

@@ -5,6 +5,9 @@
 
 import argparse
 import contextlib
+import copy
+import dataclasses
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,12 +16,24 @@ from mtld_core.runs.checkpoint import disk_errors
 from mtld_core.runs.folder import folder_of
 from mtld_core.runs.lock import run_lock
 from mtld_core.runs.mirror import mirrored
-from mtld_core.runtime import ASKED_TO_STOP, ENDED, command, pick_device, stop_on_signal, warm_memory
+from mtld_core.runtime import (
+    ASKED_TO_STOP,
+    ENDED,
+    command,
+    peak_memory_mb,
+    pick_device,
+    stop_on_signal,
+    warm_memory,
+)
 from mtld_core.train.controls import Controls
 from mtld_core.train.heat import watched
 from mtld_core.train.loop import Training
+from mtld_core.train.report import peak_gpu_memory_mb
+from mtld_core.train.schedule import clock
 from mtld_core.train.settings import TrainConfig, build, open_data, plan
 from mtld_core.train.threads import Threads
+
+TRIED, LONGEST_TRY = 6, 10.0  # steps that `outlook` tries at most, and seconds after which it tries no more
 
 
 def train(system="mtld", preset="small", dataset_root="sample", overrides="{}", **settings):
@@ -65,6 +80,46 @@ def fit(system, dataset, config=TrainConfig(), controls=None):  # noqa: B008 (fr
             with contextlib.suppress(OSError):  # on a full disk the report must not hide what happened
                 training.write_report("failed", f"{type(error).__name__}: {error}")
             raise
+
+
+def outlook(system, dataset, config):
+    """One paragraph: parameters, memory, time, how often it saves, draws and judges. Nothing is left behind.
+
+    It takes what `fit` does. A copy of the system trains for some steps in a folder that goes again, and is
+    judged on few windows. Raises UserError where training would, before its first step.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        controls = Controls(say=lambda line: None)
+        trial = dataclasses.replace(config, run_dir=folder, resume="never", preview_every_steps=0)
+        with Threads(config.threads, say=controls.say, trials=False) as threads:
+            run = Training(
+                copy.deepcopy(system), dataset, trial, Path(folder), controls, threads, time.monotonic()
+            )
+            run.try_out(TRIED, LONGEST_TRY)
+    schedule = run.schedule
+    steps = schedule.last_step(0)
+    megabytes = peak_gpu_memory_mb(run.device) or peak_memory_mb() or 0
+    lasts = schedule.time_left(0) or "an unknown time"
+    if config.time_budget_minutes:
+        lasts = f"at most {config.time_budget_minutes:g} minutes"
+    judging = schedule.cost("judging")
+    takes = f" (about {clock(judging)})" if judging else ""
+    return (
+        f"{run.parameters:,} parameters, which take about {megabytes / 1000:.1f} GB of memory on "
+        f"{run.device} in {run.precision}. {steps:,} steps of {schedule.step_seconds:.2g} s take {lasts}, "
+        f"judging included. It saves {_every(config.save_every_steps, config.save_every_minutes)}, draws a "
+        f"preview {_every(config.preview_every_steps)} and judges it on {len(run.task.judge.starts)} windows"
+        f"{takes} {_every(config.eval_every_steps)}."
+    )
+
+
+def _every(steps, minutes=0):
+    often = []
+    if steps:
+        often.append(f"every {steps:,} steps")
+    if minutes:
+        often.append(f"every {minutes:g} minutes")
+    return " and ".join([*often, "at the end"])
 
 
 @command

@@ -19,6 +19,8 @@ from mtld_core.runs.folder import (
     BEST,
     CONFIG,
     JUDGEMENT,
+    LOG,
+    LOSSES,
     PREVIEWS,
     REPORT,
     append_log,
@@ -27,21 +29,24 @@ from mtld_core.runs.folder import (
     rewind,
     write_part,
 )
-from mtld_core.runs.resume import check_origin, checkpoint_to_resume
+from mtld_core.runs.resume import check_origin, checkpoint_to_resume, other_settings
 from mtld_core.runtime import peak_memory_mb, pick_device, pick_precision
-from mtld_core.train.controls import Progress
+from mtld_core.train.controls import SECONDS_BETWEEN_LINES, Progress
 from mtld_core.train.heat import Heat
-from mtld_core.train.plots import draw_judgement
+from mtld_core.train.plots import Log, draw, draw_judgement
 from mtld_core.train.report import Alarms, about, peak_gpu_memory_mb, report
-from mtld_core.train.schedule import Schedule
+from mtld_core.train.schedule import Schedule, clock
 from mtld_core.train.stepper import Stepper, to_channels_last
 
+SOON = 5  # seconds of training after which there is something to see, whatever the settings
 SECONDS_BETWEEN_LOOKS = 0.1  # while paused
 PATIENCE = 20  # updates of a phase in a row that were not finite, after which the run is given up
 FEW, MORE = 1 / 16, 1 / 8  # of all windows: enough to see how long judging takes
 MOST_TO_EXPECT = 0.03  # of the budget, to judge each of those
+LONGEST_LOOK = 10  # seconds for that where there is no budget
 # when a GPU is waited for, besides at log lines, to see how long a step takes
 EARLY_STEPS, SECONDS_BETWEEN_READINGS = 4, 5
+NOISE = 0.2  # dB by which a judgement may be below the best one and count as no worse
 BYTES_A_SECOND = 60e6  # that a checkpoint is written and checked at, until one was
 
 
@@ -121,9 +126,9 @@ class Training:
         self.step = 0
         self.train_seconds = self.paused_seconds = self.earlier_wall_seconds = 0.0
         self.unread_steps, self.unread_seconds = 0, 0.0  # since the time of a step was last read
-        self.metrics = {}  # the newest figures
+        self.metrics, self.better = {}, True  # the newest figures, and whether none before were better
         self.saved = None  # name of the checkpoint of the present state
-        self.judged_at = self.previewed_at = None
+        self.judged_at = self.previewed_at = self.logged_at = None  # steps of this session
         system.setup_training(run_dir)
         if folder is None:
             self._begin()
@@ -144,7 +149,7 @@ class Training:
         held_out = len(self.task.judge.starts)
         judged = "the same ones (restitution)" if self.config.restitution else f"{held_out} held-out ones"
         going_on = f", going on at step {self.step}" if self.step else ""
-        say(f"{name}: {self.parameters / 1e6:.1f} M parameters on {self.device} in {self.precision} ({why})")
+        say(f"{name}: {self.parameters:,} parameters on {self.device} in {self.precision} ({why})")
         say(f"{batches.windows} windows of {self.needs.window} frames to learn, judged on {judged}")
         say(f"run folder {self.run_dir}{going_on}")
 
@@ -158,7 +163,7 @@ class Training:
             began = time.monotonic()
             logs = self._train_step()
             self.step += 1
-            log = self._is_due(config.log_every_steps)
+            log = self._is_due(config.log_every_steps) or (self.logged_at is None and self._trained_a_while)
             values = self._fetch(logs) if log else None  # waits for the device
             whole = log or self._wait_to_read()
             self._read_time(time.monotonic() - began, whole)
@@ -168,8 +173,10 @@ class Training:
                 self._log(values)
                 self._give_up_if_lost(values)
 
-            # ---- once, when it is known how long a step takes: see how long the end will take
-            if schedule.lacks_expectations:
+            # ---- once, when it is known how long a step takes: show a first picture, and look at the end
+            if schedule.lacks_expectations and (
+                schedule.budget or (self.logged_at and self._trained_a_while)
+            ):
                 self._expect_the_end()
 
             # ---- every save_every_steps, and every save_every_minutes
@@ -187,8 +194,23 @@ class Training:
         # ---- once: the end
         return self._end(*end)
 
+    def try_out(self, steps, longest):
+        """Train for so many steps, or seconds, to see how long a step and the end take. Nothing is saved."""
+        until = time.monotonic() + longest
+        while not self.schedule.knows_the_speed or (self.step < steps and time.monotonic() < until):
+            began = time.monotonic()
+            self._fetch(self._train_step())
+            self.step += 1
+            self._read_time(time.monotonic() - began, whole=True)
+        if not self.schedule.budget:
+            self._expect_the_end()
+
     def _is_due(self, every):
         return every > 0 and self.step % every == 0
+
+    @property
+    def _trained_a_while(self):
+        return self.train_seconds - self.session_seconds > SOON
 
     def _end(self, status, reason):
         self.progress.close(self.step)
@@ -212,8 +234,11 @@ class Training:
             stop = self.controls.stop
             stopped = stop.is_set()  # a stop that comes now gives it up
             self._evaluate(lambda: self._give_up_if(stop.is_set() and not stopped))
+        if self.schedule.overrun and self.schedule.elapsed > self.schedule.budget:
+            self.controls.say(f"warning: {self.schedule.overrun}")
         written = self.write_report(status, reason)
         self.controls.say(f"{status} at step {self.step} ({reason}): {summary(self.metrics)}")
+        self.controls.say(written["verdict"])
         return written
 
     # ---- every step
@@ -305,13 +330,18 @@ class Training:
         self.schedule.advance()
 
     def _expect_the_end(self):
-        """Estimate from few windows how long saving, a preview and judging will take in the end."""
+        """Draw a first preview, and estimate from few windows how long saving and judging will take."""
         schedule = self.schedule
         # weights, average, two moments
         stored = 4 * sum(tensor.nbytes for tensor in self.system.state_dict().values())
         schedule.expect("saving", stored / BYTES_A_SECOND)
-        self.controls.doing = "judging"
+        self.controls.doing = "looking how long judging takes"
         with self.threads.settled():
+            began = time.monotonic()
+            picture = self.task.preview(self._judged())
+            if self.config.preview_every_steps:
+                self._save_strip("step", *picture)
+            schedule.expect("preview", time.monotonic() - began)
             self._judge_few(FEW)  # fills caches and loads networks
             share, seconds, whole = self._judge_few(FEW)
             expected = seconds / share
@@ -320,23 +350,26 @@ class Training:
                 if whole and larger > share:
                     expected = max(longer, seconds + (longer - seconds) * (1 - share) / (larger - share))
             schedule.expect("judging", expected)
-            began = time.monotonic()
-            self.task.preview(self._judged())
-            schedule.expect("preview", time.monotonic() - began)
         self.system.train()
+        if schedule.overrun:
+            self.controls.say(f"warning: {schedule.overrun}")
 
     def _judge_few(self, share):
         """(share of the windows that was judged, its seconds, whether it was done or took too long)."""
         few, share = self.task.few(share)
-        began = time.monotonic()
-        until = began + MOST_TO_EXPECT * self.schedule.budget
-        stop = self.controls.stop
+        began, paused = time.monotonic(), self.paused_seconds
+        until = began + (MOST_TO_EXPECT * self.schedule.budget or LONGEST_LOOK)
         whole = True
+
+        def look():
+            self._attend("looking how long judging takes")
+            self._give_up_if(self.controls.stop.is_set() or time.monotonic() > until)
+
         try:
-            few.figures(self._judged(), lambda: self._give_up_if(stop.is_set() or time.monotonic() > until))
+            few.figures(self._judged(), look)
         except GivenUp:
             whole = False
-        return share, time.monotonic() - began, whole
+        return share, time.monotonic() - began - (self.paused_seconds - paused), whole
 
     @contextlib.contextmanager
     def _timed(self, work):
@@ -363,6 +396,7 @@ class Training:
         if (degrees := self.heat.newest.temperature) is not None:
             line["temperature"] = degrees
         append_log(self.run_dir, line)
+        self.logged_at = self.step
         self.alarms.look("log", values, self.step)
 
         name, value = next(iter(values.items()))
@@ -372,7 +406,18 @@ class Training:
         self.progress.update(self.step, self.schedule.last_step(self.step), left, text)
         self.controls.pace = [f"{speed:.0f} frames/s"]
         if left:
-            self.controls.pace.append(f"{left} left")
+            self.controls.pace.append(f"{left} left, judging included")
+        if until := self._until_save():
+            self.controls.pace.append(f"next save in {clock(until)}")
+
+    def _until_save(self):
+        """Seconds until the next save, by steps or by the clock; None where only the end saves."""
+        config, seconds = self.config, []
+        if every := config.save_every_steps:
+            seconds.append((every - self.step % every) * self.schedule.step_seconds)
+        if minutes := config.save_every_minutes:
+            seconds.append(max(0.0, 60 * minutes - (time.monotonic() - self.saved_at)))
+        return min(seconds, default=None)
 
     def _give_up_if_lost(self, values):
         for phase, calls in self.stepper.calls.items():
@@ -405,7 +450,7 @@ class Training:
     def _evaluate(self, tick):
         """Judge, report, and see whether this is the best checkpoint. tick: see `Task.figures`."""
         best = read_pointer(self.run_dir / BEST)
-        self.controls.doing = "judging"
+        tick = self._tell_progress(tick)
         try:
             with self._timed("judging"):
                 self.metrics = self.task.figures(self._judged(), tick)
@@ -420,10 +465,30 @@ class Training:
         self.judged_at = self.step
         write_part(self.run_dir, JUDGEMENT, draw_judgement(self.metrics))
         self.alarms.look("judgement", self.metrics)
-        self.write_report("stopped", "still running, or killed")
         figure, value = best_by(self.metrics, self.config.restitution, self.step)
+        self.better = best is None or best["metric"] != figure or value > best["value"] - NOISE
+        self.write_report("stopped", "still running, or killed")
         if best is None or best["metric"] != figure or value > best["value"]:
             checkpoints.mark_best(self.run_dir, self._save(), figure, value)
+
+    def _tell_progress(self, tick):
+        """`tick` that also says how far judging is, as its time tells where one was seen or estimated."""
+        controls, whole = self.controls, self.schedule.cost("judging")
+        began = said = time.monotonic()
+        controls.doing = "judging"
+
+        def look():
+            nonlocal said
+            tick()
+            now = time.monotonic()
+            controls.doing = f"judging for {clock(now - began)}"
+            if whole:
+                controls.doing = f"judging, {min(99, 100 * (now - began) / whole):.0f} %"
+            if now - said >= SECONDS_BETWEEN_LINES:
+                said = now
+                controls.say(controls.doing)
+
+        return look
 
     # ---- a checkpoint is read at the beginning, and written every save_every_steps
 
@@ -434,8 +499,10 @@ class Training:
             self.ema.load_state_dict(self.system.state_dict())
 
     def _resume(self, folder, manifest):
-        check_origin(folder, manifest["config"], self._about(), self.run_dir)
-        checkpoints.load_state_dict(self.system, checkpoints.load_weights(folder, ema=False), folder)
+        origin = folder, manifest["config"], self._about(), self.run_dir
+        check_origin(*origin)
+        weights = checkpoints.load_weights(folder, ema=False)
+        checkpoints.load_state_dict(self.system, weights, folder, other_settings(*origin))
         if self.ema is not None:
             self.ema.load_state_dict(checkpoints.load_weights(folder))
         state = checkpoints.load_train_state(folder)
@@ -497,6 +564,9 @@ class Training:
     def write_report(self, status, reason):
         written = report(self, status, reason)
         write_part(self.run_dir, REPORT, written)
+        log = Log(self.run_dir / LOG)
+        log.read()
+        write_part(self.run_dir, LOSSES, draw(log.lines))
         return written
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 # what a line of the log holds beside losses, or such a name begins with
 OTHERS = ("step", "seconds", "frames_per_second", "temperature", "lr_", "skipped_")
+FEW_POINTS = 20  # of a curve: these are marked, so that already the first one is seen
 MOST_POINTS = 500  # of a curve: more would not be seen, and drawing takes time from the training
 PSNRS = {  # curve of judgement.png: (figure, style)
     "model": ("psnr_by_horizon", "C0-o"),
@@ -85,7 +86,8 @@ def draw(lines):
         values = np.array([line.get(name) for line in shown], float)  # null is nan, a gap
         if (values <= 0).any():
             scale = {"value": "symlog", "linthresh": 0.01}
-        axes.plot(steps, values, label=name.replace("_", " "), linewidth=1.2)
+        marked = "." if len(shown) <= FEW_POINTS else ""
+        axes.plot(steps, values, marker=marked, label=name.replace("_", " "), linewidth=1.2)
     axes.set_yscale(**scale)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
@@ -97,23 +99,23 @@ def draw_judgement(metrics):
     """PNG bytes: PSNR beside the baselines' and skill, over the horizon, and below them the `NOTED` figures.
 
     metrics: as report.json has them. Where nothing is predicted (a reconstruction), PSNR over the frames of a
-    window alone. Where dreams were played for long, a second row shows how they last.
+    window alone. Where dreams were played for long, two more show how they last.
     """
     from matplotlib.figure import Figure
 
     skill = metrics.get("skill_db_by_horizon")
-    panels = 2 if skill else 1
     life = metrics.get("life")
-    rows = 2 if life else 1
-    figure = Figure((4.8 * panels, 3.2 * rows), dpi=150, layout="constrained")
-    (first, *others), *lower = figure.subplots(rows, panels, squeeze=False)
+    rows = 1 + bool(skill) + 2 * bool(life)
+    # one below the other: side by side the words would be too small on a laptop
+    figure = Figure((4.8, 0.3 + 2.5 * rows), dpi=150, layout="constrained")
+    first, *others = figure.subplots(rows, 1, squeeze=False)[:, 0]
     _tidy(first, "horizon, frames" if skill else "frame of the window", "PSNR, dB")
     for label, (name, style) in PSNRS.items():
         if values := metrics.get(name):
             _plot_over_horizons(first, values, style, label)
     if skill:
         first.legend(frameon=False, fontsize="small")
-        [second] = others
+        second = others[0]
         _tidy(second, "horizon, frames", "skill over the best baseline, dB")
         second.axhline(0, color="0.4", linewidth=0.8)
         _plot_over_horizons(second, skill, "C0-o", "all pixels")
@@ -121,12 +123,12 @@ def draw_judgement(metrics):
             _plot_over_horizons(second, moving, "C4-o", "those that move")
             second.legend(frameon=False, fontsize="small")
     if life:
-        _draw_life(*lower[0], life)
+        _draw_life(*others[-2:], life)
     noted = []
     for name, (words, unit) in NOTED.items():
         if (value := metrics.get(name)) is not None:
             noted.append(f"{words}: {value:.3g}{unit}")
-    figure.supxlabel("     ".join(noted), fontsize="small")
+    figure.supxlabel("\n".join(noted), fontsize="small")
     return _png(figure)
 
 

@@ -1,14 +1,19 @@
 """What a run says about itself: its manifests and report.json, warnings, and one line for a person."""
 
+import platform
+import time
+
+import psutil
 import torch
 
 from mtld_core.config import to_dict
 from mtld_core.judge.life import falls_apart
+from mtld_core.judge.words import LEAST_GAP, verdict
 from mtld_core.runs.checkpoint import SCHEMA
-from mtld_core.runtime import peak_memory_mb, versions
+from mtld_core.runtime import core_count, peak_memory_mb, versions
+from mtld_core.train.schedule import clock
 
 EARLY = 500  # steps: before that little has begun to vary, which is no collapse
-LEAST_GAP = 0.05  # dB of action_shuffle_gap_db, below which actions do not matter
 
 
 def about(system, config, dataset):
@@ -27,6 +32,7 @@ def report(run, status, reason):
     """What report.json holds, of a `Training`: what ran, on what, how long, and the newest figures."""
     config, device = run.config, run.device
     speed = run.step / run.train_seconds if run.train_seconds else 0.0
+    memory = psutil.virtual_memory().total / 1e9
     return {
         "schema": 1,
         "system": run.system.name,
@@ -53,9 +59,30 @@ def report(run, status, reason):
         "restitution": config.restitution,
         "dataset": run.dataset.describe(),
         "versions": versions(),
+        # without its name, which reports that are given away would tell
+        "machine": f"{platform.system()} {platform.machine()}, {core_count()} core(s), {memory:.0f} GB",
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "verdict": verdict(run.metrics, run.better),
         "judged_at_step": run.judged_at,
         "alarms": run.alarms.present,
         "metrics": run.metrics,
+    }
+
+
+def facts(report):
+    """What a page says of a run beside its figures: a dict of words. report: as report.json has it."""
+    data = report["dataset"]
+    height, width = data["size"]
+    return {
+        "ended": f"{report['status']} at step {report['step']}: {report['reason']}",
+        "date": report["date"],
+        "trained": f"{clock(report['train_seconds'])} of {clock(report['wall_seconds'])} in all",
+        "system": f"{report['system']}, preset {report['preset'] or 'none'}, seed {report['seed']}, "
+        f"{report['parameters']:,} parameters",
+        "machine": f"{report['device']} in {report['precision']}; {report['machine']}",
+        "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
+        "data": f"{data['path']}: {data['frames']} frames of {height}x{width} in {data['arcs']} arc(s)",
+        "run folder": report["run_dir"],
     }
 
 

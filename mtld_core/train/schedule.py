@@ -20,6 +20,11 @@ LEAST_SECONDS = 1e-9  # a clock may be too coarse for a step
 MOST_RESERVED = 0.5  # of the budget: below that a run would be judged longer than it is trained
 
 
+def clock(seconds):
+    """Seconds in words, h:mm:ss."""
+    return str(datetime.timedelta(seconds=int(seconds)))
+
+
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig(Settings):
     """How long to train, at which learning rate, and how often to do what else."""
@@ -147,8 +152,8 @@ class Schedule:
 
     @property
     def lacks_expectations(self):
-        """Whether it is time to say how long the end will take."""
-        return self.budget and self.knows_the_speed and not self.expected
+        """Whether it could be said, and was not, how long the end will take."""
+        return self.knows_the_speed and not self.expected
 
     @property
     def elapsed(self):
@@ -162,9 +167,24 @@ class Schedule:
         return min(seconds, steps * self.step_seconds)
 
     @property
+    def end_seconds(self):
+        """Seconds that the end takes: to save, to draw a preview and to judge."""
+        return sum(map(self.cost, self.every))
+
+    @property
     def reserve(self):
-        """Seconds of the budget that are kept for the end: to save, to draw a preview and to judge."""
-        return min(sum(map(self.cost, self.every)), MOST_RESERVED * self.budget)
+        """Seconds of the budget that are kept for the end."""
+        return min(self.end_seconds, MOST_RESERVED * self.budget)
+
+    @property
+    def overrun(self):
+        """Why the budget will be overrun, in words; "" where the end fits into what is kept for it."""
+        if not self.budget or self.end_seconds <= MOST_RESERVED * self.budget:
+            return ""
+        return (
+            f"saving and judging take {clock(self.end_seconds)}, more than half of the time budget of "
+            f"{clock(self.budget)}, so it is overrun: give more, or lower eval_windows or life_horizon"
+        )
 
     def has_room_for(self, work):
         """Whether some training fits into the budget after this work, which the end does anyway."""
@@ -189,11 +209,17 @@ class Schedule:
         return step + int(left)
 
     def time_left(self, step):
-        """Words for how long the steps to come and the work beside them will take; "" where not known yet."""
+        """Words for how long the steps to come, the work beside them and the end will take; "": not known."""
         total = self.last_step(step)
         if not total or not self.knows_the_speed:
             return ""
-        return str(datetime.timedelta(seconds=int((total - step) * self._seconds_a_step())))
+        seconds = (total - step) * self.step_seconds
+        for work, every in self.every.items():
+            on_the_way = (total - 1) // every - step // every if every else 0
+            seconds += (1 + max(0, on_the_way)) * self.cost(work)
+        if self.budget:
+            seconds = min(seconds, max(self.budget - self.elapsed, self.end_seconds))
+        return clock(seconds)
 
     def reason_to_end(self, step):
         """None while the run goes on, else (status, why in words)."""

@@ -280,7 +280,7 @@ def test_judgement_is_a_picture_of_whatever_was_measured(steered, tmp_path):
     }
     metrics = predicted | {"controllability_db": -3.0} if steered else {"psnr_by_horizon": [30.0]}
     (tmp_path / "judgement.png").write_bytes(draw_judgement(metrics))
-    assert np.asarray(Image.open(tmp_path / "judgement.png")).shape[:2] == (480, 1440 if steered else 720)
+    assert np.asarray(Image.open(tmp_path / "judgement.png")).shape[:2] == (795 if steered else 420, 720)
 
 
 def test_a_run_writes_both_pictures_at_each_evaluation(tmp_path):

@@ -44,6 +44,40 @@ PRESS = """async ([name, sign]) => {
   return (performance.now() - began) / 1000
 }"""
 
+OVERLAPS = """() => {  // parts of the panel that lie upon each other, or stick out of the page
+  const panel = document.querySelector('.mtld-train')
+  const page = panel.closest('.jp-OutputArea-output').getBoundingClientRect()
+  const kinds = 'button, input, img, table, .widget-inline-hbox, .progress, .widget-html-content > *'
+  const parts = [...panel.querySelectorAll(kinds)].filter(one => one.offsetWidth && one.offsetHeight)
+  const said = [], name = one => `${one.tagName} ${one.innerText?.slice(0, 20)}`
+  for (const [i, one] of parts.entries()) {
+    const a = one.getBoundingClientRect()
+    if (a.right > page.right + 1 || a.left < page.left - 1) said.push(`${name(one)} sticks out`)
+    for (const other of parts.slice(i + 1)) {
+      const b = other.getBoundingClientRect()
+      const across = Math.min(a.right, b.right) - Math.max(a.left, b.left)
+      const down = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top)
+      if (across > 1 && down > 1 && !one.contains(other)) said.push(`${name(one)} upon ${name(other)}`)
+    }
+  }
+  return said
+}"""
+COLUMNS = """() => {  // how many of them the pictures form
+  const lefts = [...document.querySelectorAll('.mtld-train img')].map(one => one.getBoundingClientRect().left)
+  return new Set(lefts.map(Math.round)).size
+}"""
+SCROLL = """() => {  // cells far below are not there before somebody scrolls
+  (document.querySelector('.jp-WindowedPanel-outer') ?? document.body).scrollTop += 300
+  return document.querySelector('.mtld-kept img')
+}"""
+SHOW = "() => document.querySelector('.mtld-train, .mtld-kept')?.scrollIntoView()"
+CHANGE = """([old, new_]) => {  // in the cell of the parameters; then all cells run again
+  for (const cell of jupyterapp.shell.currentWidget.content.widgets) {
+    const source = cell.model.sharedModel
+    if (source.getSource().includes(old)) source.setSource(source.getSource().replace(old, new_))
+  }
+  jupyterapp.commands.execute('notebook:run-all-cells')
+}"""
 DREAM = """const picture = document.querySelector('.mtld-play .mtld-dream')
   const bytes = async () => new Uint8Array(await (await fetch(picture.src)).arrayBuffer()).join()
 """
@@ -166,18 +200,19 @@ def wait_until(true, seconds=90):
 
 @pytest.fixture
 def open_page(browser, lab):
-    """`open_page(notebook)` -> the page, all of its cells running; at the end a picture of it stays beside
+    """`open_page(notebook)` -> the page, all of its cells running, or as it was saved; at the end a picture of it stays beside
     the notebook.
     """
     tabs = []
 
-    def open_page(name):
+    def open_page(name, run=True):
         tab = browser.new_page(viewport={"width": 1280, "height": 1000})
         tab.set_default_timeout(PATIENCE)
         tabs.append((name, tab))
         tab.goto(f"{lab[0]}/lab/tree/{name}.ipynb?reset")
         tab.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel")
-        tab.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
+        if run:
+            tab.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
         return tab
 
     yield open_page
@@ -189,9 +224,9 @@ def open_page(browser, lab):
 def test_training_is_watched_paused_saved_and_stopped(open_page, lab):
     run, page = lab[1] / "runs/live", open_page("02_train")
     status = page.locator(f"{TRAIN} .widget-html-content").first
-    page.wait_for_function(
-        f"() => document.querySelectorAll('{TRAIN} img:not([style*=none])').length == 2"
-    )  # curves, preview
+    page.wait_for_function(f"() => document.querySelectorAll('{TRAIN} img').length >= 2")  # curves, preview
+    outlook = page.locator(".jp-OutputArea-output", has_text="parameters, which take about")
+    assert "judging included. It saves at the end, draws a preview every 10 steps" in outlook.text_content()
     page.evaluate("""async () => {  // the notebook stays usable: a new cell runs while the panel trains
       const notebook = jupyterapp.shell.currentWidget.content
       await jupyterapp.commands.execute('notebook:insert-cell-below')
@@ -216,9 +251,42 @@ def test_training_is_watched_paused_saved_and_stopped(open_page, lab):
         page.locator(TRAIN).get_by_role("cell", name="skill_db", exact=True).wait_for()
         print("seconds from a click to what the page shows:", seconds)
         if max(seconds.values()) < 1:
-            return
+            break
         page.evaluate(PRESS, ["Go on", "^training"])
-    raise AssertionError(f"slow in every round: {seconds}")
+    else:
+        raise AssertionError(f"slow in every round: {seconds}")
+
+    verdict = json.loads((run / "report.json").read_text())["verdict"]
+    page.locator(f"{TRAIN} b", has_text=verdict).wait_for()
+    for width, columns in ((900, 1), (1400, 2)):
+        page.set_viewport_size({"width": width, "height": 1000})
+        page.wait_for_timeout(500)
+        page.evaluate(SHOW)
+        page.screenshot(path=lab[1] / f"panel_{width}.png")
+        assert page.evaluate(OVERLAPS) == [] and page.evaluate(COLUMNS) == columns
+
+    page.evaluate(PRESS, ["Go on", "^training"])
+    page.evaluate(CHANGE, ["steps = 1000000", "steps = 1000005"])
+    changed = page.locator(TRAIN).get_by_text("now you ask for steps 1000005 instead of 1000000.")
+    changed.wait_for()
+    page.evaluate(SHOW)
+    page.screenshot(path=lab[1] / "panel_changed.png")
+    assert page.evaluate(OVERLAPS) == [] and status.inner_text().startswith("training")
+    page.evaluate(PRESS, ["Train so", "^training.* of 1000005 "])
+    assert not changed.is_visible()
+
+    page.evaluate(PRESS, ["Stop", "^stopped"])
+    page.locator(f"{TRAIN} button", has_text="Train on").wait_for()
+    page.wait_for_timeout(500)
+    page.evaluate("() => jupyterapp.commands.execute('docmanager:save')")
+    page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    kept = open_page("02_train", run=False)
+    kept.wait_for_function(SCROLL)
+    for words in (verdict.split(" ")[0], "skill_db", "torch", "how far ahead it sees"):
+        kept.locator(".mtld-kept").get_by_text(words).first.wait_for()
+    shown = kept.locator(".mtld-kept img")
+    assert shown.count() == 3 and all(picture.bounding_box()["height"] > 100 for picture in shown.all())
+    assert not any(line.is_visible() for line in kept.get_by_text("Error displaying widget").all())
 
 
 def test_a_generated_video_plays_and_can_be_saved(open_page, lab):

@@ -1,7 +1,9 @@
 """The loop: when it ends, what it writes, what stops it, and how it refuses to lose anything."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +28,7 @@ from mtld_core.systems.opening import open_run
 from mtld_core.train import fit, threads, train
 from mtld_core.train import loop as train_module
 from mtld_core.train.controls import Controls
-from mtld_core.train.job import main
+from mtld_core.train.job import main, outlook
 from mtld_core.train.loop import Training
 from mtld_core.train.settings import build, open_data, plan
 
@@ -139,8 +141,96 @@ def test_never_resuming_refuses_to_write_over_a_run_and_another_run_can_be_the_s
 
 def test_resuming_with_another_model_names_what_differs(arcs, tmp_path):
     tiny(arcs, tmp_path / "run")
-    with pytest.raises(UserError, match="tensors differ"):
+    with pytest.raises(UserError, match=r"trained with latent_dim=\d+ \(now 16\), so its weights do not fit"):
         tiny(arcs, tmp_path / "run", {"latent_dim": 16})
+
+
+def test_going_back_forgets_pictures_and_figures_of_the_lost_future(arcs, tmp_path):
+    run, every = tmp_path / "run", {"save_every_steps": 5, "preview_every_steps": 5, "keep_checkpoints": 9}
+    tiny(arcs, run, every | {"eval_every_steps": 5})
+    for name in ("step_00000015", "step_00000020"):
+        shutil.rmtree(run / "checkpoints" / name)
+    (run / "latest.json").unlink()
+    seen = []
+    cls, config, training = plan("mtld", "tiny", every | {"eval_every_steps": 0}, run_dir=str(run), steps=11)
+    dataset = open_data(str(arcs), config)
+    controls = Controls(
+        lambda line: seen.append({path.name for path in run.glob("*/*.png")} | set(os.listdir(run)))
+    )
+    fit(build(cls, config, dataset), dataset, training, controls)
+    kept = {"step_00000005.png", "step_00000010.png"}
+    assert {name for name in seen[0] if name.startswith("step_")} == kept
+    assert not seen[0] & {"report.json", "judgement.png"}
+
+
+def test_a_budget_that_judging_overruns_is_said(arcs, tmp_path, monkeypatch, capsys):
+    honest = Judge.__call__
+
+    def slow(self, system, tick):
+        for _ in range(len(self.starts)):
+            time.sleep(0.2)
+            tick()
+        return honest(self, system, tick)
+
+    monkeypatch.setattr(Judge, "__call__", slow)
+    report = tiny(arcs, tmp_path / "run", {"eval_windows": 17}, time_budget_minutes=0.05)
+    assert report["wall_seconds"] > 3
+    out = capsys.readouterr().out
+    assert "more than half of the time budget of 0:00:03, so it is overrun: give more" in out
+
+
+def test_a_first_picture_and_a_first_line_come_soon_whatever_the_settings(arcs, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "SOON", 0)
+    seldom = {"log_every_steps": 10**6, "preview_every_steps": 10**6, "eval_every_steps": 0}
+    tiny(arcs, tmp_path / "run", seldom)
+    first = lines(tmp_path / "run")[0]["step"]
+    assert first < 5 and len(lines(tmp_path / "run")) == 1
+    names = sorted(path.name for path in (tmp_path / "run/previews").iterdir())
+    assert len(names) == 2 and names[0] < "step_00000006.png" and names[1] == "step_00000020.png"
+    assert (tmp_path / "run/losses.png").stat().st_size > 5000
+
+
+def test_judging_says_how_far_it_is(arcs, tmp_path, monkeypatch):
+    seen, honest, controls = [], Judge.__call__, Controls(lambda line: None)
+
+    def watched(self, system, tick):
+        def look():
+            tick()
+            time.sleep(0.01)
+            seen.append(controls.doing)
+
+        return honest(self, system, look)
+
+    monkeypatch.setattr(Judge, "__call__", watched)
+    cls, config, training = plan(
+        "mtld", "tiny", {"eval_every_steps": 10}, run_dir=str(tmp_path / "run"), steps=20
+    )
+    dataset = open_data(str(arcs), config)
+    fit(build(cls, config, dataset), dataset, training, controls)
+    assert "judging for 0:00:00" in seen  # the first time
+    shares = [int(words.split()[1]) for words in seen if words.endswith("%")]
+    assert shares == sorted(shares) and 0 < shares[-1] <= 99
+
+
+def test_outlook_says_what_a_run_will_take_and_leaves_nothing(arcs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cls, config, training = plan("mtld", "tiny", run_dir=str(tmp_path / "run"), steps=1000)
+    dataset = open_data(str(arcs), config)
+    system = build(cls, config, dataset)
+    before = [parameter.clone() for parameter in system.parameters()]
+    said, count = outlook(system, dataset, training), sum(map(torch.numel, before))
+    assert said.startswith(f"{count:,} parameters, which take about ") and "\n" not in said
+    for words in (
+        "1,000 steps of",
+        "judging included",
+        "It saves every",
+        "draws a preview every",
+        "17 windows",
+    ):
+        assert words in said
+    assert all(map(torch.equal, before, system.parameters())) and not (tmp_path / "run").exists()
+    budget = dataclasses.replace(training, steps=0, time_budget_minutes=7.5)
+    assert "take at most 7.5 minutes" in outlook(system, dataset, budget)
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(arcs, tmp_path, capsys):

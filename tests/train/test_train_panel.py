@@ -1,10 +1,13 @@
 """The panel that trains, pressed without a browser: widgets are plain objects."""
 
+import base64
 import dataclasses
 import json
 import threading
 import time
+import types
 
+import ipywidgets as widgets
 import numpy as np
 import pytest
 from PIL import Image
@@ -93,13 +96,12 @@ def test_a_run_to_its_end_shows_curves_preview_and_figures(arcs, tmp_path, capsy
     empty = panel.curves.value
     end(panel)
     assert panel.curves.value != empty and bytes(panel.curves.value[:4]) == b"\x89PNG"
-    assert panel.preview.value == (panel.run_dir / "previews/step_00000006.png").read_bytes()
-    assert (
-        panel.judgement.value == (panel.run_dir / "judgement.png").read_bytes()
-        and panel.judgement.layout.display == ""
-    )
-    assert panel.steered.layout.display == "none"  # this system takes no actions
+    shown = panel.pictures.value
+    for name in ("previews/step_00000006.png", "judgement.png"):
+        assert base64.b64encode((panel.run_dir / name).read_bytes()).decode() in shown
+    assert "preview, step 6<" in shown and shown.count("<img") == 2  # this system takes no actions
     assert "finished: all steps done" in panel.status.value and "skill_db" in panel.figures.value
+    assert panel.report["verdict"] in panel.verdict.value and 'title="gain over' in panel.figures.value
     assert panel.pause.disabled and (panel.bar.value, panel.bar.bar_style) == (6, "success")
     assert (
         "finished at step 6" in panel.said.value and capsys.readouterr().out == ""
@@ -119,6 +121,63 @@ def test_the_same_cell_again_shows_the_panel_that_trains(panel, arcs, tmp_path):
 def test_a_system_is_never_trained_by_two_panels(panel, tmp_path):
     elsewhere = dataclasses.replace(panel.config, run_dir=str(tmp_path / "another"))
     assert train_panel.train_panel(panel.system, panel.dataset, elsewhere) is panel
+
+
+def test_settings_that_changed_are_said_and_taken_on_a_click(panel, arcs, tmp_path):
+    begin(arcs, tmp_path, LASTING, steps=10**6)
+    assert panel.proposal.layout.display == "none"  # nothing has changed
+    assert begin(arcs, tmp_path, LASTING | {"log_every_steps": 2}, steps=10**6 + 1) is panel
+    said = panel.changes.value
+    assert "steps 1000001 instead of 1000000" in said and "log_every_steps 2 instead of 1" in said
+    assert said.count("instead") == 2 and panel.proposal.layout.display == "" and panel.training
+    first = panel.thread
+    panel.switch.click()
+    wait_until(lambda: panel.thread is not first and panel.controls.step > 3)
+    panel.refresh()
+    assert panel.config.steps == 10**6 + 1 and panel.config.log_every_steps == 2
+    assert "going on at step" in panel.said.value and panel.proposal.layout.display == "none"
+
+
+def test_a_run_in_the_background_of_another_is_shown(panel, arcs, tmp_path):
+    assert panel.other.value == ""
+    (tmp_path / "two").mkdir()
+    other = begin(arcs, tmp_path / "two", LASTING, steps=10**6)
+    other.refresh()
+    assert f"In the background trains {panel.run_dir}, step " in other.other.value
+    other.controls.stop.set()
+    end(other)
+
+
+def test_so_many_steps_more_after_the_end(arcs, tmp_path):
+    panel = begin(arcs, tmp_path, {"eval_windows": 2}, steps=4)
+    end(panel)
+    assert panel.after.layout.display == "" and panel.more.value == 4
+    panel.more.value = 3
+    panel.train_on.click()
+    assert panel.after.layout.display == "none"
+    end(panel)
+    assert panel.report["step"] == 7 and panel.report["status"] == "finished"
+
+
+def test_every_button_says_what_it_does(panel):
+    buttons = [part for row in panel.children for part in getattr(row, "children", ())]
+    buttons = [part for part in buttons if isinstance(part, widgets.Button)]
+    assert len(buttons) == 6 and all(button.tooltip for button in buttons)
+
+
+def test_what_the_run_has_come_to_is_put_into_the_page(arcs, tmp_path, monkeypatch):
+    shown = []
+    handle = types.SimpleNamespace(update=lambda content: shown.append(content.data))
+    monkeypatch.setattr(
+        train_panel, "display", lambda *_, **options: handle if "display_id" in options else None
+    )
+    panel = begin(arcs, tmp_path, {"eval_windows": 2}, steps=4)
+    panel._ipython_display_()
+    end(panel)
+    wait_until(lambda: shown)
+    assert shown[-1].count("<img") == 3 and panel.report["verdict"] in shown[-1]
+    for words in (panel.report["date"], panel.report["machine"], "torch", str(arcs), "skill_db"):
+        assert words in shown[-1]
 
 
 def test_while_the_end_is_judged_only_stop_is_left_and_gives_that_up(arcs, tmp_path, monkeypatch):
