@@ -52,7 +52,7 @@ class Muon(torch.optim.AdamW):
                 weight.sub_(step.view_as(weight) * rate)
 
     def _direction(self, weight, bad):
-        """Nesterov's momentum of a weight's gradient, `[out, all else]`; it stays as it is at a `bad` step."""
+        """Nesterov's momentum of its gradient, `[out, all else]`; a `bad` step leaves it as it is."""
         state = self.state[weight]
         if not state:
             state["step"] = torch.zeros(())  # AdamW looks for it when a checkpoint is loaded
