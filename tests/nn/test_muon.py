@@ -65,7 +65,7 @@ def test_momentum_is_nesterovs():
     model = net()
     optimizer = muon(model)
     momentum = torch.zeros_like(model[4].weight)
-    for i in range(3):
+    for _ in range(3):
         before = model[4].weight.detach().clone()
         learn(model, optimizer, 1)
         gradient = model[4].weight.grad
