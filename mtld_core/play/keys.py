@@ -41,8 +41,9 @@ def sign_of(key):
 
 
 # What is held down is told to the kernel in a text field: how many presses there were while the panel was
-# live, the number of the newest button, and those of all that are down. While it is paused a press is a
-# click, and another one each time that the picture came. A former panel's script is replaced.
+# live, the step that the page shows, the number of the newest button, and those of all that are down. While
+# it is paused a press is a click, and another one each time that the picture came. A former panel's script
+# is replaced.
 SCRIPT = """<script>
 (() => {
   window.mtldKeys?.abort()
@@ -54,52 +55,57 @@ SCRIPT = """<script>
   ]
   const held = new Map()  // what holds (a key's code, the pointer, the pad) -> the button that it holds
   const swallowed = new Set()  // keys that are down, of which the page must not hear
-  let presses = 0, newest = null, due = 0, seen = ''
+  let presses = 0, newest = null, due = 0, seen = '', told = 0
 
   const on = (type, listen) => window.addEventListener(type, listen, {capture: true, signal: own.signal})
   const panels = () => [...document.querySelectorAll('.mtld-play')]
   const panelHere = () => panels().find(one => one.matches(':hover, :focus-within'))
-  const lineOf = button => button.closest('.mtld-play').querySelector('.mtld-step').innerText
-  const isLive = button => button.closest('.mtld-play').querySelector('.mtld-live').matches('.mod-active')
+  const panelOf = button => button.closest('.mtld-play')
+  const lineOf = panel => panel.querySelector('.mtld-step').innerText
+  const stepOf = panel => Number(lineOf(panel).match(/^step ([0-9]+)/)?.[1] ?? 0)
+  const isLive = panel => panel.querySelector('.mtld-live')?.matches('.mod-active')
   const numberOf = button => [...button.parentNode.children].indexOf(button)
   const swallow = event => {
     event.preventDefault()
     event.stopImmediatePropagation()
   }
 
-  function tell(button) {
-    const field = button.closest('.mtld-play')?.querySelector('.mtld-held input')
+  function tell(panel) {
+    const field = panel?.querySelector('.mtld-held input')
     if (!field) return  // the panel has gone
-    const down = [...held.values()].filter(one => one.parentNode == button.parentNode)
-    field.value = [presses, ...[newest, ...down].map(numberOf)].join(' ')
+    const down = [newest, ...held.values()].filter(one => one && panel.contains(one))
+    told = stepOf(panel)
+    field.value = [presses, told, ...down.map(numberOf)].join(' ')
     field.dispatchEvent(new Event('input', {bubbles: true}))
   }
   function click(button, pause) {
     due = performance.now() + pause
-    seen = lineOf(button)
+    seen = lineOf(panelOf(button))
     button.click()
   }
   function press(holder, button) {
     held.set(holder, button)
     newest = button
-    presses += isLive(button)
-    tell(button)
-    if (!isLive(button)) click(button, FIRST)
+    const live = isLive(panelOf(button))
+    if (live) presses += 1
+    tell(panelOf(button))
+    if (!live) click(button, FIRST)
   }
   function release(holder) {
     const button = held.get(holder)
-    if (held.delete(holder)) tell(button)
+    if (held.delete(holder)) tell(panelOf(button))
   }
 
   on('keydown', event => {
     const panel = panelHere(), at = event.target
-    const typing = at.closest?.('input, textarea, select, [contenteditable=true], [role=slider]')
+    const writing = at.closest?.('input, textarea, [contenteditable=true]')
+    const choosing = at.closest?.('select, [role=slider]') && !panel?.querySelector('.mtld-hears:hover')
     const forBrowser = event.ctrlKey || event.metaKey || event.altKey || /^(Tab|F[0-9]+)$/.test(event.key)
     if (event.repeat && swallowed.has(event.code)) {  // also where the pointer has left the panel
       swallow(event)
       return
     }
-    if (!panel || typing || forBrowser) return
+    if (!panel || writing || choosing || forBrowser) return
     swallowed.add(event.code)
     if (event.key == 'Enter' && panel.contains(at)) {  // it presses what has the focus
       event.stopImmediatePropagation()
@@ -141,9 +147,11 @@ SCRIPT = """<script>
     if (own.signal.aborted) return
     requestAnimationFrame(everyFrame)
     readPad()
+    const live = panels().find(isLive)
+    if (live && stepOf(live) != told) tell(live)  // so that the kernel does not run ahead of the page
     const button = [...held.values()].filter(one => one.isConnected).at(-1)
-    if (!button || isLive(button) || performance.now() < due) return
-    if (lineOf(button) != seen) click(button, NEXT)  // not before the picture came
+    if (!button || isLive(panelOf(button)) || performance.now() < due) return
+    if (lineOf(panelOf(button)) != seen) click(button, NEXT)  // not before the picture came
   }
   everyFrame()
 })()

@@ -23,6 +23,7 @@ from mtld_core.systems.opening import open_run
 SHOWN, BESIDE = 256, 544  # pixels: a picture's height at least, the room for two
 MOST_STEPS = 10_000  # that it plays by itself: nobody may be watching
 BREATH = 0.01  # seconds between two steps at least, for clicks
+FEW = 3  # steps that the page may be behind, however slow it plays
 ROW = {"flex_flow": "row wrap"}
 NARROW = {"width": "auto"}
 PLAYERS = {
@@ -42,8 +43,9 @@ STYLE = """<style>
 .mtld-play .mtld-pictures > * { flex: 1 1 0; min-width: 0 }
 .mtld-play .mtld-actions button { touch-action: none }
 .mtld-play .mtld-hears { border-top: 3px solid transparent }
-body:not(:has(:is(input, textarea, select, [contenteditable=true]):focus))
-  .mtld-play:is(:hover, :focus-within) .mtld-hears { border-color: #1976d2 }
+body:not(:has(:is(input, textarea, select, [role=slider], [contenteditable=true]):focus))
+  .mtld-play:is(:hover, :focus-within) .mtld-hears,
+body:not(:has(:is(input, textarea, [contenteditable=true]):focus)) .mtld-hears:hover { border-color: #1976d2 }
 </style>"""
 HINT = "while the line above is blue, keys play; hold a key, a button or a gamepad to go on"
 
@@ -74,7 +76,7 @@ class PlayPanel(RunPanel):
         self.sync_when = widgets.Dropdown(options=SYNCS, description="sync")
         self.player = widgets.Dropdown(options=PLAYERS, value="rest", description="who plays")
         self.fps = widgets.IntSlider(round(fps), 1, 60, description="steps/s")
-        self.held = widgets.Text("0", layout={"display": "none"})  # what the page's script tells
+        self.held = widgets.Text("0 0", layout={"display": "none"})  # what the page's script tells
         self.dream, self.real = widgets.Image(), widgets.Image()
         self.buttons, self._actions = [], widgets.HBox(layout=ROW)
         self._presses = 0
@@ -189,13 +191,16 @@ class PlayPanel(RunPanel):
             self.live.value = False
 
     def _go_on(self, stopped):
-        for _ in range(MOST_STEPS):
+        left = MOST_STEPS
+        while left:
             began = time.monotonic()
             with self._lock:
                 if stopped.is_set():
                     return
                 try:
-                    self.say(self._play_on())
+                    if self._page_follows():
+                        self.say(self._play_on())
+                        left -= 1
                 except Exception as error:  # a thread's traceback would reach nobody
                     self.fail(error_line(error))
                     break
@@ -204,9 +209,17 @@ class PlayPanel(RunPanel):
             if not stopped.is_set():
                 self.stop()
 
+    def _page_follows(self):
+        """Whether the page shows what was half a second ago, or newer: a slow one is waited for.
+
+        True where no script tells what it shows.
+        """
+        _, seen, *_ = map(int, self.held.value.split())
+        return not seen or self.play.steps - seen <= max(FEW, self.fps.value / 2)
+
     def _play_on(self):
         """Take a step by what is held down or was pressed since the last one, else as `player` says."""
-        presses, *pressed = map(int, self.held.value.split())
+        presses, _, *pressed = map(int, self.held.value.split())
         down = pressed[1:]
         if presses != self._presses:  # the newest, though it may be up again
             down += pressed[:1]

@@ -225,23 +225,34 @@ def test_a_dream_goes_on_and_what_is_pressed_meanwhile_counts(quick):
 
 def test_live_it_plays_what_is_held_down(panel):
     for held, action in (
-        ("0", 0),  # nothing was pressed: NOOP
-        ("1 2 2", 2),
-        ("1 2 2", 2),
-        ("2 1 2 1", 1),  # the newest of two
-        ("2 1 2", 2),
-        ("2 1", 0),
-        ("3 1", 1),  # pressed and up again since the last step
-        ("3 1", 0),
+        ("0 0", 0),  # nothing was pressed: NOOP
+        ("1 0 2 2", 2),
+        ("1 0 2 2", 2),
+        ("2 0 1 2 1", 1),  # the newest of two
+        ("2 0 1 2", 2),
+        ("2 0 1", 0),
+        ("3 0 1", 1),  # pressed and up again since the last step
+        ("3 0 1", 0),
     ):
         panel.held.value = held
         panel.step.click()
         assert panel.play.actions[-1] == action
-    panel.held.value = "4 1 1"
+    panel.held.value = "4 0 1 1"
     panel.live.value = True
     wait_until(lambda: panel.play.steps > 10)
     panel.step.click()  # pauses
     assert not panel.live.value and set(panel.play.actions[8:]) == {1} and stays(panel) > 10
+
+
+def test_it_does_not_run_ahead_of_the_page(panel):
+    panel.fps.value = 20
+    panel.held.value = "0 1"
+    panel.live.value = True
+    wait_until(lambda: panel.play.steps == 12)
+    assert stays(panel) == 12  # half a second more than the page showed
+    panel.held.value = "0 12"
+    wait_until(lambda: panel.play.steps > 22)
+    panel.stop()
 
 
 def test_sync_is_there_where_a_real_game_is(panel, monkeypatch):
