@@ -107,13 +107,14 @@ if live:
 # %% [markdown]
 # ## Play
 #
-# Where the run takes actions, steer it yourself: a click is a step, and so is a key while the pointer is over
-# the panel (the buttons say which). The real game runs beside the dream where it can be stepped, and the line
-# below says at which step the two parted. "Dream on" lets the play go on by itself, which in a script or a
-# batch job `Play(open_run(run_dir)).dream_on(1000, "sticky")` does, frame after frame.
+# Where the run takes actions, steer it yourself: press Play and hold a key down while the pointer is over the
+# panel (the buttons say which, and what they move), or go step by step. It starts at `source`; where that is
+# empty, in the middle of things. The real game runs beside the dream where it can be stepped; the line below
+# says at which step the two parted, and Sync brings them together. In a script or a batch job
+# `Play(open_run(run_dir)).dream_on(1000, "sticky")` plays by itself, frame after frame.
 
 # %%
 if live and "actions" in result:
     from mtld_core.play.panel import PlayPanel
 
-    display(PlayPanel(run_dir, fps))
+    display(PlayPanel(run_dir, fps, source))

@@ -6,19 +6,22 @@ Frames are uint8 `[H, W, 3]`. `actions[i]` leads from frame i to frame i + 1.
 import collections
 import contextlib
 import functools
+import itertools
 import random
 import statistics
 import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from mtld_core import media
 from mtld_core.config import UserError, check
-from mtld_core.frames import to_uint8
+from mtld_core.frames import differs, to_uint8
 from mtld_core.generate.rollouts import check_actions
-from mtld_core.generate.source import from_dataset, starts_in
-from mtld_core.play.parting import Parting, median_frame
+from mtld_core.generate.source import from_dataset, read_source, starts_in
+from mtld_core.play.keys import WORDS
+from mtld_core.play.parting import SHOWS, Parting, median_frame
 from mtld_core.play.policies import POLICIES
 from mtld_core.play.real_game import RealGame
 from mtld_core.runs.folder import read_report
@@ -26,6 +29,10 @@ from mtld_core.systems.opening import own_dataset
 
 RECENT = 20  # steps that the speed is the median of
 ROOM = 96 * 2**20  # bytes of frames that are kept, and as many of the real game's
+LOOKED_AT = 1024  # frames among which a lively one is sought
+WHILE = 24  # frames that it has to stay lively
+PLACES = 8  # along a side
+PARTED = "parted"
 
 
 @contextlib.contextmanager
@@ -46,22 +53,26 @@ def one_thread():
 class Play:
     """A dream in progress, from `reset`, under one `act` after another.
 
-    dataset: None for the run's own. choices: [(name, action)], what a player is offered. source: where it
-    starts. seed: what a system that draws is started with: 0, and one more at each reset. steps: how many
+    dataset: None for the run's own. source: what `generate` takes: an image, a clip, "dataset:<arc>/<frame>";
+    "" for where most moves in the first held-out episode. choices: [(name, action)], what a player is
+    offered. seed: what a system that draws is started with: 0, and one more at each reset. steps: how many
     were taken since the reset. frames: the newest, the start first while 96 MB hold them all (8,192 of
     64x64); actions: those between them. real: the real game's frames beside them, None where it cannot be
-    stepped: `alone` then says why. over: the real game has ended; its last frame stays. chance: a
-    `random.Random`, for policies. Raises UserError where the system takes no actions or the dataset is gone.
+    stepped: `alone` then says why. over: the real game has ended; its last frame stays. sync_when: None, or
+    after how many steps again and again, or "parted", `sync` is called by itself; synced: the step of the
+    latest one, or None. chance: a `random.Random`, for policies. Raises UserError where the system takes no
+    actions, the dataset is gone, or there is no such source.
     """
 
-    def __init__(self, system, dataset=None):
+    def __init__(self, system, dataset=None, source=""):
         if system.action_space is None:
             raise UserError(f"{system.name} takes no actions, so there is nothing to steer")
         self.system = system.eval()
         self.dataset = own_dataset(system, progress=False) if dataset is None else dataset
         self.choices = choices(system, self.dataset)
         self.seed = -1
-        self._game = None
+        self.sync_when = self._game = None
+        self._begin = source or self._lively_start()
         self.reset()
 
     @property
@@ -75,21 +86,26 @@ class Play:
 
     @property
     def start(self):
-        """(arc, number) of the frame that this dream started from."""
+        """(arc, number) of the recorded frame that this dream started from; None where it is none."""
+        if not self.source.text.startswith("dataset:"):
+            return None
         arc, _, number = self.source.text.removeprefix("dataset:").rpartition("/")
         return arc, int(number)
 
     @torch.inference_mode()
     @one_thread()
     def reset(self, arc=None, number=None):
-        """Start anew from a recorded frame; None: where the first held-out window does. Raises UserError."""
-        source = "" if arc is None else f"dataset:{arc}/{number}"
-        self.source = from_dataset(self.system, self.dataset, source)
+        """Start anew from a recorded frame; None: where it first began. Raises UserError."""
+        begin = self._begin if arc is None else f"dataset:{arc}/{number}"
+        if begin.startswith("dataset:"):
+            self.source = from_dataset(self.system, self.dataset, begin)
+        else:
+            self.source = read_source(self.system, begin)
         self.seed += 1  # the same start may lead elsewhere
         self.chance = random.Random(self.seed)
-        drawn = torch.Generator(self.system.device).manual_seed(self.seed)
-        self._state = self.system.start(self.source.context, drawn)
+        self._drawn = torch.Generator(self.system.device).manual_seed(self.seed)
         self.frames, self.actions, self.steps = [self.source.context[-1]], [], 0
+        self._imagine(self.source.context)
         self._seconds = collections.deque(maxlen=RECENT)
         self._bring_game()
 
@@ -107,8 +123,25 @@ class Play:
         self.steps += 1
         self.frames.append(frame)
         self.actions.append(action)
+        self._recent.append(frame)
         self._forget()
-        return frame
+        if self._sync_is_due():
+            self.sync()
+        return self.frames[-1]
+
+    @torch.inference_mode()
+    @one_thread()
+    def sync(self):
+        """Go on from the real game's newest frames: the dream's newest one becomes the real one.
+
+        Raises UserError where no real game runs beside it.
+        """
+        check(self.real is not None, f"there is no real game to sync with: {self.alone}")
+        check(not self.over, "the real game is over")
+        self.frames[-1] = self.real[-1]
+        k = len(self._recent)
+        self._imagine([*self.source.context, *self.real[1:][-k:]])
+        self._parting, self.synced = Parting(self.median), self.steps
 
     def dream_on(self, steps, policy="sticky"):
         """Take `steps` steps by itself: an iterator over the dream's frames, each made when it is asked for.
@@ -132,8 +165,7 @@ class Play:
     @property
     def recent(self):
         """The k newest frames, recorded ones among them until k are dreamed: uint8 `[k, H, W, 3]`."""
-        k = self.system.needs().context
-        return torch.stack([*self.source.context, *self.frames[1:][-k:]][-k:])
+        return torch.stack([*self._recent])
 
     @property
     def over(self):
@@ -164,6 +196,37 @@ class Play:
                     write(frame)
         return paths
 
+    def _lively_start(self):
+        """Where most moves after the first held-out window begins.
+
+        A picture has 8x8 places. Of 1,024 frames it is the one after which, for 24 frames, most of them
+        change from frame to frame, at least in three frames of four: a ball counts as much as what is large,
+        and a flash is no motion.
+        """
+        self.source = from_dataset(self.system, self.dataset)
+        frames = [self.source.context[-1], *self.source.truth[:LOOKED_AT].cpu()]
+        if len(frames) <= WHILE:
+            return self.source.text
+        changed = [differs(after, before, SHOWS) for before, after in itertools.pairwise(frames)]
+        places = F.adaptive_max_pool2d(torch.stack(changed).float(), PLACES).sum((1, 2))
+        lively = places.unfold(0, WHILE, 1).quantile(0.25, 1).argmax().item()
+        arc, number = self.start
+        numbers = self.starts[arc]
+        return f"dataset:{arc}/{numbers[numbers.index(number) + lively]}"
+
+    def _imagine(self, context):
+        """Let the system dream on from the newest of these frames, k or more."""
+        k = self.system.needs().context
+        self._recent = collections.deque(context, maxlen=k)
+        self._state = self.system.start(self.recent, self._drawn)
+
+    def _sync_is_due(self):
+        if not self.sync_when or self.real is None or self.over:
+            return False
+        if self.sync_when == PARTED:
+            return self.parted is not None
+        return self.steps % self.sync_when == 0
+
     def _step_game(self, action, frame):
         if self.over:
             self.real.append(self.real[-1])
@@ -181,9 +244,10 @@ class Play:
     def _bring_game(self):
         if self._game is not None:
             self._game.close()
-        self._game = self.real = None
+        self._game = self.real = self.synced = None
         self.alone = ""
         try:
+            check(self.start, "it starts from no recorded frame")
             if not self.system.needs().actions:
                 raise UserError("the run's actions are its own, not the game's")
             self._game = RealGame(self.dataset, *self.start)
@@ -191,6 +255,25 @@ class Play:
             self.real = [self.frames[0]]
         except Exception as error:  # a game is foreign code; the dream needs none
             self.alone = " ".join(str(error).split()) or type(error).__name__
+
+
+def together(choices, numbers):
+    """The action of several of `choices` at once: where one is named as all of them are ("RIGHT", "FIRE":
+    "RIGHTFIRE"), that one; of controls each that is not at rest; else the last one's.
+    """
+    names = [choices[number][0] for number in numbers]
+    named = dict(choices).get("".join(word for word in WORDS if word in names))
+    if named is not None:
+        return named
+    actions = [choices[number][1] for number in numbers]
+    if isinstance(actions[-1], int):
+        return actions[-1]
+    merged = list(choices[0][1])
+    for action in actions:
+        for i, value in enumerate(action):
+            if value != choices[0][1][i]:
+                merged[i] = value
+    return merged
 
 
 def choices(system, dataset):

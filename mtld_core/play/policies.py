@@ -2,17 +2,25 @@
 
 import torch
 
-from mtld_core.frames import differs
+from mtld_core.frames import differs, evenly
 from mtld_core.generate.rollouts import rollout
 from mtld_core.play.parting import SHOWS, near
 
 STICKY = 0.75  # chance that "sticky" repeats the last action
-AHEAD = 2  # steps that "track" imagines
+AHEAD = 2  # steps that are imagined to see what actions move
+STARTS = 5  # from which they are, for `ways`
+LEAST = 0.5  # pixels that something has to move
+STILL = ("NOOP", "FIRE")  # actions that move nothing by their name, whatever flies off then
+
+
+def rest(play):
+    """The first action that a player is offered: NOOP, or all controls at rest."""
+    return play.choices[0][1]
 
 
 def hold(play):
     """The last action again; before the first one the first that a player is offered."""
-    return play.actions[-1] if play.actions else play.choices[0][1]
+    return play.actions[-1] if play.actions else rest(play)
 
 
 def sticky(play):
@@ -34,17 +42,50 @@ def track(play):
     the mean place is taken. Where one is missing it is `hold`. No reward is known or learned: this follows a
     ball, and an enemy just as well.
     """
-    offered = [action for _, action in play.choices]
-    ahead = [rollout(play.system, play.recent, AHEAD, [action] * AHEAD)[-1] for action in offered]
-    ahead = torch.stack(ahead)
-    shows = differs(ahead, play.median, SHOWS)  # [n, H, W]
-    steered = differs(ahead.amax(0, True), ahead.amin(0, True), SHOWS)  # [1, H, W]
+    ahead, shows, steered = _imagined(play, play.recent)
     by_itself = (shows & differs(ahead, play.frames[-1], SHOWS) & ~near(steered)).all(0)
-    places = torch.stack([_place(part) for part in shows & steered])
-    distances = (places - _place(by_itself)).norm(dim=1)
+    distances = (_places(shows & steered) - _place(by_itself)).norm(dim=1)
     if distances.isnan().all():
         return hold(play)
-    return offered[distances.nan_to_num(torch.inf).argmin().item()]
+    return play.choices[distances.nan_to_num(torch.inf).argmin().item()][1]
+
+
+def ways(play):
+    """Which way each offered action moves what it moves: {its number: "UP", "DOWN", "LEFT" or "RIGHT"}.
+
+    The model is asked: from the start and four places of the recording after it, it imagines each action,
+    held for two steps. An action's way is that in which, beside the first action, the mean place of what
+    actions move goes furthest. Actions that move nothing, or by their name do not steer, are left out.
+    """
+    k = play.system.needs().context
+    frames = torch.cat([play.source.context, play.source.truth.cpu()])
+    moved = []
+    for i in evenly(torch.arange(len(frames) - k + 1), STARTS).tolist():
+        _, shows, steered = _imagined(play, frames[i : i + k])
+        places = _places(shows & steered)
+        moved.append((places - places[0]).nan_to_num(0))
+    found = {}
+    for number, (down, right) in enumerate(torch.stack(moved).mean(0).tolist()):
+        if max(abs(down), abs(right)) >= LEAST and play.labels[number] not in STILL:
+            vertical = "DOWN" if down > 0 else "UP"
+            sideways = "RIGHT" if right > 0 else "LEFT"
+            found[number] = vertical if abs(down) > abs(right) else sideways
+    return found
+
+
+def _imagined(play, context):
+    """For each offered action, held, the frame that comes: (uint8 `[n, H, W, 3]`, bool, bool).
+
+    The others: where it shows something `[n, H, W]`, and where actions make a difference `[1, H, W]`.
+    """
+    offered = [action for _, action in play.choices]
+    ahead = torch.stack([rollout(play.system, context, AHEAD, [action] * AHEAD)[-1] for action in offered])
+    steered = differs(ahead.amax(0, True), ahead.amin(0, True), SHOWS)
+    return ahead, differs(ahead, play.median, SHOWS), steered
+
+
+def _places(parts):
+    return torch.stack([_place(part) for part in parts])
 
 
 def _place(pixels):
@@ -52,4 +93,4 @@ def _place(pixels):
     return pixels.nonzero().float().mean(0)
 
 
-POLICIES = {"hold": hold, "sticky": sticky, "track": track}
+POLICIES = {"rest": rest, "hold": hold, "sticky": sticky, "track": track}

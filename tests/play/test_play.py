@@ -99,6 +99,35 @@ def test_it_starts_where_one_likes(begin):
             play.reset(arc, number)
 
 
+def test_by_itself_it_starts_where_something_goes_on(begin):
+    play = begin(np.array([0] * 60 + [1] * 60))
+    assert play.start[0] == "episode_3" and 55 <= play.start[1] <= 70
+
+
+def test_it_starts_at_a_source(begin, tmp_path):
+    system, picture = begin().system, tmp_path / "mine.png"
+    play = Play(system, source="dataset:episode_1/7")
+    play.reset("episode_0", 3)
+    play.reset()
+    assert play.start == ("episode_1", 7) and play.frames[0].equal(play.dataset.frames[24 + 7])
+    Image.fromarray(np.full((16, 24, 3), 90, np.uint8)).save(picture)
+    play = Play(system, source=str(picture))
+    assert play.start is None and play.alone == "it starts from no recorded frame"
+    assert (play.frames[0] == 90).all() and (play.act(1) == 90).all()
+    play.reset("episode_1", 7)
+    assert play.start == ("episode_1", 7)
+    with pytest.raises(UserError, match="no such image file"):
+        Play(system, source="nowhere.png")
+
+
+def test_actions_at_once():
+    named = [(name, i) for i, name in enumerate(("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE"))]
+    assert [dream.together(named, down) for down in ([2], [2, 1], [1, 2], [3, 1], [2, 3])] == [2, 4, 4, 1, 3]
+    controls = [("neutral", [0, 0]), ("steer -1", [-1, 0]), ("steer +1", [1, 0]), ("gas +1", [0, 1])]
+    assert dream.together(controls, [1, 3]) == [-1, 1] and dream.together(controls, [1, 2]) == [1, 0]
+    assert controls[0] == ("neutral", [0, 0])
+
+
 @pytest.mark.parametrize("action", [3, -1, 0.5, "up", [0, 1], None, float("nan")])
 def test_an_action_out_of_range(begin, action):
     play = begin()
@@ -239,6 +268,23 @@ def test_tracking_follows_what_moves_by_itself(begin, monkeypatch, paddle, ball,
     assert play.actions == [1, chosen] and asked == [[0, 0], [1, 1], [2, 2]]
 
 
+def test_what_an_action_moves_is_seen_in_what_it_leads_to(begin, monkeypatch):
+    play = begin(about={"action_names": ["NOOP", "RIGHT", "LEFT", "FIRE"]}, action_count=4)
+    play.median = table(None, None)
+    places = []
+
+    def imagine(system, context, num_frames, actions):
+        places.append(context)
+        moved = 8 + {0: 0, 1: -3, 2: 3, 3: -2}[actions[0]]
+        return torch.stack([table(moved, 3)] * num_frames)  # the ball is where it is
+
+    monkeypatch.setattr(policies, "rollout", imagine)
+    assert policies.ways(play) == {1: "UP", 2: "DOWN"}  # FIRE's name says that it is no way
+    assert len(places) == 5 * 4 and places[0].equal(play.source.context)
+    monkeypatch.setattr(policies, "rollout", lambda *_: torch.stack([table(8, 3)]))
+    assert policies.ways(play) == {}
+
+
 def test_tracking_imagines_from_the_newest_frames(begin):
     play = begin()
     assert play.recent.equal(play.source.context)
@@ -265,7 +311,7 @@ def test_a_number_of_steps_that_is_none(begin, steps):
 
 @pytest.mark.parametrize("policy", ["holds", "", 3, None, ["hold"]])
 def test_a_policy_that_is_none(begin, policy):
-    with pytest.raises(UserError, match="is not 'hold', 'sticky', 'track' or a function of a Play"):
+    with pytest.raises(UserError, match="is not 'rest', 'hold', 'sticky', 'track' or a function of a Play"):
         begin().dream_on(3, policy)
 
 
@@ -354,6 +400,38 @@ def test_the_real_game_runs_beside_the_dream(pong, tmp_path, monkeypatch):
     assert not ends[0].equal(ends[1]) and not play.over
     with av.open(str(play.save(tmp_path / "pair")[0])) as video:
         assert (video.streams.video[0].width, video.streams.video[0].height) == (64 + 64 + 2, 64)
+
+
+def test_the_dream_goes_on_from_the_real_game(pong, tmp_path, monkeypatch):
+    play = Play(open_run(steered_run(monkeypatch, tmp_path, pong)))
+    for action in (2, 2, 3, 2):
+        play.act(action)
+    assert play.parted and not play.frames[-1].equal(play.real[-1])
+    play.sync()
+    assert play.frames[-1].equal(play.real[-1]) and play.recent.equal(torch.stack(play.real[-2:]))
+    assert play.parted is None and play.synced == 4 and len(play.frames) == len(play.real) == 5
+    assert play.act(2).equal(play.real[-2].roll(2, 1))
+    play.reset()
+    play.sync()  # at once: the recorded frames
+    assert play.act(3).equal(play.source.context[-1].roll(3, 1))
+
+    play.reset()
+    play.sync_when = 3
+    for step in range(1, 8):
+        shown = play.act(3)
+        assert shown.equal(play.real[-1]) == (step % 3 == 0) and play.synced == (step // 3 * 3 or None)
+    play.reset()
+    play.sync_when = "parted"
+    list(play.dream_on(20))
+    assert play.parted is None and 3 <= play.synced <= 20
+
+
+def test_without_a_real_game_there_is_nothing_to_sync_with(begin):
+    play = begin()
+    play.sync_when = 1
+    play.act(1)
+    with pytest.raises(UserError, match="no real game to sync with: the recording names no game"):
+        play.sync()
 
 
 def test_a_smaller_dream_sees_a_smaller_game(pong, tmp_path, monkeypatch):

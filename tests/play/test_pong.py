@@ -18,6 +18,7 @@ from mtld_core.data import open_dataset
 from mtld_core.frames import differs
 from mtld_core.judge.rollouts import Judge
 from mtld_core.play import Play
+from mtld_core.play.policies import ways
 from mtld_core.systems.opening import open_run
 
 SHIPPED = Path(__file__).parents[2] / "examples" / "pong"
@@ -128,7 +129,10 @@ def test_motion_is_up_none_or_down(unseen):
 
 def test_it_can_be_played_at_once(shipped):
     play = Play(shipped)
-    assert "RIGHT" in play.labels
+    names = ["NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"]
+    assert play.labels == names and ways(play) == {2: "UP", 3: "DOWN", 4: "UP", 5: "DOWN"}
+    rally = ball_place(torch.stack([play.frames[0], *play.source.truth[:24]]))
+    assert rally.isfinite().all(-1).float().mean() > 0.75  # it starts while the ball is in play
     for action in (2, 2, 3):
         play.act(action)
     assert len(play.frames) == 4 and not torch.equal(play.frames[0], play.frames[-1])
