@@ -79,3 +79,9 @@ def open_toy(monkeypatch, folder, action_space=None, **config):
     for module in (generate, panel):
         monkeypatch.setattr(module, "open_run", lambda path, checkpoint="", device="auto": system)
     return system
+
+
+def press_generate(form):
+    """Click Generate in the form of notebook 03, and wait until its thread is through."""
+    form.button.click()
+    form.worker.join()

@@ -255,8 +255,8 @@ def samples_of(run_dir):
 def kept(run_dir):
     """What was generated with a run and is still there, newest first: {folder: what generation.json says}."""
     found = {}
-    files = samples_of(run_dir).glob(f"*/{ABOUT}")
+    files = samples_of(run_dir).glob("*/video.gif")
     for file in sorted(files, key=os.path.getmtime, reverse=True):
         with contextlib.suppress(OSError, ValueError):
-            found[file.parent] = read_json(file)
+            found[file.parent] = read_json(file.parent / ABOUT)
     return found

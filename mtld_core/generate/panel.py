@@ -55,7 +55,11 @@ LIMIT = (
 )
 # A front end loses an upload over its limit without a word. So this takes the click away from the button,
 # asks for the file itself, and sends what is left of it through a hidden field.
-SHRINK = """<style>.mtld-generate img { image-rendering: pixelated }</style><script>
+SHRINK = """<style>
+.mtld-generate img { image-rendering: pixelated }
+.mtld-generate > img, .mtld-generate .widget-html img { image-rendering: auto }  /* these are made smaller */
+.mtld-generate .widget-dropdown.widget-dropdown { width: 390px }
+</style><script>
 if (!window.mtldUpload) {
   const most = 600_000  // bytes; a third more as text, and Colab takes a million
   const send = (panel, message) => {
@@ -388,7 +392,7 @@ def _checkpoints(run):
         options.append((f"best: step {best['step']:,}, {best['metric']} {best['value']:.2f}", "best"))
     for path in [*list_checkpoints(run), *sorted(run.glob("*.pth"))]:
         label = path.name
-        if label.endswith(f"_{report['judged_at_step']:08d}"):
+        if label.endswith(f"_{report['judged_at_step'] or 0:08d}"):  # None: a run that was never judged
             label += f": {summary(report['metrics'])}"
         options.append((label, path.name))
     return options

@@ -89,10 +89,10 @@ def _from_pictures(system, path, say):
     h, w = frames[0].shape[:2]
     if (h, w) != size:
         lost = cut_away(h, w, *size)
-        say(f"{path.name} is {w}x{h}: {lost:.0%} of it is cut away, its centre scaled to {width}x{height}")
+        say(f"{path.name} is {w}x{h}: its centre is scaled to {width}x{height}, {lost:.0%} is cut away")
     missing = k - len(frames)
     if missing:
-        say(f"this run starts from {k} frames: one stands for {missing + 1}, so nothing moves in these yet")
+        say(f"this run starts from {k} frames: one stands for {missing + 1} of them, in which nothing moves")
     frames = [frames[0]] * missing + frames
     context = torch.stack([torch.from_numpy(fit_frame(frame, *size)) for frame in frames])
     return Source("", "", context, _no_frames(system))

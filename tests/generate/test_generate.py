@@ -66,7 +66,7 @@ def test_from_a_picture(opened, tmp_path, capsys):
 def test_a_picture_of_another_size_is_fitted_and_said(opened, tmp_path, capsys):
     Image.fromarray(picture(100, 80)).save(tmp_path / "big.jpg")
     result = generation.generate("run", str(tmp_path / "big.jpg"), 2)
-    said = "big.jpg is 80x100: 47% of it is cut away, its centre scaled to 24x16"
+    said = "big.jpg is 80x100: its centre is scaled to 24x16, 47% is cut away"
     assert said in capsys.readouterr().out
     assert media.read_image(Path(result["out_dir"]) / "frames/frame_0001.png").shape == (16, 24, 3)
 

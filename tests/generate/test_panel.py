@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import write_arcs, write_video
 from PIL import Image
-from rolling import Toy, open_toy, picture, write_rolling_arcs
+from rolling import Toy, open_toy, picture, press_generate, write_rolling_arcs
 from steered import QUICK, steered_run, write_recording
 
 from mtld_core import media
@@ -34,12 +34,6 @@ def form(tmp_path, monkeypatch):
         (tmp_path / name / "config.json").write_text("{}")
     open_toy(monkeypatch, tmp_path / "runs")
     return panel.GeneratePanel(str(tmp_path / "runs/run"), num_frames=5, fps=10)
-
-
-def press_generate(form):
-    form.button.click()
-    if form.worker.ident:  # it began
-        form.worker.join()
 
 
 def test_the_panel_offers_what_there_is(form, tmp_path):
@@ -218,6 +212,10 @@ def test_three_hang_in_the_gallery_and_delete_asks_first(form, tmp_path):
     assert len(other.gallery.children) == 2
     other.run.value = str(tmp_path / "runs/second")
     assert other.gallery.children == ()
+    (tmp_path / "runs/run/samples/moves_10_7-2/video.gif").unlink()  # by somebody who needed the room
+    (tmp_path / "runs/run/samples/moves_10_7-3/generation.json").write_text("{")
+    other.run.value = str(tmp_path / "runs/run")
+    assert other.gallery.children == () and "#c00" not in other.message.value
 
 
 def test_checkpoints_and_runs_come_with_their_figures(form, tmp_path):
@@ -243,8 +241,11 @@ def test_checkpoints_and_runs_come_with_their_figures(form, tmp_path):
     form.checkpoint.value = "best"
     press_generate(form)
     assert form.result["num_frames"] == 48
+    unjudged = {"system": "toy", "judged_at_step": None, "metrics": {}}
+    (tmp_path / "runs/second/report.json").write_text(json.dumps(unjudged))
     form.run.value = str(tmp_path / "runs/second")
-    assert "not judged yet" in form.about.value and form.checkpoint.value == ""
+    assert "toy: not judged yet" in form.about.value and form.checkpoint.value == ""
+    assert "#c00" not in form.message.value
 
 
 def test_what_was_generated_can_be_downloaded(form):
