@@ -107,7 +107,7 @@ def upload(form):
 
     def upload(name, content):
         entry = {"name": name, "content": content, "type": "", "size": len(content), "last_modified": NOW}
-        form.upload.set_trait("value", {name: entry} if form.upload.value == {} else (entry,))
+        form.upload.set_trait("value", {name: entry} if isinstance(form.upload.value, dict) else (entry,))
 
     return upload
 
