@@ -45,6 +45,7 @@ pong: setup
 	rm -rf pong/shared
 	$(BIN)/python -m mtld_core.share pong/tinydreams pong/shared/pong --half
 	rm -rf examples/pong && mkdir -p examples && mv pong/shared/pong examples/pong
+	mkdir examples/pong/previews && cp "$$(ls pong/tinydreams/previews/step_*.png | tail -1)" examples/pong/previews/
 	@echo "done: open notebook 03 with run_dir = examples/pong"
 
 # two at a time, each on one core; then those that watch the clock, with the machine to themselves

@@ -231,7 +231,7 @@ def _write_frames(job, scratch, stop, bar):
     if not steps:  # a single frame
         steps, span = 1, shown.end - begin
     fps = s["fps"] or round(float(steps / span), 3)
-    facts = {"size": last.shape[:2], "fps": fps, "note": video.note}
+    facts = {"original": shown.rgb.shape[:2], "size": last.shape[:2], "fps": fps, "note": video.note}
     return [(rows, repeats[shot]) for shot, rows in shots.items()], facts
 
 
@@ -291,7 +291,9 @@ def _is_finished(root, old, made_from):
 
 def _row(arc, record, status):
     facts = {key: record[key] for key in ("source", "frames", "fps", "seconds", "duplicates", "note")}
-    return ArcRow(arc=arc, size=tuple(record["size"]), status=status, **facts)
+    original = tuple(record.get("original", record["size"]))
+    fit = record["made_from"]["settings"]["fit"]
+    return ArcRow(arc=arc, size=tuple(record["size"]), original=original, fit=fit, status=status, **facts)
 
 
 def _sweep(root):

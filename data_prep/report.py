@@ -8,7 +8,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mtld_core.config import UserError
 from mtld_core.files import atomic_path
+from mtld_core.frames import cut_away
 
+ROUNDED = 0.03  # the share of a picture that may be cut away unsaid: a side that follows is a whole number
+TELLING = 0.1  # the share that may be cut away before another shape is proposed
+BLOCK = 16  # pixels: of both sides' multiples every system's demo and small preset can make something
 FRAMES, ARCS = 8, 40  # shown at most: frames of an arc, arcs of a dataset
 SIDE, GAP, LINE = 128, 4, 20  # pixels: a picture's width, the space between, the height of a label
 
@@ -25,7 +29,19 @@ class ArcRow:
     seconds: float
     status: str  # "done", or "kept": it was finished before
     duplicates: int  # dropped
+    original: tuple  # (H, W) of the video; `size` where an older version of this tool did not note it
+    fit: str
     note: str = ""
+
+    @property
+    def cut(self):
+        """The share of the picture that was cut away, 0 to 1."""
+        return cut_away(*self.original, *self.size) if self.fit == "crop" else 0.0
+
+    @property
+    def cut_where(self):
+        (h, w), (height, width) = self.original, self.size
+        return "top and bottom" if h * width > w * height else "left and right"
 
 
 @dataclasses.dataclass
@@ -44,7 +60,10 @@ class Extraction:
             "|---|---|---|---|---|---|---|",
         ]
         for r in self.rows:
-            status = f"{r.status} ({r.note})" if r.note else r.status
+            notes = [r.note] if r.note else []
+            if r.cut > ROUNDED:
+                notes.append(f"{r.cut:.0%} cut away, {r.cut_where}")
+            status = f"{r.status} ({'; '.join(notes)})" if notes else r.status
             size = f"{r.size[0]}x{r.size[1]}"
             lines.append(
                 f"| {r.arc} | {r.frames} | {size} | {r.fps:g} | {r.seconds:.2f} | {r.duplicates} | {status} |"
@@ -54,6 +73,9 @@ class Extraction:
         lines.append(
             f"{len(self.rows)} arcs, {frames:,} frames (size: height x width) in {self.dataset_root}"
         )
+        most = max(self.rows, key=lambda row: row.cut)
+        if most.cut > TELLING:
+            lines.append(f"\n{proposal(most)}")
         lines += [f"\nFAILED {source}: {reason}" for source, reason in self.failed]
         return "\n".join(lines)
 
@@ -62,6 +84,28 @@ class Extraction:
         if self.failed:
             names = ", ".join(Path(source).name for source, _ in self.failed)
             raise UserError(f"{len(self.failed)} of the videos failed ({names}); the table says why")
+
+
+def proposal(row):
+    """What to do about an `ArcRow` that lost much of its picture, in words."""
+    height, width = fitting_shape(row.original, row.size)
+    left = cut_away(*row.original, height, width)
+    had, asked = ("x".join(map(str, shape)) for shape in (row.original, row.size))
+    return (
+        f"{row.cut:.0%} of {row.arc} is cut away ({row.cut_where}): it is {had}, and {asked} was asked for. "
+        f"height={height} and width={width} cut {left:.0%}; fit='pad' cuts nothing and adds black borders."
+    )
+
+
+def fitting_shape(original, size):
+    """(H, W) in multiples of 16, of 0.7 to 2 times as many pixels as `size`, that crops `original` least."""
+    pixels = size[0] * size[1]
+    found = {}
+    for height in range(BLOCK, 2 * pixels // BLOCK + 1, BLOCK):
+        for width in range(BLOCK, 2 * pixels // height + 1, BLOCK):
+            if height * width >= 0.7 * pixels:
+                found[height, width] = round(cut_away(*original, height, width), 2)
+    return min(found, key=lambda shape: (found[shape], shape), default=size)
 
 
 def contact_sheet(root, rows):

@@ -72,6 +72,12 @@ def fit_frame(frame, height, width, fit="crop"):
     return _resized(frame, height, width)
 
 
+def cut_away(h, w, height, width):
+    """The share of a picture, 0 to 1, that "crop" cuts away on its way to another shape."""
+    scale = min(h / height, w / width)
+    return 1 - scale * height * scale * width / (h * w)
+
+
 def _centre(frame, height, width):
     """A view of the middle of a picture: of this size, as far as there is room, and at least one pixel."""
     h, w = frame.shape[:2]

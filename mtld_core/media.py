@@ -5,12 +5,17 @@ function `write(frame)`; it holds one frame at a time, and its file appears whol
 at all where the block raises.
 """
 
+import collections
 import contextlib
+import functools
 import glob
 import itertools
 import os
 import re
 import shutil
+import tempfile
+import urllib.parse
+import urllib.request
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,11 +23,14 @@ import numpy as np
 import psutil
 from PIL import ExifTags, Image, ImageDraw, ImageFont, JpegImagePlugin
 
-from mtld_core.config import UserError
+from mtld_core.config import UserError, check
 from mtld_core.files import atomic_path
 
 MOST_PIXELS = 64_000_000  # that are decoded at once: 8000 x 8000
 LARGE = 2048  # a JPEG whose shorter side is a multiple of this is decoded at 1/2, 1/4 or 1/8
+MOST_BYTES = 200_000_000  # that are fetched from an address
+TAIL = 2  # seconds at a video's end in which its last frames are looked for first
+UNSPECIFIED, HDR = 2, (16, 18)  # no matrix, and the curves PQ and HLG: numbers of ITU-T H.273
 GIF_MOST_FPS = 50  # browsers slow a GIF with shorter delays down to 10 frames a second
 UPRIGHT = {  # EXIF orientation -> what a viewer does to the stored picture; 1 is upright already
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -96,6 +104,64 @@ def orientation_of(image):
     ):  # Pillow's readers fail on damaged EXIF in many ways, and a viewer shows the picture as it is
         return 1
     return orientation if orientation in UPRIGHT else 1
+
+
+def last_frames(path, count, say=print):
+    """The last `count` frames of a video, or all where it has fewer: a list of uint8 `[H, W, 3]`, upright.
+
+    say: is told of HDR, whose colours come out pale here. Raises UserError where nothing can be decoded.
+    """
+    import av
+
+    try:
+        with av.open(os.path.abspath(path)) as video:
+            stream = video.streams.best("video")
+            check(stream, f"{path} holds no moving picture")
+            for start in ((video.duration or 0) - TAIL * 10**6, 0):  # in microseconds
+                video.seek(max(0, start))
+                newest = collections.deque(video.decode(stream), count)
+                if len(newest) == count:
+                    break
+        check(newest, f"{path}: no frame of it can be decoded")
+        if stream.codec_context.color_trc in HDR:
+            say(f"{Path(path).name} is HDR: its colours come out paler than notebook 01 makes them")
+        return [_shown(frame) for frame in newest]
+    except av.FFmpegError as error:
+        raise UserError(f"{path} cannot be read as a video: {error.strerror}") from None
+
+
+def _shown(frame):
+    """uint8 `[H, W, 3]` of a decoded frame, turned as its display matrix says."""
+    from av.video.reformatter import Colorspace
+
+    matrix = int(frame.colorspace)
+    if matrix == UNSPECIFIED:  # then players go by the size
+        is_hd = frame.width >= 1280 or frame.height > 576
+        matrix = int(Colorspace.ITU709 if is_hd else Colorspace.ITU601)
+    told = {"src_colorspace": matrix, "src_color_range": int(frame.color_range)}
+    plain = frame.reformat(format="rgb24", dst_colorspace=Colorspace.DEFAULT, **told)
+    return np.ascontiguousarray(np.rot90(plain.to_ndarray(), frame.rotation // 90))
+
+
+@functools.lru_cache(maxsize=1)  # a form shows what it then starts from
+def fetch(address):
+    """Fetch what a web address gives -> path of a file that the process takes along. Raises UserError."""
+    way = "save it and give the file's path"
+    plain = urllib.parse.quote(address, safe="%/:=&?~#+!$,;'@()*[]")
+    request = urllib.request.Request(plain, headers={"User-Agent": "mtld"})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as reply:
+            kind, content = reply.headers.get_content_type(), reply.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{address} cannot be fetched ({error}): {way}") from None
+    check(kind != "text/html", f"{address} is a web page: give the address of the picture or video itself")
+    check(len(content) <= MOST_BYTES, f"{address} has more than 200 MB: {way}")
+    path = Path(_fetched().name, Path(urllib.parse.urlsplit(address).path).name or "fetched")
+    path.write_bytes(content)
+    return path
+
+
+_fetched = functools.cache(tempfile.TemporaryDirectory)
 
 
 def to_rgb(image):

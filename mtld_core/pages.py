@@ -139,7 +139,7 @@ def video_tag(path):
     """HTML that plays a video file again and again, enlarged without smoothing."""
     style = "height:256px; max-width:100%; image-rendering:pixelated"
     options = "autoplay loop muted controls playsinline"
-    return f'<video {options} style="{style}" src="{_data_url(path)}"></video>'
+    return f'<video {options} style="{style}" src="{data_url(path)}"></video>'
 
 
 def download_links(mp4, gif):
@@ -149,11 +149,11 @@ def download_links(mp4, gif):
         # some front ends take away what makes a link look like one
         style = "color: #1976d2; text-decoration: underline"
         name = html.escape(Path(path).name)
-        links.append(f'<a style="{style}" download="{name}" href="{_data_url(path)}">{text}</a>')
+        links.append(f'<a style="{style}" download="{name}" href="{data_url(path)}">{text}</a>')
     return " · ".join(links)
 
 
-def _data_url(path):
+def data_url(path):
     """A URL that holds the file itself, so that no server is needed: it works on Colab and Kaggle, too."""
     kind, _ = mimetypes.guess_type(path)
     data = base64.b64encode(Path(path).read_bytes()).decode()
@@ -208,17 +208,19 @@ def _worth_showing(rows):
 class RunPanel(widgets.VBox):
     """A panel that works on a run and, chosen by `arc` and `frame`, one of its frames; `message` is a line.
 
-    Core ipywidgets only, in the forms that 7.7 (Colab) and 8.1 share. runs: folders to offer, of which
-    `run_dir` is chosen where it is among them. A panel adds two methods: `fill`, called when a run was
-    chosen, offers its frames; `frame_chosen` is called when one of these was chosen.
+    Core ipywidgets only, in the forms that 7.7 (Colab) and 8.1 share. runs: folders to offer, or (label,
+    folder) of each, of which `run_dir` is chosen where it is among them. A panel adds two methods: `fill`,
+    called when a run was chosen, offers its frames; `frame_chosen` is called when one of these was chosen.
     """
 
     NO_RUN = "there is no run yet: train one (notebooks/02_train)"
 
     def __init__(self, runs, run_dir):
         super().__init__()
+        self.run = widgets.Dropdown(options=runs, value=None, description="run")
         chosen = Path(find(run_dir)).as_posix()
-        self.run = widgets.Dropdown(options=runs, value=chosen if chosen in runs else None, description="run")
+        if chosen in values_of(runs):
+            self.run.value = chosen
         self.arc = widgets.Dropdown(options=[], description="arc")
         self.frame = widgets.SelectionSlider(options=[0], description="frame", continuous_update=False)
         self.message, self.video, self.links = widgets.HTML(), widgets.HTML(), widgets.HTML()
@@ -277,12 +279,22 @@ def in_colour(text, colour="inherit"):
     return f'<span style="color:{colour}">{html.escape(text)}</span>'
 
 
+def small(*lines):
+    """HTML of lines beside what matters more."""
+    text = "<br>".join(map(html.escape, lines))
+    return f'<div style="font-size:12px; line-height:1.5; opacity:0.8">{text}</div>'
+
+
 def offer(widget, options, value=None):
     """Give a selection new options and choose `value`, or else the first: of itself it may choose none."""
     widget.options = options
-    if value not in options:
-        value = next(iter(options), None)
-    widget.value = value
+    values = values_of(options)
+    widget.value = value if value in values else next(iter(values), None)
+
+
+def values_of(options):
+    """What a selection's options stand for: each is a value, or (label, value)."""
+    return [option[1] if isinstance(option, tuple) else option for option in options]
 
 
 def show(widget, visible):

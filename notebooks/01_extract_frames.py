@@ -43,7 +43,8 @@ print(runtime.machine())
 #
 # `source` is `"sample"`, a video, a folder of videos, or a text file with lines `url name [start]
 # [duration]`. A 0 for `fps`, `height` or `width` leaves it as it is; `fit` says what happens when the shape
-# differs: `"crop"`, `"pad"` or `"stretch"`.
+# differs: `"crop"` keeps the centre (the table says how much is lost, and which shape would keep more),
+# `"pad"` adds black borders, `"stretch"` squashes.
 
 # %% tags=["parameters"]
 source = "sample"

@@ -41,13 +41,13 @@ print(runtime.machine())
 # %% [markdown]
 # ## What to generate
 #
-# `source` is an image file, a folder of frames, or `"dataset:<arc>/<frame number>"` of the data that the run
-# learned from; empty, it is the first window that the run is judged on (also of a run on the bundled clip:
-# `"sample"` is no source). `checkpoint` is empty for the newest
-# good one, `"best"`, a name such as `"step_00001000"`, or a file of weights (.pth, which `python -m
-# mtld_core.share RUN weights.pth` writes). `num_frames` counts the given frame, too. `actions` is a JSON
-# list, one for each predicted frame, for systems that are steered; empty, it is what was recorded after the
-# frame.
+# `source` is an image, a video (which goes on from its last frames), the web address of either, a folder of
+# frames, or `"dataset:<arc>/<frame number>"` of the data that the run learned from; empty, it is the first
+# window that the run is judged on (of the bundled clip, too: `"sample"` is no source). `checkpoint` is empty
+# for the newest good one, `"best"`, a name such as `"step_00001000"`, or a file of weights (.pth, which
+# `python -m mtld_core.share RUN weights.pth` writes). `num_frames` counts the given frame, too. `actions` is
+# a JSON list, one for each predicted frame, for systems that are steered; empty, it is what was recorded
+# after the frame.
 #
 # A translator goes in the `direction` `"x_to_y"` or `"y_to_x"`: `source` then is a clip of the domain that it
 # starts from (its folder, a single image, or from that frame on), of which at most `num_frames` frames are
@@ -68,7 +68,7 @@ interactive = "auto"
 
 # %%
 from mtld_core.generate import generate
-from mtld_core.runtime import is_interactive
+from mtld_core.runtime import is_interactive, progress_bar
 
 names = "run_dir checkpoint source direction num_frames actions out_dir fps seed interactive"
 settings = pages.parameters(globals(), names, inputs="run_dir checkpoint source")
@@ -77,11 +77,15 @@ live = is_interactive(settings.pop("interactive"))
 # %% [markdown]
 # ## The sequence
 #
-# Its frames, an mp4, a GIF and `generation.json` lie in `out_dir`. In the strip, `+5` is the fifth predicted
-# frame; without a plus it is the frame's number. `comparison` says what the video shows from left to right.
+# Its frames, an mp4, a GIF and `generation.json` lie in `out_dir`; where that is empty, each gets a folder of
+# its own among the run's `samples/`. In the strip, `+5` is the fifth predicted frame; without a plus it is
+# the frame's number. `comparison` says what the video shows from left to right; where the truth ends, its
+# place is grey.
 
 # %%
-result = generate(**settings)
+with progress_bar(total=settings["num_frames"], unit=" frames", delay=0.5) as bar:
+    result = generate(**settings, progress=bar.update)
+    bar.total = bar.n  # a clip may have had fewer
 pages.show_table(result)
 
 # %%
@@ -95,8 +99,9 @@ pages.show_video(folder / ("comparison.mp4" if "comparison" in result else "vide
 # %% [markdown]
 # ## Try others
 #
-# Where somebody sits in front of this notebook, here is a form: choose a run, a frame or a picture of your
-# own (noise, or the direction of a translation, where the run knows them), and press Generate.
+# Where somebody sits in front of this notebook, here is a form: choose a run, a frame or a picture or video
+# of your own (noise, or the direction of a translation, where the run knows them), and press Generate. Below
+# hangs what was generated with the run before.
 
 # %%
 if live:

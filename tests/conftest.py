@@ -52,6 +52,18 @@ def write_video(path, frames, rate=10, times=None, **options):
     return path
 
 
+def with_matrix(source, path, a, b, c, d):
+    """A copy of an mp4 file whose pixels (x, y) are to be shown at (a x + c y, b x + d y), but for a
+    shift.
+    """
+    data = bytearray(source.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40
+    for i, value in enumerate([a, b, 0, c, d, 0]):
+        data[at + 4 * i : at + 4 * i + 4] = round(0x10000 * value).to_bytes(4, "big", signed=True)
+    path.write_bytes(data)
+    return path
+
+
 def moving_square(count, height=16, width=16, seed=0):
     """uint8 `[count, height, width, 3]`: a bright square that moves over a gradient, one pixel a frame,
     without a jump.

@@ -65,8 +65,9 @@ def write_rolling_arcs(root):
 
 
 def open_toy(monkeypatch, folder, action_space=None, **config):
-    """Let `generate` and the panel open a toy as `<folder>/run`, with `<folder>/data` as its dataset."""
+    """Let `generate` and the panel open a toy, given back, as `<folder>/run`; `<folder>/data` is its dataset."""
     system = Toy(ToyConfig(**config), action_space).eval()
+    (folder / "run").mkdir(exist_ok=True)
     system.run = types.SimpleNamespace(
         dir=folder / "run",
         checkpoint="step_00000007",
@@ -77,3 +78,10 @@ def open_toy(monkeypatch, folder, action_space=None, **config):
     )
     for module in (generate, panel):
         monkeypatch.setattr(module, "open_run", lambda path, checkpoint="", device="auto": system)
+    return system
+
+
+def press_generate(form):
+    """Click Generate in the form of notebook 03, and wait until its thread is through."""
+    form.button.click()
+    form.worker.join()

@@ -271,7 +271,7 @@ def test_the_weights_as_a_pth_from_the_command_line(tmp_path):
     again = generate(str(run), num_frames=4, out_dir=str(tmp_path / "again"), checkpoint="weights.pth")
     assert again["checkpoint"] == "weights.pth" and again["psnr"] == newest["psnr"]
     form = GeneratePanel(str(run))
-    assert form.checkpoint.options[1:] == ("step_00000002", "weights.pth")
+    assert [name for _, name in form.checkpoint.options] == ["", "best", "step_00000002", "weights.pth"]
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (
         refused.returncode == 1

@@ -3,8 +3,12 @@
 It is written on the contract, so it serves every system. Frames: uint8 `[H, W, 3]`.
 """
 
+import contextlib
+import itertools
 import json
 import numbers
+import os
+import shutil
 import time
 from pathlib import Path
 
@@ -12,7 +16,7 @@ import torch
 
 from mtld_core.config import UserError, can_write, check
 from mtld_core.data.truth import DIRECTIONS
-from mtld_core.files import write_json
+from mtld_core.files import read_json, write_json
 from mtld_core.frames import to_float
 from mtld_core.generate.output import Continuation, Timed, Translation, write
 from mtld_core.generate.rollouts import check_actions, check_makes_frames, stream, stream_translation
@@ -20,6 +24,8 @@ from mtld_core.generate.source import read_source
 from mtld_core.runs.folder import samples_of
 from mtld_core.systems.base import Translates
 from mtld_core.systems.opening import open_run
+
+ABOUT = "generation.json"  # what makes a folder one of a generation
 
 
 def generate(
@@ -33,6 +39,8 @@ def generate(
     fps=12,
     seed=0,
     device="auto",
+    progress=lambda: None,
+    say=print,
 ):
     """Let a trained run continue `source` (see `read_source`) and write it all -> what generation.json holds.
 
@@ -42,28 +50,30 @@ def generate(
     frames: video.mp4, video.gif, strip.png, generation.json, and where there is something to compare with
     comparison.mp4, whose pictures "comparison" names from left to right.
 
-    out_dir: "" is `<run_dir>/samples/<source>_<step>`. checkpoint: see `open_run`. direction: "x_to_y" or
-    "y_to_x". actions: JSON list, one for each predicted frame, where there is an action space; "" takes those
-    of the source, recorded or, where the system invents its own, seen in the frames. seed: for systems that
-    sample. "frames_per_second" counts the model alone, "seconds" the writing, too. Any length takes the same
-    memory. Raises UserError for whatever the user can mend; then nothing half-written is left.
+    out_dir: "" is a new folder, `<run_dir>/samples/<source>_<step>` or, where that exists, with `-2`, `-3`,
+    ... behind it (`samples/` here, where the run's folder cannot be written to). checkpoint: see `open_run`.
+    direction: "x_to_y" or "y_to_x". actions: JSON list, one for each predicted frame, where there is an
+    action space; "" takes those of the source, recorded or, where the system invents its own, seen in the
+    frames. seed: for systems that sample. progress: is called after each frame; what it raises ends the job.
+    say: is told, in words, what had to be changed. "frames_per_second" counts the model alone, "seconds" the
+    writing, too. Any length takes the same memory. Raises UserError for whatever the user can mend; then
+    nothing half-written is left.
     """
     _check_settings(num_frames, fps, seed)
     system = open_run(run_dir, checkpoint, device)
     _check_direction(system, direction)
     actions = _parse_actions(actions)
-    given = read_source(system, source, direction)
+    given = read_source(system, source, direction, say)
     if isinstance(system, Translates):
-        job = _translation(system, given, num_frames, direction, actions)
+        job = _translation(system, given, num_frames, direction, actions, say)
         name = f"{given.name}_{direction}"
     else:
         job = _continuation(system, given, num_frames, actions, seed)
         name = given.name
-    folder = _folder_for(system.run, name, out_dir)
     size = [system.config.height, system.config.width]
     began = time.perf_counter()
-    with can_write(folder, "make room there or choose another out_dir"):
-        files, written = write(job, folder, fps, size)
+    with _folder_for(system.run, name, out_dir) as folder:
+        files, written = write(job, folder, fps, size, progress)
     result = _about(system, given) | {
         "num_frames": written,
         "fps": fps,
@@ -75,7 +85,7 @@ def generate(
         "files": files,
     }
     result |= job.facts()
-    write_json(folder / "generation.json", result)
+    write_json(folder / ABOUT, result)
     return result
 
 
@@ -137,13 +147,13 @@ def _continuation(system, given, num_frames, actions, seed):
     return Continuation(frames, count, given.context, truth, actions)
 
 
-def _translation(system, given, num_frames, direction, actions):
+def _translation(system, given, num_frames, direction, actions, say):
     """The job that brings a source's clip into the other domain."""
     check_actions(actions, system.action_space, num_frames, system.device)
     there = len(given.context)
     if there < num_frames:
         has = f"{there} frame{'s' if there > 1 else ''} from its start on"
-        print(f"{given.text} has {has}: num_frames={num_frames} becomes {there}")
+        say(f"{given.text} has {has}: num_frames={num_frames} becomes {there}")
     clip, truth = given.context[:num_frames], given.truth[:num_frames]
     shots = [start for start in given.shots if start < len(clip)]
     frames = Timed(stream_translation(system, clip, direction, shots))
@@ -190,15 +200,37 @@ def _too_few_actions(given, system, count, known):
 # ---- where it goes
 
 
+@contextlib.contextmanager
 def _folder_for(run, name, out_dir):
-    """`out_dir`, or a folder among the run's samples. Raises UserError where it holds other frames."""
+    """`out_dir`, or a new folder among the run's samples, which goes again where the block raises.
+
+    Raises UserError where it holds other frames, or cannot be written to.
+    """
     step = Path(run.checkpoint).stem if run.step is None else run.step
     folder = Path(out_dir or samples_of(run.dir) / f"{name}_{step}")
-    if (folder / "frames").exists() and not (folder / "generation.json").exists():
-        raise UserError(
-            f"{folder / 'frames'} was not written by a generation; choose another out_dir, or remove it"
-        )
-    return folder
+    with can_write(folder, "make room there or choose another out_dir"):
+        if not out_dir:
+            folder = _new_folder(folder)
+        elif (folder / "frames").exists() and not (folder / ABOUT).exists():
+            raise UserError(
+                f"{folder / 'frames'} was not written by a generation; choose another out_dir, or remove it"
+            )
+        try:
+            yield folder
+        except BaseException:
+            if not out_dir:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _new_folder(wanted):
+    """Make the folder `wanted`, or the first of `<wanted>-2`, `<wanted>-3`, ... that is new -> its path."""
+    folder = wanted
+    for number in itertools.count(2):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+        folder = wanted.with_name(f"{wanted.name}-{number}")
 
 
 def _about(system, given):
@@ -210,3 +242,16 @@ def _about(system, given):
         "step": system.run.step,
         "source": given.text,
     }
+
+
+# ---- what is kept
+
+
+def kept(run_dir):
+    """What was generated with a run and is still there, newest first: {folder: what generation.json says}."""
+    found = {}
+    files = samples_of(run_dir).glob("*/video.gif")
+    for file in sorted(files, key=os.path.getmtime, reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            found[file.parent] = read_json(file.parent / ABOUT)
+    return found

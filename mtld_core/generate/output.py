@@ -18,20 +18,21 @@ from mtld_core import media, metrics
 from mtld_core.frames import evenly
 
 STRIP_COLUMNS = 8
+ENDED = 96  # the grey where the truth has ended, of 255
 
 
 class Moment(typing.NamedTuple):
     """What a job gives at a time: the frame to write, and what is shown with it."""
 
     frame: torch.Tensor
-    beside: typing.Sequence = ()  # the pictures of comparison.mp4, () where it has ended
+    beside: typing.Sequence = ()  # the pictures of comparison.mp4, () where there is none
     cells: typing.Sequence = ()  # a column of the strip
 
 
-def write(job, out_dir, fps, size):
+def write(job, out_dir, fps, size, progress):
     """Run a job into all writers -> (names of what was written, number of frames).
 
-    Where it raises, nothing is left.
+    progress: is called after each frame. Where it or the job raises, nothing is left.
     """
     out_dir, (height, width) = Path(out_dir), size
     comparison = out_dir / "comparison.mp4"
@@ -50,6 +51,7 @@ def write(job, out_dir, fps, size):
                 compare(functools.reduce(media.side_by_side, moment.beside))
             if number in job.columns:
                 columns.append(moment.cells)
+            progress()
         rows = list(zip(*columns, strict=True))
         picture = media.strip(rows, job.rows, list(job.columns.values()))
         media.save_picture(out_dir / "strip.png", picture)
@@ -81,7 +83,8 @@ class Continuation:
     """The frames that a system makes, after the last context frame if there is one, beside the truth.
 
     frames: `Timed`, of `count` frames. context: uint8 `[k, H, W, 3]`, or None. truth: uint8 `[n, H, W, 3]`,
-    of the first n. actions: the list that led there, None where there are none.
+    of the first n; from there on its place is grey. actions: the list that led there, None where there are
+    none.
     """
 
     def __init__(self, frames, count, context, truth, actions):
@@ -95,14 +98,18 @@ class Continuation:
         if context is None:
             self.columns = _columns(torch.arange(count))
         else:
-            self.columns = _columns(torch.arange(1, (len(self.truth) or count) + 1), "+")
+            self.columns = _columns(torch.arange(1, count + 1), "+")
 
     def __iter__(self):
         if self.first is not None:
             yield Moment(self.first, [self.first] * len(self.compared))
         for t, frame in enumerate(self.frames):
-            if t >= len(self.truth):
+            if not self.compared:
                 yield Moment(frame, cells=[frame])
+                continue
+            if t >= len(self.truth):
+                grey = torch.full_like(frame, ENDED)
+                yield Moment(frame, [grey, frame], [grey, frame, grey])
                 continue
             real = self.truth[t].cpu()
             self.errors.append(metrics.mse(torch.stack([frame, self.first]), real).tolist())

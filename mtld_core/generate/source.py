@@ -7,14 +7,15 @@ from pathlib import Path
 import torch
 
 from mtld_core.config import UserError, check, find, looked_in
+from mtld_core.data.folder import VIDEO_SUFFIXES
 from mtld_core.data.truth import open_truth, true_frames
-from mtld_core.frames import fit_frame
+from mtld_core.frames import cut_away, fit_frame
 from mtld_core.judge.windows import windows_of
-from mtld_core.media import read_image
+from mtld_core.media import fetch, last_frames, read_image
 from mtld_core.systems.base import Reconstructs, Samples, Translates
 from mtld_core.systems.opening import open_as_learned, own_dataset
 
-# files that hold many frames; any other file is taken for a picture
+# files that hold many frames; any other file is taken for a picture or, by its name, for a video
 DATASET_SUFFIXES = (".jsonl", ".h5", ".hdf5")
 NOISE = "noise"
 
@@ -30,13 +31,14 @@ class Source(typing.NamedTuple):
     shots: tuple = ()  # where in a translator's clip a new shot begins
 
 
-def read_source(system, source, direction="x_to_y"):
+def read_source(system, source, direction="x_to_y", say=print):
     """Read what an opened run is to start from -> `Source`. Raises UserError.
 
-    source: an image file (it stands for all k context frames), a clip's folder or a recording (the first k
-    frames, of the first episode that has as many), "dataset:<arc>/<frame>" (the last context frame, by the
-    number in its file name, from the run's own dataset), or "" for the first held-out window. The truth ends
-    with the arc, or before it with the shot. "noise" is for systems that draw from it, and their "".
+    source: an image file (it stands for all k context frames), a video (its last k frames), the web address
+    of either, a clip's folder or a recording (the first k frames, of the first episode that has as many),
+    "dataset:<arc>/<frame>" (the last context frame, by the number in its file name, from the run's own
+    dataset), or "" for the first held-out window. The truth ends with the arc, or before it with the shot.
+    "noise" is for systems that draw from it, and their "". say: is told, in words, of what had to be changed.
 
     For a translator all of them name a clip of the domain that `direction` ("x_to_y" or "y_to_x") starts
     from: an image one of a single frame, "dataset:<arc>/<frame>" and "" one that goes on to the end of the
@@ -51,14 +53,11 @@ def read_source(system, source, direction="x_to_y"):
         return Source(NOISE, NOISE, None, _no_frames(system))
     if not source or source.startswith("dataset:"):
         return from_dataset(system, own_dataset(system), source, direction)
-    check(source != "sample", 'source="sample" is no source; empty, it is a frame that the run is judged on')
-    path = Path(find(source))
-    if not os.path.exists(path):
-        raise UserError(f"source={source}: no such image file, folder or recording{looked_in(path)}")
+    path = path_of(source)
     if path.is_dir() or path.suffix.lower() in DATASET_SUFFIXES:
         given = _from_clip(system, path, direction)
     else:
-        given = _from_picture(system, path)
+        given = _from_pictures(system, path, say)
     return given._replace(text=source, name=path.stem)
 
 
@@ -66,19 +65,37 @@ def _no_frames(system):
     return torch.empty(0, system.config.height, system.config.width, 3, dtype=torch.uint8)
 
 
-def _from_picture(system, path):
+def path_of(source):
+    """The file or folder of a source; what a web address gives is fetched. Raises UserError."""
+    check(source != "sample", 'source="sample" is no source; empty, it is a frame that the run is judged on')
+    is_address = source.startswith(("http://", "https://"))
+    path = fetch(source) if is_address else Path(find(source))
+    if not os.path.exists(path):
+        wanted = "image or video file, folder or recording"
+        raise UserError(f"source={source}: no such {wanted}{looked_in(path)}")
+    return path
+
+
+def pictures(path, count=1, say=print):
+    """A picture, or up to `count` last frames of a video: a list of uint8 `[H, W, 3]`. Raises UserError."""
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        return last_frames(path, count, say)
+    return [read_image(path)]
+
+
+def _from_pictures(system, path, say):
     size = height, width = system.config.height, system.config.width
-    picture = read_image(path)
-    if picture.shape[:2] != size:
-        given = f"{picture.shape[1]}x{picture.shape[0]}"
-        print(f"{path.name} is {given}: its centre is cut out and scaled to {width}x{height}")
-        picture = fit_frame(picture, *size)
     k = context_of(system)
-    if k > 1:
-        print(
-            f"this run starts from {k} frames: the picture stands for all of them, so nothing moves in it yet"
-        )
-    context = torch.from_numpy(picture).expand(k, -1, -1, -1)
+    frames = pictures(path, k, say)
+    h, w = frames[0].shape[:2]
+    if (h, w) != size:
+        lost = cut_away(h, w, *size)
+        say(f"{path.name} is {w}x{h}: its centre is scaled to {width}x{height}, {lost:.0%} is cut away")
+    missing = k - len(frames)
+    if missing:
+        say(f"this run starts from {k} frames: one stands for {missing + 1} of them, in which nothing moves")
+    frames = [frames[0]] * missing + frames
+    context = torch.stack([torch.from_numpy(fit_frame(frame, *size)) for frame in frames])
     return Source("", "", context, _no_frames(system))
 
 

@@ -24,6 +24,8 @@ JUDGEMENT = "judgement.png"  # curves over the horizon, of the newest figures
 JUDGEMENTS = "judgements"  # figures of checkpoints that were judged once more
 WEIGHTS = "model.safetensors"  # in a checkpoint, and in a run that was given away
 
+EXAMPLES = Path(__file__).parents[2] / "examples"  # of the project: shared runs to begin with
+
 # what config.json has to hold, and "config" in a manifest holds, too
 PARTS = {"system": str, "preset": str, "config": dict, "training": dict, "dataset": dict}
 
@@ -40,9 +42,13 @@ def samples_of(run_dir):
     return Path(SAMPLES, run_dir.name) if read_only else run_dir / SAMPLES
 
 
-def runs_in(folder):
-    """Paths of the runs that lie in `folder`, here or else in the project, as text, sorted."""
-    return sorted(path.parent.as_posix() for path in Path(find(folder)).glob(f"*/{CONFIG}"))
+def runs_in(*folders):
+    """Paths of the runs that lie in these folders, as text, sorted folder by folder; each run once."""
+    found = {}
+    for folder in folders:
+        for path in sorted(Path(find(folder)).glob(f"*/{CONFIG}")):
+            found.setdefault(path.resolve(), path.parent.as_posix())
+    return list(found.values())
 
 
 def checkpoint_name(step):
@@ -103,6 +109,15 @@ def read_pointer(path):
         if isinstance(pointer, dict) and isinstance(pointer.get("checkpoint"), str):
             return pointer
     return None
+
+
+def age_of(path):
+    """How long ago a file was written: "2 hours ago"."""
+    seconds = time.time() - Path(path).stat().st_mtime
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length:.0f} {unit}s ago"
+    return "just now"
 
 
 # ---- its log

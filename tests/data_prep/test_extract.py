@@ -16,12 +16,13 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
-from conftest import write_video
+from conftest import moving_square, write_video
 from PIL import Image
 
 from data_prep import extract_frames, sources, video
 from data_prep.extract_frames import extract
 from data_prep.lists import LONGEST, safe_name
+from data_prep.report import fitting_shape
 from mtld_core.config import UserError
 
 SCRIPT = Path(extract_frames.__file__)
@@ -384,6 +385,37 @@ def test_crop_pad_and_stretch(clip, tmp_path):
     assert got["pad"][0].max() == got["pad"][-1].max() == 0 and got["pad"][12].min() > 100
     extract(clip, tmp_path / "wide", width=32, progress=False)
     assert pictures(tmp_path / "wide" / "clip")[0].shape == (24, 32, 3)  # the height follows
+
+
+def test_what_is_cut_away_is_said_and_a_shape_is_proposed(tmp_path):
+    clip = write_video(tmp_path / "phone.mp4", moving_square(10, 160, 90))
+    table = extract(clip, tmp_path / "square", height=32, width=32, progress=False).table()
+    assert "done (44% cut away, top and bottom)" in table
+    assert "44% of phone is cut away (top and bottom): it is 160x90, and 32x32 was asked for." in table
+    assert "height=64 and width=32 cut 11%; fit='pad' cuts nothing" in table
+    assert extract(clip, tmp_path / "square", height=32, width=32, progress=False).table() == table.replace(
+        "done", "kept"
+    )
+    for options in ({"fit": "pad"}, {"fit": "stretch"}, {"height": 0}, {"width": 18}):
+        settings = {"height": 32, "width": 32} | options
+        assert "cut away" not in extract(clip, tmp_path / "other", progress=False, **settings).table()
+    old = tmp_path / "square/phone/.arc.json"
+    old.write_text(json.dumps({k: v for k, v in json.loads(old.read_text()).items() if k != "original"}))
+    assert "cut away" not in extract(clip, tmp_path / "square", height=32, width=32, progress=False).table()
+
+
+@pytest.mark.parametrize(
+    ("original", "size", "shape"),
+    [
+        ((1920, 1080), (64, 64), (112, 64)),
+        ((1080, 1920), (64, 64), (64, 112)),
+        ((1920, 1080), (128, 224), (256, 144)),
+        ((480, 640), (64, 64), (48, 64)),
+        ((100, 100), (8, 8), (8, 8)),
+    ],
+)
+def test_the_shape_that_is_proposed(original, size, shape):
+    assert fitting_shape(original, size) == shape
 
 
 def test_a_turned_phone_video_comes_out_upright(clip, tmp_path):

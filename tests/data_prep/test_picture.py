@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 from av.video.reformatter import Colorspace
+from conftest import with_matrix
 from PIL import Image
 
 from data_prep.picture import standard
@@ -65,18 +66,6 @@ def patches(picture):
 def upright(tmp_path_factory):
     path = tmp_path_factory.mktemp("upright") / "v.mp4"
     return write(path, [rgb_frame(quarters())] * 3, options={"qp": "4"})
-
-
-def with_matrix(source, path, a, b, c, d):
-    """A copy of an mp4 file whose pixels (x, y) are to be shown at (a x + c y, b x + d y), but for a
-    shift.
-    """
-    data = bytearray(source.read_bytes())
-    at = data.index(b"tkhd") + 4 + 40
-    for i, value in enumerate([a, b, 0, c, d, 0]):
-        data[at + 4 * i : at + 4 * i + 4] = round(0x10000 * value).to_bytes(4, "big", signed=True)
-    path.write_bytes(data)
-    return path
 
 
 def shown_at(picture, a, b, c, d):

@@ -1,24 +1,30 @@
 """The whole job of generating: what is written, what it is compared with, and what is refused."""
 
+import functools
+import http.server
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
-from conftest import shown, write_arcs
+from conftest import shown, with_matrix, write_arcs, write_video
 from PIL import Image
 from rolling import Toy, ToyConfig, open_toy, picture, write_rolling_arcs
 from steered import QUICK, steered_run, write_recording
 
+from data_prep.video import Video
 from mtld_core import media, open_run
 from mtld_core.config import ConfigError, UserError
 from mtld_core.frames import to_uint8
 from mtld_core.generate import jobs as generation
 from mtld_core.generate.rollouts import rollout
+from mtld_core.generate.source import read_source
 from mtld_core.systems import SYSTEMS
 from mtld_core.train import train
 
@@ -60,7 +66,8 @@ def test_from_a_picture(opened, tmp_path, capsys):
 def test_a_picture_of_another_size_is_fitted_and_said(opened, tmp_path, capsys):
     Image.fromarray(picture(100, 80)).save(tmp_path / "big.jpg")
     result = generation.generate("run", str(tmp_path / "big.jpg"), 2)
-    assert "big.jpg is 80x100: its centre is cut out and scaled to 24x16" in capsys.readouterr().out
+    said = "big.jpg is 80x100: its centre is scaled to 24x16, 47% is cut away"
+    assert said in capsys.readouterr().out
     assert media.read_image(Path(result["out_dir"]) / "frames/frame_0001.png").shape == (16, 24, 3)
 
 
@@ -71,7 +78,13 @@ def test_from_the_dataset_with_its_truth(opened, tmp_path):
     assert {"comparison.mp4", "strip.png"} <= set(result["files"])
     with av.open(str(tmp_path / "out/comparison.mp4")) as video:
         pairs = [shown(f) for f in video.decode(video=0)]
-    assert len(pairs) == 17 and pairs[0].shape == (16, 50, 3)
+    assert len(pairs) == 30 and pairs[0].shape == (16, 50, 3)
+    truths = [pair[:, :22].astype(int) for pair in pairs]  # grey from where it ends on
+    assert all(np.ptp(truth) < 8 for truth in truths[17:]) and all(
+        np.ptp(truth) > 50 for truth in truths[:17]
+    )
+    strip = media.read_image(tmp_path / "out/strip.png")
+    assert strip.shape[1] > 8 * 144 and (strip[:, -100:] == 96).all(-1).any()
     truth = media.read_image(tmp_path / "data/moves/frame_0023.png")
     for half in (pairs[10][:, :24], pairs[10][:, 26:]):
         assert np.abs(half[:, 2:-2].astype(int) - truth[:, 2:-2]).mean() < 6
@@ -133,7 +146,7 @@ def test_generate_sequence(opened, tmp_path):
         ({"direction": "y_to_x"}, "direction='y_to_x' is for translators"),
         ({"direction": "sideways"}, "direction must be 'x_to_y' or 'y_to_x', not 'sideways'"),
         ({"source": "noise"}, "source='noise' is for systems that draw from noise; toy starts from an image"),
-        ({"source": "none.png"}, "none.png: no such image file"),
+        ({"source": "none.png"}, "none.png: no such image or video file, folder or recording"),
         ({"source": "dataset:moves"}, 'is not "dataset:<arc>/<frame number>"'),
         ({"source": "dataset:move/12"}, "no arc 'move'; did you mean 'moves'"),
         ({"source": "dataset:moves/99"}, "no frame 99; its frames go from 10 to 29"),
@@ -179,6 +192,109 @@ def test_somebody_elses_frames_are_not_replaced(opened, tmp_path):
     Image.fromarray(picture()).save(tmp_path / "out/frames/frame_0000.png")
     with pytest.raises(UserError, match="was not written by a generation"):
         generation.generate("run", "dataset:moves/10", 4, out_dir=str(tmp_path / "out"))
+
+
+# ---- what it may also start from
+
+
+def test_a_video_goes_on_from_its_last_frames(opened, tmp_path, capsys):
+    opened(context=3)
+    film = [np.roll(smooth_picture(), 2 * i, 1) for i in range(12)]
+    write_video(tmp_path / "film.mp4", film)
+    given = read_source(opened(context=3), str(tmp_path / "film.mp4"))
+    assert np.abs(given.context.numpy().astype(int) - np.stack(film[-3:])).mean() < 3
+    result = generation.generate("run", str(tmp_path / "film.mp4"), 3)
+    assert result["out_dir"].endswith("film_7") and capsys.readouterr().out == ""
+    write_video(tmp_path / "short.mp4", film[:2])
+    given = read_source(opened(context=3), str(tmp_path / "short.mp4"))
+    assert given.context[0].equal(given.context[1]) and not given.context[1].equal(given.context[2])
+    assert "one stands for 2" in capsys.readouterr().out
+    (tmp_path / "broken.mp4").write_bytes((tmp_path / "film.mp4").read_bytes()[:300])
+    with pytest.raises(UserError, match=r"broken\.mp4 cannot be read as a video"):
+        read_source(opened(), str(tmp_path / "broken.mp4"))
+
+
+def smooth_picture():
+    y, x = np.mgrid[:16, :24]
+    return np.stack([100 + 60 * np.sin(x * np.pi / 12), y * 8 + 40, 0 * x + 90], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)])
+def test_a_phones_video_comes_out_upright_as_in_notebook_01(tmp_path, matrix):
+    straight = write_video(tmp_path / "film.mp4", [np.roll(smooth_picture(), i, 1) for i in range(8)])
+    turned = with_matrix(straight, tmp_path / "turned.mp4", *matrix)
+    wanted = [shown.rgb for shown in Video(turned)][-2:]
+    assert np.array_equal(media.last_frames(turned, 2), wanted)
+
+
+@pytest.fixture
+def site(tmp_path):
+    """The address of a web server that has what lies in `site/`."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_picture_or_video_from_an_address(opened, tmp_path, site):
+    Image.fromarray(picture()).save(tmp_path / "site/über uns.png")
+    write_video(tmp_path / "site/film.mp4", [picture(seed=i) for i in range(3)])
+    for name in ("über uns.png", "%C3%BCber%20uns.png?size=large"):
+        result = generation.generate("run", f"{site}/{name}", 2)
+        first = media.read_image(Path(result["out_dir"], "frames/frame_0000.png"))
+        assert np.array_equal(first, picture()) and result["source"] == f"{site}/{name}"
+    assert generation.generate("run", f"{site}/film.mp4", 2)["out_dir"].endswith("film_7")
+    (tmp_path / "site/page.html").write_text("<p>a picture</p>")
+    (tmp_path / "site/broken.png").write_text("none")
+    for name, message in (
+        ("page.html", "is a web page: give the address of the picture"),
+        ("broken.png", "/broken.png cannot be read as a picture"),
+        ("gone.png", r"gone\.png cannot be fetched \(HTTP Error 404.*\): save it and give the file's path"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            generation.generate("run", f"{site}/{name}", 2)
+        assert "\n" not in str(error.value)
+
+
+# ---- a folder for each
+
+
+def test_each_has_a_folder_of_its_own(opened, tmp_path):
+    results = [generation.generate("run", "dataset:moves/13", length) for length in (3, 4, 5)]
+    assert [Path(result["out_dir"]).name for result in results] == [
+        "moves_13_7",
+        "moves_13_7-2",
+        "moves_13_7-3",
+    ]
+    for result in results:
+        assert len(folder_of(Path(result["out_dir"], "frames"))) == result["num_frames"]
+    assert [about["num_frames"] for about in generation.kept(tmp_path / "run").values()] == [5, 4, 3]
+
+
+def test_what_ends_on_the_way_leaves_no_folder(opened, tmp_path):
+    made = []
+
+    def enough():
+        made.append(len(made))
+        if len(made) == 4:
+            raise UserError("that will do")
+
+    with pytest.raises(UserError, match="that will do"):
+        generation.generate("run", "dataset:moves/13", 20, progress=enough)
+    assert folder_of(tmp_path / "run/samples") == [] and generation.kept(tmp_path / "run") == {}
+    generation.generate("run", "dataset:moves/13", 3, progress=lambda: made.append(0))
+    assert len(made) == 7
+
+
+def test_a_run_that_cannot_be_written_to_generates_here(opened, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    result = generation.generate("run", "dataset:moves/13", 3)
+    assert Path(result["out_dir"]) == tmp_path / "samples/moves_13_7"
+    assert list(generation.kept("run")) == [Path("samples/moves_13_7")]
 
 
 # ---- steered

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import shown
 from PIL import Image
+from rolling import press_generate
 from torch import nn
 
 from mtld_core import media
@@ -211,6 +212,7 @@ def test_a_truth_with_a_hole_is_refused(tmp_path):
 def opened(tmp_path, monkeypatch):
     """A run of `Negative` on a pair of domains with a known truth; returns the system."""
     write_pair(tmp_path / "data")
+    (tmp_path / "run").mkdir()
     system = Negative().eval()
     system.run = types.SimpleNamespace(
         dir=tmp_path / "run",
@@ -295,7 +297,7 @@ def test_a_single_image_is_a_clip_of_one_frame(opened, tmp_path, capsys):
     assert result["num_frames"] == 1 and np.array_equal(written(result), np.full((1, HEIGHT, WIDTH, 3), 215))
     said = capsys.readouterr().out
     assert (
-        "its centre is cut out and scaled to 12x8" in said
+        "its centre is scaled to 12x8, 0% is cut away" in said
         and "has 1 frame from its start on: num_frames=5 becomes 1" in said
     )
     assert result["comparison"] == "source | translated" and "psnr" not in result and result["flicker"] == 0
@@ -433,7 +435,7 @@ def test_the_form_offers_both_directions_and_whole_clips(form):
     assert form.arc.options == tuple(f"arc_{i}" for i in range(6)) and form.frame.options == tuple(
         range(5, 25)
     )
-    form.button.click()
+    press_generate(form)
     assert (
         form.result["direction"] == "x_to_y"
         and form.result["num_frames"] == 20
@@ -444,7 +446,7 @@ def test_the_form_offers_both_directions_and_whole_clips(form):
     form.direction.value = "y_to_x"
     assert form.arc.options[-1] == "arc_of_y"
     form.arc.value = "arc_of_y"
-    form.button.click()
+    press_generate(form)
     assert (
         form.result["direction"] == "y_to_x"
         and form.result["source"] == "dataset:arc_of_y/5"
@@ -458,9 +460,6 @@ def test_the_form_of_a_run_without_its_dataset_still_takes_pictures(form, tmp_pa
     again = panel.GeneratePanel(form.run.value)
     assert "name an image file or a clip" in again.message.value
     Image.fromarray(clip(1)[0]).save(tmp_path / "up.png")
-    again.start.value = "picture"
-    again.upload = types.SimpleNamespace(
-        value=({"name": "up.png", "content": (tmp_path / "up.png").read_bytes()},)
-    )
-    again.button.click()
+    again._keep("up.png", (tmp_path / "up.png").read_bytes())
+    press_generate(again)
     assert again.result["num_frames"] == 1 and again.direction.layout.display == ""

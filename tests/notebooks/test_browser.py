@@ -12,11 +12,14 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import write_arcs
+from conftest import write_arcs, write_video
+from PIL import ExifTags, Image
 from steered import steered_run
 
 from data_prep.record_game import record
+from mtld_core.media import read_image
 from mtld_core.train import train
 
 pytestmark = pytest.mark.clocked
@@ -130,6 +133,29 @@ OVERLAPS = """() => {  // the parts of the panel that lie on each other or stick
   }
   return found
 }"""
+GENERATED = """async ([name, count]) => {  // Generate, or Cancel soon after it, until so many are in the gallery
+  const button = name => [...document.querySelectorAll('.mtld-generate button')].find(b => b.innerText.trim() == name)
+  const until = async (true_, what) => {
+    for (const began = performance.now(); !true_(); await new Promise(go => setTimeout(go, 5)))
+      if (performance.now() - began > 60000) throw new Error(`${name}: no ${what} within a minute`)
+  }
+  if (name) button('Generate').click()
+  if (name) await until(() => !button('Cancel').disabled, 'beginning')
+  if (name == 'Cancel') button('Cancel').click()
+  await until(() => !button('Generate').disabled, 'end')
+  const hung = () => [...document.querySelectorAll('.mtld-generate button')].filter(b => b.innerText == 'Delete')
+  await until(() => hung().length == count, `gallery of ${count}`)
+}"""
+START = """const start = [...document.querySelectorAll('.mtld-generate img')].find(one => one.width == 128)
+  const pen = new OffscreenCanvas(1, 1).getContext('2d')
+  pen.drawImage(start, 0, 0, 1, 1)
+  return pen.getImageData(0, 0, 1, 1).data[0]"""
+SLOW = """
+import time
+from mtld_core.generate.output import Timed
+fast = Timed.__next__
+Timed.__next__ = lambda self: (time.sleep(0.1), fast(self))[1]
+"""
 STEERED = f"""import sys
 sys.path.append({str(ROOT / "tests")!r})
 from mtld_core.systems import SYSTEMS
@@ -171,7 +197,7 @@ def lab(tmp_path_factory):
         steps=10**6,
         overrides=overrides,
     )
-    copy_page("03_generate", folder, run_dir='"runs/made"', num_frames=24)
+    copy_page("03_generate", folder, after_setup=SLOW, run_dir='"runs/made"', num_frames=24)
     with pytest.MonkeyPatch.context() as patch:
         record("ALE/Pong-v5", 240, folder / "pong.h5", episode_steps=40, progress=False)
         steered_run(patch, folder, folder / "pong.h5")
@@ -328,13 +354,47 @@ def test_a_generated_video_plays_and_can_be_saved(open_page, lab):
     ]
 
     page.locator(f"{GENERATE} button", has_text="picture").click()
+
+    def upload(file, said):
+        with page.expect_file_chooser() as chooser:
+            page.locator(f"{GENERATE} button", has_text="Upload").click()
+        chooser.value.set_files(file)
+        page.locator(GENERATE).get_by_text(said).wait_for()  # before Generate is pressed
+
     (lab[1] / "notes.png").write_text("no picture")
-    with page.expect_file_chooser() as chooser:
-        page.locator(f"{GENERATE} button", has_text="Upload").click()
-    chooser.value.set_files(lab[1] / "notes.png")
-    page.locator(GENERATE).get_by_text(
-        "notes.png cannot be read as a picture"
-    ).wait_for()  # said before Generate is pressed
+    upload(lab[1] / "notes.png", "notes.png cannot be read as a picture")
+    upload(
+        large_picture(lab[1] / "phone.jpg"),
+        re.compile(r"phone\.jpg: 2\d,\d{3} kB, of which your browser sent \d{2,3} kB"),
+    )
+    page.evaluate(GENERATED, ["Generate", 3])
+    newest = max(lab[1].glob("runs/made/samples/phone_*/frames/frame_0000.png"), key=os.path.getmtime)
+    quarters = read_image(newest).reshape(2, 8, 2, 8, 3).mean((1, 3, 4))
+    assert (np.abs(quarters - [[160, 50], [200, 90]]) < 8).all()  # turned as its EXIF says
+    film = write_video(
+        lab[1] / "phone.mp4", [np.full((160, 90, 3), grey, np.uint8) for grey in range(40, 200, 10)]
+    )
+    upload(film, re.compile(r"phone\.mp4: \d+ kB, of which your browser sent \d+ kB"))
+    shown = page.evaluate(f"async () => {{ {START} }}")
+    assert abs(shown - 190) < 8
+    page.evaluate(GENERATED, ["Cancel", 3])
+    page.locator(GENERATE).get_by_text(re.compile(r"cancelled after \d+ frames")).wait_for()
+    page.locator(f"{GENERATE} button", has_text="Delete").last.click()
+    page.locator(f"{GENERATE} button", has_text="Really delete").click()
+    page.evaluate(GENERATED, ["", 2])
+    assert len(list(lab[1].glob("runs/made/samples/*/generation.json"))) == 2
+
+
+def large_picture(path):
+    """A JPEG of over 20 MB, four noisy quarters of different grey, that is to be shown turned clockwise."""
+    side, random = 3200, np.random.default_rng(0)
+    grey = np.kron([[50, 90], [160, 200]], np.ones((side // 2, side // 2), np.int16))
+    noisy = grey[..., None] + random.integers(-48, 48, (side, side, 3), np.int16)
+    picture = Image.fromarray(noisy.astype(np.uint8))
+    picture.getexif()[ExifTags.Base.Orientation] = 6
+    picture.save(path, quality=97, subsampling=0, exif=picture.getexif())
+    assert path.stat().st_size > 20e6
+    return path
 
 
 def test_a_dream_is_steered_by_clicks_and_by_keys(open_page, lab):
