@@ -293,8 +293,8 @@ def test_a_run_that_cannot_be_written_to_generates_here(opened, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     result = generation.generate("run", "dataset:moves/13", 3)
-    assert Path(result["out_dir"]) == tmp_path / "samples/moves_13_7"
-    assert list(generation.kept("run")) == [Path("samples/moves_13_7")]
+    assert Path(result["out_dir"]) == tmp_path / "samples/run/moves_13_7"
+    assert list(generation.kept("run")) == [Path("samples/run/moves_13_7")]
 
 
 # ---- steered
