@@ -47,8 +47,8 @@ PRESS = """async ([name, sign]) => {
   return (performance.now() - began) / 1000
 }"""
 
-OVERLAPS = """() => {  // parts of the panel that lie upon each other, or stick out of the page
-  const panel = document.querySelector('.mtld-train')
+OVERLAPS = """panel => {  // parts of the panel that lie upon each other, or stick out of the page
+  panel = document.querySelector(panel)
   const page = panel.closest('.jp-OutputArea-output').getBoundingClientRect()
   const kinds = 'button, input, img, table, .widget-inline-hbox, .progress, .widget-html-content > *'
   const parts = [...panel.querySelectorAll(kinds)].filter(one => one.offsetWidth && one.offsetHeight)
@@ -118,20 +118,6 @@ CELLS = "() => jupyterapp.shell.currentWidget.content.widgets.length"
 PAD = """code => {  // a gamepad with this button down, of 16; none: without
   const buttons = [...Array(16).keys()].map(i => ({pressed: i == code}))
   navigator.getGamepads = () => [null, {axes: [0.1, -0.1], buttons}]
-}"""
-OVERLAPS = """() => {  // the parts of the panel that lie on each other or stick out of it
-  const panel = document.querySelector('.mtld-play')
-  const parts = [...panel.querySelectorAll('button, img, .widget-html, .widget-dropdown, .widget-slider')]
-  const named = parts.map(one => [one.innerText.slice(0, 20) || one.className, one.getBoundingClientRect()])
-  const shown = named.filter(([_, box]) => box.width && box.height)
-  const edge = panel.getBoundingClientRect().right + 1
-  const found = shown.filter(([_, box]) => box.right > edge).map(([name]) => name)
-  for (const [name, a] of shown) for (const [other, b] of shown) {
-    const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left)
-    const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top)
-    if (a != b && wide > 1 && high > 1) found.push(`${name} on ${other}`)
-  }
-  return found
 }"""
 GENERATED = """async ([name, count]) => {  // Generate, or Cancel soon after it, until so many are in the gallery
   const button = name => [...document.querySelectorAll('.mtld-generate button')].find(b => b.innerText.trim() == name)
@@ -313,7 +299,7 @@ def test_training_is_watched_paused_saved_and_stopped(open_page, lab):
         page.wait_for_timeout(500)
         page.evaluate(SHOW)
         page.screenshot(path=lab[1] / f"panel_{width}.png")
-        assert page.evaluate(OVERLAPS) == [] and page.evaluate(COLUMNS) == columns
+        assert page.evaluate(OVERLAPS, TRAIN) == [] and page.evaluate(COLUMNS) == columns
 
     page.evaluate(PRESS, ["Go on", "^training"])
     page.evaluate(CHANGE, ["steps = 1000000", "steps = 1000005"])
@@ -321,7 +307,7 @@ def test_training_is_watched_paused_saved_and_stopped(open_page, lab):
     changed.wait_for()
     page.evaluate(SHOW)
     page.screenshot(path=lab[1] / "panel_changed.png")
-    assert page.evaluate(OVERLAPS) == [] and status.inner_text().startswith("training")
+    assert page.evaluate(OVERLAPS, TRAIN) == [] and status.inner_text().startswith("training")
     page.evaluate(PRESS, ["Train so", "^training.* of 1000005 "])
     assert not changed.is_visible()
 
@@ -332,7 +318,8 @@ def test_training_is_watched_paused_saved_and_stopped(open_page, lab):
     page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     kept = open_page("02_train", run=False)
     kept.wait_for_function(SCROLL)
-    for words in (verdict.split(" ")[0], "skill_db", "torch", "how far ahead it sees"):
+    verdict = json.loads((run / "report.json").read_text())["verdict"]  # of the run that went on
+    for words in (verdict, "skill_db", "torch", "how far ahead it sees"):
         kept.locator(".mtld-kept").get_by_text(words).first.wait_for()
     shown = kept.locator(".mtld-kept img")
     assert shown.count() == 3 and all(picture.bounding_box()["height"] > 100 for picture in shown.all())
@@ -533,5 +520,5 @@ def test_three_hundred_live_steps_of_whose_keys_the_page_hears_nothing(open_page
         for width in (900, 1400):
             page.set_viewport_size({"width": width, "height": 1000})
             page.wait_for_timeout(300)
-            assert page.evaluate(OVERLAPS) == []
+            assert page.evaluate(OVERLAPS, PLAY) == []
             page.locator(PLAY).screenshot(path=lab[1] / f"panel_{theme[11:]}_{width}.png")
