@@ -54,7 +54,6 @@ UNET = {
     "layers": 2,
     "lambda_l1": 0.0,
     "lambda_mse": 10.0,
-    "lr_muon": 0.02,
     "lr_schedule": "cosine",
     "eval_horizon": 16,
     "eval_every_steps": 0,

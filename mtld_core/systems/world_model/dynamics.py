@@ -1,6 +1,6 @@
 """Dynamics: the next frame's latents from those so far and the actions, in the space of a frozen tokenizer.
 
-objective "mse" draws the next latents at once; "masked" fills in the next frame's codes, the surest first
+objective "mse" draws the next latents at once; "masked" fills in the next frame's codes, surer patches first
 (MaskGIT, Chang et al. 2022). Letters: B batch, T frames, P patches a frame, L latent channels, E width;
 actions[:, t] leads from frame t to frame t + 1.
 """
@@ -115,7 +115,7 @@ class Dynamics(BuiltOn, InventsActions, Stage):
             "ema_decay": 0.99,
             "eval_horizon": 16,
         },
-        # on a tokenizer with codes; judged less, for a frame is drawn in eleven passes
+        # on a tokenizer with codes; judged less, for a frame is drawn in seven passes
         "codes": SMALL
         | {
             "objective": "masked",
