@@ -600,7 +600,7 @@ BAD_PICTURES = {
     "PNG cut short": (cut_picture("png"), "cannot be read as a picture"),
     "JPEG cut short": (cut_picture("jpg"), "cannot be read as a picture"),
     "GIF cut short": (cut_picture("gif"), "cannot be read as a picture"),
-    "missing": (lambda folder: folder / "a.png", "no such image file"),
+    "missing": (lambda folder: folder / "a.png", "no such image or video file"),
     "folder": (folder_named_like_a_picture, "holds no images"),
     "20,000 x 4,000 pixels": (saved(Image.new("1", (20_000, 4_000)), "a.png"), "is too large to decode"),
     "20,000 x 4,000 pixels, JPEG": (

@@ -77,8 +77,11 @@ def path_of(source):
 
 
 def pictures(path, count=1, say=print):
-    """A picture, or up to `count` last frames of a video: a list of uint8 `[H, W, 3]`. Raises UserError."""
-    if path.suffix.lower() in VIDEO_SUFFIXES:
+    """A picture, or up to `count` last frames of a video: a list of uint8 `[H, W, 3]`. Raises UserError.
+
+    A GIF is a picture, its first.
+    """
+    if path.suffix.lower() in VIDEO_SUFFIXES and path.suffix.lower() != ".gif":
         return last_frames(path, count, say)
     return [read_image(path)]
 

@@ -116,7 +116,7 @@ def test_it_starts_at_a_source(begin, tmp_path):
     assert (play.frames[0] == 90).all() and (play.act(1) == 90).all()
     play.reset("episode_1", 7)
     assert play.start == ("episode_1", 7)
-    with pytest.raises(UserError, match="no such image file"):
+    with pytest.raises(UserError, match="no such image or video file"):
         Play(system, source="nowhere.png")
 
 

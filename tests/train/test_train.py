@@ -579,7 +579,7 @@ def test_judging_on_the_way_is_given_up_for_a_stop_and_waits_for_a_pause(arcs, t
     dataset = open_data(str(arcs), config)
     report = fit(build(cls, config, dataset), dataset, training, controls)
     assert (report["status"], report["step"]) == ("stopped", 2) and report["metrics"]["psnr"] > 0
-    assert seen[:2] == ["judging", "judging"] and len(seen) > 4
+    assert all(doing.startswith("judging") for doing in seen[:2]) and len(seen) > 4
 
 
 def test_a_budget_that_is_over_before_the_first_step_ends_no_cycle(arcs, tmp_path):
