@@ -201,9 +201,11 @@ def upload_to_hub(folder, name, send=False):
 
 
 def upload_to_kaggle(folder, name, send=False):
-    """The same to Kaggle, where owner/name is a model of one variation, other/default.
+    """Yield in lines what uploading a packed run to Kaggle does, and do it if `send` is true.
 
+    name: owner/name, a model of one variation, other/default, that is made, private, where it is not there.
     Its title, words and licence stand in two files in `folder`, which are written where they are missing.
+    Raises UserError.
     """
     owner, _, slug = name.partition("/")
     card = (folder / README).read_text().partition("\n---\n")[2]

@@ -51,7 +51,7 @@ def generate(
     comparison.mp4, whose pictures "comparison" names from left to right.
 
     out_dir: "" is a new folder, `<run_dir>/samples/<source>_<step>` or, where that exists, with `-2`, `-3`,
-    ... behind it (`samples/` here, where the run's folder cannot be written to). checkpoint: see `open_run`.
+    ... behind it (`samples/<its name>/` here, where that cannot be written to). checkpoint: see `open_run`.
     direction: "x_to_y" or "y_to_x". actions: JSON list, one for each predicted frame, where there is an
     action space; "" takes those of the source, recorded or, where the system invents its own, seen in the
     frames. seed: for systems that sample. progress: is called after each frame; what it raises ends the job.

@@ -75,6 +75,7 @@ def test_what_is_pruned_while_it_is_copied_is_no_failure(run, tmp_path, monkeypa
 
     monkeypatch.setattr(mirror, "_copy", copy)
     mirror.update(run, tmp_path / "drive/mtld/run", {})
+    assert (tmp_path / "drive/mtld/run/latest.json").is_file()  # it went on behind what was gone
 
 
 def test_a_drive_that_comes_late_is_tried_again_and_costs_nothing(run, tmp_path, monkeypatch):
