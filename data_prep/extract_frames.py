@@ -9,6 +9,7 @@ of Python's lock.
 
 import argparse
 import bisect
+import collections
 import contextlib
 import glob
 import json
@@ -16,7 +17,6 @@ import os
 import shutil
 import sys
 import threading
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
@@ -67,7 +67,9 @@ def extract(
     height, width, fit: as `mtld_core.frames.fit_frame`; 0 as is.
     start, duration: seconds or "m:ss" or "h:mm:ss"; duration 0: to the end. Those of a list's line go first.
     drop_duplicates: leave out frames that repeat the last kept one.
-    split_scenes: an arc for each shot, `<name>_shot_000` ... workers: videos at once, 0 for one a core.
+    split_scenes: an arc for each shot, `<name>_shot_000` ...
+    workers: threads, 0 for one a core: a video each, and where there are fewer videos, several that pack the
+        frames of each.
 
     A finished arc is kept where video and settings are the same, and replaced where not, or where an older
     version of this tool made it. A video that fails is named in `failed` and the others go on. Raises
@@ -111,17 +113,19 @@ def _extract_all(jobs, root, workers, progress):
     stop = threading.Event()
     bar = progress_bar(unit=" frames", disable=not progress, delay=0.5)
 
+    threads = workers or core_count()
+    at_once = max(1, min(threads, len(jobs)))
+
     def one(job):
         bar.set_description_str(job.arc, refresh=False)
         try:
-            return _extract_one(job, root, stop, bar)
+            return _extract_one(job, root, threads // at_once, stop, bar)
         except UserError as error:
             failed.append((job.source, str(error)))
         except OSError as error:  # a full disk, say
             failed.append((job.source, f"{error.strerror} ({error.filename or root})"))
         return []
 
-    at_once = max(1, min(workers or core_count(), len(jobs)))
     with bar, ThreadPoolExecutor(at_once) as pool:
         try:
             rows = [row for rows in pool.map(one, jobs) for row in rows]
@@ -144,8 +148,11 @@ def _check(settings, workers):
 # ---- one video
 
 
-def _extract_one(job, root, stop, bar):
-    """Do one job and return its rows. Raises UserError, in words that do not name the video."""
+def _extract_one(job, root, threads, stop, bar):
+    """Do one job and return its rows. Raises UserError, in words that do not name the video.
+
+    threads: that pack its frames.
+    """
     made_from = {
         "sha256": sha256(job.path),
         "bytes": job.path.stat().st_size,
@@ -158,7 +165,7 @@ def _extract_one(job, root, stop, bar):
     scratch = root / f"{SCRATCH}{job.arc}-{os.getpid()}"
     scratch.mkdir()
     try:
-        shots, facts = _write_frames(job, scratch, stop, bar)
+        shots, facts = _write_frames(job, scratch, threads, stop, bar)
         facts |= {
             "schema": 1,
             "name": job.arc,
@@ -190,8 +197,8 @@ def _extract_one(job, root, stop, bar):
     return [_row(arc, record, "done") for arc, record in new.items()]
 
 
-def _write_frames(job, scratch, stop, bar):
-    """Write the frames into `scratch`.
+def _write_frames(job, scratch, threads, stop, bar):
+    """Write the frames into `scratch`, packed by so many threads.
 
     Returns [(its frames, repeats dropped)] of the shots, and facts for the record.
     """
@@ -199,7 +206,7 @@ def _write_frames(job, scratch, stop, bar):
     begin = last = None
     written, dropped = [], []  # where each frame was in the video
     video = Video(job.path, s["start"], s["duration"])
-    with open(scratch / "thumbs", "w+b") as thumbs:
+    with open(scratch / "thumbs", "w+b") as thumbs, _Packers(threads) as packers:
         frames = _with_thumbs(video, thumbs) if s["split_scenes"] else video
         for shown in at_rate(frames, s["fps"]):
             if stop.is_set():
@@ -213,7 +220,7 @@ def _write_frames(job, scratch, stop, bar):
             if s["drop_duplicates"] and last is not None and is_repeat(last, rgb):
                 dropped.append(shown.index)
                 continue
-            (scratch / _frame_name(len(written))).write_bytes(png_bytes(rgb))
+            packers.write(scratch / _frame_name(len(written)), rgb)
             written.append(shown.index)
             last = rgb
             bar.update()
@@ -224,7 +231,7 @@ def _write_frames(job, scratch, stop, bar):
             thumbs.flush()
             small = np.memmap(thumbs, np.uint8, "r").reshape(-1, *THUMB, 3)
             cuts = cuts_of_arcs(small, [(0, len(small))], workers=1).tolist()
-    shots, repeats = {}, Counter(bisect.bisect_right(cuts, index) for index in dropped)
+    shots, repeats = {}, collections.Counter(bisect.bisect_right(cuts, index) for index in dropped)
     for row, index in enumerate(written):
         shots.setdefault(bisect.bisect_right(cuts, index), []).append(row)
     steps, span = shown.index, shown.begin - begin - video.skipped
@@ -233,6 +240,35 @@ def _write_frames(job, scratch, stop, bar):
     fps = s["fps"] or round(float(steps / span), 3)
     facts = {"original": shown.rgb.shape[:2], "size": last.shape[:2], "fps": fps, "note": video.note}
     return [(rows, repeats[shot]) for shot, rows in shots.items()], facts
+
+
+class _Packers:
+    """Threads that pack pictures and write them to disk, while the next are decoded: a `with` block.
+
+    Packing costs more than decoding. Few pictures wait at a time. Raises OSError where one cannot be written.
+    """
+
+    def __init__(self, threads):
+        self._pool, self._most = ThreadPoolExecutor(threads), 2 * threads
+        self._waiting = collections.deque()
+
+    def write(self, path, rgb):
+        if len(self._waiting) == self._most:
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(_write, path, rgb))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self._pool.shutdown(cancel_futures=kind is not None)
+        if kind is None:
+            for each in self._waiting:
+                each.result()
+
+
+def _write(path, rgb):
+    path.write_bytes(png_bytes(rgb))
 
 
 def _with_thumbs(frames, file):
@@ -322,7 +358,7 @@ def main():
         "--drop-duplicates", action="store_true", help="leave out frames that repeat the one before"
     )
     parser.add_argument("--split-scenes", action="store_true", help="an arc for each shot")
-    parser.add_argument("--workers", type=int, default=0, help="videos at once; 0: one a core")
+    parser.add_argument("--workers", type=int, default=0, help="threads; 0: one a core")
     extraction = extract(**vars(parser.parse_args()))
     print(extraction.table())
     print(f"Look at {extraction.contact_sheet}")

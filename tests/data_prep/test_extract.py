@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +23,7 @@ from PIL import Image
 from data_prep import extract_frames, sources, video
 from data_prep.extract_frames import extract
 from data_prep.lists import LONGEST, safe_name
+from data_prep.picture import png_bytes
 from data_prep.report import fitting_shape
 from mtld_core.config import UserError
 
@@ -281,8 +283,8 @@ def test_ticks_that_are_dropped_at_the_end(tmp_path):
         data[at : at + 4] = (30).to_bytes(4, "little")
     (tmp_path / "v.avi").write_bytes(data)
     assert extract(tmp_path / "v.avi", tmp_path / "root", progress=False).rows[0].note == ""
-    end = data.index(b"idx1")
-    (tmp_path / "cut.avi").write_bytes(data[: end // 2])  # here they are gone, not dropped
+    middle = (data.index(b"movi") + data.index(b"idx1")) // 2
+    (tmp_path / "cut.avi").write_bytes(data[:middle])  # here they are gone, not dropped
     with pytest.raises(UserError, match=r"damaged: \d+ of \d+ frames can be decoded"):
         extract(tmp_path / "cut.avi", tmp_path / "root", progress=False)
 
@@ -736,6 +738,27 @@ def test_a_folder_of_animated_webps(tmp_path):
     frames[0].save(tmp_path / "in" / "a.webp", save_all=True, append_images=frames[1:], duration=100)
     rows = extract(tmp_path / "in", tmp_path / "root", progress=False).rows
     assert [(row.arc, row.frames) for row in rows] == [("a", 4)]
+
+
+def test_the_frames_of_one_video_are_packed_by_several_threads(clip, tmp_path, monkeypatch):
+    both = threading.Barrier(2, timeout=20)  # passes where two pack at once, and breaks where one is alone
+    packed = []
+
+    def pack(rgb):
+        packed.append(len(packed))
+        if len(packed) <= 2:
+            both.wait()
+        return png_bytes(rgb)
+
+    monkeypatch.setattr(extract_frames, "png_bytes", pack)
+    extract(clip, tmp_path / "two", workers=2, progress=False)
+    monkeypatch.undo()
+    extract(clip, tmp_path / "one", workers=1, progress=False)
+    one, two = (
+        {path.name: path.read_bytes() for path in (tmp_path / name / "clip").glob("*.png")}
+        for name in ("one", "two")
+    )
+    assert len(packed) == len(two) > 2 and one == two
 
 
 def test_two_workers_give_the_same_bytes_as_one(clip, tmp_path):
