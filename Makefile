@@ -72,7 +72,7 @@ notebooks: setup
 
 # ORIGINAL=path/to/kaggle.py and TINYWORLDS=path/to/tinyworlds also run your copies of the public code in turn with ours
 bench: setup
-	$(BIN)/python bench/steps.py
+	$(BIN)/python bench/tables.py
 	if [ -n "$(ORIGINAL)" ]; then \
 		$(BIN)/python data_prep/extract_frames.py sample dataset_sample/128x128 --height 128 --width 128 && \
 		$(BIN)/python bench/original.py speed "$(ORIGINAL)" dataset_sample/128x128; fi

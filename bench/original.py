@@ -19,7 +19,9 @@ import lpips
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from steps import Steps, gemm_rate
+from measure import gemm_rate
+from measure import seconds as seconds_of
+from steps import Steps
 
 from mtld_core.data import open_dataset
 from mtld_core.judge.rollouts import Judge
@@ -155,7 +157,7 @@ OURS = {
 def speed(path, dataset_root, rounds):
     """Medians of seconds a step, the script's and ours in turn, in one process."""
     ours = {
-        name: Steps("original", {"height": SIZE, "width": SIZE} | change, dataset_root)
+        name: Steps("mtld", "original", {"height": SIZE, "width": SIZE} | change, dataset_root)
         for name, change in OURS.items()
     }
     seconds = {name: [] for name in ("the public script", *ours)}
@@ -169,7 +171,7 @@ def speed(path, dataset_root, rounds):
                 iter(ours.values())
             )()  # leaving it gave all memory back, which no real run does between two steps
             for name, steps in ours.items():
-                seconds[name].append(steps())
+                seconds[name].append(seconds_of(steps))
         if len(seconds["the public script"]) > rounds:
             raise Enough
         mark = time.perf_counter()

@@ -1,34 +1,63 @@
-"""What a training step costs, beside its floor: its arithmetic at the rate of this machine's matrix products.
+"""What a training step of every system costs, beside its floors.
 
-python bench/steps.py            presets of mtld, weight_rnn and rl_v2v on the bundled clip, 64x64
+    python bench/steps.py [--system NAME] [--rounds 5]
+
+The floors: its arithmetic at the rate of this machine's matrix products; and the same where each kernel that
+has less to compute than to read and write takes as long as a copy of that. `python bench/tables.py` saves it.
 """
 
 import argparse
-import math
-import statistics
+import contextlib
+import io
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from measure import Work, in_turn, machine, print_table
+
 from data_prep.make_domains import film
 from mtld_core.data import Batches
 from mtld_core.judge.task import Task
 from mtld_core.runtime import command, pick_device, pick_precision, warm_memory
+from mtld_core.train import train
 from mtld_core.train.settings import build, open_data, plan
 from mtld_core.train.stepper import Stepper, to_channels_last
 
+GRADED = Path("dataset_sample") / "graded"
+PONG = "examples/pong/recording.h5"
+SAMPLE = "sample"
+CASES = {  # row -> (system, preset, overrides, data)
+    "mtld `demo`": ("mtld", "demo", {}, SAMPLE),
+    "mtld `small`, no LPIPS": ("mtld", "small", {"perceptual": "none"}, SAMPLE),
+    "mtld `small`": ("mtld", "small", {}, SAMPLE),
+    "mtld `small`, LPIPS on all frames": ("mtld", "small", {"lpips_frames": 1.0}, SAMPLE),
+    "tinydreams `demo`": ("tinydreams", "demo", {}, PONG),
+    "tinydreams `small`": ("tinydreams", "small", {}, PONG),
+    "tokenizer `small`": ("tokenizer", "small", {}, PONG),
+    "tokenizer `codes`": ("tokenizer", "codes", {}, PONG),
+    "latent_actions `small`": ("latent_actions", "small", {}, PONG),
+    "dynamics `small`": ("dynamics", "small", {}, PONG),
+    "dynamics `codes`": ("dynamics", "codes", {}, PONG),
+    "weight_rnn `small`": ("weight_rnn", "small", {}, SAMPLE),
+    "weight_rnn `small`, no updates": ("weight_rnn", "small", {"updates": False}, SAMPLE),
+    "rl_v2v `small`, no RL half": ("rl_v2v", "small", {"rl_every": 0}, GRADED),
+    "rl_v2v `small`, with it": ("rl_v2v", "small", {"rl_every": 1}, GRADED),
+}
+
 
 class Steps:
-    """A system ready to train: `steps()` makes one update and returns its seconds."""
+    """A system ready to train: `steps()` makes one update."""
 
-    def __init__(self, preset, overrides=None, dataset_root="sample", system="mtld"):
-        cls, config, training = plan(system, preset, (overrides or {}) | {"restitution": True})
-        dataset = open_data(dataset_root, config)
+    def __init__(self, system, preset, overrides, data):
+        if data == GRADED and not GRADED.exists():
+            film(GRADED, SAMPLE)
+        self.folder = tempfile.TemporaryDirectory()  # a replay's, and a stage's
+        below = self._stage(preset, data) if system == "dynamics" else {}
+        cls, config, training = plan(system, preset, overrides | below | {"restitution": True})
+        dataset = open_data(data, config)
         self.device = pick_device()
         self.system = build(cls, config, dataset).to(self.device).train()
         task = Task(self.system, dataset.to(self.device), training, say=lambda line: None)
@@ -44,74 +73,51 @@ class Steps:
         )
         self.system.prepare(*task.samples)
         to_channels_last(self.system)
-        self.folder = tempfile.TemporaryDirectory()  # a replay's
         self.system.setup_training(Path(self.folder.name))
         dtype, _ = pick_precision(self.device)
         self.stepper = Stepper(self.system.optimizers(), self.device, dtype, clip_norm=training.clip_norm)
 
+    def _stage(self, preset, data):
+        """The setting that names a tokenizer of one step, which costs what a trained one does."""
+        run = str(Path(self.folder.name) / "tokenizer")
+        kind = "codes" if preset == "codes" else "small"
+        settings = {"steps": 1, "restitution": True, "eval_windows": 8, "preview_every_steps": 0}
+        with contextlib.redirect_stdout(io.StringIO()):
+            train("tokenizer", kind, data, run_dir=run, **settings)
+        return {"tokenizer_run": run}
+
     def __call__(self):
         torch.manual_seed(1)  # rl_v2v draws a moment of the clips: one inside them, always the same
-        began = time.perf_counter()
         self.system.training_step(self.batches.next(), self.stepper)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    def gflop(self):
-        """What a step computes; nan where torch's counter has no answer (2.14: a gradient penalty)."""
-        try:
-            with FlopCounterMode(display=False) as counter:
-                self()
-        except RuntimeError:
-            return math.nan
-        return counter.get_total_flops() / 1e9
 
 
-def gemm_rate(device, size=1024):
-    """GFLOP/s of a float32 matrix product, the median of several."""
-    a, out = torch.randn(2, size, size, device=device).unbind()
-    seconds = []
-    for _ in range(60):
-        began = time.perf_counter()
-        torch.mm(a, a, out=out)[0, 0].item()
-        seconds.append(time.perf_counter() - began)
-    return 2 * size**3 / statistics.median(seconds[10:]) / 1e9
-
-
-def table(cases, rounds):
-    """Every case in turn, `rounds` times after one to warm up; a line each with medians."""
-    rate = gemm_rate(pick_device())
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {pick_device()}; matrix product "
-        f"{rate:.0f} GFLOP/s"
-    )
-    print("| case | ms a step | GFLOP | at the matrix rate, ms | share of the floor |")
-    print("|---|---|---|---|---|")
-    ready = {name: Steps(*case) for name, case in cases.items()}
-    work = {name: steps.gflop() for name, steps in ready.items()}
-    seconds = {name: [] for name in ready}
+def rows_of(about, cases=CASES, rounds=5):
+    """Every case in turn -> a row each, a dict. about: `machine()`, whose rates are the floors."""
+    rows = []
     with warm_memory():
-        for turn in range(rounds + 1):
-            for name, steps in ready.items():
-                used = steps()
-                if turn:
-                    seconds[name].append(used)
-    for name in ready:
-        ms, floor = 1000 * statistics.median(seconds[name]), 1000 * work[name] / rate
-        print(f"| {name} | {ms:.0f} | {work[name]:.1f} | {floor:.0f} | {floor / ms:.0%} |", flush=True)
-
-
-GRADED = Path("dataset_sample") / "graded"
-CASES = {
-    "`mtld`, `demo`": ("demo",),
-    "`mtld`, `small`, without LPIPS": ("small", {"perceptual": "none"}),
-    "`mtld`, `small`": ("small",),
-    "`mtld`, `small`, LPIPS on all decoded frames": ("small", {"lpips_frames": 1.0}),
-    "`weight_rnn`, `small`": ("small", {}, "sample", "weight_rnn"),
-    "`weight_rnn`, `small`, without updates": ("small", {"updates": False}, "sample", "weight_rnn"),
-    "`rl_v2v`, `small`, a step without the RL half": ("small", {"rl_every": 0}, GRADED, "rl_v2v"),
-    "`rl_v2v`, `small`, a step with it": ("small", {"rl_every": 1}, GRADED, "rl_v2v"),
-}
+        ready = {name: Steps(*case) for name, case in cases.items()}
+        for step in ready.values():
+            step()
+        taken = in_turn(ready, rounds)
+        for name, step in ready.items():
+            with Work() as work:
+                step()
+            arithmetic = work.flop / about["gflops"] / 1e9
+            rows.append(
+                {
+                    "step of": name,
+                    "ms": 1000 * taken[name],
+                    "GFLOP": work.flop / 1e9,
+                    "kernels": work.kernels,
+                    "at the matrix rate, ms": 1000 * arithmetic,
+                    "share": arithmetic / taken[name],
+                    "with memory, ms": 1000 * work.floor(about),
+                    "share of that": work.floor(about) / taken[name],
+                }
+            )
+    return rows
 
 
 @command
@@ -120,9 +126,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--system", default="", help="of this system alone")
     given = parser.parse_args()
-    if not GRADED.exists():
-        film(GRADED, "sample")
-    table({name: case for name, case in CASES.items() if given.system in name}, given.rounds)
+    chosen = {name: case for name, case in CASES.items() if given.system in name}
+    print_table(rows_of(machine(), chosen, given.rounds))
 
 
 if __name__ == "__main__":

@@ -15,16 +15,13 @@ import sys
 import time
 
 import torch
-from steps import Steps
+from measure import seconds
+from steps import CASES, Steps
 
 from mtld_core.runtime import command, warm_memory
 from mtld_core.train.threads import Threads
 
-CASES = {
-    "`weight_rnn`, `small`": ("small", {}, "sample", "weight_rnn"),
-    "`mtld`, `demo`": ("demo",),
-    "`tinydreams`, `small`": ("small", {}, "examples/pong/recording.h5", "tinydreams"),
-}
+TRIED = {name: CASES[name] for name in ("weight_rnn `small`", "mtld `demo`", "tinydreams `small`")}
 BUSY = "while True: pass"
 
 
@@ -44,7 +41,7 @@ def seconds_of(step, count, setting):
     began = time.perf_counter()
     with Threads(setting, say=lambda line: None) as threads:
         for _ in range(count):
-            threads.see(step())
+            threads.see(seconds(step))
     return time.perf_counter() - began
 
 
@@ -61,11 +58,11 @@ def main():
     print(f"| steps | beside | {' | '.join(names)} | auto | auto over the best |")
     print("|" + "---|" * (len(settings) + 3))
     with warm_memory():
-        for name, case in CASES.items():
+        for name, case in TRIED.items():
             step = Steps(*case)
             for _ in range(3):
                 step()
-            steps = max(20, round(given.seconds / statistics.median(step() for _ in range(5))))
+            steps = max(20, round(given.seconds / statistics.median(seconds(step) for _ in range(5))))
             for programs in (0, 1, 2):
                 found = {setting: [] for setting in settings}
                 with busy(programs):

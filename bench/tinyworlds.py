@@ -10,14 +10,13 @@ stream, 10 decoding steps a frame.
 import argparse
 import statistics
 import sys
-import time
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from steps import gemm_rate
+from measure import gemm_rate, seconds
 
 from mtld_core.config import to_dict
 from mtld_core.runtime import command, warm_memory
@@ -126,12 +125,6 @@ class Ours:
             return frame
 
         return next_frame
-
-
-def seconds(call, *arguments):
-    began = time.perf_counter()
-    call(*arguments)
-    return time.perf_counter() - began
 
 
 def in_turn(cases, rounds):
