@@ -13,6 +13,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 GEMM = 1024  # rows and columns of the matrix product whose rate is the floor of arithmetic
+NO_WORK = {
+    getattr(torch.ops.aten, name)
+    for name in "detach _unsafe_view empty empty_like empty_strided new_empty new_empty_strided".split()
+}
 COPIED = 2**28  # bytes of the copy whose rate is the floor of memory: far above any cache
 
 
@@ -117,16 +121,12 @@ class Work(TorchDispatchMode):
 
 
 def _looks_on(function):
-    """Whether a function only looks at memory in another way, and computes nothing."""
+    """Whether a function only looks at memory in another way, or takes some, and computes nothing."""
+    packet = function._overloadpacket
+    if packet in NO_WORK:
+        return True
     returns = function._schema.returns
-    views = [each.alias_info is not None and not each.alias_info.is_write for each in returns]
-    return any(views) or function._overloadpacket in (
-        torch.ops.aten.detach,
-        torch.ops.aten.empty,
-        torch.ops.aten.empty_like,
-        torch.ops.aten.empty_strided,
-        torch.ops.aten.new_empty,
-    )
+    return any(each.alias_info is not None and not each.alias_info.is_write for each in returns)
 
 
 def _flop(packet, arguments, keywords, result):
