@@ -13,10 +13,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 GEMM = 1024  # rows and columns of the matrix product whose rate is the floor of arithmetic
-NO_WORK = {
-    getattr(torch.ops.aten, name)
-    for name in "detach _unsafe_view empty empty_like empty_strided new_empty new_empty_strided".split()
-}
+ATEN = torch.ops.aten
+NO_WORK = (
+    ATEN.detach,
+    ATEN._unsafe_view,
+    ATEN.empty,
+    ATEN.empty_like,
+    ATEN.empty_strided,
+    ATEN.new_empty,
+    ATEN.new_empty_strided,
+)
 COPIED = 2**28  # bytes of the copy whose rate is the floor of memory: far above any cache
 
 
@@ -130,11 +136,10 @@ def _looks_on(function):
 
 
 def _flop(packet, arguments, keywords, result):
-    aten = torch.ops.aten
-    if packet is aten._scaled_dot_product_flash_attention_for_cpu:  # torch has no formula for these two
+    if packet is ATEN._scaled_dot_product_flash_attention_for_cpu:  # torch has no formula for these two
         query, key, value = arguments[:3]
         return sdpa_flop_count(query.shape, key.shape, value.shape)
-    if packet is aten._scaled_dot_product_flash_attention_for_cpu_backward:
+    if packet is ATEN._scaled_dot_product_flash_attention_for_cpu_backward:
         _, query, key, value = arguments[:4]
         return (
             5 * sdpa_flop_count(query.shape, key.shape, value.shape) // 2
