@@ -5,10 +5,30 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import numpy as np
 import pytest
+import torch.nn.functional as F
 from PIL import Image
 
 from mtld_core import config, pages
 from mtld_core.config import ConfigError
+from mtld_core.judge import frechet
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_networks(tmp_path_factory):
+    """Runs are judged without large networks, which took most of the tests' time.
+
+    For the Frechet distance coarse pixels stand in for EfficientNet; tests/judge/test_frechet.py keeps the
+    true function. LPIPS finds no VGG16 in torch's cache, as on a machine that never had it; tests that are
+    about LPIPS name a file.
+    """
+
+    def seen(frames):
+        return F.adaptive_avg_pool2d(frames.cpu().movedim(-1, 1) / 255, 4).flatten(1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
+        patch.setattr(frechet, "frechet_features", lambda device: (seen, None))
+        yield
 
 
 @pytest.fixture(autouse=True)
