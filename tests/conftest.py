@@ -1,5 +1,6 @@
 import os
 from fractions import Fraction
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
@@ -11,6 +12,28 @@ from PIL import Image
 from mtld_core import config, pages
 from mtld_core.config import ConfigError
 from mtld_core.judge import frechet
+
+# files that take minutes, the longest first: one of them at the end would leave a core with nothing to do
+LONG = [
+    "systems/test_contract",
+    "kaggle/test_kaggle_kernel",
+    "systems/test_world_model",
+    "train/test_train",
+    "play/test_pong",
+    "test_bad_input",
+    "systems/test_mtld",
+    "systems/test_rl_v2v",
+    "systems/test_weight_rnn",
+    "systems/test_tinydreams",
+]
+
+
+def pytest_collection_modifyitems(items):
+    def place(item):
+        name = item.path.relative_to(Path(__file__).parent).with_suffix("").as_posix()
+        return LONG.index(name) if name in LONG else len(LONG)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,6 +21,7 @@ from mtld_core.play import Play
 from mtld_core.play.policies import ways
 from mtld_core.systems.opening import open_run
 
+pytestmark = pytest.mark.versionless  # what the shipped weights learned; test_play.py plays on every version
 SHIPPED = Path(__file__).parents[2] / "examples" / "pong"
 
 
@@ -46,7 +47,7 @@ def test_the_shipped_run_is_small_and_names_no_place():
 def test_it_sees_further_than_copying(shipped, unseen):
     needs = shipped.needs()
     starts = torch.cat([unseen.arc_windows(arc, needs.context + 16)[::12] for arc in unseen.arcs])
-    judge = Judge(unseen, starts, needs, 16, unseen.frames[::5], max_windows=48)
+    judge = Judge(unseen, starts, needs, 16, unseen.frames[::5], max_windows=24)
     figures = judge(shipped)
     assert figures["skill_db_by_horizon"][0] >= 2
     assert min(figures["skill_db_by_horizon"]) > 0
@@ -58,12 +59,12 @@ def test_it_sees_further_than_copying(shipped, unseen):
 
 @pytest.fixture(scope="module")
 def late(shipped, unseen):
-    """Eight dreams under sticky random actions, in the last hundred of a thousand steps: [(state, frames)]."""
-    return list(collections.deque(dream(shipped, unseen, 1000), maxlen=100))
+    """Four dreams under sticky random actions, in the last hundred of a thousand steps: [(state, frames)]."""
+    return list(collections.deque(dream(shipped, unseen, 1000, count=4), maxlen=100))
 
 
 def test_after_a_thousand_steps_it_still_is_a_game(late, unseen):
-    frames = torch.stack([frame for _, frame in late], 1)  # [8, 100, 64, 64, 3]
+    frames = torch.stack([frame for _, frame in late], 1)  # [4, 100, 64, 64, 3]
     settled = torch.cat([unseen.frames[arc.start + 40 : arc.stop] for arc in unseen.arcs])
     median = settled.median(0).values
     static = torch.stack([differs(frame, median) for frame in settled]).float().mean(0)[..., None] <= 0.01
