@@ -15,6 +15,7 @@ REPORT = "report.json"  # what has happened in it, and its newest figures
 LOG = "metrics.jsonl"  # a line for every few steps
 LATEST, BEST = "latest.json", "best.json"  # each points at a checkpoint
 LOCK = ".lock"  # of the process that trains here
+STOP = ".stop"  # there, it asks that process to stop
 CHECKPOINTS = "checkpoints"  # folders, one a checkpoint
 REPLAY = "replay"  # of a system that keeps one: what the checkpoints rest on
 SAMPLES = "samples"  # what was generated or played

@@ -59,12 +59,12 @@ def test_it_sees_further_than_copying(shipped, unseen):
 
 @pytest.fixture(scope="module")
 def late(shipped, unseen):
-    """Four dreams under sticky random actions, in the last hundred of a thousand steps: [(state, frames)]."""
-    return list(collections.deque(dream(shipped, unseen, 1000, count=4), maxlen=100))
+    """Eight dreams under sticky random actions, in the last hundred of a thousand steps: [(state, frames)]."""
+    return list(collections.deque(dream(shipped, unseen, 1000), maxlen=100))
 
 
 def test_after_a_thousand_steps_it_still_is_a_game(late, unseen):
-    frames = torch.stack([frame for _, frame in late], 1)  # [4, 100, 64, 64, 3]
+    frames = torch.stack([frame for _, frame in late], 1)  # [8, 100, 64, 64, 3]
     settled = torch.cat([unseen.frames[arc.start + 40 : arc.stop] for arc in unseen.arcs])
     median = settled.median(0).values
     static = torch.stack([differs(frame, median) for frame in settled]).float().mean(0)[..., None] <= 0.01
