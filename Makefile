@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 LOWEST := .venv-lowest
+TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 NOT_LOWEST := --ignore=tests/kaggle/test_kaggle_kernel.py --ignore=tests/kaggle/test_kaggle_push.py \
 	--ignore=tests/test_upload.py
 # "--log-output" lets the lines of a running notebook through to the terminal
@@ -48,9 +49,10 @@ pong: setup
 	mkdir examples/pong/previews && cp "$$(ls pong/tinydreams/previews/step_*.png | tail -1)" examples/pong/previews/
 	@echo "done: open notebook 03 with run_dir = examples/pong"
 
-# two at a time, each on one core; then those that watch the clock, with the machine to themselves
+# two at a time, each on one core, the longest files first (tests/conftest.py); then those that watch the clock, with the
+# machine to themselves
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not clocked"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "not clocked"
 	$(BIN)/python -m pytest -m clocked
 
 # Every requirement, direct ones only, at the lowest version that the two files allow. The package is not installed there, but
@@ -60,9 +62,10 @@ $(LOWEST)/.ready: requirements.txt requirements-dev.txt $(READY)
 	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct -r requirements-dev.txt
 	touch $@
 
-# two at a time, each on one core; not what watches the clock or asks about the client or the kernel rather than versions
+# not what watches the clock, what no version can change, or what asks about the client or the kernel
 test-lowest: $(LOWEST)/.ready
-	PYTHONPATH="$(CURDIR)" OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not clocked" $(NOT_LOWEST)
+	PYTHONPATH="$(CURDIR)" OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest $(TWO) -m "not clocked and not versionless" \
+		$(NOT_LOWEST)
 
 lab: setup
 	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" notebooks/02_train.ipynb

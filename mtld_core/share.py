@@ -30,13 +30,21 @@ from mtld_core.files import atomic_path, write_json
 from mtld_core.judge.task import summary
 from mtld_core.judge.windows import windows_of
 from mtld_core.runs.checkpoint import export_pth, find
-from mtld_core.runs.folder import CONFIG, JUDGEMENT, PREVIEWS, REPORT, WEIGHTS, read_config, read_report
+from mtld_core.runs.folder import (
+    CONFIG,
+    JUDGEMENT,
+    PREVIEW,
+    REPORT,
+    WEIGHTS,
+    newest_preview,
+    read_config,
+    read_report,
+)
 from mtld_core.runtime import command, reaching
 from mtld_core.systems.base import Translates
 from mtld_core.systems.opening import open_run, own_dataset
 
 RECORDING = "recording.h5"
-PREVIEW = "preview.png"
 KAGGLES = "model-metadata.json", "model-instance-metadata.json"  # names that Kaggle's client reads
 README = "README.md"
 CARD = """---
@@ -44,8 +52,8 @@ library_name: mtld
 ---
 # {name}
 
-A `{system}` from MTLD, a workbench for small video models: {parameters:.2f} M parameters,
-{height}x{width} pixels, trained for {step} steps. On {judged}: {figures}.
+A `{system}` from MTLD, a workbench for small video models: {parameters:,} parameters,
+{height}x{width} pixels, trained for {step:,} steps. On {judged}: {figures}.
 
 To open it, put this folder beside your own runs and set `run_dir` to it in notebook 03, which
 generates from it and, where it takes actions, lets you play; or, in Python,
@@ -85,8 +93,7 @@ def share(run_dir, out, frames=256, half=False):
     for name, start in starts.items():
         _write_recording(out / name, *start)
     run_dir = Path(run_dir)
-    newest = max((run_dir / PREVIEWS).glob("step_*.png"), default=run_dir / PREVIEW)
-    for name, picture in {PREVIEW: newest, JUDGEMENT: run_dir / JUDGEMENT}.items():
+    for name, picture in {PREVIEW: newest_preview(run_dir), JUDGEMENT: run_dir / JUDGEMENT}.items():
         if picture.is_file():
             shutil.copyfile(picture, out / name)
     (out / README).write_text(_card(out, report))
@@ -167,7 +174,7 @@ def _card(out, report):
         name=out.name,
         pictures="\n\n".join(shown),
         system=report["system"],
-        parameters=report["parameters"] / 1e6,
+        parameters=report["parameters"],
         step=report["step"],
         height=height,
         width=width,

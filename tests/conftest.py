@@ -1,14 +1,57 @@
 import os
 from fractions import Fraction
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import numpy as np
 import pytest
+import torch.nn.functional as F
 from PIL import Image
 
 from mtld_core import config, pages
 from mtld_core.config import ConfigError
+from mtld_core.judge import frechet
+
+# files that take minutes, the longest first: one of them at the end would leave a core with nothing to do
+LONG = [
+    "systems/test_contract",
+    "kaggle/test_kaggle_kernel",
+    "systems/test_world_model",
+    "train/test_train",
+    "play/test_pong",
+    "test_bad_input",
+    "systems/test_mtld",
+    "systems/test_rl_v2v",
+    "systems/test_weight_rnn",
+    "systems/test_tinydreams",
+]
+
+
+def pytest_collection_modifyitems(items):
+    def place(item):
+        name = item.path.relative_to(Path(__file__).parent).with_suffix("").as_posix()
+        return LONG.index(name) if name in LONG else len(LONG)
+
+    items.sort(key=place)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_networks(tmp_path_factory):
+    """Runs are judged without large networks, which took most of the tests' time.
+
+    For the Frechet distance coarse pixels stand in for EfficientNet; tests/judge/test_frechet.py keeps the
+    true function. LPIPS finds no VGG16 in torch's cache, as on a machine that never had it; tests that are
+    about LPIPS name a file.
+    """
+
+    def seen(frames):
+        return F.adaptive_avg_pool2d(frames.cpu().movedim(-1, 1) / 255, 4).flatten(1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
+        patch.setattr(frechet, "frechet_features", lambda device: (seen, None))
+        yield
 
 
 @pytest.fixture(autouse=True)

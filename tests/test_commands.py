@@ -18,6 +18,7 @@ from mtld_core.train.heat import Heat
 from mtld_core.train.job import main as train_main
 from mtld_core.train.loop import Training
 
+pytestmark = pytest.mark.versionless  # exit codes and lines of our own wrapper
 ROOT = Path(__file__).parents[1]
 COMMANDS = {  # module: (what does its work, a command line that gets there)
     "mtld_core.train.job": ("train", ["--config", "{job}"]),

@@ -479,6 +479,7 @@ else:
 """
 
 
+@pytest.mark.versionless  # the C library's doing
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
 @pytest.mark.parametrize("where", ["main", "thread"])
 def test_warm_memory_spares_the_page_faults_and_is_undone(where):

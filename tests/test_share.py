@@ -107,10 +107,11 @@ def test_of_an_absolute_path_the_name_is_left():
 
 def test_the_readme_says_what_it_is(run, tmp_path):
     text = (share(run, tmp_path / "out", 12) / "README.md").read_text()
-    metrics = json.loads((run / "report.json").read_text())["metrics"]
-    assert (
-        text.startswith("---\n") and "`steered`" in text and "1 steps" in text and 'open_run("out")' in text
-    )
+    report = json.loads((run / "report.json").read_text())
+    metrics, parameters = report["metrics"], sum(p.numel() for p in open_run(run).parameters())
+    assert f": {parameters:,} parameters,\n" in text and "1 steps" in text  # of small ones, too
+    assert "{" not in text and "}" not in text
+    assert text.startswith("---\n") and "`steered`" in text and 'open_run("out")' in text
     assert (
         f"psnr {metrics['psnr']:.2f} dB" in text
         and f"| ssim | {metrics['ssim']:.4g} |" in text

@@ -36,8 +36,8 @@ from mtld_core.runs.folder import (
     BEST,
     CONFIG,
     EXAMPLES,
-    PREVIEWS,
     age_of,
+    newest_preview,
     read_pointer,
     read_report,
     runs_in,
@@ -380,7 +380,8 @@ def _card(run):
     """HTML: the newest preview of a run, and its figures."""
     report = _report(run)
     lines = small(f"{report['system']}: {summary(report['metrics'])}")
-    for picture in sorted(run.glob(f"{PREVIEWS}/step_*.png"))[-1:]:
+    picture = newest_preview(run)
+    if picture.is_file():
         lines = f'<img style="max-height:128px; max-width:300px" src="{data_url(picture)}">{lines}'
     return lines
 

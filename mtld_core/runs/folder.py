@@ -15,10 +15,12 @@ REPORT = "report.json"  # what has happened in it, and its newest figures
 LOG = "metrics.jsonl"  # a line for every few steps
 LATEST, BEST = "latest.json", "best.json"  # each points at a checkpoint
 LOCK = ".lock"  # of the process that trains here
+STOP = ".stop"  # there, it asks that process to stop
 CHECKPOINTS = "checkpoints"  # folders, one a checkpoint
 REPLAY = "replay"  # of a system that keeps one: what the checkpoints rest on
 SAMPLES = "samples"  # what was generated or played
 PREVIEWS = "previews"  # pictures made while it trained: <what>_<step>.png
+PREVIEW = "preview.png"  # the newest of them, in a run that was given away
 LOSSES = "losses.png"  # curves of the log
 JUDGEMENT = "judgement.png"  # curves over the horizon, of the newest figures
 JUDGEMENTS = "judgements"  # figures of checkpoints that were judged once more
@@ -49,6 +51,11 @@ def runs_in(*folders):
         for path in sorted(Path(find(folder)).glob(f"*/{CONFIG}")):
             found.setdefault(path.resolve(), path.parent.as_posix())
     return list(found.values())
+
+
+def newest_preview(run_dir):
+    """Path of the newest picture of truth, rollout and error that a run has; where it has none: no file."""
+    return max(Path(run_dir, PREVIEWS).glob("step_*.png"), default=Path(run_dir, PREVIEW))
 
 
 def checkpoint_name(step):

@@ -18,34 +18,44 @@ from pathlib import Path
 import psutil
 
 from mtld_core.config import UserError
-from mtld_core.runs.folder import LOCK
+from mtld_core.runs.folder import LOCK, STOP
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
-BEAT = 15  # seconds between two heartbeats
+BEAT = 5  # seconds between two heartbeats, and looks whether somebody asks to stop
 STALE = 120  # seconds without one after which a process on another machine counts as gone
 HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)  # flock's answers where somebody else has it
 CLOCK = 2  # seconds by which the system's word on when a process began may vary
 JUST_NOW = "it began in this moment"
 
 
+class InUse(UserError):
+    """Another process trains in the folder."""
+
+
+def ask_to_stop(run_dir):
+    """Ask whatever process trains in a run's folder, on any machine, to save, judge and end."""
+    Path(run_dir, STOP).touch()
+
+
 @contextlib.contextmanager
-def run_lock(run_dir, say=print):
+def run_lock(run_dir, say=print, stop=None):
     """Hold a run's folder for this process, which is to train in it. However it dies, the folder is free.
 
     A folder that was made for this and holds nothing else in the end goes again. say: told when a lock that
-    was left behind is taken over. Raises UserError where the folder cannot be written, or is in use.
+    was left behind is taken over. stop: an event, set some seconds after another process asked this
+    one to stop. Raises InUse, or UserError where the folder cannot be written.
     """
     run_dir = Path(run_dir)
-    made, lock = not run_dir.exists(), Lock(run_dir / LOCK, say)
+    made, lock = not run_dir.exists(), Lock(run_dir / LOCK, say, stop)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Held as who:
-        raise UserError(
+        raise InUse(
             f"{run_dir} is in use by another training process; wait for {who} or choose another run_dir"
         ) from None
     except OSError as error:
@@ -67,10 +77,14 @@ class Held(Exception):
 
 
 class Lock:
-    """The lock file at `path`. say: told when a lock that was left behind is taken over."""
+    """The lock file at `path`. say: told when a lock that was left behind is taken over.
 
-    def __init__(self, path, say=print):
-        self.path, self.say = Path(path), say
+    stop: an event, set when another process asks this one to stop.
+    """
+
+    def __init__(self, path, say=print, stop=None):
+        self.path, self.say, self.stop = Path(path), say, stop or threading.Event()
+        self.asked = self.path.with_name(STOP)
         self.handle = None  # of the file, where the system has locked it
         me = psutil.Process()
         self.owner = {"host": socket.gethostname(), "pid": me.pid, "began": me.create_time(), **_machine()}
@@ -90,6 +104,7 @@ class Lock:
         except BaseException:
             self._close()
             raise
+        self.asked.unlink(missing_ok=True)  # whoever was here before
         self.ended = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
 
@@ -117,6 +132,8 @@ class Lock:
                 if not self._is_mine():
                     return
                 os.utime(self.path)
+                self.asked.unlink()  # an OSError where nobody asks
+                self.stop.set()
 
     # ---- who has it
 

@@ -65,7 +65,7 @@ def fit(system, dataset, config=TrainConfig(), controls=None):  # noqa: B008 (fr
     device = pick_device(config.device, say=lambda line: None)
     threads = Threads(config.threads, device, controls.say, trials=not config.compile)
     with (
-        run_lock(run_dir, controls.say),
+        run_lock(run_dir, controls.say, controls.stop),
         mirrored(run_dir, config.mirror_dir, controls.say),
         disk_errors(run_dir),
         stop_on_signal(controls.stop),

@@ -23,6 +23,7 @@ from mtld_core.judge.words import meaning
 from mtld_core.pages import error_line, in_colour, picture_tag, show, table_html
 from mtld_core.runs.checkpoint import list_checkpoints
 from mtld_core.runs.folder import JUDGEMENT, LATEST, LOG, PREVIEWS, folder_of, read_pointer, read_report
+from mtld_core.runs.lock import InUse, ask_to_stop
 from mtld_core.train import fit
 from mtld_core.train.controls import Controls
 from mtld_core.train.plots import Log, draw
@@ -79,6 +80,7 @@ class TrainPanel(widgets.VBox):
         self.switch = self._button(
             "Train so", "exchange", "end this run, save it, and train as now asked for", self._switch
         )
+        self.halt = self._button("Stop it", "stop", "ask that one to save, judge and end", self._stop_others)
         self.more = widgets.BoundedIntText(min=1, max=10**9, layout={"width": "100px"})
         self.train_on = self._button("Train on", "plus", "from the newest checkpoint", self._train_on)
         self.curves = widgets.Image(value=draw([]), layout={"width": "100%"})
@@ -86,9 +88,10 @@ class TrainPanel(widgets.VBox):
         self.details = widgets.Accordion([self.said], selected_index=None)
         self.details.set_title(0, "what it said")
         self.proposal = _row(self.changes, self.switch)
+        self.background = _row(self.other, self.halt)
         self.after = _row(widgets.HTML("+"), self.more, widgets.HTML("steps"), self.train_on)
         above = [_row(self.pause, self.stop, self.save, self.look), self.bar, self.status]
-        above += [self.proposal, self.other, self.verdict, self.after]
+        above += [self.proposal, self.background, self.verdict, self.after]
         left = _column(widgets.HTML(_caption("losses")), self.curves, self.figures)
         right = _column(self.pictures)
         super().__init__([*above, _row(left, right), self.details])
@@ -133,7 +136,7 @@ class TrainPanel(widgets.VBox):
     def _begin(self):
         with self._lock:  # nobody paints a run that has neither begun nor ended
             self.controls = Controls(self._hear)
-            self.report, self.error = None, ""
+            self.report, self.error, self._in_use = None, "", False
             self.thread = threading.Thread(target=self._train, daemon=True)
             self.thread.start()
         threading.Thread(target=self._paint, daemon=True).start()
@@ -142,7 +145,7 @@ class TrainPanel(widgets.VBox):
         try:
             self.report = fit(self.system, self.dataset, self.config, self.controls)
         except BaseException as error:  # a thread's traceback would reach nobody
-            self.error = error_line(error)
+            self.error, self._in_use = error_line(error), isinstance(error, InUse)
             self._hear(traceback.format_exc())
 
     def _hear(self, text):
@@ -188,6 +191,15 @@ class TrainPanel(widgets.VBox):
     def _stop(self):
         self.controls.stop.set()
         self._wait(lambda: self.controls.doing not in ("training", "paused"))
+
+    def _others(self):
+        return [panel for panel in _panels.values() if panel is not self and panel.training]
+
+    def _stop_others(self):
+        for panel in self._others():
+            panel.controls.stop.set()
+        if self._in_use:
+            ask_to_stop(self.run_dir)
 
     def _save(self):
         self.controls.save.set()
@@ -263,10 +275,13 @@ class TrainPanel(widgets.VBox):
         self.switch.disabled = self._switching
         show(self.proposal, changes)
         lines = []
-        for panel in _panels.values():
-            if panel is not self and panel.training:
-                lines.append(f"In the background trains {panel.run_dir}, {_steps(panel.controls)}")
+        for panel in self._others():
+            stopping = ", stopping" * panel.controls.stop.is_set()
+            lines.append(f"In the background trains {panel.run_dir}, {_steps(panel.controls)}{stopping}")
+        if self._in_use:
+            lines.append("Another process trains in this folder: stop it, Refresh, and Go on")
         self.other.value = html.escape("; ".join(lines))
+        show(self.background, lines)
         show(self.after, not training and list_checkpoints(self.run_dir))
 
     def _keep(self):

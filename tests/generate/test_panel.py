@@ -5,6 +5,7 @@ import datetime
 import io
 import json
 import os
+import shutil
 import sys
 import time
 import types
@@ -243,8 +244,12 @@ def test_checkpoints_and_runs_come_with_their_figures(form, tmp_path):
     assert form.result["num_frames"] == 48
     unjudged = {"system": "toy", "judged_at_step": None, "metrics": {}}
     (tmp_path / "runs/second/report.json").write_text(json.dumps(unjudged))
+    shutil.copy(
+        run / "previews/step_00000003.png", tmp_path / "runs/second/preview.png"
+    )  # as share leaves it
     form.run.value = str(tmp_path / "runs/second")
     assert "toy: not judged yet" in form.about.value and form.checkpoint.value == ""
+    assert base64.b64encode((run / "previews/step_00000003.png").read_bytes()).decode() in form.about.value
     assert "#c00" not in form.message.value
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from mtld_core.judge import frechet
-from mtld_core.judge.frechet import frechet_distance, frechet_features
+from mtld_core.judge.frechet import Likeness, frechet_distance, frechet_features
 
 
 def normal(*shape, seed=0):
@@ -132,6 +132,19 @@ def test_more_noise_is_farther(features, portrait):
     seen = [features((crops + level * noise).clamp(0, 255).byte()) for level in (0, 20, 60, 180)]
     distances = [frechet_distance(seen[0], other) for other in seen]
     assert distances[0] < 1e-3 * distances[1] and distances == sorted(distances)
+
+
+def test_likeness_looks_through_the_network(features, portrait, monkeypatch):
+    """Elsewhere in the tests something small stands in for it."""
+    monkeypatch.setattr(frechet, "frechet_features", frechet_features)
+    crops = torch.stack([portrait[y : y + 48, 100:148] for y in range(0, 400, 50)])
+    likeness, ticks = Likeness(crops), []
+    found = [likeness(frames, lambda: ticks.append(1), "_x") for frames in (crops, crops // 2)]
+    assert [list(one) for one in found] == 2 * [["frechet_efficientnet_lite0_x"]]
+    same, darker = (next(iter(one.values())) for one in found)
+    assert same < 1e-3 * darker
+    assert darker == pytest.approx(frechet_distance(features(crops), features(crops // 2)))
+    assert len(ticks) == 3  # the real frames are looked at once
 
 
 @pytest.mark.parametrize("missing", frechet.PACKAGES)

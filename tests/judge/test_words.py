@@ -4,6 +4,7 @@ import pytest
 
 from mtld_core.judge.words import meaning, verdict
 
+pytestmark = pytest.mark.versionless  # figures into words
 GOOD = {
     "psnr": 30.0,
     "skill_db": 3.0,

@@ -10,6 +10,8 @@ import torch
 from mtld_core.config import UserError
 from mtld_core.runs import checkpoint as checkpoints
 
+pytestmark = pytest.mark.versionless  # names of folders
+
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
@@ -50,7 +52,13 @@ def test_what_names_no_input_stays_as_it_is(root):
 
 @pytest.mark.parametrize(
     "place",
-    ["one/runs/film", "notebooks/me/one/runs/film", "datasets/me/film", "datasets/me/one/fetched/film"],
+    [
+        "one/runs/film",
+        "notebooks/me/one/runs/film",
+        "datasets/me/one/runs/film",
+        "datasets/me/film",
+        "datasets/me/one/fetched/film",
+    ],
 )
 def test_a_run_is_found_by_its_name_and_brought(root, place):
     source = write_run(root / "input" / place, 10, 20)

@@ -13,7 +13,7 @@ import pytest
 
 from mtld_core.config import UserError
 from mtld_core.runs import lock as locking
-from mtld_core.runs.lock import run_lock
+from mtld_core.runs.lock import ask_to_stop, run_lock
 
 ROOT = Path(__file__).parents[2]
 WITHOUT = [
@@ -146,6 +146,33 @@ def test_a_number_that_another_process_has_now_holds_nothing(tmp_path, monkeypat
     (tmp_path / ".lock").write_text(json.dumps(mine | {"began": mine["began"] - 3600}))
     with run_lock(tmp_path):
         pass
+
+
+ASKED = """
+    import sys, threading
+    from mtld_core.runs import lock
+    lock.BEAT, stop = 0.05, threading.Event()
+    with lock.run_lock(sys.argv[1], stop=stop):
+        print("here", flush=True)
+        sys.exit(7 if stop.wait(60) else 8)
+"""
+
+
+def test_another_process_is_asked_to_stop_and_an_old_wish_is_forgotten(tmp_path):
+    ask_to_stop(tmp_path)  # nobody is here
+    command = [sys.executable, "-c", textwrap.dedent(ASKED), tmp_path]
+    there = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert there.stdout.readline() == "here\n" and not (tmp_path / ".stop").exists()
+        with pytest.raises(locking.InUse), run_lock(tmp_path):
+            pass
+        time.sleep(0.3)
+        assert there.poll() is None
+        ask_to_stop(tmp_path)
+        assert there.wait(60) == 7 and not (tmp_path / ".stop").exists()
+    finally:
+        there.kill()
+        there.communicate()
 
 
 KILLED = """

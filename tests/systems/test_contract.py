@@ -130,6 +130,20 @@ def run(name, run_dir, dataset=None, **settings):
     return fit(system, dataset, training), system
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """`whole_run(name)` -> (folder, report, system) of a tiny run from its beginning to its end, for several
+    tests to look at.
+    """
+    folder = tmp_path_factory.mktemp("whole")
+
+    @functools.cache
+    def whole_run(name):
+        return folder / name, *run(name, folder / name)
+
+    return whole_run
+
+
 def tensors(state, prefix=""):
     """Every tensor and number in nested dicts and lists, by its path."""
     if isinstance(state, dict):
@@ -170,9 +184,9 @@ def test_config_round_trip_and_names_apart_from_the_training_fields(name):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_trains_reports_and_opens_again(name, tmp_path):
-    report, system = run(name, tmp_path / "run")
-    assert report == json.loads((tmp_path / "run" / "report.json").read_text())
+def test_trains_reports_and_opens_again(name, whole_run):
+    folder, report, system = whole_run(name)
+    assert report == json.loads((folder / "report.json").read_text())
     assert (report["status"], report["step"], report["system"]) == ("finished", 20, name)
     metrics, needs = report["metrics"], system.needs()
     assert metrics["psnr"] > 5 and len(metrics["psnr_by_horizon"]) == needs.window - needs.context * (
@@ -181,15 +195,21 @@ def test_trains_reports_and_opens_again(name, tmp_path):
     steered = system.action_space is not None and not isinstance(system, Reconstructs)
     assert ("action_shuffle_gap_db" in metrics) == ("controllability_db_by_horizon" in metrics) == steered
     assert ("flicker_x_to_y" in metrics) == isinstance(system, Translates)
+    directions = (
+        ["_x_to_y", "_y_to_x"] if isinstance(system, Translates) else [""] * isinstance(system, Samples)
+    )
+    likeness = {key: value for key, value in metrics.items() if key.startswith("frechet")}
+    assert list(likeness) == [f"frechet_efficientnet_lite0{direction}" for direction in directions]
+    assert all(value > 0 for value in likeness.values())
     assert (
         (metrics["skill_db"] is None)
         == isinstance(system, Reconstructs)
         == ("baseline_copy_psnr" not in metrics)
     )
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2  # every 10 steps
-    opened = open_run(tmp_path / "run", device="cpu")
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2  # every 10 steps
+    opened = open_run(folder, device="cpu")
     assert not opened.training and opened.run.step == 20
-    weights = load_weights(list_checkpoints(tmp_path / "run")[0])
+    weights = load_weights(list_checkpoints(folder)[0])
     assert not differing(weights, dict(opened.state_dict()))
 
 
@@ -358,9 +378,10 @@ def test_wrong_context_is_refused(name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_two_runs_of_a_seed_are_equal_and_another_seed_is_not(name, tmp_path):
-    run(name, tmp_path / "a", seed=3)
-    run(name, tmp_path / "b", seed=3)
-    run(name, tmp_path / "c", seed=4)
+    """A few steps; twenty, in two processes, are compared where a run is killed."""
+    few = {"eval_windows": 2, "preview_every_steps": 0}
+    for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
+        run(name, tmp_path / folder, seed=seed, overrides=few, steps=4)
     assert not differing(everything(tmp_path / "a"), everything(tmp_path / "b"))
     assert differing(everything(tmp_path / "a"), everything(tmp_path / "c"))
 
@@ -386,7 +407,7 @@ test_contract.run({name!r}, {run_dir!r}, overrides={{"save_every_steps": 10}})
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_killed_and_resumed_equals_uninterrupted(name, tmp_path):
+def test_killed_and_resumed_equals_uninterrupted(name, tmp_path, whole_run):
     paths = [str(folder) for folder in Path(__file__).parents[:3]]
     code = KILLED.format(paths=paths, name=name, run_dir=str(tmp_path / "killed"))
     env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -395,8 +416,7 @@ def test_killed_and_resumed_equals_uninterrupted(name, tmp_path):
     assert [path.name for path in list_checkpoints(tmp_path / "killed")] == ["step_00000010"]
     report, _ = run(name, tmp_path / "killed")
     assert report["step"] == 20
-    run(name, tmp_path / "straight")
-    assert not differing(everything(tmp_path / "killed"), everything(tmp_path / "straight"))
+    assert not differing(everything(tmp_path / "killed"), everything(whole_run(name)[0]))
     steps = [
         json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
     ]

@@ -517,9 +517,18 @@ def test_names_of_before_are_read():
     assert not former.keys() & to_dict(config).keys()
 
 
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("unchanged"))
+
+
 @pytest.mark.parametrize("name", CHANGES)
-def test_every_setting_of_the_learning_does_something(name, tmp_path):
-    assert not torch.equal(trained(tmp_path / "a"), trained(tmp_path / "b", **{name: CHANGES[name]}))
+def test_every_setting_of_the_learning_does_something(name, unchanged, tmp_path):
+    assert not torch.equal(unchanged, trained(tmp_path, **{name: CHANGES[name]}))
+
+
+def test_without_a_change_the_same_is_learned(unchanged, tmp_path):
+    assert torch.equal(unchanged, trained(tmp_path))
 
 
 def test_lambda_v_and_gamma_do_something(tmp_path):
@@ -738,21 +747,21 @@ def test_a_clip_of_its_last_step_alone_is_not_trained_and_opens():
     assert build(RLV2V, plan("rl_v2v", "sanity")[1], data).config.context_frames == 2
 
 
-def test_memory_is_flat_over_a_thousand_steps(tmp_path):
+def test_memory_is_flat_over_hundreds_of_steps(tmp_path):
     """A graph, a list or a replay that grew with every step would show; the first steps fill caches and the
     replay.
     """
-    system, stepper = make(
-        tmp_path, replay_size=100, rl_every=4, channels=(4,), discriminator_channels=(4, 4)
-    )
+    system, stepper = make(tmp_path, replay_size=24, rl_every=4, channels=(4,), discriminator_channels=(4, 4))
     data, taken = batch(size=1), {}
-    for step in range(1, 1001):
+    for step in range(1, 181):
         system.training_step([data], stepper)
-        if step in (200, 1000):
+        if step in (60, 180):
             gc.collect()
             taken[step] = psutil.Process().memory_info().rss / 1e6
-    assert taken[1000] - taken[200] < 16  # MB; one step's graph is larger than a tenth of that
-    assert len(system.replay) == 100 and system.replay.count == 500
+    assert (
+        taken[180] - taken[60] < 2
+    )  # MB, of which a step may leave 17 kB; its graph has over a hundred times that
+    assert len(system.replay) == 24 and system.replay.count == 90
 
 
 def test_the_original_preset_has_the_sources_values_and_trains_a_step(tmp_path):

@@ -231,6 +231,7 @@ class Waits(threading.Event):
         return self.is_set()
 
 
+@pytest.mark.versionless  # arithmetic
 def test_a_thousand_random_schedules_keep_the_limit_and_the_time_and_save_before_an_emergency(
     arcs, tmp_path, monkeypatch
 ):

@@ -12,6 +12,7 @@ from mtld_core.config import field_names, to_dict
 from mtld_core.systems import SYSTEMS, system_class
 from mtld_core.train.settings import TrainConfig
 
+pytestmark = pytest.mark.versionless  # it reads our own pages
 DOCS = Path(__file__).parents[2] / "docs"
 WORLD_MODEL = ("tokenizer", "latent_actions", "dynamics")  # three systems on one page
 FILLED_IN = {"dynamics": {"tokenizer", "latent_actions"}}  # fields that nobody gives

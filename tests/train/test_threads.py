@@ -10,6 +10,7 @@ from mtld_core.train import threads as threads_module
 from mtld_core.train.settings import TrainConfig
 from mtld_core.train.threads import BLOCK, Threads
 
+pytestmark = pytest.mark.versionless  # choices on a machine that the test makes up
 QUIET = {1: 0.115, 2: 0.07, 4: 0.04}  # seconds a step
 BUSY = {1: 0.1225, 2: 0.325, 4: 0.6}  # weight_rnn `small` on two cores, beside a program that uses one
 

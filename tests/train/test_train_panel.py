@@ -144,6 +144,31 @@ def test_a_run_in_the_background_of_another_is_shown(panel, arcs, tmp_path):
     other = begin(arcs, tmp_path / "two", LASTING, steps=10**6)
     other.refresh()
     assert f"In the background trains {panel.run_dir}, step " in other.other.value
+    assert other.background.layout.display == "" and panel.background.layout.display == "none"
+    other.halt.click()
+    end(panel)
+    assert panel.report["reason"] == "asked to stop" and other.training
+    other.refresh()
+    assert other.background.layout.display == "none"
+    other.controls.stop.set()
+    end(other)
+
+
+def test_a_run_of_another_process_is_asked_to_stop_and_then_gone_on_with(panel, monkeypatch):
+    """Here it is this process, whose lock does not know that."""
+    monkeypatch.setattr(train_panel, "_panels", {})
+    other = train_panel.TrainPanel(panel.system, panel.dataset, panel.config)
+    end(other)
+    assert "is in use" in other.status.value and "Another process trains" in other.other.value
+    assert other.background.layout.display == "" and panel.training
+    other.halt.click()
+    end(panel)
+    assert panel.report["reason"] == "asked to stop"
+    other.look.click()
+    other.pause.click()  # Go on
+    wait_until(lambda: other.controls.step > panel.report["step"])
+    other.refresh()
+    assert other.background.layout.display == "none" and other.error == ""
     other.controls.stop.set()
     end(other)
 
@@ -162,7 +187,7 @@ def test_so_many_steps_more_after_the_end(arcs, tmp_path):
 def test_every_button_says_what_it_does(panel):
     buttons = [part for row in panel.children for part in getattr(row, "children", ())]
     buttons = [part for part in buttons if isinstance(part, widgets.Button)]
-    assert len(buttons) == 6 and all(button.tooltip for button in buttons)
+    assert len(buttons) == 7 and all(button.tooltip for button in buttons)
 
 
 def test_what_the_run_has_come_to_is_put_into_the_page(arcs, tmp_path, monkeypatch):
