@@ -492,6 +492,31 @@ def test_a_frame_is_filled_in_without_favouring_what_is_likely(runs):
     assert set(codes.unique().tolist()) == {0, 1} and abs(codes.double().mean() - 0.3) < 0.05
 
 
+def test_a_code_that_lies_between_two_values_stays_where_it_was(runs):
+    fsq = FSQ(1, 4)
+    spread = torch.tensor(
+        [1.4, 1.6, 1.45, 1.55, 2.6, 2.4, 1.0]
+    )  # where a value lies, in steps from the least
+    clip = torch.atanh((2 * spread + 1) / 4 - 1).view(1, -1, 1, 1)
+
+    def digits(hold):
+        return fsq.codes(fsq(clip, hold)).flatten().tolist()
+
+    assert digits(0.0) == [1, 2, 1, 2, 3, 2, 1]
+    assert digits(0.2) == [1, 1, 1, 1, 3, 3, 1]
+    system = dynamics(runs, objective="masked", code_hold=10.0)  # then a code never changes
+    seen, codes = [], system.tokenizer.fsq.codes
+    system.tokenizer.fsq.codes = lambda latents: seen.append(codes(latents)) or seen[-1]
+    started = []
+    for hold in (10.0, 0.0):
+        system.config = dataclasses.replace(system.config, code_hold=hold)
+        system.loss(batch())
+        started.append(system.start(batch()["frames"]).latents)
+    held, free = seen
+    assert (held[:, 1:] == held[:, :1]).all() and (free[:, 1:] != free[:, :1]).any()
+    assert not torch.equal(*started)
+
+
 def test_temperature_samples_by_the_seed(runs):
     system = shaken(dynamics(runs, objective="masked"))
 

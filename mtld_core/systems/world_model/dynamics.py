@@ -68,6 +68,8 @@ class DynamicsConfig(StageConfig):
     lambda_pixels: NotNegative[float] = 0.0  # mse: (decoded - truth)^2
     # mse: noise, up to this much, on what the model sees in training; masked: share of codes replaced there
     context_noise: NotNegative[float] = 0.2
+    # masked: of a step between two values, how far beyond the middle a code has to be to change in time
+    code_hold: NotNegative[float] = 0.0
     decode_steps: Positive[int] = 6  # masked: passes in which a frame is filled in
     temperature: NotNegative[float] = 0.0  # masked: 0 takes the likeliest code
     action_count: int = 0  # discrete actions, filled in from the dataset
@@ -120,6 +122,7 @@ class Dynamics(BuiltOn, InventsActions, Stage):
         | {
             "objective": "masked",
             "latent_dim": 5,
+            "code_hold": 0.2,
             "temperature": 1.0,
             "eval_windows": 32,
             "long_horizon": 16,
@@ -271,7 +274,7 @@ class Dynamics(BuiltOn, InventsActions, Stage):
         c = self.config
         fsq = self.tokenizer.fsq
         with torch.no_grad():
-            latents = self.tokenizer.encode(batch["frames"])
+            latents = self.tokenizer.encode(batch["frames"], c.code_hold)
         size, frames, patches, _ = latents.shape
         codes = fsq.codes(latents)
 
@@ -329,7 +332,7 @@ class Dynamics(BuiltOn, InventsActions, Stage):
     # ---- generation
 
     def _start(self, context, generator):
-        latents = self.tokenizer.encode(context)
+        latents = self.tokenizer.encode(context, self.config.code_hold)
         _, drawn = self.tokenizer.decode_patches(latents)
         known = latents if self.config.objective == "masked" else latents[:, :-1]
         past = None

@@ -19,10 +19,13 @@ class FSQ(nn.Module):
         self.size = levels**dims
         self.register_buffer("place", levels ** torch.arange(dims), persistent=False)
 
-    def forward(self, x):
+    def forward(self, x, hold=0.0):
+        """hold: of clips `[B, T, ..., L]`, see `_held`; 0 rounds each frame by itself."""
         # tanh spans (-1/2, levels - 1/2), so that each value has a bin of the same width
         spread = (torch.tanh(x) * self.levels + self.levels - 1) / 2
         near = spread.detach().round().clamp(0, self.levels - 1)
+        if hold:
+            near = _held(spread.detach(), near, 0.5 + hold)
         return self._to_latent(spread + (near - spread).detach())
 
     def codes(self, latents):
@@ -37,6 +40,18 @@ class FSQ(nn.Module):
 
     def _to_latent(self, digits):
         return digits * (2 / (self.levels - 1)) - 1
+
+
+def _held(spread, near, reach):
+    """Let a value of the last frame stay as long as it is within `reach`; else it is the nearest, `near`.
+
+    What lies between two values would else go back and forth with every little change elsewhere.
+    """
+    kept = [near[:, 0]]
+    for now, nearest in zip(spread.unbind(1), near.unbind(1), strict=True):
+        stays = (now - kept[-1]).abs() <= reach
+        kept.append(torch.where(stays, kept[-1], nearest))
+    return torch.stack(kept[1:], 1)
 
 
 class Whitening(nn.Module):

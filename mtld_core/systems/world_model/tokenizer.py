@@ -93,14 +93,15 @@ class Tokenizer(Reconstructs, Stage):
 
     # ---- frames <-> latents
 
-    def encode(self, frames):
+    def encode(self, frames, hold=0.0):
         """Frames float `[B, T, 3, H, W]` in [-1, 1] -> latents `[B, T, P, L]` in [-1, 1].
 
-        A frame's latents depend on the frames before it, too.
+        A frame's latents depend on the frames before it, too. hold: of codes, how far beyond half a step a
+        channel has to be from its value in the frame before to take another one.
         """
         x, _ = self.encoder(self.embed(self._patches(frames)))
         x = self.to_latent(x)
-        return torch.tanh(x) if self.fsq is None else self.fsq(x)
+        return torch.tanh(x) if self.fsq is None else self.fsq(x, hold)
 
     def decode(self, latents, past=None):
         """Latents `[B, T, P, L]` and the past of those before -> (frames `[B, T, 3, H, W]`, the new past).
