@@ -8,38 +8,26 @@ The figures are printed, and written to `<run>/judgements/<checkpoint>.json`.
 import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import torch
 
-from mtld_core.config import field_names, from_dict
-from mtld_core.judge.task import JudgeConfig, Task
+from mtld_core.judge.task import Task, opened
 from mtld_core.runs.folder import JUDGEMENTS, write_part
 from mtld_core.runtime import command, progress_bar
-from mtld_core.systems.opening import open_run, own_dataset
+from mtld_core.systems.opening import own_dataset
 
 
 def judge(run_dir, checkpoint="", device="auto", life_horizon=None):
     """Figures of a checkpoint of a run, a dict as report.json has it under "metrics".
 
     checkpoint: see `open_run`. life_horizon: steps that its dreams are played for; None: as the run has it.
-    Where the run names a file of LPIPS weights that is not here (any more),
-    torch's cache is looked into, which a line says. Raises UserError where run or checkpoint cannot be
-    opened, or the run's dataset is gone.
+    Where the run names a file of LPIPS weights that is not here (any more), torch's cache is looked into,
+    which a line says. Raises UserError where run or checkpoint cannot be opened, or the run's dataset is gone.
     """
-    system = open_run(run_dir, checkpoint, device)
-    training, known = system.run.training, field_names(JudgeConfig)
-    config = from_dict(JudgeConfig, {name: training[name] for name in known if name in training})
+    system, config = opened(run_dir, checkpoint, device)
     if life_horizon is not None:
         config = dataclasses.replace(config, life_horizon=life_horizon)
-    weights = getattr(system.config, "lpips_weights", "")
-    if weights and not Path(weights).is_file():
-        print(
-            f"lpips_weights={weights!r} is not here (any more): LPIPS takes what torch's cache has",
-            file=sys.stderr,
-        )
-        system.config = dataclasses.replace(system.config, lpips_weights="")
     torch.manual_seed(0)
     task = Task(system, own_dataset(system), config)
     with progress_bar(desc="judging", unit=" pieces") as bar:

@@ -46,6 +46,7 @@ class Judge:
         reach=0,
     ):
         self.dataset = dataset
+        self.held = starts
         self.starts = evenly(starts, max_windows)
         self.needs = needs
         self.context = needs.context if horizon else 0
@@ -57,6 +58,7 @@ class Judge:
         self.pictures = PICTURE_PAIRS
         self.steered_windows = STEERED
         self.steerable = None  # the window [1] that the held actions led furthest apart
+        self.earliest = None  # rows, one a frame of the dataset: no context goes back further
         if horizon:
             median = np.median(training_frames.cpu().numpy(), axis=0).astype(np.uint8)
             self.median = torch.from_numpy(median).to(dataset.frames.device)
@@ -71,13 +73,27 @@ class Judge:
         some.steered_windows = max(1, round(share * self.steered_windows))
         return some, share
 
+    def on(self, targets, horizon, needs=None, earliest=None):
+        """A `Judge` of the windows whose prediction begins at these rows, as far as `horizon`.
+
+        needs: of another system. earliest: for each row of the dataset the first row of its shot, which is
+        repeated where the context would go back further.
+        """
+        some = copy.copy(self)
+        some.needs, some.earliest = needs or self.needs, earliest
+        some.context = some.needs.context if self.context else 0
+        some.starts = targets - some.context
+        some.horizon = some.reach = horizon
+        return some
+
     @torch.inference_mode()
-    def __call__(self, system, tick=lambda: None):
+    def __call__(self, system, tick=lambda: None, look=lambda made, truth: None):
         """Figures as report.json lists them under "metrics"; the system's own come last.
 
-        tick: called before each piece of the work; it may raise to give it up.
+        tick: called before each piece of the work; it may raise to give it up. look: is shown the frames of
+        some windows after the other, what the system makes and what really came, uint8 `[B, h, H, W, 3]`.
         """
-        errors, moving, made, true = self._compare(system, tick)
+        errors, moving, made, true = self._compare(system, tick, look)
         model = errors.pop("model")
         lpips, reason = metrics.lpips_metric(system.device, self.lpips_weights)
         psnr = metrics.psnr(model)
@@ -105,7 +121,7 @@ class Judge:
             figures |= self._steering(system, model, errors["copy"], tick)
         return figures | system.evaluate(self.dataset, self.starts)
 
-    def _compare(self, system, tick):
+    def _compare(self, system, tick, look):
         """(errors, moving, made, true): what the figures are made of.
 
         errors: "model" and the baselines' names -> MSE `[windows, reach]`. moving: the same where something
@@ -129,8 +145,10 @@ class Judge:
                 errors[name].append(_errors(frames, truth))
                 if self.context:
                     moving[name].append(_errors(frames * moves, truth * moves))
-            made.append(compared["model"][:, : self.horizon][chosen])
-            true.append(truth[:, : self.horizon][chosen])
+            near = compared["model"][:, : self.horizon], truth[:, : self.horizon]
+            look(*near)
+            for frames, some in zip(near, (made, true), strict=True):
+                some.append(frames[chosen])
         errors, moving = (
             {name: torch.cat(parts) for name, parts in each.items()} for each in (errors, moving)
         )
@@ -149,7 +167,7 @@ class Judge:
         h = self.horizon
 
         def misled(starts, others):
-            fake = self.made_by(system, starts, h, self._actions(system, others, h))
+            fake = self.made_by(system, starts, h, self.actions(system, others, h))
             return _errors(fake, self.truth(starts)[:, :h])
 
         if len(self.starts) > 1:
@@ -184,7 +202,7 @@ class Judge:
         actions = action.expand(len(starts), self.horizon, *action.shape)
         return self.made_by(system, starts, self.horizon, actions)
 
-    def _actions(self, system, starts, horizon):
+    def actions(self, system, starts, horizon):
         """What leads to each predicted frame, recorded or inferred: `[B, h]`, `[B, h, A]`, or None."""
         first = self.context - 1  # the action that leads to the first predicted frame
         if self.needs.actions:
@@ -206,9 +224,9 @@ class Judge:
         if not self.context:
             rebuilt = system.reconstruct(to_float(self.truth(starts).to(system.device)))
             return to_uint8(rebuilt).to(device)
-        context = to_float(self._frames(starts, 0, self.context).to(system.device))
+        context = to_float(self._context(starts).to(system.device))
         if actions is None:
-            actions = self._actions(system, starts, horizon)
+            actions = self.actions(system, starts, horizon)
         steps = None if actions is None else actions.to(system.device).unbind(1)
         chance = torch.Generator(system.device).manual_seed(0)  # the same under every action
         pieces = system.rollout(context, horizon, steps, chance)
@@ -217,6 +235,12 @@ class Judge:
     def truth(self, starts):
         """What really came, uint8 `[B, reach, H, W, 3]`."""
         return self._frames(starts, self.context, self.reach)
+
+    def _context(self, starts):
+        rows = starts[:, None] + torch.arange(self.context)
+        if self.earliest is not None:
+            rows = rows.maximum(self.earliest[starts + self.context - 1][:, None])
+        return self.dataset.frames[rows]
 
     def _frames(self, starts, first, length):
         """Frames first .. first + length - 1 of each window, uint8 `[B, length, H, W, 3]`."""
