@@ -11,11 +11,11 @@ import collections
 import copy
 import itertools
 
-import numpy as np
 import torch
 
 from mtld_core import metrics
 from mtld_core.frames import differs, evenly, to_float, to_uint8
+from mtld_core.systems.baselines import median_frame
 
 # SSIM and LPIPS are averages over this many frames: on a CPU, VGG on all of them would outlast the training
 PICTURE_PAIRS = 64
@@ -60,8 +60,7 @@ class Judge:
         self.steerable = None  # the window [1] that the held actions led furthest apart
         self.earliest = None  # rows, one a frame of the dataset: no context goes back further
         if horizon:
-            median = np.median(training_frames.cpu().numpy(), axis=0).astype(np.uint8)
-            self.median = torch.from_numpy(median).to(dataset.frames.device)
+            self.median = median_frame(training_frames).to(dataset.frames.device)
 
     def few(self, share):
         """(a `Judge` of about this share of the windows, which share that is): to see how long all take."""

@@ -16,10 +16,10 @@ from mtld_core.judge.rollouts import Judge
 from mtld_core.judge.translations import TranslationJudge
 from mtld_core.judge.windows import judged_horizon, reachable, split_of
 from mtld_core.systems.base import Samples, Translates
+from mtld_core.systems.baselines import SAMPLE
 from mtld_core.systems.opening import open_run
 
 DRAWS = 256  # images from noise that are compared with held-out frames, and as many of those
-SAMPLE = 512  # frames of the training part that baselines and a system's statistics are taken of
 
 
 @dataclasses.dataclass(frozen=True)
