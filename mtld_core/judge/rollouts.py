@@ -15,6 +15,7 @@ import torch
 
 from mtld_core import metrics
 from mtld_core.frames import differs, evenly, to_float, to_uint8
+from mtld_core.judge.windows import borders
 from mtld_core.systems.baselines import median_frame
 
 # SSIM and LPIPS are averages over this many frames: on a CPU, VGG on all of them would outlast the training
@@ -46,7 +47,7 @@ class Judge:
         reach=0,
     ):
         self.dataset = dataset
-        self.held = starts
+        self.held, self.across = starts, True  # windows, and whether a context may go across cuts
         self.starts = evenly(starts, max_windows)
         self.needs = needs
         self.context = needs.context if horizon else 0
@@ -58,7 +59,6 @@ class Judge:
         self.pictures = PICTURE_PAIRS
         self.steered_windows = STEERED
         self.steerable = None  # the window [1] that the held actions led furthest apart
-        self.earliest = None  # rows, one a frame of the dataset: no context goes back further
         if horizon:
             self.median = median_frame(training_frames).to(dataset.frames.device)
 
@@ -72,15 +72,14 @@ class Judge:
         some.steered_windows = max(1, round(share * self.steered_windows))
         return some, share
 
-    def on(self, targets, horizon, needs=None, earliest=None):
+    def on(self, targets, horizon, needs=None):
         """A `Judge` of the windows whose prediction begins at these rows, as far as `horizon`.
 
-        needs: of another system. earliest: for each row of the dataset the first row of its shot, which is
-        repeated where the context would go back further.
+        needs: of a system that may ask for more context than a shot has: then its first frame is repeated.
         """
         some = copy.copy(self)
-        some.needs, some.earliest = needs or self.needs, earliest
-        some.context = some.needs.context if self.context else 0
+        if needs:
+            some.needs, some.context, some.across = needs, needs.context, False
         some.starts = targets - some.context
         some.horizon = some.reach = horizon
         return some
@@ -141,9 +140,9 @@ class Judge:
                 compared |= {"copy": self._frames(part, self.context - 1, 1), "median": self.median}
                 moves = _moving(self.median, truth, compared["model"], compared["copy"])
             for name, frames in compared.items():
-                errors[name].append(_errors(frames, truth))
+                errors[name].append(errors_of(frames, truth))
                 if self.context:
-                    moving[name].append(_errors(frames * moves, truth * moves))
+                    moving[name].append(errors_of(frames * moves, truth * moves))
             near = compared["model"][:, : self.horizon], truth[:, : self.horizon]
             look(*near)
             for frames, some in zip(near, (made, true), strict=True):
@@ -166,8 +165,8 @@ class Judge:
         h = self.horizon
 
         def misled(starts, others):
-            fake = self.made_by(system, starts, h, self.actions(system, others, h))
-            return _errors(fake, self.truth(starts)[:, :h])
+            fake = self.made_by(system, starts, h, self._actions(system, others, h))
+            return errors_of(fake, self.truth(starts)[:, :h])
 
         if len(self.starts) > 1:
             others = self.starts.roll(len(self.starts) // 2)  # each window gets the actions of another
@@ -192,7 +191,7 @@ class Judge:
             for action in actions:
                 tick()
                 held.append(self._held(system, part, action))
-            errors = [_errors(one, other) for one, other in itertools.combinations(held, 2)]
+            errors = [errors_of(one, other) for one, other in itertools.combinations(held, 2)]
             apart.append(torch.stack(errors).mean(0))
         return torch.cat(apart)
 
@@ -201,7 +200,7 @@ class Judge:
         actions = action.expand(len(starts), self.horizon, *action.shape)
         return self.made_by(system, starts, self.horizon, actions)
 
-    def actions(self, system, starts, horizon):
+    def _actions(self, system, starts, horizon):
         """What leads to each predicted frame, recorded or inferred: `[B, h]`, `[B, h, A]`, or None."""
         first = self.context - 1  # the action that leads to the first predicted frame
         if self.needs.actions:
@@ -225,7 +224,7 @@ class Judge:
             return to_uint8(rebuilt).to(device)
         context = to_float(self._context(starts).to(system.device))
         if actions is None:
-            actions = self.actions(system, starts, horizon)
+            actions = self._actions(system, starts, horizon)
         steps = None if actions is None else actions.to(system.device).unbind(1)
         chance = torch.Generator(system.device).manual_seed(0)  # the same under every action
         pieces = system.rollout(context, horizon, steps, chance)
@@ -237,9 +236,9 @@ class Judge:
 
     def _context(self, starts):
         rows = starts[:, None] + torch.arange(self.context)
-        if self.earliest is not None:
-            rows = rows.maximum(self.earliest[starts + self.context - 1][:, None])
-        return self.dataset.frames[rows]
+        edges = borders(self.dataset, self.across)
+        shot = torch.searchsorted(edges, starts + self.context - 1, right=True) - 1
+        return self.dataset.frames[rows.maximum(edges[shot][:, None])]
 
     def _frames(self, starts, first, length):
         """Frames first .. first + length - 1 of each window, uint8 `[B, length, H, W, 3]`."""
@@ -281,7 +280,7 @@ def held_actions(space):
     return torch.stack([low, (low + high) / 2, high])
 
 
-def _errors(a, b):
+def errors_of(a, b):
     """MSE `[B, h]`, a horizon at a time: as integers, frames take four times their room."""
     pairs = zip(*(frames.unbind(1) for frames in torch.broadcast_tensors(a, b)), strict=True)
     return torch.stack([metrics.mse(*pair) for pair in pairs], 1)
