@@ -87,8 +87,8 @@ if not live:
 # %% [markdown]
 # ## How far ahead, and how it looks
 #
-# The curves: how fast each loses the truth. The strips: what really came, and what each run makes of the same
-# two windows, the second of which moves more than most.
+# The curves: how fast each loses the truth. The strips: for two windows what really came, and what each run
+# and the best baseline make of it.
 
 # %%
 if result:
