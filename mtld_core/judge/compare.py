@@ -49,6 +49,11 @@ def compare(run_dirs, dataset_root="", horizon=0, out_dir="", tick=lambda: None)
     """
     runs = [_Run(path) for path in run_dirs]
     check(runs, "name runs to compare; notebooks/02_train makes them")
+    check(horizon >= 0, f"horizon must be 0 or more frames, not {horizon}")
+    names = [run.name for run in runs]
+    for run in runs:
+        if names.count(run.name) > 1:
+            run.name = str(run.system.run.dir)
     dataset = _dataset(runs, dataset_root)
     for run in runs:
         size = run.system.config.height, run.system.config.width
@@ -164,10 +169,12 @@ def _section(runs, dataset, horizon, tick):
     for entry in entries:
         entry.seen = _Seen(windows, real if entry is runs[0] else None)
         torch.manual_seed(0)
-        figures = {"life": entry.report["metrics"].get("life")}
-        figures |= entry.task.figures(entry.system, tick, entry.seen)
-        likeness, clips = likeness or Likeness(real.all("clips"), VIDEO), entry.seen.all("clips")
-        entry.figures = likeness(clips, tick) | figures if clips.shape[1] > 1 else figures
+        entry.figures = {"life": entry.report["metrics"].get("life")}
+        entry.figures |= entry.task.figures(entry.system, tick, entry.seen)
+        clips, true = entry.seen.all("clips"), real.all("clips")
+        likeness = likeness or Likeness(true, VIDEO)
+        if min(clips.shape[1], true.shape[1]) > 1:  # a single frame is no clip
+            entry.figures |= likeness(clips, tick)
     free = [entry.seen.all("mse") for entry in entries[len(runs) :]]
     rows, flicker = [_row(entry, free) for entry in entries], real.mean("flicker")
     says = {row["run"]: compared(row, rows, flicker) for row in rows[: len(runs)]}

@@ -30,13 +30,13 @@ class ComparePanel(widgets.VBox):
         self.ticks = {run: widgets.Checkbox(Path(run).resolve() in chosen, indent=False) for run in found}
         self.button = widgets.Button(description="Compare", button_style="primary")
         self.message, self.shown = widgets.HTML(small(HINT)), widgets.Output()
-        self.button.on_click(lambda _: self._compare())
+        self.button.on_click(lambda _: self._run())
         cards = [_card(run, tick) for run, tick in self.ticks.items()]
         gallery = widgets.HBox(cards, layout={"flex_flow": "row wrap", "grid_gap": "16px"})
         self.children = [gallery, self.button, self.message, self.shown]
         self.add_class("mtld-compare")  # by which tests find it
 
-    def _compare(self):
+    def _run(self):
         self.shown.outputs, self._done = (), 0
         try:
             ticked = [run for run, tick in self.ticks.items() if tick.value]
