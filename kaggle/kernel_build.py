@@ -31,15 +31,23 @@ DEFAULTS = {  # where a kernel's parameters differ from the notebook's own
     # of Kaggle's 720 minutes; the rest is for starting and loading
     "02_train": {"preset": "small", "time_budget_minutes": 690},
     "03_generate": {"out_dir": "generated"},  # a run in an input cannot be written to
+    "04_compare": {"run_dirs": "runs/demo", "out_dir": "compared"},
 }
 # parameters that name an input
-DATA = {"01_extract_frames": "source", "02_train": "dataset_root", "03_generate": "source"}
+DATA = {
+    "01_extract_frames": "source",
+    "02_train": "dataset_root",
+    "03_generate": "source",
+    "04_compare": "dataset_root",
+}
 CELLS = {  # what a kernel does with its parameters
     "01_extract_frames": "source = mtld_kaggle.find_input(source)",
     "02_train": "dataset_root = mtld_kaggle.find_input(dataset_root)\n"
     "run_dir = mtld_kaggle.bring_run(run_dir, resume)\n"
     "overrides = mtld_kaggle.bring_stages(system, overrides, run_dir)",
     "03_generate": "source = mtld_kaggle.find_input(source)\nrun_dir = mtld_kaggle.find_run(run_dir)",
+    "04_compare": "dataset_root = mtld_kaggle.find_input(dataset_root)\n"
+    'run_dirs = ",".join(mtld_kaggle.find_run(name.strip()) for name in run_dirs.split(","))',
 }
 FIRST_CELL = '''\
 # MTLD's own code travels in this cell; kaggle/push.py made it. The notebook begins below.

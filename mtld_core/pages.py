@@ -19,7 +19,7 @@ from IPython.display import HTML, Image, display
 from mtld_core.config import UserError, check, find, nearest, places, seconds
 
 # the kinds of parameters; all others are texts
-WHOLE = ("height", "width", "workers", "steps", "batch_size", "seed", "devices", "num_frames")
+WHOLE = ("height", "width", "workers", "steps", "batch_size", "seed", "devices", "num_frames", "horizon")
 NUMBERS = ("fps", "time_budget_minutes")
 TIMES = ("start", "duration")
 SWITCHES = ("drop_duplicates", "split_scenes")

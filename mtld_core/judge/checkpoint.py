@@ -1,45 +1,35 @@
 """Judging a saved checkpoint once more, as training judges it: the same windows, the same figures.
 
     python -m mtld_core.judge RUN [--checkpoint step_00001000] [--life_horizon 1000]
+    python -m mtld_core.judge --compare RUN RUN ... [--dataset_root DATA] [--horizon 16] [--out DIR]
 
-The figures are printed, and written to `<run>/judgements/<checkpoint>.json`.
+The figures are printed, and written to `<run>/judgements/<checkpoint>.json`. With --compare runs are judged
+side by side, and the table is printed: see `mtld_core.judge.compare`.
 """
 
 import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import torch
 
-from mtld_core.config import field_names, from_dict
-from mtld_core.judge.task import JudgeConfig, Task
+from mtld_core.judge.task import Task, opened
 from mtld_core.runs.folder import JUDGEMENTS, write_part
 from mtld_core.runtime import command, progress_bar
-from mtld_core.systems.opening import open_run, own_dataset
+from mtld_core.systems.opening import own_dataset
 
 
 def judge(run_dir, checkpoint="", device="auto", life_horizon=None):
     """Figures of a checkpoint of a run, a dict as report.json has it under "metrics".
 
     checkpoint: see `open_run`. life_horizon: steps that its dreams are played for; None: as the run has it.
-    Where the run names a file of LPIPS weights that is not here (any more),
-    torch's cache is looked into, which a line says. Raises UserError where run or checkpoint cannot be
-    opened, or the run's dataset is gone.
+    Where the run names a file of LPIPS weights that is not here (any more), torch's cache is looked into,
+    which a line says. Raises UserError where run or checkpoint cannot be opened, or the dataset is gone.
     """
-    system = open_run(run_dir, checkpoint, device)
-    training, known = system.run.training, field_names(JudgeConfig)
-    config = from_dict(JudgeConfig, {name: training[name] for name in known if name in training})
+    system, config = opened(run_dir, checkpoint, device)
     if life_horizon is not None:
         config = dataclasses.replace(config, life_horizon=life_horizon)
-    weights = getattr(system.config, "lpips_weights", "")
-    if weights and not Path(weights).is_file():
-        print(
-            f"lpips_weights={weights!r} is not here (any more): LPIPS takes what torch's cache has",
-            file=sys.stderr,
-        )
-        system.config = dataclasses.replace(system.config, lpips_weights="")
     torch.manual_seed(0)
     task = Task(system, own_dataset(system), config)
     with progress_bar(desc="judging", unit=" pieces") as bar:
@@ -53,11 +43,24 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(
         prog="python -m mtld_core.judge", description="Judge a checkpoint of a run once more."
     )
-    parser.add_argument("run", help="the run's folder")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("run", nargs="?", help="the run's folder")
+    which.add_argument("--compare", nargs="+", metavar="RUN", help="judge several runs side by side")
     parser.add_argument("--checkpoint", default="", help='its name, or "best"; the newest good one otherwise')
     parser.add_argument(
         "--life_horizon", type=int, help="steps that dreams are played for; else as in training"
     )
+    parser.add_argument("--dataset_root", default="", help="with --compare: the data, else the runs' own")
+    parser.add_argument("--horizon", type=int, default=0, help="with --compare: frames to predict")
+    parser.add_argument("--out", default="", help="with --compare: the folder for table and pictures")
     given = parser.parse_args(arguments)
+    if given.compare:
+        from mtld_core.judge.compare import compare
+
+        with progress_bar(desc="comparing", unit=" pieces") as bar:
+            data, tick = given.dataset_root, lambda: bar.update()
+            made = compare(given.compare, data, given.horizon, given.out, tick=tick)
+        print(Path(made["out_dir"], "table.md").read_text())
+        return
     figures = judge(given.run, given.checkpoint, life_horizon=given.life_horizon)
     print(json.dumps(figures, indent=2))

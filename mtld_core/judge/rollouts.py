@@ -15,6 +15,7 @@ import torch
 
 from mtld_core import metrics
 from mtld_core.frames import differs, evenly, to_float, to_uint8
+from mtld_core.judge.windows import borders
 from mtld_core.systems.baselines import median_frame
 
 # SSIM and LPIPS are averages over this many frames: on a CPU, VGG on all of them would outlast the training
@@ -46,6 +47,7 @@ class Judge:
         reach=0,
     ):
         self.dataset = dataset
+        self.held, self.across = starts, True  # windows, and whether a context may go across cuts
         self.starts = evenly(starts, max_windows)
         self.needs = needs
         self.context = needs.context if horizon else 0
@@ -70,13 +72,26 @@ class Judge:
         some.steered_windows = max(1, round(share * self.steered_windows))
         return some, share
 
+    def on(self, targets, horizon, needs=None):
+        """A `Judge` of the windows whose prediction begins at these rows, as far as `horizon`.
+
+        needs: of a system that may ask for more context than a shot has: then its first frame is repeated.
+        """
+        some = copy.copy(self)
+        if needs:
+            some.needs, some.context, some.across = needs, needs.context, False
+        some.starts = targets - some.context
+        some.horizon = some.reach = horizon
+        return some
+
     @torch.inference_mode()
-    def __call__(self, system, tick=lambda: None):
+    def __call__(self, system, tick=lambda: None, look=lambda made, truth: None):
         """Figures as report.json lists them under "metrics"; the system's own come last.
 
-        tick: called before each piece of the work; it may raise to give it up.
+        tick: called before each piece of the work; it may raise to give it up. look: is shown the frames of
+        some windows after the other, what the system makes and what really came, uint8 `[B, h, H, W, 3]`.
         """
-        errors, moving, made, true = self._compare(system, tick)
+        errors, moving, made, true = self._compare(system, tick, look)
         model = errors.pop("model")
         lpips, reason = metrics.lpips_metric(system.device, self.lpips_weights)
         psnr = metrics.psnr(model)
@@ -104,7 +119,7 @@ class Judge:
             figures |= self._steering(system, model, errors["copy"], tick)
         return figures | system.evaluate(self.dataset, self.starts)
 
-    def _compare(self, system, tick):
+    def _compare(self, system, tick, look):
         """(errors, moving, made, true): what the figures are made of.
 
         errors: "model" and the baselines' names -> MSE `[windows, reach]`. moving: the same where something
@@ -125,11 +140,13 @@ class Judge:
                 compared |= {"copy": self._frames(part, self.context - 1, 1), "median": self.median}
                 moves = _moving(self.median, truth, compared["model"], compared["copy"])
             for name, frames in compared.items():
-                errors[name].append(_errors(frames, truth))
+                errors[name].append(errors_of(frames, truth))
                 if self.context:
-                    moving[name].append(_errors(frames * moves, truth * moves))
-            made.append(compared["model"][:, : self.horizon][chosen])
-            true.append(truth[:, : self.horizon][chosen])
+                    moving[name].append(errors_of(frames * moves, truth * moves))
+            near = compared["model"][:, : self.horizon], truth[:, : self.horizon]
+            look(*near)
+            for frames, some in zip(near, (made, true), strict=True):
+                some.append(frames[chosen])
         errors, moving = (
             {name: torch.cat(parts) for name, parts in each.items()} for each in (errors, moving)
         )
@@ -149,7 +166,7 @@ class Judge:
 
         def misled(starts, others):
             fake = self.made_by(system, starts, h, self._actions(system, others, h))
-            return _errors(fake, self.truth(starts)[:, :h])
+            return errors_of(fake, self.truth(starts)[:, :h])
 
         if len(self.starts) > 1:
             others = self.starts.roll(len(self.starts) // 2)  # each window gets the actions of another
@@ -174,7 +191,7 @@ class Judge:
             for action in actions:
                 tick()
                 held.append(self._held(system, part, action))
-            errors = [_errors(one, other) for one, other in itertools.combinations(held, 2)]
+            errors = [errors_of(one, other) for one, other in itertools.combinations(held, 2)]
             apart.append(torch.stack(errors).mean(0))
         return torch.cat(apart)
 
@@ -205,7 +222,7 @@ class Judge:
         if not self.context:
             rebuilt = system.reconstruct(to_float(self.truth(starts).to(system.device)))
             return to_uint8(rebuilt).to(device)
-        context = to_float(self._frames(starts, 0, self.context).to(system.device))
+        context = to_float(self._context(starts).to(system.device))
         if actions is None:
             actions = self._actions(system, starts, horizon)
         steps = None if actions is None else actions.to(system.device).unbind(1)
@@ -216,6 +233,12 @@ class Judge:
     def truth(self, starts):
         """What really came, uint8 `[B, reach, H, W, 3]`."""
         return self._frames(starts, self.context, self.reach)
+
+    def _context(self, starts):
+        rows = starts[:, None] + torch.arange(self.context)
+        edges = borders(self.dataset, self.across)
+        shot = torch.searchsorted(edges, starts + self.context - 1, right=True) - 1
+        return self.dataset.frames[rows.maximum(edges[shot][:, None])]
 
     def _frames(self, starts, first, length):
         """Frames first .. first + length - 1 of each window, uint8 `[B, length, H, W, 3]`."""
@@ -257,7 +280,7 @@ def held_actions(space):
     return torch.stack([low, (low + high) / 2, high])
 
 
-def _errors(a, b):
+def errors_of(a, b):
     """MSE `[B, h]`, a horizon at a time: as integers, frames take four times their room."""
     pairs = zip(*(frames.unbind(1) for frames in torch.broadcast_tensors(a, b)), strict=True)
     return torch.stack([metrics.mse(*pair) for pair in pairs], 1)

@@ -2,11 +2,13 @@
 
 import copy
 import dataclasses
+import sys
 import typing
+from pathlib import Path
 
 import torch
 
-from mtld_core.config import AtLeastOne, NotNegative, Settings, check
+from mtld_core.config import AtLeastOne, NotNegative, Settings, check, field_names, from_dict
 from mtld_core.frames import evenly, to_uint8
 from mtld_core.judge.frechet import Likeness
 from mtld_core.judge.life import Life
@@ -15,6 +17,7 @@ from mtld_core.judge.translations import TranslationJudge
 from mtld_core.judge.windows import judged_horizon, reachable, split_of
 from mtld_core.systems.base import Samples, Translates
 from mtld_core.systems.baselines import SAMPLE
+from mtld_core.systems.opening import open_run
 
 DRAWS = 256  # images from noise that are compared with held-out frames, and as many of those
 
@@ -39,6 +42,25 @@ class JudgeConfig(Settings):
     def __post_init__(self):
         super().__post_init__()
         check(0 < self.holdout < 1, f"holdout must be between 0 and 1, not {self.holdout}")
+
+
+def opened(run_dir, checkpoint="", device="auto"):
+    """A run as it was judged in training -> (system, `JudgeConfig`). See `open_run`.
+
+    Where the run names a file of LPIPS weights that is not here (any more), torch's cache is looked into,
+    which a line says.
+    """
+    system = open_run(run_dir, checkpoint, device)
+    training, known = system.run.training, field_names(JudgeConfig)
+    config = from_dict(JudgeConfig, {name: training[name] for name in known if name in training})
+    weights = getattr(system.config, "lpips_weights", "")
+    if weights and not Path(weights).is_file():
+        print(
+            f"lpips_weights={weights!r} is not here (any more): LPIPS takes what torch's cache has",
+            file=sys.stderr,
+        )
+        system.config = dataclasses.replace(system.config, lpips_weights="")
+    return system, config
 
 
 class Task:
@@ -108,12 +130,12 @@ class Task:
         return some, share
 
     @torch.inference_mode()
-    def figures(self, system, tick=lambda: None):
+    def figures(self, system, tick=lambda: None, look=lambda made, truth: None):
         """All that report.json holds under "metrics".
 
-        tick: called before each piece of the work; it may raise to give it up.
+        tick: called before each piece of the work; it may raise to give it up. look: see `Judge`.
         """
-        figures = self.judge(system, tick)
+        figures = self.judge(system, tick, look)
         if self.translations is not None:
             figures |= self.translations(system, tick)
         if self.likeness is not None:

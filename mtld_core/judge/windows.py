@@ -56,14 +56,19 @@ def reachable(dataset, starts, context, horizon, long_horizon, cross_cuts=False)
     reach: the most up to `long_horizon` that leaves a few windows; at least `horizon`. What is held out stays
     as it is, so that a long horizon takes nothing from the training.
     """
-    cuts = [] if cross_cuts else dataset.cuts.tolist()
-    ends = torch.tensor(sorted([*cuts, *(arc.stop for arc in dataset.arcs)]))
+    ends = borders(dataset, cross_cuts)
     shot_ends = ends[torch.searchsorted(ends, starts, right=True)]
     room = shot_ends - starts - context  # frames to predict until the shot ends
     fewest = min(FEWEST, len(starts))
     most = int(room.sort(descending=True).values[fewest - 1])
     reach = max(horizon, min(long_horizon, most))
     return starts[room >= reach], reach
+
+
+def borders(dataset, cross_cuts=False):
+    """Rows at which shots begin and end, sorted, int64; across cuts there is no new shot."""
+    edges = {0, *(arc.stop for arc in dataset.arcs)}
+    return torch.tensor(sorted(edges if cross_cuts else {*edges, *dataset.cuts.tolist()}))
 
 
 def check_stages(system, dataset, config):

@@ -4,6 +4,14 @@ from mtld_core.judge.life import falls_apart
 
 LEAST_MOVING = 0.5  # dB of skill over what moves, below which a preview shows little of it
 LEAST_GAP = 0.05  # dB of action_shuffle_gap_db, below which actions do not matter
+STEADY = 1.25  # times the truth's flicker, above which a picture flickers, and as far below is too still
+# what runs are compared by: figure -> (in words, whether more is better)
+STANDINGS = {
+    "psnr": ("nearness to the truth", True),
+    "lpips": ("looks", False),
+    "moving_skill_db": ("what moves", True),
+    "frames_per_second": ("speed", True),
+}
 BLURRED = 25  # dB of a reconstruction, below which small things are lost
 
 # beginning of a figure's name, and what it is; of several that fit, the longest counts
@@ -75,6 +83,28 @@ def verdict(metrics, better=True):
         return f"it moves, but actions do not matter yet: {way}"
     both = "" if moving is None else ", moving things too"
     return f"better than {rival} by {skill:.1f} dB{both}: see what it draws (notebook 03), or {way}"
+
+
+def compared(row, rows, flicker):
+    """What is good and what is bad in a run beside others, in one sentence.
+
+    row, rows: of a table, as compare.json has them. flicker: of what really came.
+    """
+    said, first, last = [verdict(row["figures"]).partition(": ")[0]], [], []
+    for name, (words, more) in STANDINGS.items():
+        values = [each[name] for each in rows if each["kind"] != "baseline"]
+        if None not in values and values.count(row[name]) == 1 < len(values):
+            place = sorted(values, reverse=more).index(row[name])
+            (first if place == 0 else last if place == len(values) - 1 else []).append(words)
+    said += [f"the best of these in {' and '.join(first)}"] if first else []
+    said += [f"the last in {' and '.join(last)}"] if last else []
+    if (row["skill_best_db"] or 0) < 0:
+        best = min((each for each in rows if each["kind"] == "baseline"), key=lambda each: each["mse"])
+        said.append(f"{best['run']}, which costs nothing, is better by {-row['skill_best_db']:.1f} dB")
+    times = row["flicker"] / flicker if flicker else 1
+    if not 1 / STEADY < times < STEADY and len(row["psnr_by_horizon"]) > 2:
+        said.append(f"it flickers {times:.2g} times as much as what really came")
+    return "; ".join(said)
 
 
 def _of_translations(metrics, way):

@@ -83,7 +83,7 @@ def cell_with(kernel, text):
     return "".join(cell["source"])
 
 
-@pytest.mark.parametrize("name", ["01_extract_frames", "02_train", "03_generate"])
+@pytest.mark.parametrize("name", ["01_extract_frames", "02_train", "03_generate", "04_compare"])
 def test_a_kernel_carries_all_code_no_data_and_fits(name):
     kernel = make_kernel(name)
     files = carried(kernel)

@@ -22,7 +22,7 @@ GOOD = json.loads((ROOT / "kaggle" / "02_train" / FILE).read_text())
 # ---- the metadata
 
 
-@pytest.mark.parametrize("name", ["01_extract_frames", "02_train", "03_generate"])
+@pytest.mark.parametrize("name", ["01_extract_frames", "02_train", "03_generate", "04_compare"])
 def test_the_projects_own_metadata_is_right(name):
     values = read_metadata(ROOT / "kaggle" / name / FILE)
     assert values["code_file"] == f"{name}.ipynb" and (ROOT / "notebooks" / values["code_file"]).is_file()

@@ -73,7 +73,7 @@ def test_a_mistake_is_one_line(tmp_path):
     assert done.returncode == 1
     assert (
         done.stderr
-        == "error: there is no notebook '04_dream'; there are: 01_extract_frames, 02_train, 03_generate\n"
+        == "error: there is no notebook '04_dream'; there are: 01_extract_frames, 02_train, 03_generate, 04_compare\n"
     )
 
 

@@ -27,6 +27,7 @@ NAMES = {  # the parameters that INTERFACE promises
     "02_train": "system preset dataset_root run_dir steps time_budget_minutes batch_size seed resume devices interactive "
     "overrides",
     "03_generate": "run_dir checkpoint source direction num_frames actions out_dir fps seed interactive",
+    "04_compare": "run_dirs dataset_root horizon out_dir interactive",
 }
 
 
@@ -146,7 +147,7 @@ def outputs(page):
     return json.dumps([cell["outputs"] for cell in page["cells"] if cell["cell_type"] == "code"])
 
 
-def test_from_a_video_to_a_generated_sequence_through_papermill(tmp_path):
+def test_from_a_video_to_a_generated_sequence_and_its_figures_through_papermill(tmp_path):
     code, text, page = papermill(
         "01_extract_frames", tmp_path, dataset_root="data", height=16, width=16, duration=2
     )
@@ -170,6 +171,14 @@ def test_from_a_video_to_a_generated_sequence_through_papermill(tmp_path):
     assert "<video" in outputs(page)
     assert "widget-view" not in outputs(page)  # nobody watches: no form
 
+    code, text, page = papermill("04_compare", tmp_path, run_dirs=" run,", horizon=1, out_dir="compared")
+    assert code == 0, text
+    table = (tmp_path / "compared/table.md").read_text()
+    assert "| **run** | mtld |" in table and "| nearest |" in table
+    shown = outputs(page)
+    assert json.dumps(table.splitlines()[0])[1:-1] in shown and shown.count("image/png") == 2
+    assert "widget-view" not in shown
+
 
 @pytest.mark.parametrize(
     ("page", "wrong", "message"),
@@ -177,6 +186,7 @@ def test_from_a_video_to_a_generated_sequence_through_papermill(tmp_path):
         ("01_extract_frames", {"hight": 16}, "did you mean 'height'"),
         ("02_train", {"step": 4}, "did you mean 'steps'"),
         ("03_generate", {"frames": 4}, "no parameter 'frames'"),
+        ("04_compare", {"run_dir": "a"}, "did you mean 'run_dirs'"),
     ],
 )
 def test_an_unknown_parameter_is_an_error(page, wrong, message, tmp_path):
@@ -199,6 +209,7 @@ TEXTS = {
     "01_extract_frames": "source dataset_root fit",
     "02_train": "system preset dataset_root run_dir resume",
     "03_generate": "run_dir checkpoint source direction out_dir",
+    "04_compare": "run_dirs dataset_root out_dir",
 }
 
 
@@ -263,7 +274,7 @@ def test_switches_times_and_json():
         for value in ("soon", True, None, [1], float("nan"), -1):
             with pytest.raises(UserError, match=f"^{name}: .* is not a time"):
                 given("01_extract_frames", **{name: value})
-    for page in ("02_train", "03_generate"):
+    for page in ("02_train", "03_generate", "04_compare"):
         for value in ("yes", 1, None):
             with pytest.raises(UserError, match=r"^interactive must be 'auto', true or false"):
                 given(page, interactive=value)
@@ -280,8 +291,8 @@ def test_switches_times_and_json():
 
 
 def test_the_defaults_lead_from_one_notebook_to_the_next(tmp_path, monkeypatch, capsys):
-    first, second, third = ({}, {}, {})
-    for page, values in zip(PAGES, (first, second, third), strict=True):
+    first, second, third, _ = places = ({}, {}, {}, {})
+    for page, values in zip(PAGES, places, strict=True):
         exec(parameters_cell(page), values)
     assert second["run_dir"] == third["run_dir"] and third["source"] == ""
     monkeypatch.chdir(tmp_path)

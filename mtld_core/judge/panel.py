@@ -1,0 +1,70 @@
+"""A gallery of runs to compare: tick some, press Compare, and the table and its pictures appear below."""
+
+import base64
+import contextlib
+from pathlib import Path
+
+import ipywidgets as widgets
+
+from mtld_core.config import UserError
+from mtld_core.judge.compare import compare
+from mtld_core.judge.task import summary
+from mtld_core.pages import data_url, error_line, in_colour, small
+from mtld_core.runs.folder import CONFIG, EXAMPLES, PREVIEWS, age_of, read_config, read_report, runs_in
+
+THUMBNAIL = "width:200px; height:112px; object-fit:cover; object-position:top left; display:block"
+HINT = "Tick the runs to compare. Meanwhile the notebook waits; Kernel, Interrupt ends it."
+
+
+class ComparePanel(widgets.VBox):
+    """All runs beside those that are `chosen`, which are ticked at first, and in examples/.
+
+    how: further arguments of `compare`. `panel.button.click()` compares the runs whose box in `panel.ticks`,
+    {path: box}, is ticked. `panel.message` is a line, `panel.shown` the table and the pictures.
+    """
+
+    def __init__(self, chosen, **how):
+        super().__init__()
+        self.how, chosen = how, [Path(path).resolve() for path in chosen]
+        found = runs_in("runs", *(path.parent for path in chosen), EXAMPLES)
+        self.ticks = {run: widgets.Checkbox(Path(run).resolve() in chosen, indent=False) for run in found}
+        self.button = widgets.Button(description="Compare", button_style="primary")
+        self.message, self.shown = widgets.HTML(small(HINT)), widgets.Output()
+        self.button.on_click(lambda _: self._run())
+        cards = [_card(run, tick) for run, tick in self.ticks.items()]
+        gallery = widgets.HBox(cards, layout={"flex_flow": "row wrap", "grid_gap": "16px"})
+        self.children = [gallery, self.button, self.message, self.shown]
+        self.add_class("mtld-compare")  # by which tests find it
+
+    def _run(self):
+        self.shown.outputs, self._done = (), 0
+        try:
+            ticked = [run for run, tick in self.ticks.items() if tick.value]
+            made = compare(ticked, **self.how, tick=self._count)
+        except (Exception, KeyboardInterrupt) as error:  # a traceback inside a callback would reach nobody
+            self.message.value = in_colour(error_line(error), "#c00")
+            return
+        folder = Path(made["out_dir"])
+        self.message.value = in_colour(f"table, pictures and all figures are in {folder}")
+        shown = [("text/markdown", (folder / "table.md").read_text())]
+        for path in sorted(folder.glob("*.png")):
+            shown.append(("image/png", base64.b64encode(path.read_bytes()).decode()))
+        outputs = [{"output_type": "display_data", "data": dict([one]), "metadata": {}} for one in shown]
+        self.shown.outputs = tuple(outputs)
+
+    def _count(self):
+        self._done += 1
+        self.message.value = in_colour(f"comparing: {self._done} pieces of work are done")
+
+
+def _card(run, tick):
+    """A run of the gallery: its newest preview, what it is, how good and how old."""
+    about, words = read_config(run), "not judged here"
+    with contextlib.suppress(UserError):
+        words = summary(read_report(run)["metrics"])
+    tick.description, tick.layout.width = Path(run).name, "200px"
+    lines = [about["system"], words, f"on {Path(about['dataset']['path']).name}", age_of(f"{run}/{CONFIG}")]
+    picture = f'<div style="{THUMBNAIL}"></div>'
+    for path in sorted(Path(run).glob(f"{PREVIEWS}/step_*.png"))[-1:]:
+        picture = f'<img style="{THUMBNAIL}" src="{data_url(path)}">'
+    return widgets.VBox([widgets.HTML(picture), tick, widgets.HTML(small(*lines), layout={"width": "200px"})])
