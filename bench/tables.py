@@ -10,6 +10,7 @@
 import argparse
 import datetime
 import hashlib
+import json
 import re
 import sys
 from pathlib import Path
@@ -21,7 +22,6 @@ import rollouts
 import steps
 
 from mtld_core.config import check
-from mtld_core.files import atomic_path, read_json, write_json
 from mtld_core.runtime import command
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +36,7 @@ def make():
     results = {"machine": about, "code": code(), "date": str(datetime.date.today()), "tables": {}}
     for name, rows_of in TABLES.items():
         results["tables"][name] = rows_of(about)
-    write_json(RESULTS, results)
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     return results
 
 
@@ -53,7 +53,7 @@ def of_here():
     """What was kept, where it is of this code and of a machine that is called as this one; else None."""
     if not RESULTS.is_file():
         return None
-    results = read_json(RESULTS)
+    results = json.loads(RESULTS.read_text())
     same = results["code"] == code() and measure.names().items() <= results["machine"].items()
     return results if same else None
 
@@ -86,8 +86,7 @@ def main():
     parser.add_argument("--page", action="store_true", help="write what is kept into docs/performance.md")
     given = parser.parse_args()
     if given.page:
-        with atomic_path(PAGE) as temporary:
-            temporary.write_text(in_page(read_json(RESULTS), PAGE.read_text()))
+        PAGE.write_text(in_page(json.loads(RESULTS.read_text()), PAGE.read_text()))
         return
     results = None if given.again else of_here()
     results = results or make()

@@ -96,6 +96,6 @@ def test_figures_of_other_code_or_another_machine_are_measured_anew(results, cha
 
 def test_the_page_shows_what_is_kept():
     page = tables.PAGE.read_text()
-    assert tables.in_page(tables.read_json(tables.RESULTS), page) == page
+    assert tables.in_page(json.loads(tables.RESULTS.read_text()), page) == page
     with pytest.raises(UserError, match="no place for the table 'machine'"):
-        tables.in_page(tables.read_json(tables.RESULTS), "a page without it")
+        tables.in_page(json.loads(tables.RESULTS.read_text()), "a page without it")
