@@ -25,6 +25,7 @@ TIMES = ("start", "duration")
 SWITCHES = ("drop_duplicates", "split_scenes")
 JSON_TEXTS = {"overrides": dict, "actions": list}  # which may also be given as what they say
 WORDS = ("sample", "noise", "auto", "never", "best")  # that are no paths
+RED = "#e33530"  # of errors: to be read on white and in a dark theme
 
 # ---- a notebook's beginning
 
@@ -262,7 +263,7 @@ class RunPanel(widgets.VBox):
         self.message.value = in_colour(text, colour)
 
     def fail(self, text):
-        self.say(text, "#c00")
+        self.say(text, RED)
 
 
 def error_line(error):

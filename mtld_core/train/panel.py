@@ -20,7 +20,7 @@ from IPython.display import HTML, display
 
 from mtld_core.config import UserError
 from mtld_core.judge.words import meaning
-from mtld_core.pages import error_line, in_colour, picture_tag, show, table_html
+from mtld_core.pages import RED, error_line, in_colour, picture_tag, show, table_html
 from mtld_core.runs.checkpoint import list_checkpoints
 from mtld_core.runs.folder import JUDGEMENT, LATEST, LOG, PREVIEWS, folder_of, read_pointer, read_report
 from mtld_core.runs.lock import InUse, ask_to_stop
@@ -331,7 +331,7 @@ class TrainPanel(widgets.VBox):
     def _status(self, training):
         controls = self.controls
         if self.error:
-            return in_colour(self.error, "#c00")
+            return in_colour(self.error, RED)
         step = _steps(controls)
         saved = read_pointer(self.run_dir / LATEST)
         kept = f"saved at step {saved['step']}" if saved else "nothing saved yet"

@@ -91,7 +91,7 @@ def draw(lines):
     axes.set_yscale(**scale)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize="small")
+    axes.legend(loc="lower right", bbox_to_anchor=(1.03, 1), ncols=3, frameon=False, fontsize="small")
     return _png(figure)
 
 

@@ -20,6 +20,7 @@ from steered import QUICK, steered_run, write_recording
 
 from mtld_core import media
 from mtld_core.generate import panel
+from mtld_core.pages import RED
 from mtld_core.systems import SYSTEMS
 from mtld_core.train import train
 
@@ -79,7 +80,7 @@ def test_an_uploaded_picture_in_both_versions_forms(form, version, tmp_path):
 def test_an_error_is_one_line_in_the_panel(form):
     form.start.value = "picture"
     press_generate(form)
-    assert "upload a picture first" in form.message.value and "#c00" in form.message.value
+    assert "upload a picture first" in form.message.value and RED in form.message.value
     assert form.video.value == "" and form.result is None and not form.button.disabled
 
 
@@ -216,7 +217,7 @@ def test_three_hang_in_the_gallery_and_delete_asks_first(form, tmp_path):
     (tmp_path / "runs/run/samples/moves_10_7-2/video.gif").unlink()  # by somebody who needed the room
     (tmp_path / "runs/run/samples/moves_10_7-3/generation.json").write_text("{")
     other.run.value = str(tmp_path / "runs/run")
-    assert other.gallery.children == () and "#c00" not in other.message.value
+    assert other.gallery.children == () and RED not in other.message.value
 
 
 def test_checkpoints_and_runs_come_with_their_figures(form, tmp_path):
@@ -250,7 +251,7 @@ def test_checkpoints_and_runs_come_with_their_figures(form, tmp_path):
     form.run.value = str(tmp_path / "runs/second")
     assert "toy: not judged yet" in form.about.value and form.checkpoint.value == ""
     assert base64.b64encode((run / "previews/step_00000003.png").read_bytes()).decode() in form.about.value
-    assert "#c00" not in form.message.value
+    assert RED not in form.message.value
 
 
 def test_what_was_generated_can_be_downloaded(form):

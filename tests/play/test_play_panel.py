@@ -12,6 +12,7 @@ from conftest import write_arcs
 from PIL import Image
 from steered import QUICK, steered_run, write_recording
 
+from mtld_core.pages import RED
 from mtld_core.play.keys import keys_of
 from mtld_core.play.panel import PlayPanel
 from mtld_core.train import train
@@ -103,7 +104,7 @@ def test_an_error_is_one_line_and_the_play_goes_on(panel, monkeypatch):
 
     monkeypatch.setattr(panel.play, "act", broken)
     panel.buttons[1].click()
-    assert "RuntimeError: out of luck" in panel.message.value and "#c00" in panel.message.value
+    assert "RuntimeError: out of luck" in panel.message.value and RED in panel.message.value
     monkeypatch.undo()
     panel.buttons[1].click()
     assert "step 1 · RIGHT" in panel.message.value
@@ -315,7 +316,7 @@ def test_a_dream_that_fails_or_that_nobody_stops_ends(quick, monkeypatch):
     monkeypatch.setattr(quick.play, "act", broken)
     quick.live.value = True
     wait_until(lambda: not quick.live.value)
-    assert "RuntimeError: out of luck" in quick.message.value and "#c00" in quick.message.value
+    assert "RuntimeError: out of luck" in quick.message.value and RED in quick.message.value
 
 
 @pytest.mark.clocked

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from mtld_core.judge.rollouts import Judge
+from mtld_core.pages import RED
 from mtld_core.runs.folder import read_pointer
 from mtld_core.train import panel as train_panel
 from mtld_core.train.plots import Log, draw
@@ -243,7 +244,7 @@ def test_a_damaged_checkpoint_is_said_in_the_panel(panel, arcs, tmp_path):
 def test_an_error_is_one_line_in_the_panel(panel):
     other = train_panel.TrainPanel(panel.system, panel.dataset, panel.config)  # the folder is locked
     end(other)
-    assert "is in use by another training process" in other.status.value and "#c00" in other.status.value
+    assert "is in use by another training process" in other.status.value and RED in other.status.value
     assert (
         "UserError" not in other.status.value
         and "Traceback" in other.said.value
@@ -269,6 +270,26 @@ def test_a_log_is_read_as_it_grows_and_anew_when_it_is_replaced(tmp_path):
     (tmp_path / "new").write_text('{"step": 1}\n{"step": 7}\n{"step": 8}\n{"step": 9}\n')
     (tmp_path / "new").replace(log.path)
     assert log.read() and [line["step"] for line in log.lines] == [1, 7, 8, 9]
+
+
+def brightness(colour):
+    """Relative luminance of "#rrggbb", as WCAG defines it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+@pytest.mark.parametrize("behind", ["#ffffff", "#111111"], ids=["light", "dark"])
+def test_an_error_can_be_read_in_both_themes_of_jupyterlab(behind):
+    darker, brighter = sorted(map(brightness, (RED, behind)))
+    assert (brighter + 0.05) / (darker + 0.05) > 4.2  # 4.35 is what one colour can have on both
+
+
+def test_the_names_of_the_losses_are_within_the_picture(tmp_path):
+    names = ("l1", "reconstruction", "latent", "adversarial", "feature_matching", "discriminator")  # of mtld
+    (tmp_path / "curves.png").write_bytes(draw([{"step": 5} | dict.fromkeys(names, 0.5)]))
+    picture = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB"))
+    assert (picture[:, [0, 1, 2, 3, -4, -3, -2, -1]] == 255).all()
 
 
 @pytest.mark.parametrize("count", [0, 1, 5000])
