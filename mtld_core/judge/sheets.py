@@ -22,12 +22,12 @@ def as_csv(result):
 
 def as_markdown(result):
     """table.md as text: of each kind of runs a table, a sentence a run, and what else is to be known."""
-    lines = [f"# Runs on {result['dataset']['path']}"]
+    lines = [f"## Runs on {result['dataset']['path']}"]
     for section in result["sections"]:
         rows = section["rows"]
         lengths = " or ".join(sorted({str(len(row["psnr_by_horizon"])) for row in rows}))
         facts = f"{section['windows']} windows of {lengths} frames; in brackets what their choice leaves open"
-        lines += ["", f"## {section['kind'].title()}", "", f"{facts} (95 %)."]
+        lines += ["", f"### {section['kind'].title()}", "", f"{facts} (95 %)."]
         lines += [f"What really came has flicker {_text(section['flicker'])}.", "", *_table(rows), ""]
         lines += [f"- **{run}**: {words}" for run, words in section["says"].items()]
         lines += [f"- {note}" for note in section["notes"]]
@@ -37,13 +37,13 @@ def as_markdown(result):
 def _table(rows):
     names = [name for name in _columns(rows) if any(row[name] is not None for row in rows)]
     names = [name for name in names if name not in QUIET]
-    yield f"| run | {' | '.join(names)} |"
+    yield f"| run | {' | '.join(names)} |".replace("_", " ")  # so that a page may break them
     yield f"|---|---|{'---:|' * (len(names) - 1)}"
     for row in rows:
         cells = {name: _text(row[name], name.endswith("_db")) for name in names}
         cells["psnr"] = f"{row['psnr']:.2f}"
         if row["psnr_low"] is not None:
-            cells["psnr"] += f" [{row['psnr_low']:.2f}, {row['psnr_high']:.2f}]"
+            cells["psnr"] += f" [{row['psnr_low']:.2f},&nbsp;{row['psnr_high']:.2f}]"
         name = row["run"] if row["kind"] == "baseline" else f"**{row['run']}**"
         yield f"| {name} | {' | '.join(cells.values())} |"
 
