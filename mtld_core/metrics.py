@@ -129,14 +129,11 @@ def ssim(a, b):
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    def continued(x):
-        return up_to_window(x.double())  # float32 loses the variance of flat areas
-
     def similarity(x, y):
         found = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none")
         return found.reshape(-1)
 
-    return _of_pairs(similarity, continued, a, b)
+    return _of_pairs(similarity, _continued, a, b)
 
 
 def ms_ssim(a, b):
@@ -155,7 +152,11 @@ def ms_ssim(a, b):
     def on_scales(x, y):
         return similarity(x, y, data_range=1.0, reduction="none", betas=exponents)
 
-    return _of_pairs(on_scales, lambda x: up_to_window(x.double()), a, b)
+    return _of_pairs(on_scales, _continued, a, b)
+
+
+def _continued(pictures):
+    return up_to_window(pictures.double())  # float32 loses the variance of flat areas
 
 
 def up_to_window(pictures):
@@ -199,17 +200,13 @@ def _of_pairs(figure, prepare, a, b):
     figure: two batches of pictures -> a number a pair. It gets what `prepare` makes of each batch, which is
     float `[n, 3, H, W]` in [0, 1].
     """
-    a, b = torch.broadcast_tensors(a, b)
-    parts = []
-    for x, y in zip(_pieces(a), _pieces(b), strict=True):
-        parts.append(figure(prepare(x), prepare(y)).float().cpu())
-    return torch.cat(parts).reshape(a.shape[:-3])
 
+    def of_pieces(*pieces):
+        return figure(*(prepare(piece.movedim(-1, -3) / 255) for piece in pieces)).float().cpu()
 
-def _pieces(frames):
-    """Yield uint8 frames `[..., H, W, 3]` a few at a time, as float `[n, 3, H, W]` in [0, 1]."""
-    for piece in frames.reshape(-1, *frames.shape[-3:]).split(PIECE):
-        yield piece.movedim(-1, -3) / 255
+    pair = torch.broadcast_tensors(a, b)
+    flat = [frames.reshape(-1, *frames.shape[-3:]) for frames in pair]
+    return in_pieces(of_pieces, PIECE, lambda: None, *flat).reshape(pair[0].shape[:-3])
 
 
 def colour_transfer(source, target):

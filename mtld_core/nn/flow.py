@@ -25,13 +25,12 @@ def optical_flow(before, after):
 
     size = before.shape[2:0:-1]
     scale = math.ceil(SIDE / min(size))
+    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    dis.setFinestScale(0)
     found = torch.empty(*before.shape[:3], 2)
     for flow, *pair in zip(found, before.cpu().numpy(), after.cpu().numpy(), strict=True):
         greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in pair]
         large = [cv2.resize(grey, None, None, scale, scale, cv2.INTER_CUBIC) for grey in greys]
-        # a new one each time: it would begin with what it found last
-        dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        dis.setFinestScale(0)
         small = cv2.resize(dis.calc(*large, None), size, interpolation=cv2.INTER_AREA)
         flow[:] = torch.from_numpy(small / scale)
     return found
@@ -58,7 +57,8 @@ def pushed(frames, flow):
 
     All on the CPU. A pixel is shared by the four that it comes to lie between. Where several meet, they are
     averaged, and what moves farther counts more, as it is likely to be in front (after Niklaus and Liu 2020).
-    Where none comes to lie, the surroundings are continued (OpenCV's Navier-Stokes inpainting).
+    Where none comes to lie, the surroundings are continued (OpenCV's Navier-Stokes inpainting); when all have
+    left, the frame stays as it was.
     """
     import cv2
 
@@ -67,7 +67,7 @@ def pushed(frames, flow):
     # the gradient of sampling at places is to add to these places
     added = torch.ops.aten.grid_sampler_2d_backward(parts, parts, places(flow), 0, 0, False, (True, False))
     colours, importance, cover = added[0].movedim(1, -1).split((3, 1, 1), -1)
-    made = (colours / importance.clamp(min=1e-6)).round().byte().numpy()
-    holes = (cover < COVERED).byte().numpy()
-    filled = [cv2.inpaint(*pair, HOLE_RADIUS, cv2.INPAINT_NS) for pair in zip(made, holes, strict=True)]
-    return torch.from_numpy(np.stack(filled))
+    holes = cover < COVERED
+    made = torch.where(holes, frames, (colours / importance).round().byte()).numpy()
+    pairs = zip(made, holes.byte().numpy(), strict=True)
+    return torch.from_numpy(np.stack([cv2.inpaint(*each, HOLE_RADIUS, cv2.INPAINT_NS) for each in pairs]))

@@ -221,13 +221,12 @@ def test_inception_itself(monkeypatch, tmp_path):
     inception = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
-    network = object.__new__(inception.FeatureExtractorInceptionV3)
     monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: pytest.fail("downloaded"))
     monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda self, state: None)
     torch.save({}, tmp_path / "checkpoints" / INCEPTION_FILE)
     features, reason = inception_features("cpu")
     seen = features(torch.randint(0, 256, (3, 40, 50, 3), dtype=torch.uint8))
-    assert reason is None and seen.shape == (3, 2048) and not seen.requires_grad and network is not None
+    assert reason is None and seen.shape == (3, 2048) and not seen.requires_grad
 
 
 @pytest.mark.parametrize("missing", frechet.PACKAGES)

@@ -176,6 +176,10 @@ def test_pixels_are_pushed_by_hand():
     assert (made[2:6, 5] > 190).all() and (made[2:6, [0, 1, 2, 3, 4, 6, 7]] == 10).all()
     flow[..., 0] = 0.5
     assert (pushed(frame, flow)[0, 2:6, 2:4] == 105).all()
+    flow[..., 0] = 5
+    assert (pushed(frame, flow)[0, 2:6, [5, 6]] == 10).all() and (pushed(frame, flow)[0, 2:6, 7] > 190).all()
+    flow[..., 0] = 99
+    assert torch.equal(pushed(frame, flow), frame)
 
 
 def test_a_fade_goes_on_until_it_is_black():
