@@ -141,7 +141,7 @@ def _share_windows(runs, dataset, horizon):
     for run, judge, length in zip(runs, judges, horizons, strict=True):
         run.task.judge = judge.on(targets, length)
         run.task.judge.median = getattr(judges[0], "median", None)  # of reconstructions there is none
-    return ["these windows are those that every run holds out: figures differ from each run's report.json"]
+    return ["these are frames that every run holds out: figures differ from each run's own report.json"]
 
 
 def _baselines(run, dataset):

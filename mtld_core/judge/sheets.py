@@ -75,7 +75,8 @@ def draw_horizons(section):
         axes.plot(horizons, row["psnr_by_horizon"], "--" if free else "-", label=row["run"], **look)
         band = np.array(row["psnr_interval_by_horizon"], float).T
         axes.fill_between(horizons, *band, alpha=0.06 if free else 0.2, linewidth=0, **look)
-    axes.set(xlabel="horizon, frames", ylabel="PSNR, dB (shaded: 95 % of what the windows leave open)")
+    shaded = "frames ahead (shaded: what the choice of windows leaves open, 95 %)"
+    axes.set(xlabel=shaded, ylabel="PSNR, dB")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
