@@ -28,7 +28,7 @@ def as_markdown(result):
         lengths = " or ".join(sorted({str(len(row["psnr_by_horizon"])) for row in rows}))
         facts = f"{section['windows']} windows of {lengths} frames; in brackets what their choice leaves open"
         lines += ["", f"### {section['kind'].title()}", "", f"{facts} (95 %)."]
-        lines += [f"What really came has flicker {_text(section['flicker'])}.", "", *_table(rows), ""]
+        lines += [f"What really came has flicker {section['flicker']:.3g}.", "", *_table(rows), ""]
         lines += [f"- **{run}**: {words}" for run, words in section["says"].items()]
         lines += [f"- {note}" for note in section["notes"]]
     return "\n".join(lines) + "\n"
@@ -40,7 +40,7 @@ def _table(rows):
     yield f"| run | {' | '.join(names)} |".replace("_", " ")  # so that a page may break them
     yield f"|---|---|{'---:|' * (len(names) - 1)}"
     for row in rows:
-        cells = {name: _text(row[name], name.endswith("_db")) for name in names}
+        cells = {name: _text(name, row[name]) for name in names}
         cells["psnr"] = f"{row['psnr']:.2f}"
         if row["psnr_low"] is not None:
             cells["psnr"] += f" [{row['psnr_low']:.2f},&nbsp;{row['psnr_high']:.2f}]"
@@ -53,12 +53,10 @@ def _columns(rows):
     return [name for name in rows[-1] if not isinstance(rows[-1][name], (list, dict))]
 
 
-def _text(value, skill=False):
-    if not isinstance(value, float):
-        return "" if value is None else f"{value:,}" if isinstance(value, int) else value
-    if skill:
-        return f"{value:+.2f}"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def _text(name, value):
+    if value is None or isinstance(value, str):
+        return value or ""
+    return format(value, "+.2f" if name.endswith("_db") else ",.0f" if value >= 100 else ".3g")
 
 
 def draw_horizons(section):
