@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import io
 import json
+import lzma
 import re
 import shutil
 import subprocess
@@ -53,14 +54,15 @@ FIRST_CELL = '''\
 # MTLD's own code travels in this cell; kaggle/push.py made it. The notebook begins below.
 import base64
 import io
+import lzma
 import sys
 import tempfile
 import zipfile
 
 code = tempfile.mkdtemp(prefix="mtld_code_")
-zipfile.ZipFile(io.BytesIO(base64.b64decode("""
+zipfile.ZipFile(io.BytesIO(lzma.decompress(base64.b64decode("""
 {code}
-"""))).extractall(code)
+""")))).extractall(code)
 sys.path.insert(0, code)
 import mtld_kaggle
 
@@ -131,15 +133,15 @@ def _cell(name, source):
 
 
 def _packed_code():
-    """mtld_core, data_prep and mtld_kaggle.py as base64 text of a zip file; the same for the same code."""
+    """mtld_core, data_prep and mtld_kaggle.py zipped, pressed, as base64 text; the same for the same code."""
     paths = {"mtld_kaggle.py": HERE / "mtld_kaggle.py"}
     for package in ("mtld_core", "data_prep"):
         paths |= {path.relative_to(ROOT).as_posix(): path for path in (ROOT / package).rglob("*.py")}
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+    with zipfile.ZipFile(file, "w") as archive:  # pressed as a whole, it is a third smaller
         for name, path in sorted(paths.items()):
-            archive.writestr(zipfile.ZipInfo(name), path.read_bytes(), zipfile.ZIP_DEFLATED)
-    return base64.encodebytes(file.getvalue()).decode().strip()
+            archive.writestr(zipfile.ZipInfo(name), path.read_bytes())
+    return base64.encodebytes(lzma.compress(file.getvalue())).decode().strip()
 
 
 # ---- parameters

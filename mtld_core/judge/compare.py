@@ -141,7 +141,7 @@ def _share_windows(runs, dataset, horizon):
     for run, judge, length in zip(runs, judges, horizons, strict=True):
         run.task.judge = judge.on(targets, length)
         run.task.judge.median = getattr(judges[0], "median", None)  # of reconstructions there is none
-    return ["these windows are those that every run holds out: figures differ from each run's report.json"]
+    return ["these are frames that every run holds out: figures differ from each run's own report.json"]
 
 
 def _baselines(run, dataset):
@@ -167,10 +167,10 @@ def _section(runs, dataset, horizon, tick):
     windows = len(runs[0].task.judge.starts)
     real, likeness = _Seen(windows), None
     for entry in entries:
-        entry.seen = _Seen(windows, real if entry is runs[0] else None)
+        entry.seen = entry.task.judge.look = _Seen(windows, real if entry is runs[0] else None)
         torch.manual_seed(0)
         entry.figures = {"life": entry.report["metrics"].get("life")}
-        entry.figures |= entry.task.figures(entry.system, tick, entry.seen)
+        entry.figures |= entry.task.figures(entry.system, tick)
         clips, true = entry.seen.all("clips"), real.all("clips")
         likeness = likeness or Likeness(true, VIDEO)
         if min(clips.shape[1], true.shape[1]) > 1:  # a single frame is no clip

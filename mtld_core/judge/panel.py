@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ipywidgets as widgets
 
-from mtld_core.config import UserError
+from mtld_core.config import UserError, find
 from mtld_core.judge.compare import compare
 from mtld_core.judge.task import summary
 from mtld_core.pages import data_url, error_line, in_colour, small
@@ -25,7 +25,7 @@ class ComparePanel(widgets.VBox):
 
     def __init__(self, chosen, **how):
         super().__init__()
-        self.how, chosen = how, [Path(path).resolve() for path in chosen]
+        self.how, chosen = how, [Path(find(path)).resolve() for path in chosen]
         found = runs_in("runs", *(path.parent for path in chosen), EXAMPLES)
         self.ticks = {run: widgets.Checkbox(Path(run).resolve() in chosen, indent=False) for run in found}
         self.button = widgets.Button(description="Compare", button_style="primary")

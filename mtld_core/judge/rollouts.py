@@ -47,6 +47,8 @@ class Judge:
         reach=0,
     ):
         self.dataset = dataset
+        # is shown what a system makes and what really came, uint8 [B, h, H, W, 3], some windows at a time
+        self.look = lambda made, truth: None
         self.held, self.across = starts, True  # windows, and whether a context may go across cuts
         self.starts = evenly(starts, max_windows)
         self.needs = needs
@@ -85,13 +87,12 @@ class Judge:
         return some
 
     @torch.inference_mode()
-    def __call__(self, system, tick=lambda: None, look=lambda made, truth: None):
+    def __call__(self, system, tick=lambda: None):
         """Figures as report.json lists them under "metrics"; the system's own come last.
 
-        tick: called before each piece of the work; it may raise to give it up. look: is shown the frames of
-        some windows after the other, what the system makes and what really came, uint8 `[B, h, H, W, 3]`.
+        tick: called before each piece of the work; it may raise to give it up.
         """
-        errors, moving, made, true = self._compare(system, tick, look)
+        errors, moving, made, true = self._compare(system, tick)
         model = errors.pop("model")
         lpips, reason = metrics.lpips_metric(system.device, self.lpips_weights)
         psnr = metrics.psnr(model)
@@ -119,7 +120,7 @@ class Judge:
             figures |= self._steering(system, model, errors["copy"], tick)
         return figures | system.evaluate(self.dataset, self.starts)
 
-    def _compare(self, system, tick, look):
+    def _compare(self, system, tick):
         """(errors, moving, made, true): what the figures are made of.
 
         errors: "model" and the baselines' names -> MSE `[windows, reach]`. moving: the same where something
@@ -144,7 +145,7 @@ class Judge:
                 if self.context:
                     moving[name].append(errors_of(frames * moves, truth * moves))
             near = compared["model"][:, : self.horizon], truth[:, : self.horizon]
-            look(*near)
+            self.look(*near)
             for frames, some in zip(near, (made, true), strict=True):
                 some.append(frames[chosen])
         errors, moving = (

@@ -22,13 +22,13 @@ def as_csv(result):
 
 def as_markdown(result):
     """table.md as text: of each kind of runs a table, a sentence a run, and what else is to be known."""
-    lines = [f"# Runs on {result['dataset']['path']}"]
+    lines = [f"## Runs on {result['dataset']['path']}"]
     for section in result["sections"]:
         rows = section["rows"]
         lengths = " or ".join(sorted({str(len(row["psnr_by_horizon"])) for row in rows}))
         facts = f"{section['windows']} windows of {lengths} frames; in brackets what their choice leaves open"
-        lines += ["", f"## {section['kind'].title()}", "", f"{facts} (95 %)."]
-        lines += [f"What really came has flicker {_text(section['flicker'])}.", "", *_table(rows), ""]
+        lines += ["", f"### {section['kind'].title()}", "", f"{facts} (95 %)."]
+        lines += [f"What really came has flicker {section['flicker']:.3g}.", "", *_table(rows), ""]
         lines += [f"- **{run}**: {words}" for run, words in section["says"].items()]
         lines += [f"- {note}" for note in section["notes"]]
     return "\n".join(lines) + "\n"
@@ -37,13 +37,13 @@ def as_markdown(result):
 def _table(rows):
     names = [name for name in _columns(rows) if any(row[name] is not None for row in rows)]
     names = [name for name in names if name not in QUIET]
-    yield f"| run | {' | '.join(names)} |"
+    yield f"| run | {' | '.join(names)} |".replace("_", " ")  # so that a page may break them
     yield f"|---|---|{'---:|' * (len(names) - 1)}"
     for row in rows:
-        cells = {name: _text(row[name], name.endswith("_db")) for name in names}
+        cells = {name: _text(name, row[name]) for name in names}
         cells["psnr"] = f"{row['psnr']:.2f}"
         if row["psnr_low"] is not None:
-            cells["psnr"] += f" [{row['psnr_low']:.2f}, {row['psnr_high']:.2f}]"
+            cells["psnr"] += f" [{row['psnr_low']:.2f},&nbsp;{row['psnr_high']:.2f}]"
         name = row["run"] if row["kind"] == "baseline" else f"**{row['run']}**"
         yield f"| {name} | {' | '.join(cells.values())} |"
 
@@ -53,12 +53,10 @@ def _columns(rows):
     return [name for name in rows[-1] if not isinstance(rows[-1][name], (list, dict))]
 
 
-def _text(value, skill=False):
-    if not isinstance(value, float):
-        return "" if value is None else f"{value:,}" if isinstance(value, int) else value
-    if skill:
-        return f"{value:+.2f}"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def _text(name, value):
+    if value is None or isinstance(value, str):
+        return value or ""
+    return format(value, "+.2f" if name.endswith("_db") else ",.0f" if value >= 100 else ".3g")
 
 
 def draw_horizons(section):
@@ -75,7 +73,8 @@ def draw_horizons(section):
         axes.plot(horizons, row["psnr_by_horizon"], "--" if free else "-", label=row["run"], **look)
         band = np.array(row["psnr_interval_by_horizon"], float).T
         axes.fill_between(horizons, *band, alpha=0.06 if free else 0.2, linewidth=0, **look)
-    axes.set(xlabel="horizon, frames", ylabel="PSNR, dB (shaded: 95 % of what the windows leave open)")
+    shaded = "frames ahead (shaded: what the choice of windows leaves open, 95 %)"
+    axes.set(xlabel=shaded, ylabel="PSNR, dB")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -130,12 +130,12 @@ class Task:
         return some, share
 
     @torch.inference_mode()
-    def figures(self, system, tick=lambda: None, look=lambda made, truth: None):
+    def figures(self, system, tick=lambda: None):
         """All that report.json holds under "metrics".
 
-        tick: called before each piece of the work; it may raise to give it up. look: see `Judge`.
+        tick: called before each piece of the work; it may raise to give it up.
         """
-        figures = self.judge(system, tick, look)
+        figures = self.judge(system, tick)
         if self.translations is not None:
             figures |= self.translations(system, tick)
         if self.likeness is not None:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import lzma
 import os
 import re
 import zipfile
@@ -74,7 +75,7 @@ def carried(kernel):
     text = re.search(
         r'b64decode\("""\n(.*?)\n"""', "".join(json.loads(kernel.text)["cells"][0]["source"]), re.DOTALL
     )[1]
-    with zipfile.ZipFile(io.BytesIO(base64.b64decode(text))) as archive:
+    with zipfile.ZipFile(io.BytesIO(lzma.decompress(base64.b64decode(text)))) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
