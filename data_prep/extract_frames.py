@@ -67,12 +67,11 @@ def extract(
     height, width, fit: as `mtld_core.frames.fit_frame`; 0 as is.
     start, duration: seconds or "m:ss" or "h:mm:ss"; duration 0: to the end. Those of a list's line go first.
     drop_duplicates: leave out frames that repeat the last kept one.
-    split_scenes: an arc for each shot, `<name>_shot_000` ... workers: threads, 0 for one a core, which are
-        shared among the videos.
+    split_scenes: an arc for each shot, `<name>_shot_000` ... workers: threads; 0: one a core.
 
-    A finished arc is kept where video and settings are the same, and replaced where not, or where an older
-    version of this tool made it. A video that fails is named in `failed` and the others go on. Raises
-    UserError for a bad setting, a bad list, or when nothing worked.
+    A finished arc is kept where video, settings and version of this tool are the same, else replaced. A video
+    that fails is named in `failed`; the others go on. Raises UserError for a bad setting or list, or when
+    nothing worked.
     """
     settings = {
         "fps": fps,
