@@ -98,9 +98,10 @@ def compared(row, rows, flicker):
             (first if place == 0 else last if place == len(values) - 1 else []).append(words)
     said += [f"the best of these in {' and '.join(first)}"] if first else []
     said += [f"the last in {' and '.join(last)}"] if last else []
-    if (row["skill_best_db"] or 0) < 0:
+    if (skill := row["skill_best_db"]) is not None:
         best = min((each for each in rows if each["kind"] == "baseline"), key=lambda each: each["mse"])
-        said.append(f"{best['run']}, which costs nothing, is better by {-row['skill_best_db']:.1f} dB")
+        way = "better" if skill > 0 else "worse"
+        said.append(f"{way} by {abs(skill):.1f} dB than {best['run']}, the best that costs nothing")
     times = row["flicker"] / flicker if flicker else 1
     if not 1 / STEADY < times < STEADY and len(row["psnr_by_horizon"]) > 2:
         said.append(f"it flickers {times:.2g} times as much as what really came")

@@ -218,13 +218,12 @@ def test_a_sentence_says_what_is_good_and_what_is_bad():
         row("linear", kind="baseline", mse=0.5),
     ]
     good, poor, fast, *_ = (compared(each, rows, 2.0) for each in rows)
-    assert (
-        good == "better than repeating the last frame by 1.0 dB; the best of these in nearness to the truth"
-    )
-    assert fast.endswith("; the best of these in speed")
-    assert "; the last in nearness to the truth; linear, which costs nothing, is better by 0.5 dB; it" in poor
+    assert good.startswith("better than repeating the last frame by 1.0 dB; the best of these in nearness to")
+    assert good.endswith(" the truth; better by 1.0 dB than linear, the best that costs nothing")
+    assert "; the best of these in speed; " in fast
+    assert "; the last in nearness to the truth; worse by 0.5 dB than linear, the best that" in poor
     assert poor.endswith("it flickers 3 times as much as what really came")
-    assert "of these" not in compared(rows[0], rows[:1], 2.0)
+    assert "of these" not in compared(rows[0], [rows[0], *rows[3:]], 2.0)
 
 
 def test_the_command_prints_the_table(runs, tmp_path, capsys, quick):
