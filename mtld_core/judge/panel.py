@@ -9,8 +9,8 @@ import ipywidgets as widgets
 from mtld_core.config import UserError, find
 from mtld_core.judge.compare import compare
 from mtld_core.judge.task import summary
-from mtld_core.pages import data_url, error_line, in_colour, small
-from mtld_core.runs.folder import CONFIG, EXAMPLES, PREVIEWS, age_of, read_config, read_report, runs_in
+from mtld_core.pages import RED, data_url, error_line, in_colour, small
+from mtld_core.runs.folder import CONFIG, EXAMPLES, age_of, newest_preview, read_config, read_report, runs_in
 
 THUMBNAIL = "width:200px; height:112px; object-fit:cover; object-position:top left; display:block"
 HINT = "Tick the runs to compare. Meanwhile the notebook waits; Kernel, Interrupt ends it."
@@ -42,7 +42,7 @@ class ComparePanel(widgets.VBox):
             ticked = [run for run, tick in self.ticks.items() if tick.value]
             made = compare(ticked, **self.how, tick=self._count)
         except (Exception, KeyboardInterrupt) as error:  # a traceback inside a callback would reach nobody
-            self.message.value = in_colour(error_line(error), "#c00")
+            self.message.value = in_colour(error_line(error), RED)
             return
         folder = Path(made["out_dir"])
         self.message.value = in_colour(f"table, pictures and all figures are in {folder}")
@@ -64,7 +64,7 @@ def _card(run, tick):
         words = summary(read_report(run)["metrics"])
     tick.description, tick.layout.width = Path(run).name, "200px"
     lines = [about["system"], words, f"on {Path(about['dataset']['path']).name}", age_of(f"{run}/{CONFIG}")]
-    picture = f'<div style="{THUMBNAIL}"></div>'
-    for path in sorted(Path(run).glob(f"{PREVIEWS}/step_*.png"))[-1:]:
-        picture = f'<img style="{THUMBNAIL}" src="{data_url(path)}">'
+    preview = newest_preview(run)
+    shown = f'src="{data_url(preview)}"' if preview.is_file() else ""
+    picture = f'<img style="{THUMBNAIL}" {shown}>'
     return widgets.VBox([widgets.HTML(picture), tick, widgets.HTML(small(*lines), layout={"width": "200px"})])
