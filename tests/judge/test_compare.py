@@ -21,6 +21,7 @@ from mtld_core.judge.compare import compare, runs_to_compare
 from mtld_core.judge.panel import ComparePanel
 from mtld_core.judge.rollouts import Judge
 from mtld_core.judge.words import compared
+from mtld_core.pages import RED
 from mtld_core.systems import SYSTEMS
 from mtld_core.systems.baselines import BASELINES
 from mtld_core.train import train
@@ -266,6 +267,6 @@ def test_runs_of_the_gallery_are_ticked_and_compared(runs, tmp_path, monkeypatch
     assert kinds == ["text/markdown", "image/png", "image/png"]
     assert "- **mtld**: " in panel.shown.outputs[0]["data"]["text/markdown"]
     ticks["mtld"].value = False
-    assert "name runs to compare" in press() and "#c00" in panel.message.value and not panel.shown.outputs
+    assert "name runs to compare" in press() and RED in panel.message.value and not panel.shown.outputs
     ticks["mtld"].value = ticks["pong"].value = True
     assert "learned from different data" in press()

@@ -320,7 +320,7 @@ def test_a_run_says_how_long_its_dreams_last(dataset, tmp_path):
 def test_a_checkpoint_is_judged_for_longer_than_its_run_was(dataset, tmp_path, monkeypatch, capsys):
     system = Game()
     system.run = types.SimpleNamespace(dir=tmp_path, checkpoint="step_00000007", training={"eval_windows": 4})
-    monkeypatch.setattr(checkpoint, "open_run", lambda *place: system)
+    monkeypatch.setattr("mtld_core.judge.task.open_run", lambda *place: system)
     monkeypatch.setattr(checkpoint, "own_dataset", lambda system: dataset)
     assert "life" not in checkpoint.judge(tmp_path)
     assert checkpoint.main([str(tmp_path), "--life_horizon", "5"]) == 0
