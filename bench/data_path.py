@@ -133,8 +133,8 @@ def _row(work, ours, beside, theirs):
     }
 
 
-def rows_of(about):
-    """A row for each piece of work, a dict. about: `machine()`, which is not needed."""
+def rows_of():
+    """A row for each piece of work, a dict."""
     with tempfile.TemporaryDirectory() as folder:
         return batches(Path(folder)) + extraction(Path(folder)) + start_up()
 

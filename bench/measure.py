@@ -111,6 +111,11 @@ class Work(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         keywords = keywords or {}
+        if function._overloadpacket not in flop_registry and function is not torch.ops.prim.device.default:
+            with self:  # without autograd what is made of others arrives whole, such as a linear layer
+                parts = function.decompose(*arguments, **keywords)
+            if parts is not NotImplemented:
+                return parts
         result = function(*arguments, **keywords)
         if not _looks_on(function):
             flop = _flop(function._overloadpacket, arguments, keywords, result)

@@ -26,6 +26,9 @@ def test_products_convolutions_and_attention_are_counted():
     conv = torch.nn.Conv2d(4, 6, 3, padding=1)
     assert counted(lambda: conv(x)).flop == 2 * 2 * 64 * 4 * 6 * 9
     assert counted(lambda: conv(x).sum().backward()).flop == 3 * 2 * 2 * 64 * 4 * 6 * 9
+    with torch.inference_mode():
+        assert counted(lambda: conv(x)).flop == 2 * 2 * 64 * 4 * 6 * 9
+        assert counted(lambda: torch.nn.functional.linear(x, x[0, 0])).flop == 2 * 64 * 8 * 8
     q = torch.randn(1, 2, 16, 8, requires_grad=True)
     once = 2 * 2 * 16 * 16 * 8  # one product of all queries and keys
     attend = torch.nn.functional.scaled_dot_product_attention
