@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtld_core import media, metrics
 from mtld_core.config import UserError, check
+from mtld_core.data import covered
 from mtld_core.frames import evenly
 from mtld_core.judge import sheets
 from mtld_core.judge.frechet import VIDEO, Likeness
@@ -144,13 +145,22 @@ def _share_windows(runs, dataset, horizon):
     return ["these are frames that every run holds out: figures differ from each run's own report.json"]
 
 
-def _baselines(run, dataset):
-    """What costs nothing, on the windows of a run, and learned from what it learned."""
-    judge = run.task.judge
+def _baselines(run, dataset, notes):
+    """What costs nothing, on the windows of a run, and learned from what it learned.
+
+    A line is added to `notes` where one is left out.
+    """
+    judge, learned, length = run.task.judge, run.task.learned[0], run.system.needs().window
+    targets = judge.starts + judge.context
+    rows = len(dataset.frames)
+    known = covered(rows, learned, length) & covered(rows, targets, judge.horizon)
     for name in BASELINES:
-        system = fit_baseline(name, dataset, run.task.learned[0], run.system.needs().window)
+        if name == "nearest" and known.any():
+            notes.append("nearest is left out: it would look up the very frames that are judged")
+            continue
+        system = fit_baseline(name, dataset, learned, length)
         task = copy.copy(run.task)
-        task.judge = judge.on(judge.starts + judge.context, judge.horizon, system.needs())
+        task.judge = judge.on(targets, judge.horizon, system.needs())
         yield _Entry(system, task)
 
 
@@ -163,7 +173,7 @@ def _section(runs, dataset, horizon, tick):
     if kind != "translation":
         notes = _share_windows(runs, dataset, horizon)
     if kind == "prediction":
-        entries += _baselines(runs[0], dataset)
+        entries += _baselines(runs[0], dataset, notes)
     windows = len(runs[0].task.judge.starts)
     real, likeness = _Seen(windows), None
     for entry in entries:

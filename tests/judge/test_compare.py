@@ -190,10 +190,13 @@ def test_a_run_that_may_have_seen_the_frames_is_named(runs, tmp_path, quick):
     how = {"horizon": 1, "out_dir": tmp_path / "out"}
     [section] = compare([root / "by_heart"], **how)["sections"]
     assert f"by_heart {line}" in section["notes"]
+    left_out = "nearest is left out: it would look up the very frames that are judged"
+    assert left_out in section["notes"] and set(rows_of(section)) == {"by_heart", *BASELINES} - {"nearest"}
     [section] = compare([root / "mtld"], dataset_root=str(copy), **how)["sections"]
     assert f"mtld {line}" in section["notes"]
     [section] = compare([root / "mtld"], **how)["sections"]
-    assert line not in str(section["notes"])
+    assert line not in str(section["notes"]) and left_out not in section["notes"]
+    assert "nearest" in rows_of(section)
 
 
 def row(name, **values):
