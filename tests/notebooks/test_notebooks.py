@@ -174,7 +174,7 @@ def test_from_a_video_to_a_generated_sequence_and_its_figures_through_papermill(
     code, text, page = papermill("04_compare", tmp_path, run_dirs=" run,", horizon=1, out_dir="compared")
     assert code == 0, text
     table = (tmp_path / "compared/table.md").read_text()
-    assert "| **run** | mtld |" in table and "| nearest |" in table
+    assert "| **run** | mtld |" in table and "| optical_flow |" in table
     shown = outputs(page)
     assert json.dumps(table.splitlines()[0])[1:-1] in shown and shown.count("image/png") == 2
     assert "widget-view" not in shown
