@@ -23,6 +23,7 @@ NO_WORK = (
     ATEN.new_empty,
     ATEN.new_empty_strided,
 )
+PRODUCT = 2 * GEMM**3  # its operations
 COPIED = 2**28  # bytes of the copy whose rate is the floor of memory: far above any cache
 
 
@@ -50,14 +51,15 @@ def _processor():
         return platform.processor() or platform.machine()
 
 
-def gemm_rate(device="cpu", size=GEMM):
+def gemm_rate(device="cpu"):
     """GFLOP/s of a float32 matrix product, the median of several."""
-    a, out = torch.randn(2, size, size, device=device).unbind()
+    return PRODUCT / median_seconds(product(device), 50) / 1e9
 
-    def product():
-        torch.mm(a, a, out=out)[0, 0].item()
 
-    return 2 * size**3 / median_seconds(product, 50) / 1e9
+def product(device="cpu"):
+    """A call that makes one float32 matrix product, which is `PRODUCT` operations."""
+    a, out = torch.randn(2, GEMM, GEMM, device=device).unbind()
+    return lambda: torch.mm(a, a, out=out)[0, 0].item()
 
 
 def copy_rate():
@@ -146,9 +148,8 @@ def _flop(packet, arguments, keywords, result):
         return sdpa_flop_count(query.shape, key.shape, value.shape)
     if packet is ATEN._scaled_dot_product_flash_attention_for_cpu_backward:
         _, query, key, value = arguments[:4]
-        return (
-            5 * sdpa_flop_count(query.shape, key.shape, value.shape) // 2
-        )  # five products, where it has two
+        there = sdpa_flop_count(query.shape, key.shape, value.shape)
+        return 5 * there // 2  # five products, where the way there has two
     if packet not in flop_registry:
         return 0
     return flop_registry[packet](*arguments, **keywords, out_val=result)
