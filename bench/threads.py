@@ -18,8 +18,8 @@ import torch
 from measure import seconds
 from steps import CASES, Steps
 
+from mtld_core.machine.threads import Threads
 from mtld_core.runtime import command, warm_memory
-from mtld_core.train.threads import Threads
 
 TRIED = {name: CASES[name] for name in ("weight_rnn `small`", "mtld `demo`", "tinydreams `small`")}
 BUSY = "while True: pass"

@@ -14,7 +14,7 @@ import pytest
 from conftest import write_arcs
 
 from mtld_core.config import RunGivenUp, UserError
-from mtld_core.train.heat import Heat
+from mtld_core.machine.heat import Heat
 from mtld_core.train.job import main as train_main
 from mtld_core.train.loop import Training
 

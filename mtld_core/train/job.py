@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 from mtld_core.config import RunGivenUp, UserError, check, parse_object
+from mtld_core.machine.heat import watched
+from mtld_core.machine.threads import Threads
 from mtld_core.runs.checkpoint import disk_errors
 from mtld_core.runs.folder import folder_of
 from mtld_core.runs.lock import run_lock
@@ -26,12 +28,10 @@ from mtld_core.runtime import (
     warm_memory,
 )
 from mtld_core.train.controls import Controls
-from mtld_core.train.heat import watched
 from mtld_core.train.loop import Training
 from mtld_core.train.report import peak_gpu_memory_mb
 from mtld_core.train.schedule import clock
 from mtld_core.train.settings import TrainConfig, build, open_data, plan
-from mtld_core.train.threads import Threads
 
 TRIED, LONGEST_TRY = 6, 10.0  # steps that `outlook` tries at most, and seconds after which it tries no more
 

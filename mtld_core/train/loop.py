@@ -14,6 +14,7 @@ from mtld_core.config import AtLeastOne, BelowOne, NotNegative, RunGivenUp, Sett
 from mtld_core.data import Batches
 from mtld_core.judge.task import Task, best_by, summary
 from mtld_core.judge.windows import check_stages
+from mtld_core.machine.heat import Heat
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import (
     BEST,
@@ -32,7 +33,6 @@ from mtld_core.runs.folder import (
 from mtld_core.runs.resume import check_origin, checkpoint_to_resume, other_settings
 from mtld_core.runtime import peak_memory_mb, pick_device, pick_precision
 from mtld_core.train.controls import SECONDS_BETWEEN_LINES, Progress
-from mtld_core.train.heat import Heat
 from mtld_core.train.plots import Log, draw, draw_judgement
 from mtld_core.train.report import Alarms, about, peak_gpu_memory_mb, report
 from mtld_core.train.schedule import Schedule, clock

@@ -11,12 +11,12 @@ from mtld_core.config import UserError, check, field_names, from_dict, nearest, 
 from mtld_core.data import open_dataset
 from mtld_core.judge.task import JudgeConfig
 from mtld_core.judge.windows import STAGES_SHARE
+from mtld_core.machine.heat import HeatConfig
 from mtld_core.runs.folder import read_config
 from mtld_core.runs.mirror import bring_back
 from mtld_core.runs.resume import KEPT, WINDOW_FIELDS, checkpoint_to_resume, in_full
 from mtld_core.systems import system_class
 from mtld_core.systems.base import BuiltOn
-from mtld_core.train.heat import HeatConfig
 from mtld_core.train.loop import LoopConfig
 from mtld_core.train.schedule import ScheduleConfig
 

@@ -21,6 +21,7 @@ from mtld_core import systems
 from mtld_core.config import ConfigError, UserError, field_names, from_dict, to_dict
 from mtld_core.data import Arc, Dataset, DomainPair
 from mtld_core.frames import to_float
+from mtld_core.machine.threads import Threads
 from mtld_core.runs.checkpoint import list_checkpoints, load_train_state, load_weights
 from mtld_core.systems.base import Reconstructs, Samples, Translates
 from mtld_core.systems.opening import open_run
@@ -29,7 +30,6 @@ from mtld_core.train.controls import Controls
 from mtld_core.train.loop import Training
 from mtld_core.train.settings import TrainConfig, build, plan
 from mtld_core.train.stepper import Stepper
-from mtld_core.train.threads import Threads
 
 EVERY = [*systems.SYSTEMS, *TOYS]
 # what leads through other parts of a system than its preset "tiny" does

@@ -9,13 +9,13 @@ import types
 import pytest
 
 from mtld_core.config import ConfigError
+from mtld_core.machine.threads import Threads
 from mtld_core.train import loop as train_module
 from mtld_core.train import schedule
 from mtld_core.train.controls import Controls
 from mtld_core.train.loop import Training
 from mtld_core.train.schedule import MOST_RESERVED, Schedule
 from mtld_core.train.settings import TrainConfig, build, open_data, plan
-from mtld_core.train.threads import Threads
 
 pytestmark = pytest.mark.versionless  # arithmetic by a clock of the test
 

@@ -19,15 +19,15 @@ import torch
 
 from mtld_core.config import ConfigError, UserError
 from mtld_core.judge.rollouts import Judge
+from mtld_core.machine import heat as thermal
+from mtld_core.machine.heat import Heat, Reading
+from mtld_core.machine.threads import Threads
 from mtld_core.runs.folder import read_pointer
 from mtld_core.train import fit, train
-from mtld_core.train import heat as thermal
 from mtld_core.train import loop as train_module
 from mtld_core.train.controls import Controls
-from mtld_core.train.heat import Heat, Reading
 from mtld_core.train.loop import Training
 from mtld_core.train.settings import TrainConfig, build, open_data, plan
-from mtld_core.train.threads import Threads
 
 # ---- what readings mean
 
@@ -291,8 +291,8 @@ def test_a_thousand_random_schedules_keep_the_limit_and_the_time_and_save_before
 FIRST, SECOND = "GPU-11111111-1111-1111-1111-111111111111", "GPU-22222222-2222-2222-2222-222222222222"
 PRELUDE = f"""
 import json, os, sys, threading, time
-from mtld_core.train import heat as thermal
-from mtld_core.train.heat import Heat, Reading, Sensor
+from mtld_core.machine import heat as thermal
+from mtld_core.machine.heat import Heat, Reading, Sensor
 
 FIRST, SECOND = {FIRST!r}, {SECOND!r}
 """

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from mtld_core.config import ConfigError
-from mtld_core.train import threads as threads_module
+from mtld_core.machine import threads as threads_module
+from mtld_core.machine.threads import BLOCK, Threads
 from mtld_core.train.settings import TrainConfig
-from mtld_core.train.threads import BLOCK, Threads
 
 pytestmark = pytest.mark.versionless  # choices on a machine that the test makes up
 QUIET = {1: 0.115, 2: 0.07, 4: 0.04}  # seconds a step
