@@ -249,6 +249,19 @@ class TinyDreams(System):
     Config = TinyDreamsConfig
     PRESETS: typing.ClassVar = {
         "small": SMALL,
+        # wide enough to keep a large card busy; never trained
+        "gpu": SMALL
+        | {
+            "tokenizer_filters": (128, 256, 512),
+            "decoder_filters": (512, 256, 128),
+            "embed_dim": 512,
+            "heads": 8,
+            "layers": 8,
+            "lr": 3e-4,
+            "batch_size": 64,
+            "steps": 20_000,
+            "time_budget_minutes": 0,
+        },
         # the same network learns to see one frame ahead in a few minutes, and a little further
         "demo": UNET
         | {
