@@ -56,9 +56,9 @@ def gemm_rate(device="cpu"):
     return PRODUCT / median_seconds(product(device), 50) / 1e9
 
 
-def product(device="cpu"):
-    """A call that makes one float32 matrix product, which is `PRODUCT` operations."""
-    a, out = torch.randn(2, GEMM, GEMM, device=device).unbind()
+def product(device="cpu", dtype=torch.float32, size=GEMM):
+    """A call that makes one product of square matrices: in float32 of this size, `PRODUCT` operations."""
+    a, out = torch.randn(2, size, size, device=device).to(dtype).unbind()
     return lambda: torch.mm(a, a, out=out)[0, 0].item()
 
 
@@ -175,6 +175,8 @@ def print_table(rows):
 
 
 def _cell(value):
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if not isinstance(value, float):
         return f"{value:,}" if isinstance(value, int) else str(value)
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -41,6 +41,7 @@ def stream(system, context):
     if system.action_space is not None:
         one = isinstance(system.action_space, int)
         zero = torch.zeros(1, dtype=torch.int64) if one else torch.tensor([system.action_space[0]])
+        zero = zero.to(system.device)
     if isinstance(system, Translates):
         state = [None]
 

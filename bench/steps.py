@@ -50,16 +50,22 @@ CASES = {  # row -> (system, preset, overrides, data)
 
 
 class Steps:
-    """A system ready to train: `steps()` makes one update."""
+    """A system ready to train: `steps()` makes one update, and waits for its end.
 
-    def __init__(self, system, preset, overrides, data):
+    data: a path, "sample", or what was opened. device, precision: as in training. kind: the class that makes
+    the updates.
+    """
+
+    def __init__(self, system, preset, overrides, data, device="auto", precision="auto", kind=Stepper):
         if data == GRADED and not GRADED.exists():
             film(GRADED, SAMPLE)
         self.folder = tempfile.TemporaryDirectory()  # a replay's, and a stage's
-        below = self._stage(preset, data) if system == "dynamics" else {}
+        below = {}
+        if system == "dynamics" and "tokenizer_run" not in overrides:
+            below = {"tokenizer_run": stage(Path(self.folder.name) / "tokenizer", preset, data)}
         cls, config, training = plan(system, preset, overrides | below | {"restitution": True})
-        dataset = open_data(data, config)
-        self.device = pick_device()
+        dataset = open_data(data, config) if isinstance(data, str) else data
+        self.device = pick_device(device)
         self.system = build(cls, config, dataset).to(self.device).train()
         task = Task(self.system, dataset.to(self.device), training, say=lambda line: None)
         needs = self.system.needs()
@@ -75,23 +81,32 @@ class Steps:
         self.system.prepare(*task.samples)
         to_channels_last(self.system)
         self.system.setup_training(Path(self.folder.name))
-        dtype, _ = pick_precision(self.device)
-        self.stepper = Stepper(self.system.optimizers(), self.device, dtype, clip_norm=training.clip_norm)
-
-    def _stage(self, preset, data):
-        """The setting that names a tokenizer of one step, which costs what a trained one does."""
-        run = str(Path(self.folder.name) / "tokenizer")
-        kind = "codes" if preset == "codes" else "small"
-        settings = {"steps": 1, "restitution": True, "eval_windows": 8, "preview_every_steps": 0}
-        with contextlib.redirect_stdout(io.StringIO()):
-            train("tokenizer", kind, data, run_dir=run, **settings)
-        return {"tokenizer_run": run}
+        dtype, _ = pick_precision(self.device, precision)
+        self.stepper = kind(self.system.optimizers(), self.device, dtype, clip_norm=training.clip_norm)
+        self.training = training
 
     def __call__(self):
-        torch.manual_seed(1)  # rl_v2v draws a moment of the clips: one inside them, always the same
-        self.system.training_step(self.batches.next(), self.stepper)
+        logs = self.update()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+        return logs
+
+    def update(self, seed=1):
+        """Make one update without waiting for it; returns its logs. The seed is that of unkeyed chance."""
+        torch.manual_seed(seed)  # rl_v2v draws a moment of the clips by it: 1 gives one inside them
+        return self.system.training_step(self.batches.next(), self.stepper)
+
+
+def stage(run, preset, data, **size):
+    """Train a tokenizer for one step, which costs what a longer trained one does; returns `run`, a text.
+
+    preset: of the dynamics that is built on it. size: height and width of the frames.
+    """
+    kind = preset if preset in ("codes", "gpu", "tiny") else "small"
+    settings = {"steps": 1, "restitution": True, "eval_windows": 8, "preview_every_steps": 0}
+    with contextlib.redirect_stdout(io.StringIO()):
+        train("tokenizer", kind, data, size, run_dir=str(run), **settings)
+    return str(run)
 
 
 def rows_of(about, cases=CASES, rounds=5):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data_path
+import fakes
 import measure
 import rollouts
 import steps
@@ -27,7 +28,12 @@ from mtld_core.runtime import command
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results.json"
 PAGE = ROOT / "docs" / "performance.md"
-TABLES = {"steps": steps.rows_of, "rollouts": rollouts.rows_of, "data": lambda about: data_path.rows_of()}
+TABLES = {
+    "steps": steps.rows_of,
+    "rollouts": rollouts.rows_of,
+    "data": lambda about: data_path.rows_of(),
+    "presets": lambda about: fakes.rows_of(),
+}
 
 
 def make():

@@ -34,7 +34,7 @@ DEFAULTS = {  # where a kernel's parameters differ from the notebook's own
     "03_generate": {"out_dir": "generated"},  # a run in an input cannot be written to
     "04_compare": {"run_dirs": "runs/demo", "out_dir": "compared"},
 }
-# parameters that name an input
+# parameters that name an input, of the kernels that take one
 DATA = {
     "01_extract_frames": "source",
     "02_train": "dataset_root",
@@ -50,6 +50,7 @@ CELLS = {  # what a kernel does with its parameters
     "04_compare": "dataset_root = mtld_kaggle.find_input(dataset_root)\n"
     'run_dirs = ",".join(mtld_kaggle.find_run(name.strip()) for name in run_dirs.split(","))',
 }
+MORE_CODE = {"gpu_check": ("bench",)}  # folders that a kernel carries beside the packages
 FIRST_CELL = '''\
 # MTLD's own code travels in this cell; kaggle/push.py made it. The notebook begins below.
 import base64
@@ -99,7 +100,7 @@ def make_kernel(notebook, given=(), owner=""):
         raise UserError(
             f"{folder / FILE}: code_file {name}.ipynb is none of the notebooks{nearest(name, known)}"
         )
-    page = read_json(ROOT / "notebooks" / f"{name}.ipynb")
+    page = read_json(_page_of(name))
     values = _set_parameters(page, DEFAULTS.get(name, {}), dict(given))
     if owner:
         metadata = json.loads(json.dumps(metadata).replace(PLACEHOLDER, owner))
@@ -107,10 +108,12 @@ def make_kernel(notebook, given=(), owner=""):
         places = ("dataset_root", "run_dir", "resume")
         plan(**{name: value for name, value in values.items() if name not in places})
         _attach_stages(metadata, values, owner or PLACEHOLDER)
-    _attach(metadata, values[DATA[name]])
+    if name in DATA:
+        _attach(metadata, values[DATA[name]])
+        page["cells"].insert(_parameters_cell(page) + 1, _cell("mtld-inputs", CELLS[name]))
     check_metadata(metadata, folder / FILE)
-    page["cells"].insert(_parameters_cell(page) + 1, _cell("mtld-inputs", CELLS[name]))
-    page["cells"].insert(0, _cell("mtld-code", FIRST_CELL.format(code=_packed_code())))
+    code = _packed_code(*MORE_CODE.get(name, ()))
+    page["cells"].insert(0, _cell("mtld-code", FIRST_CELL.format(code=code)))
     page["cells"][0]["metadata"] = {"_kg_hide-input": True, "jupyter": {"source_hidden": True}}
     text = json.dumps(page, indent=1) + "\n"
     if len(text) > LIMIT:
@@ -118,6 +121,12 @@ def make_kernel(notebook, given=(), owner=""):
             f"the kernel {name} has {len(text)} bytes, Kaggle takes {LIMIT}: its code must become smaller"
         )
     return Kernel(name, metadata, text, values.get("run_dir", ""))
+
+
+def _page_of(name):
+    """The file of a notebook; one that is of use on Kaggle alone lies beside its metadata."""
+    own = HERE / name / f"{name}.ipynb"
+    return own if own.is_file() else ROOT / "notebooks" / f"{name}.ipynb"
 
 
 def _cell(name, source):
@@ -132,10 +141,13 @@ def _cell(name, source):
     }
 
 
-def _packed_code():
-    """mtld_core, data_prep and mtld_kaggle.py zipped, pressed, as base64 text; the same for the same code."""
+def _packed_code(*more):
+    """mtld_core, data_prep and mtld_kaggle.py zipped, pressed, as base64 text; the same for the same code.
+
+    more: further folders of the project.
+    """
     paths = {"mtld_kaggle.py": HERE / "mtld_kaggle.py"}
-    for package in ("mtld_core", "data_prep"):
+    for package in ("mtld_core", "data_prep", *more):
         paths |= {path.relative_to(ROOT).as_posix(): path for path in (ROOT / package).rglob("*.py")}
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:  # pressed as a whole, it is a third smaller

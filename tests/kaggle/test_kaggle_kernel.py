@@ -96,6 +96,17 @@ def test_a_kernel_carries_all_code_no_data_and_fits(name):
     assert kernel.metadata["enable_internet"] is False and kernel.metadata["is_private"] is True
 
 
+def test_the_check_of_a_gpu_carries_the_measurements_too():
+    kernel = make_kernel("gpu_check", [("only", "speed"), ("time_budget_minutes", "5")], "me")
+    files = carried(kernel)
+    assert files["bench/gpu_check.py"] == (ROOT / "bench/gpu_check.py").read_bytes()
+    assert len(kernel.text) < LIMIT / 2 and not any(file.endswith(".json") for file in files)
+    assert kernel.metadata["machine_shape"] == "NvidiaTeslaT4"  # two of them
+    assert kernel.metadata["dataset_sources"] == [f"me/{INPUTS}"]
+    assert "only = 'speed'\n" in cell_with(kernel, "time_budget_minutes = 5\n")
+    assert "bench/gpu_check.py" not in carried(make_kernel("02_train"))
+
+
 def test_parameters_are_written_into_the_parameters_cell():
     given = [
         ("steps", "100"),
@@ -247,6 +258,19 @@ def test_the_sample_clip_comes_from_the_attached_dataset(python, inputs, tmp_pat
     )
     assert code == 0, said
     assert list((kaggle.root / "working" / "dataset").glob("*/frame_0000.png"))
+
+
+def test_the_check_of_a_gpu_runs_alone_and_leaves_its_file(python, inputs, tmp_path):
+    kaggle = Kaggle(python, tmp_path)
+    kaggle.mount(inputs, INPUTS)
+    given = [("only", "environment,waits,data_path"), ("device", "cpu")]
+    code, said, _ = kaggle.run(make_kernel("gpu_check", given))
+    assert code == 0 and "the check ended with 0" in said, said
+    found = json.loads((kaggle.root / "working" / "gpu_check.json").read_text())["sections"]
+    assert set(found) == {"environment", "waits", "data_path"}
+    assert found["environment"]["rows"][0]["LPIPS"] == "of true size"  # its heads came with the dataset
+    assert found["waits"]["left out"] == "it needs a CUDA device"
+    assert [row["ms"] > 0 for row in found["data_path"]["rows"]] == [True, True]
 
 
 def test_without_the_dataset_the_kernel_says_what_to_attach(python, tmp_path):

@@ -22,10 +22,11 @@ GOOD = json.loads((ROOT / "kaggle" / "02_train" / FILE).read_text())
 # ---- the metadata
 
 
-@pytest.mark.parametrize("name", ["01_extract_frames", "02_train", "03_generate", "04_compare"])
+@pytest.mark.parametrize("name", ["01_extract_frames", "02_train", "03_generate", "04_compare", "gpu_check"])
 def test_the_projects_own_metadata_is_right(name):
     values = read_metadata(ROOT / "kaggle" / name / FILE)
-    assert values["code_file"] == f"{name}.ipynb" and (ROOT / "notebooks" / values["code_file"]).is_file()
+    folder = ROOT / "kaggle" / name if name == "gpu_check" else ROOT / "notebooks"
+    assert values["code_file"] == f"{name}.ipynb" and (folder / values["code_file"]).is_file()
     assert values["enable_internet"] is False and values["is_private"] is True
 
 
@@ -224,6 +225,18 @@ def test_a_push_sends_the_kernel_waits_and_fetches(tmp_path):
             assert (tmp_path / "runs" / "kaggle_02_train" / name).read_bytes() == content
     assert "version 3" in said and "running" in said and "complete" in said
     assert "stopped at step 120 (time budget spent)" in said
+
+
+def test_the_check_of_a_gpu_is_sent_and_its_file_fetched(tmp_path):
+    with FakeKaggle(["COMPLETE"]) as kaggle:
+        kaggle.files = {"gpu_check.json": b'{"card": "Tesla T4"}'}
+        code, said = push(tmp_path, "gpu_check", "--poll-seconds", "0.01", address=kaggle.address)
+        assert code == 0, said
+        [sent] = kaggle.sent("SaveKernel")
+        assert (sent["slug"], sent["machineShape"]) == ("me/mtld-gpu-check", "NvidiaTeslaT4")
+        assert sent["enableInternet"] is False and "gpu_check.py" in sent["text"]
+    fetched = tmp_path / "runs" / "kaggle_gpu_check" / "gpu_check.json"
+    assert fetched.read_bytes() == kaggle.files["gpu_check.json"]
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,20 @@ class MTLD(System):
             "steps": 20_000,
             "lr_schedule": "cosine",
         },
+        # wide enough to keep a large card busy; never trained
+        "gpu": {
+            "latent": "map",
+            "latent_dim": 32,
+            "gru_hidden": 512,
+            "gru_layers": 1,
+            "encoder_channels": (128, 256, 512),
+            "decoder_channels": (512,),
+            "skip": "features",
+            "discriminator_channels": (128, 256, 512, 512),
+            "batch_size": 32,
+            "steps": 20_000,
+            "lr_schedule": "cosine",
+        },
         # learns the bundled clip by heart in a few minutes on two CPU cores, at 64x64
         "demo": {
             "encoder_channels": (16, 32, 64, 128),

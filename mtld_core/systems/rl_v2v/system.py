@@ -116,6 +116,17 @@ class RLV2V(Reconstructs, Translates, System):
     PRESETS: typing.ClassVar = {
         # clips of 64x64 in a quarter of an hour on two cores
         "small": SMALL | {"steps": 1200},
+        # wide enough to keep a large card busy; never trained
+        "gpu": SMALL
+        | {
+            "channels": (256,),
+            "memory": 128,
+            "discriminator_channels": (128, 256, 256),
+            "lr": 1e-4,
+            "lr_d": 1e-4,
+            "batch_size": 16,
+            "steps": 20_000,
+        },
         "demo": SMALL | {"steps": 300},
         # the source's own values; widths are not known
         "original": {

@@ -58,6 +58,24 @@ UNET = {
     "eval_horizon": 16,
     "eval_every_steps": 0,
 }
+# Atari at 64x64 in a quarter of an hour, a dream that lasts: docs/systems/tinydreams.md
+SMALL = UNET | {
+    # maps of full size: where a ball is to the pixel, those of half size are long in learning
+    "tokenizer_filters": (24, 32, 64),
+    "decoder_filters": (64, 32, 24),
+    "output": "anchored",
+    "moving_weight": 20.0,
+    "context_noise": 0.05,
+    "context_fade": 0.5,
+    "older_frames": (6, 12, 18, 24),
+    "latents": 2,
+    "batch_size": 24,
+    "time_budget_minutes": 15,
+    "ema_decay": 0.995,
+    "long_horizon": 64,
+    "eval_windows": 128,
+    "life_horizon": 1000,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,24 +248,19 @@ class TinyDreams(System):
     name = "tinydreams"
     Config = TinyDreamsConfig
     PRESETS: typing.ClassVar = {
-        # Atari at 64x64 in a quarter of an hour, a dream that lasts: docs/systems/tinydreams.md
-        "small": UNET
+        "small": SMALL,
+        # wide enough to keep a large card busy; never trained
+        "gpu": SMALL
         | {
-            # maps of full size: where a ball is to the pixel, those of half size are long in learning
-            "tokenizer_filters": (24, 32, 64),
-            "decoder_filters": (64, 32, 24),
-            "output": "anchored",
-            "moving_weight": 20.0,
-            "context_noise": 0.05,
-            "context_fade": 0.5,
-            "older_frames": (6, 12, 18, 24),
-            "latents": 2,
-            "batch_size": 24,
-            "time_budget_minutes": 15,
-            "ema_decay": 0.995,
-            "long_horizon": 64,
-            "eval_windows": 128,
-            "life_horizon": 1000,
+            "tokenizer_filters": (128, 256, 512),
+            "decoder_filters": (512, 256, 128),
+            "embed_dim": 512,
+            "heads": 8,
+            "layers": 8,
+            "lr": 3e-4,
+            "batch_size": 64,
+            "steps": 20_000,
+            "time_budget_minutes": 0,
         },
         # the same network learns to see one frame ahead in a few minutes, and a little further
         "demo": UNET

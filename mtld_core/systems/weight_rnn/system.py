@@ -162,6 +162,19 @@ class WeightRNN(Reconstructs, Samples, System):
         # images of 32 or 64 pixels in some minutes of one core; docs/systems/weight_rnn.md says what the
         # updates bring
         "small": SMALL | {"steps": 4000},
+        # wide enough to keep a large card busy; never trained
+        "gpu": SMALL
+        | {
+            "encoder_channels": (128, 256, 512, 512),
+            "decoder_channels": (512, 512, 256, 128),
+            "frame_channels": (64, 128, 256),
+            "gru_hidden": 512,
+            "lr": 5e-4,
+            "lr_predictor": 3e-4,
+            "lr_critic": 2e-4,
+            "batch_size": 128,
+            "steps": 20_000,
+        },
         "demo": SMALL | {"steps": 800},
         # the source's own values, and the public code's where the text names none
         # (docs/systems/weight_rnn.md)

@@ -25,6 +25,7 @@ from mtld_core.systems.world_model.latent_actions import LatentActions
 from mtld_core.systems.world_model.patches import PatchEmbedding, to_patches
 from mtld_core.systems.world_model.space_time import SpaceTimeTransformer
 from mtld_core.systems.world_model.stages import (
+    GPU,
     ORIGINAL,
     TINY,
     Stage,
@@ -110,6 +111,7 @@ class Dynamics(BuiltOn, InventsActions, Stage):
     built_on: typing.ClassVar = {"tokenizer_run": "tokenizer", "latent_actions_run": "lam"}
     PRESETS: typing.ClassVar = {
         "small": SMALL,
+        "gpu": SMALL | GPU | {"embed_dim": 1024, "heads": 16, "hidden_dim": 4096, "blocks": 8, "lr": 1.5e-4},
         "demo": {
             "steps": 1000,
             "batch_size": 4,

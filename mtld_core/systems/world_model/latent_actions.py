@@ -21,6 +21,7 @@ from mtld_core.systems.world_model.patches import PatchEmbedding
 from mtld_core.systems.world_model.quantise import FSQ, Whitening
 from mtld_core.systems.world_model.space_time import SpaceTimeTransformer
 from mtld_core.systems.world_model.stages import (
+    GPU,
     MOST_CODES,
     ORIGINAL,
     TINY,
@@ -80,6 +81,7 @@ class LatentActions(InventsActions, Stage):
     Config = LatentActionsConfig
     PRESETS: typing.ClassVar = {
         "small": PAIRS | {"steps": 3000, "batch_size": 32, "ema_decay": 0.995},
+        "gpu": PAIRS | GPU | {"batch_size": 256},
         "demo": PAIRS | {"steps": 1000, "batch_size": 16, "ema_decay": 0.99},
         "original": ORIGINAL
         | {

@@ -55,6 +55,18 @@ TINY = {
     "eval_windows": 8,
 }
 
+# widths that keep a large card busy; never trained
+GPU = {
+    "embed_dim": 512,
+    "heads": 8,
+    "hidden_dim": 2048,
+    "blocks": 6,
+    "lr": 3e-4,  # falls with the width
+    "batch_size": 64,
+    "steps": 20_000,
+    "lr_schedule": "cosine",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig(FrameSize):

@@ -18,6 +18,7 @@ from mtld_core.systems.world_model.patches import PatchEmbedding
 from mtld_core.systems.world_model.quantise import FSQ
 from mtld_core.systems.world_model.space_time import SpaceTimeTransformer
 from mtld_core.systems.world_model.stages import (
+    GPU,
     MOST_CODES,
     ORIGINAL,
     TINY,
@@ -63,6 +64,7 @@ class Tokenizer(Reconstructs, Stage):
     PRESETS: typing.ClassVar = {
         # a game at 64x64 in a quarter of an hour on two cores
         "small": GAME | {"steps": 4000, "ema_decay": 0.995},
+        "gpu": GAME | GPU,
         "demo": GAME | {"steps": 1500, "ema_decay": 0.99},
         # codes for masked dynamics
         "codes": GAME

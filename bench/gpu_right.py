@@ -1,0 +1,208 @@
+"""The GPU check, first half: is what the device computes right?
+
+A section takes a `Bench` and returns rows, dicts with the same names; "right" says whether a row is as it
+must be.
+"""
+
+import contextlib
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from gpu_cases import EVERY, Graded, differ
+from torch import nn
+
+from mtld_core.machine.heat import Sensor, uuid_of
+from mtld_core.runtime import pick_precision, versions
+
+STEPS = 6  # that a precision is tried for
+CLOSE = 1e-4  # of fp32 gradients on two devices, as a share of their norm
+HALF_CLOSE = 2e-2  # of gradients in half precision, compiled and not
+SMALLEST_SCALE = 1024  # of fp16's losses
+# a card that is as cool does not exist: its guard stops the run
+COOL = {
+    "max_temperature": 21.0,
+    "resume_temperature": 20.0,
+    "heat_poll_seconds": 0.2,
+    "heat_rest_minutes": 0.01,
+    "heat_patience_minutes": 0.05,
+}
+
+
+def environment(bench):
+    """Versions, card, its sensor, its rates; whether autocast keeps gradients of weights used without one."""
+    row = versions() | {"device": str(bench.device), "cudnn": torch.backends.cudnn.version()}
+    dtype = pick_precision(bench.device)[0]
+    row["TFLOP/s, fp32 product"] = bench.rate(torch.float32) / 1e12
+    row[f"TFLOP/s, {str(dtype).removeprefix('torch.')} product"] = bench.rate(dtype) / 1e12
+    row["LPIPS"] = "of true size" if "lpips_weights" in bench.perceptual else "left out: no package lpips"
+    row["right"] = True
+    if bench.device.type == "cuda":
+        properties = torch.cuda.get_device_properties(bench.device)
+        row |= {
+            "card": properties.name,
+            "cards": torch.cuda.device_count(),
+            "capability": f"{properties.major}.{properties.minor}",
+            "codes": " ".join(torch.cuda.get_arch_list()),
+            "GB": properties.total_memory / 1e9,
+            "data sheet, TFLOP/s": bench.peak and bench.peak / 1e12,
+        }
+        with contextlib.closing(Sensor(uuid_of(bench.device), bench.say)) as sensor:
+            row |= sensor.read()._asdict()
+        row["right"] = row["temperature"] is not None
+    line = nn.Linear(4, 4, device=bench.device)
+    with torch.autocast(bench.device.type, torch.bfloat16):
+        with torch.no_grad():
+            line(torch.ones(1, 4, device=bench.device))
+        row["autocast's cache keeps gradients"] = line(torch.ones(1, 4, device=bench.device)).requires_grad
+    return [row]
+
+
+def precisions(bench):
+    """Every system in each precision: finite, hardly a step skipped, a gradient for the same parameters."""
+    rows = []
+    for name in EVERY:
+        tried = [_tried(bench, name, precision) for precision in ("fp32", "bf16", "fp16")]
+        for row in tried:
+            row["right"] &= row["without gradient"] == tried[0]["without gradient"]
+        rows += tried
+    return rows
+
+
+def _tried(bench, name, precision):
+    steps = bench.steps(name, "tiny", precision=precision, kind=Graded)
+    for seed in range(STEPS):
+        logs = steps.update(seed)
+    stepper = steps.stepper
+    finite = all(value.isfinite().all().item() for value in logs.values())
+    skipped = sum(count.item() for count in stepper.skipped.values())
+    scales = [scaler.get_scale() for scaler in stepper.scalers.values() if scaler.is_enabled()]
+    allowed = len(scales)  # each has to find its place
+    return {
+        "system": name,
+        "precision": precision,
+        "finite": finite,
+        "skipped": skipped,
+        "without gradient": stepper.without,
+        "least loss scale": min(scales, default=""),
+        "right": finite and skipped <= allowed and min(scales, default=SMALLEST_SCALE) >= SMALLEST_SCALE,
+    }
+
+
+def waits(bench):
+    """Where a step makes the host wait for the device: nowhere."""
+    rows = []
+    for name in EVERY:
+        steps = bench.steps(name, "tiny")
+        for _ in range(2):
+            steps()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                steps.update()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        told = [each for each in caught if "synchroniz" in str(each.message)]
+        places = sorted({f"{Path(each.filename).name}:{each.lineno}" for each in told})
+        rows.append({"system": name, "waits": len(told), "at": " ".join(places), "right": not told})
+    return rows
+
+
+def against_cpu(bench):
+    """The gradients of a first step in fp32, without TF32, beside the CPU's."""
+    rows = []
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
+        for name in EVERY:
+            found = []
+            for device in ("cpu", bench.device):
+                half = {"rl_every": 0} if name == "rl_v2v" else {}
+                steps = bench.steps(name, "tiny", half, "fp32", device, Graded)
+                steps()
+                found.append(steps.stepper.gradients)
+            apart = differ(*found)
+            rows.append({"system": name, "apart": apart, "right": apart < CLOSE})
+    return rows
+
+
+def memory(bench):
+    """A batch that does not fit is computed in parts, with the loss of the whole one."""
+    losses, parts = [], 1
+    whole = torch.cuda.get_device_properties(bench.device).total_memory
+    for room in (None, 0.9e9):
+        torch.cuda.empty_cache()
+        if room:
+            share = (torch.cuda.memory_allocated(bench.device) + room) / whole
+            torch.cuda.set_per_process_memory_fraction(share, bench.device)
+        try:
+            steps = bench.steps("tokenizer", "small", {"batch_size": 128}, "fp32")
+            losses.append(steps()["mse"].item())
+            parts = steps.stepper.splits["model"]
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0, bench.device)
+        del steps
+    apart = abs(losses[1] - losses[0]) / losses[0]
+    right = parts > 1 and apart < CLOSE
+    return [{"loss": losses[0], "in parts": losses[1], "parts": parts, "right": right}]
+
+
+def again(bench):
+    """Two runs of a seed: equal to the bit where the kernels are deterministic; the usual ones are told."""
+    rows = []
+    for exact in (False, True):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=exact):
+            for name in ("mtld", "tinydreams", "weight_rnn", "tokenizer", "latent_actions"):
+                one, other = (_end(bench.steps(name, "tiny")) for _ in range(2))
+                apart = (one - other).abs().max().item()
+                kernels = "deterministic" if exact else "usual"
+                rows.append(
+                    {"system": name, "kernels": kernels, "apart": apart, "right": not exact or apart == 0}
+                )
+    return rows
+
+
+def _end(steps):
+    for seed in range(2 * STEPS):
+        steps.update(seed)
+    return torch.cat([parameter.detach().flatten() for parameter in steps.system.parameters()])
+
+
+def whole_runs(bench):
+    """`fit` trains, judges, saves and goes on; on a card, the heat guard stops and saves a run."""
+    rows = []
+    for name in EVERY:
+        folder = bench.folder / f"whole_{name}"
+        for steps in (10, 20):
+            report = bench.run(name, "tiny", folder, steps=steps)
+        rows.append(_of(name, report, report["status"] == "finished" and report["step"] == 20))
+    if bench.device.type == "cuda":
+        report = bench.run("tokenizer", "tiny", bench.folder / "hot", COOL, steps=1_000_000)
+        rows.append(_of("tokenizer, at 21 degrees at most", report, report["status"] == "stopped"))
+    return rows
+
+
+def _of(what, report, right):
+    kept = ("status", "reason", "step", "precision", "peak_gpu_memory_mb")
+    row = {"run": what} | {name: report[name] for name in kept}
+    return row | {"psnr": report["metrics"].get("psnr"), "right": right}
+
+
+def compiled(bench):
+    """compile: its first step's gradients beside eager ones, what a step takes, what compiling takes."""
+    rows = []
+    for name in ("dynamics", "mtld", "tinydreams"):
+        found, row = [], {"system": name}
+        for how in ("eager", "compiled"):
+            steps = bench.steps(name, "small", kind=Graded)
+            if how == "compiled":
+                for part in steps.system.to_compile():
+                    part.compile()
+            began = time.perf_counter()
+            steps()
+            row[f"{how}, first step, s"] = time.perf_counter() - began
+            row[f"{how}, ms"] = bench.median_ms(steps)
+            found.append(steps.stepper.gradients)
+        row["apart"] = differ(*found)
+        rows.append(row | {"right": row["apart"] < HALF_CLOSE})
+    return rows
