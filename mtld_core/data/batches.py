@@ -102,21 +102,28 @@ class _Stream:
         self.position = epoch * len(self.starts) + index
 
     def next(self, slot):
-        chosen, keys = self._draw()
-        batch = {"frames": self._frames(chosen, slot), "key": keys.to(self.device, non_blocking=True)}
-        actions = self.dataset.actions
-        if actions is not None:
-            rows = chosen[:, None] + torch.arange(self.length - 1)
-            batch["actions"] = actions[rows.to(actions.device)].to(self.device, non_blocking=True)
-        return batch
+        return self.gather(*self.draw(), slot)
 
-    def _draw(self):
-        """(start rows, keys) of the next batch."""
+    def draw(self):
+        """(first rows, keys) of the windows of the next batch: int64 `[B]` each, on the host."""
         positions = range(self.position, self.position + self.batch_size)
         self.position += self.batch_size
         keys = [seed_of(self.seed, self.purpose, position) for position in positions]
         chosen = [self._window(position) for position in positions]
         return self.starts[chosen], torch.tensor(keys)
+
+    def gather(self, chosen, keys, slot):
+        """The batch, on the device, of the windows that begin at the rows `chosen`.
+
+        slot: number of the batch in one call of `next`, which owns the memory that its frames go through.
+        """
+        batch = {"frames": self._frames(chosen, slot), "key": keys.to(self.device, non_blocking=True)}
+        actions = self.dataset.actions
+        if actions is not None:
+            rows = chosen[:, None] + torch.arange(self.length - 1)
+            chosen_actions = actions[rows.to(actions.device, non_blocking=True)]
+            batch["actions"] = chosen_actions.to(self.device, non_blocking=True)
+        return batch
 
     def _window(self, position):
         """The place in `starts` of the window at a position of the stream."""
@@ -134,7 +141,7 @@ class _Stream:
             rows = chosen[:, None] + torch.arange(self.length)
             return to_float(store[rows.to(store.device, non_blocking=True)])
         windows = [store[start : start + self.length] for start in chosen.tolist()]
-        shape = (self.batch_size, self.length, *store.shape[1:])
+        shape = (len(chosen), self.length, *store.shape[1:])
         if self.device.type == "cpu":
             if slot not in self._slots:  # warm from the second call on: fresh memory costs more than the copy
                 self._slots[slot] = torch.empty(shape)
