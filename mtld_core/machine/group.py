@@ -174,19 +174,22 @@ def _others():
 # ---- inside a loss: statistics of the whole batch
 
 
+def processes():
+    """How many processes train this run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def averaged(tensor):
     """Average `tensor` over all processes, with gradient: for the statistics of a whole batch."""
-    size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    return tensor if size == 1 else _Sum.apply(tensor) / size
+    return tensor if processes() == 1 else _Sum.apply(tensor) / processes()
 
 
 def gathered(tensor):
     """Join `[n, ...]` of every process, in their order: `[size * n, ...]`, without gradient."""
-    size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    if size == 1:
+    if processes() == 1:
         return tensor
     tensor = tensor.detach().contiguous()
-    whole = tensor.new_empty(size * len(tensor), *tensor.shape[1:])
+    whole = tensor.new_empty(processes() * len(tensor), *tensor.shape[1:])
     with _others():
         dist.all_gather_into_tensor(whole, tensor)
     return whole
