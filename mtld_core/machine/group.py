@@ -53,7 +53,7 @@ class Group:
             return wanted
         check(
             wanted in ("auto", "cuda"),
-            f"device={wanted!r} is one card, and there are {self.size} processes: use 'auto', 'cuda' or 'cpu'",
+            f"device={wanted!r} is one card for {self.size} processes: use 'auto', 'cuda' or 'cpu'",
         )
         return f"cuda:{self.place}"
 
@@ -133,8 +133,9 @@ class Group:
         found = self.agree(most=low, least=-low)
         if found["most"] != -found["least"]:
             raise UserError(
-                f"at step {step} the weights differ between the {self.size} processes, so nothing was saved: use "
-                "machines and cards of one kind, and one version of torch, and go on from the newest checkpoint"
+                f"at step {step} the weights differ between the {self.size} processes, so nothing was saved: "
+                "use machines and cards of one kind and one version of torch, and go on from the newest "
+                "checkpoint"
             )
 
 
@@ -179,6 +180,11 @@ def processes():
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def process():
+    """Number of this process among them, from 0 on."""
+    return dist.get_rank() if processes() > 1 else 0
+
+
 def averaged(tensor):
     """Average `tensor` over all processes, with gradient: for the statistics of a whole batch."""
     return tensor if processes() == 1 else _Sum.apply(tensor) / processes()
@@ -191,7 +197,7 @@ def gathered(tensor):
     tensor = tensor.detach().contiguous()
     whole = tensor.new_empty(processes() * len(tensor), *tensor.shape[1:])
     with _others():
-        dist.all_gather_into_tensor(whole, tensor)
+        dist.all_gather(list(whole.split(len(tensor))), tensor)
     return whole
 
 

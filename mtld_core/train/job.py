@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import copy
 import dataclasses
+import io
 import tempfile
 import time
 from pathlib import Path
@@ -31,6 +32,7 @@ from mtld_core.runtime import (
     warm_memory,
 )
 from mtld_core.train.controls import Controls
+from mtld_core.train.launch import launch, obeying, processes_for
 from mtld_core.train.loop import Training
 from mtld_core.train.report import peak_gpu_memory_mb
 from mtld_core.train.schedule import clock
@@ -69,15 +71,19 @@ def fit(system, dataset, config=TrainConfig(), controls=None, group=ALONE):  # n
 
     controls: events with which another thread stops it (status "stopped"), pauses it or has it saved. Ctrl-C,
     SIGINT and SIGTERM stop it, too, after the step in progress; a second Ctrl-C interrupts at once. group: of
-    the processes that train together, this one among them, each with the same arguments.
+    the processes that train together, this one among them, each with the same arguments. Where there is no
+    group yet and `config.devices` asks for several, they are started: these train a system that they build by
+    config and seed, and `system` stays as it is.
     """
     began = time.monotonic()
+    controls = controls or Controls()
+    if group.alone and (count := processes_for(config)) > 1:
+        return launch(system, dataset, config, controls, count)
     run_dir = Path(group.told(str(folder_of(config.run_dir, system.name))))
     check(
         run_dir.resolve() != Path(dataset.path).resolve(),
         f"run_dir={run_dir} is the dataset's own folder; choose another",
     )
-    controls = controls or Controls()
     if not group.leads:
         controls.say = lambda line: None
     device = pick_device(group.card(config.device), say=lambda line: None)
@@ -154,15 +160,24 @@ def main(arguments=None):
     parser.add_argument(
         "--config", required=True, help="JSON object with the arguments of mtld_core.train.train"
     )
-    path = parser.parse_args(arguments).config
+    parser.add_argument("--control", help="a folder through which `devices` above 1 asks and is told")
+    args = parser.parse_args(arguments)
+    path = args.config
     try:
         text = Path(path).read_text()
     except UnicodeDecodeError:
         raise UserError(f"--config {path} is no text file") from None
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from None
-    with joined() as group:
-        ended = train(**parse_object(text, path), group=group)
+    controls = Controls()
+    with joined() as group, contextlib.ExitStack() as stack:
+        if not group.leads:
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # one voice is enough
+        if args.control:
+            stack.enter_context(obeying(args.control, controls, group.leads))
+        ended = train(**parse_object(text, path), controls=controls, group=group)
+    if args.control:  # the report tells
+        return ENDED
     if ended["given_up"]:
         raise RunGivenUp(ended["reason"])
     if not group.alone:  # torchrun takes any other code for a process that failed

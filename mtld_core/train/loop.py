@@ -260,10 +260,13 @@ class Training:
         self.controls.ending = True
         if self.previewed_at != self.step:
             self._preview()
-        if self.judged_at != self.step and not self.heat.emergency:  # judging is as hard work as training
-            stop = self.controls.stop
-            stopped = stop.is_set()  # a stop that comes now gives it up
-            self._evaluate(lambda: self._give_up_if(stop.is_set() and not stopped))
+        # judging is as hard work as training
+        if self.judged_at != self.step and not (self.heat.emergency or self.controls.hurry):
+            controls, stopped = self.controls, self.controls.stop.is_set()
+            # a stop that comes now gives it up
+            self._evaluate(
+                lambda: self._give_up_if(controls.hurry or (controls.stop.is_set() and not stopped))
+            )
         if self.schedule.overrun and self.schedule.elapsed > self.schedule.budget:
             self.controls.say(f"warning: {self.schedule.overrun}")
         written = self.write_report(status, reason)
@@ -323,7 +326,7 @@ class Training:
         return end
 
     def _wishes(self, doing):
-        """What this process wants before it goes on `doing`, by name; the largest of all processes' counts."""
+        """What this process wants before it goes on `doing`: under each name the largest of all counts."""
         controls, heat, leads = self.controls, self.heat, self.group.leads
         late = doing == "training" and self._until_late() == 0
         return {

@@ -61,8 +61,8 @@ class Whitening(nn.Module):
 
     Before a quantiser it keeps the codes in use: half of the values lie on each side of zero, in each channel
     by itself. In training the statistics are the batch's own, over all processes, and carry gradient; of a
-    batch that is computed in parts they are each part's own. In eval mode they are a moving average, as they are for a single
-    vector, which has no covariance.
+    batch that is computed in parts they are each part's own. In eval mode they are a moving average, as they
+    are for a single vector, which has no covariance.
     """
 
     def __init__(self, dims):
