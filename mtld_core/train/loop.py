@@ -588,7 +588,7 @@ class Training:
     def _save(self):
         """Write a checkpoint unless this step has one; returns its name relative to the run's folder."""
         name = checkpoint_name(self.step)
-        if self.saved == name:
+        if self.saved == name or not self.group.leads:
             return name
         with self._timed("saving"):
             self.saved = self._write_checkpoint()
