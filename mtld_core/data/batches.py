@@ -10,6 +10,7 @@ import torch
 from mtld_core.chance import seed_of
 from mtld_core.config import UserError
 from mtld_core.frames import scale_in_place, to_float
+from mtld_core.machine.group import ALONE
 
 CACHE_BYTES = 2**23  # floats converted at once: few calls, and still in the last cache when they are scaled
 
@@ -24,15 +25,28 @@ class Batches:
         "key": int64 `[B]`, one number a sample that depends on (seed, purpose, position in the stream) alone,
         "actions": `[B, T - 1]` or `[B, T - 1, A]` where the dataset has them; actions[:, t] leads from frame
             t to t + 1.
-    On a CPU the frames lie in buffers that the next call fills again: a batch is valid until then. Raises
-    UserError where a domain has no window.
+    On a CPU the frames lie in buffers that the next call fills again: a batch is valid until then. group: of
+    several processes each draws the whole batch and gets its own share. So where the stream stands does not
+    depend on their number. Raises UserError where a domain has no window, or a batch cannot be shared.
     """
 
-    def __init__(self, dataset, starts, length, batch_size, seed, count=1, device=None, purpose="train"):
+    def __init__(
+        self,
+        dataset,
+        starts,
+        length,
+        batch_size,
+        seed,
+        count=1,
+        device=None,
+        purpose="train",
+        group=ALONE,
+    ):
         self.count = count
         purposes = (purpose, f"{purpose}/y")[: len(dataset.domains)]
+        own = slice(*group.share(batch_size))
         self.streams = [
-            _Stream(domain, rows, length, batch_size, seed, device, name)
+            _Stream(domain, rows, length, batch_size, seed, device, name, own)
             for domain, rows, name in zip(dataset.domains, starts, purposes, strict=True)
         ]
 
@@ -74,13 +88,14 @@ class Batches:
 class _Stream:
     """The batches of one domain."""
 
-    def __init__(self, dataset, starts, length, batch_size, seed, device, purpose):
+    def __init__(self, dataset, starts, length, batch_size, seed, device, purpose, own):
         if not len(starts):
             raise UserError(f"{dataset.path}: there is no window to draw batches from")
         self.dataset = dataset
         self.starts = starts
         self.length = length
         self.batch_size = batch_size
+        self.own = own  # slice of each batch that this process computes
         self.seed = seed
         self.purpose = purpose
         self.device = torch.device(device) if device is not None else dataset.frames.device
@@ -102,21 +117,28 @@ class _Stream:
         self.position = epoch * len(self.starts) + index
 
     def next(self, slot):
-        chosen, keys = self._draw()
-        batch = {"frames": self._frames(chosen, slot), "key": keys.to(self.device, non_blocking=True)}
-        actions = self.dataset.actions
-        if actions is not None:
-            rows = chosen[:, None] + torch.arange(self.length - 1)
-            batch["actions"] = actions[rows.to(actions.device)].to(self.device, non_blocking=True)
-        return batch
+        return self.gather(*self.draw(), slot)
 
-    def _draw(self):
-        """(start rows, keys) of the next batch."""
-        positions = range(self.position, self.position + self.batch_size)
+    def draw(self):
+        """(first rows, keys) of this process's windows of the next batch: int64 `[B]` each, on the host."""
+        positions = range(self.position, self.position + self.batch_size)[self.own]
         self.position += self.batch_size
         keys = [seed_of(self.seed, self.purpose, position) for position in positions]
         chosen = [self._window(position) for position in positions]
         return self.starts[chosen], torch.tensor(keys)
+
+    def gather(self, chosen, keys, slot):
+        """The batch, on the device, of the windows that begin at the rows `chosen`.
+
+        slot: number of the batch in one call of `next`, which owns the memory that its frames go through.
+        """
+        batch = {"frames": self._frames(chosen, slot), "key": keys.to(self.device, non_blocking=True)}
+        actions = self.dataset.actions
+        if actions is not None:
+            rows = chosen[:, None] + torch.arange(self.length - 1)
+            chosen_actions = actions[rows.to(actions.device, non_blocking=True)]
+            batch["actions"] = chosen_actions.to(self.device, non_blocking=True)
+        return batch
 
     def _window(self, position):
         """The place in `starts` of the window at a position of the stream."""
@@ -134,7 +156,7 @@ class _Stream:
             rows = chosen[:, None] + torch.arange(self.length)
             return to_float(store[rows.to(store.device, non_blocking=True)])
         windows = [store[start : start + self.length] for start in chosen.tolist()]
-        shape = (self.batch_size, self.length, *store.shape[1:])
+        shape = (len(chosen), self.length, *store.shape[1:])
         if self.device.type == "cpu":
             if slot not in self._slots:  # warm from the second call on: fresh memory costs more than the copy
                 self._slots[slot] = torch.empty(shape)

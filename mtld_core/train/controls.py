@@ -16,7 +16,8 @@ class Controls:
     stop: save, judge and end. pause: wait until it is cleared. save: write a checkpoint; the loop clears it
     when that is done. doing: "starting", "training", "paused", "judging", ... or why it waits. step, total:
     how far it is; total 0: not known yet. pace: words for how fast it goes. ending: all is saved and only
-    judging is left, which a stop gives up. say: a function that takes the loop's lines of text.
+    judging is left, which a stop gives up. hurry: whoever wanted to know is gone, so the end judges nothing.
+    say: a function that takes the loop's lines of text.
     """
 
     def __init__(self, say=lambda text: print(text, flush=True)):
@@ -27,6 +28,7 @@ class Controls:
         self.step, self.total = 0, 0
         self.pace = []
         self.ending = False
+        self.hurry = False
         self.say = say
 
 

@@ -7,11 +7,15 @@ import argparse
 import contextlib
 import copy
 import dataclasses
+import io
 import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 from mtld_core.config import RunGivenUp, UserError, check, parse_object
+from mtld_core.machine.group import ALONE, joined
 from mtld_core.machine.heat import watched
 from mtld_core.machine.threads import Threads
 from mtld_core.runs.checkpoint import disk_errors
@@ -28,6 +32,7 @@ from mtld_core.runtime import (
     warm_memory,
 )
 from mtld_core.train.controls import Controls
+from mtld_core.train.launch import launch, obeying, processes_for
 from mtld_core.train.loop import Training
 from mtld_core.train.report import peak_gpu_memory_mb
 from mtld_core.train.schedule import clock
@@ -36,50 +41,75 @@ from mtld_core.train.settings import TrainConfig, build, open_data, plan
 TRIED, LONGEST_TRY = 6, 10.0  # steps that `outlook` tries at most, and seconds after which it tries no more
 
 
-def train(system="mtld", preset="small", dataset_root="sample", overrides="{}", **settings):
+def train(
+    system="mtld",
+    preset="small",
+    dataset_root="sample",
+    overrides="{}",
+    controls=None,
+    group=ALONE,
+    **settings,
+):
     """From names to a trained run; returns what report.json holds.
 
     settings: any field of `TrainConfig` (run_dir, steps, time_budget_minutes, seed, ...). overrides: see
-    `plan`. Raises UserError or ConfigError for anything the caller can mend.
+    `plan`. controls, group: see `fit`. Raises UserError or ConfigError for anything the caller can mend.
     """
     for name, value in {"system": system, "preset": preset, "dataset_root": dataset_root}.items():
         check(isinstance(value, (str, Path)), f"{name} must be a text, not {value!r}")
-    cls, config, training = plan(system, preset, overrides, **settings)
-    dataset = open_data(dataset_root, config, training.controls_lead_to)
-    return fit(build(cls, config, dataset, training.seed), dataset, training)
+    with group.in_turn(min(1, group.rank), 2):  # the first one brings back what a mirror has
+        cls, config, training = plan(system, preset, overrides, **settings)
+    with group.in_turn(
+        group.place, group.here
+    ):  # the others find its frames decoded, and see what memory is left
+        dataset = open_data(dataset_root, config, training.controls_lead_to)
+    return fit(build(cls, config, dataset, training.seed), dataset, training, controls, group)
 
 
-def fit(system, dataset, config=TrainConfig(), controls=None):  # noqa: B008 (frozen)
+def fit(system, dataset, config=TrainConfig(), controls=None, group=ALONE):  # noqa: B008 (frozen)
     """Train `system` on `dataset` into `config.run_dir`; returns what report.json holds.
 
     controls: events with which another thread stops it (status "stopped"), pauses it or has it saved. Ctrl-C,
-    SIGINT and SIGTERM stop it, too, after the step in progress; a second Ctrl-C interrupts at once.
+    SIGINT and SIGTERM stop it, too, after the step in progress; a second Ctrl-C interrupts at once. group: of
+    the processes that train together, this one among them, each with the same arguments. Where there is no
+    group yet and `config.devices` asks for several, they are started: these train a system that they build by
+    config and seed, and `system` stays as it is.
     """
     began = time.monotonic()
-    run_dir = folder_of(config.run_dir, system.name)
+    controls = controls or Controls()
+    if group.alone and (count := processes_for(config)) > 1:
+        return launch(system, dataset, config, controls, count)
+    run_dir = Path(group.told(str(folder_of(config.run_dir, system.name))))
     check(
         run_dir.resolve() != Path(dataset.path).resolve(),
         f"run_dir={run_dir} is the dataset's own folder; choose another",
     )
-    controls = controls or Controls()
-    device = pick_device(config.device, say=lambda line: None)
-    threads = Threads(config.threads, device, controls.say, trials=not config.compile)
-    with (
-        run_lock(run_dir, controls.say, controls.stop),
-        mirrored(run_dir, config.mirror_dir, controls.say),
-        disk_errors(run_dir),
-        stop_on_signal(controls.stop),
-        warm_memory(),
-        threads,
-    ):
-        training = Training(system, dataset, config, run_dir, controls, threads, began)
+    if not group.leads:
+        controls.say = lambda line: None
+    device = pick_device(group.card(config.device), say=lambda line: None)
+    setting, trials = config.threads, not config.compile
+    if not group.alone and setting == "auto":  # under another count sums differ in their last bits
+        setting, trials = group.told(torch.get_num_threads()), False
+    threads = Threads(setting, device, controls.say, trials)
+    with contextlib.ExitStack() as stack:
+        if group.leads:
+            stack.enter_context(run_lock(run_dir, controls.say, controls.stop))
+            stack.enter_context(mirrored(run_dir, config.mirror_dir, controls.say))
+        stack.enter_context(disk_errors(run_dir))
+        stack.enter_context(stop_on_signal(controls.stop))
+        stack.enter_context(warm_memory())
+        stack.enter_context(threads)
+        training = Training(system, dataset, config, run_dir, controls, threads, began, group)
         try:
             with watched(training.heat, training.device):
-                return training.run()
+                written = training.run()
         except BaseException as error:
-            with contextlib.suppress(OSError):  # on a full disk the report must not hide what happened
-                training.write_report("failed", f"{type(error).__name__}: {error}")
+            if group.leads:
+                with contextlib.suppress(OSError):  # on a full disk the report must not hide what happened
+                    training.write_report("failed", f"{type(error).__name__}: {error}")
             raise
+        group.meet()
+        return written
 
 
 def outlook(system, dataset, config):
@@ -130,14 +160,26 @@ def main(arguments=None):
     parser.add_argument(
         "--config", required=True, help="JSON object with the arguments of mtld_core.train.train"
     )
-    path = parser.parse_args(arguments).config
+    parser.add_argument("--control", help="a folder through which `devices` above 1 asks and is told")
+    args = parser.parse_args(arguments)
+    path = args.config
     try:
         text = Path(path).read_text()
     except UnicodeDecodeError:
         raise UserError(f"--config {path} is no text file") from None
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from None
-    ended = train(**parse_object(text, path))
+    controls = Controls()
+    with joined() as group, contextlib.ExitStack() as stack:
+        if not group.leads:
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # one voice is enough
+        if args.control:
+            stack.enter_context(obeying(args.control, controls, group.leads))
+        ended = train(**parse_object(text, path), controls=controls, group=group)
+    if args.control:  # the report tells
+        return ENDED
     if ended["given_up"]:
         raise RunGivenUp(ended["reason"])
+    if not group.alone:  # torchrun takes any other code for a process that failed
+        return ENDED
     return ASKED_TO_STOP if ended["reason"] == "asked to stop" else ENDED

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import math
 import time
 import typing
 
@@ -14,6 +15,7 @@ from mtld_core.config import AtLeastOne, BelowOne, NotNegative, RunGivenUp, Sett
 from mtld_core.data import Batches
 from mtld_core.judge.task import Task, best_by, summary
 from mtld_core.judge.windows import check_stages
+from mtld_core.machine.group import ALONE
 from mtld_core.machine.heat import Heat
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import (
@@ -61,7 +63,7 @@ class LoopConfig(Settings):
     resume: str = "auto"
     seed: int = 0
     device: str = "auto"
-    devices: int = 1
+    devices: NotNegative[int] = 1  # processes, each on a card of its own; 0: one for every card
     # of the processor, for a step; "auto": the fastest number, tried now and then
     threads: int | str = "auto"
     interactive: typing.Literal["auto", True, False] = "auto"
@@ -78,10 +80,9 @@ class LoopConfig(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        threads, devices = self.threads, self.devices
+        threads = self.threads
         counted = type(threads) is int and threads >= 1
         check(counted or threads == "auto", f"threads must be 'auto' or a number from 1, not {threads!r}")
-        check(devices == 1, f"devices={devices}: several processes are not built yet; use devices=1")
 
 
 class GivenUp(Exception):
@@ -89,12 +90,16 @@ class GivenUp(Exception):
 
 
 class Training:
-    """A run in progress: what `fit` holds while it trains. `run()` is the loop."""
+    """A run in progress: what `fit` holds while it trains. `run()` is the loop.
 
-    def __init__(self, system, dataset, config, run_dir, controls, threads, began):
-        self.config, self.run_dir = config, run_dir
+    group: of the processes that take part. Each has a `Training` of its own and takes the same steps. What
+    lies in the run's folder, figures and pictures are the first one's alone, and its clock counts.
+    """
+
+    def __init__(self, system, dataset, config, run_dir, controls, threads, began, group=ALONE):
+        self.config, self.run_dir, self.group = config, run_dir, group
         self.controls, self.threads = controls, threads
-        self.device = pick_device(config.device, controls.say)
+        self.device = pick_device(group.card(config.device), controls.say)
         self.dtype, why = pick_precision(self.device, config.precision)
         self.precision = str(self.dtype).removeprefix("torch.")
         folder, manifest = checkpoint_to_resume(run_dir, config.resume, controls.say)
@@ -104,16 +109,26 @@ class Training:
         self.task = Task(system, dataset.to(self.device), config, controls.say)
         self.dataset, window, count = self.task.dataset, self.needs.window, self.needs.batches
         self.batches = Batches(
-            self.dataset, self.task.learned, window, config.batch_size, config.seed, count, self.device
+            self.dataset,
+            self.task.learned,
+            window,
+            config.batch_size,
+            config.seed,
+            count,
+            self.device,
+            group=group,
         )
         self.system = system.to(self.device).train()
         if config.channels_last:
             to_channels_last(system)
+        group.spread(system.state_dict().values())
         self.optimizers = system.optimizers()
         self.learning_rates = {name: _rates(optimizer) for name, optimizer in self.optimizers.items()}
-        self.ema = copy.deepcopy(system).eval().requires_grad_(False) if config.ema_decay else None
+        self.ema = None
+        if config.ema_decay and group.leads:
+            self.ema = copy.deepcopy(system).eval().requires_grad_(False)
         self.stepper = Stepper(
-            self.optimizers, self.device, self.dtype, config.accumulate, config.clip_norm, controls.say
+            self.optimizers, self.device, self.dtype, config.accumulate, config.clip_norm, controls.say, group
         )
 
         # ---- what may end it
@@ -128,20 +143,23 @@ class Training:
         self.unread_steps, self.unread_seconds = 0, 0.0  # since the time of a step was last read
         self.metrics, self.better = {}, True  # the newest figures, and whether none before were better
         self.saved = None  # name of the checkpoint of the present state
+        self.rate = 1.0  # factor on every learning rate, of the step to come
         self.judged_at = self.previewed_at = self.logged_at = None  # steps of this session
         system.setup_training(run_dir)
         if folder is None:
             self._begin()
         else:
             self._resume(folder, manifest)
+        group.compare(system.state_dict(), self.step)
         self.parameters = sum(parameter.numel() for parameter in system.parameters())
         self.session_step, self.session_seconds = self.step, self.train_seconds  # where this session began
 
         if config.compile:
             for part in system.to_compile():
                 part.compile()
-        rewind(run_dir, self.step)
-        write_part(run_dir, CONFIG, self._about())
+        if group.leads:
+            rewind(run_dir, self.step)
+            write_part(run_dir, CONFIG, self._about())
         self._introduce(why)
 
     def _introduce(self, why):
@@ -150,6 +168,9 @@ class Training:
         judged = "the same ones (restitution)" if self.config.restitution else f"{held_out} held-out ones"
         going_on = f", going on at step {self.step}" if self.step else ""
         say(f"{name}: {self.parameters:,} parameters on {self.device} in {self.precision} ({why})")
+        if not self.group.alone:
+            each = self.config.batch_size // self.group.size
+            say(f"{self.group.size} processes, {each} of a batch's {self.config.batch_size} windows on each")
         say(f"{batches.windows} windows of {self.needs.window} frames to learn, judged on {judged}")
         say(f"run folder {self.run_dir}{going_on}")
 
@@ -163,10 +184,18 @@ class Training:
             began = time.monotonic()
             logs = self._train_step()
             self.step += 1
-            log = self._is_due(config.log_every_steps) or (self.logged_at is None and self._trained_a_while)
+            log = self.group.leads and (
+                self._is_due(config.log_every_steps) or (self.logged_at is None and self._trained_a_while)
+            )
             values = self._fetch(logs) if log else None  # waits for the device
             whole = log or self._wait_to_read()
             self._read_time(time.monotonic() - began, whole)
+
+            # ---- all else is the first process's work; before what lasts it is seen that all hold the same
+            if self._is_due(config.save_every_steps) or self._is_due(config.eval_every_steps):
+                self._compare(self.group)
+            if not self.group.leads:
+                continue
 
             # ---- every log_every_steps: a line of metrics.jsonl
             if log:
@@ -179,10 +208,8 @@ class Training:
             ):
                 self._expect_the_end()
 
-            # ---- every save_every_steps, and every save_every_minutes
-            minutes = (time.monotonic() - self.saved_at) / 60
-            late = config.save_every_minutes and minutes > config.save_every_minutes
-            if self._is_due(config.save_every_steps) or late:
+            # ---- every save_every_steps; those by the clock are among the wishes that `_attend` agrees on
+            if self._is_due(config.save_every_steps):
                 self._save()
 
             # ---- every preview_every_steps, and every eval_every_steps
@@ -213,6 +240,9 @@ class Training:
         return self.train_seconds - self.session_seconds > SOON
 
     def _end(self, status, reason):
+        self._compare(self.group)
+        if not self.group.leads:
+            return report(self, status, reason)
         self.progress.close(self.step)
         self.controls.doing = "saving and judging"
         self.controls.pace = []
@@ -230,10 +260,13 @@ class Training:
         self.controls.ending = True
         if self.previewed_at != self.step:
             self._preview()
-        if self.judged_at != self.step and not self.heat.emergency:  # judging is as hard work as training
-            stop = self.controls.stop
-            stopped = stop.is_set()  # a stop that comes now gives it up
-            self._evaluate(lambda: self._give_up_if(stop.is_set() and not stopped))
+        # judging is as hard work as training
+        if self.judged_at != self.step and not (self.heat.emergency or self.controls.hurry):
+            controls, stopped = self.controls, self.controls.stop.is_set()
+            # a stop that comes now gives it up
+            self._evaluate(
+                lambda: self._give_up_if(controls.hurry or (controls.stop.is_set() and not stopped))
+            )
         if self.schedule.overrun and self.schedule.elapsed > self.schedule.budget:
             self.controls.say(f"warning: {self.schedule.overrun}")
         written = self.write_report(status, reason)
@@ -268,26 +301,58 @@ class Training:
 
         Returns None to go on `doing`, else (status, reason) to end.
         """
+        group = self.group if doing == "training" else ALONE  # for the others wait while the first one judges
         controls, began = self.controls, time.monotonic()
         waited = False
         controls.step, controls.total = self.step, self.schedule.last_step(self.step)
         while True:
-            if controls.save.is_set():
+            wished = group.agree(**self._wishes(doing))
+            if wished["save"]:
+                self._compare(group)
                 self._save()
                 controls.save.clear()
             while self.heat.news:
                 controls.say(self.heat.news.popleft())
-            end = self._reason_to_end()
-            why = "paused" if controls.pause.is_set() else self.heat.resting
-            if end or not why:
+            end = self._reason_to_end(wished)
+            if end or not wished["wait"]:
                 break
-            controls.doing = why
+            paused = "paused" if controls.pause.is_set() else "another process rests"
+            controls.doing = self.heat.resting or paused
             waited = True
             controls.stop.wait(SECONDS_BETWEEN_LOOKS)
         if waited:
             self.paused_seconds += time.monotonic() - began
         controls.doing = doing
         return end
+
+    def _wishes(self, doing):
+        """What this process wants before it goes on `doing`: under each name the largest of all counts."""
+        controls, heat, leads = self.controls, self.heat, self.group.leads
+        late = doing == "training" and self._until_late() == 0
+        return {
+            "stop": controls.stop.is_set(),
+            "hot": bool(heat.reason_to_end(time.monotonic())),
+            "end": leads and self.schedule.reason_to_end(self.step) is not None,
+            "save": leads and (late or controls.save.is_set()),
+            "wait": controls.pause.is_set() or bool(heat.resting),
+            "progress": self.schedule.progress if leads else 0.0,
+        }
+
+    def _reason_to_end(self, wished):
+        """(status, reason) where a process wished the end, else None."""
+        if wished["stop"]:
+            self.controls.stop.set()
+        if wished["hot"] and not self.heat.emergency:
+            self.heat.emergency = "the GPU of another process got too hot"
+        self.schedule.progress = wished["progress"]
+        if wished["hot"]:
+            return "stopped", self.heat.emergency
+        if wished["stop"] or wished["end"]:
+            return self.schedule.reason_to_end(self.step) or ("finished", "as the first process says")
+        return None
+
+    def _compare(self, group):
+        group.compare(self.system.state_dict(), self.step)
 
     def _attend_judging(self):
         self._attend("judging")
@@ -297,11 +362,6 @@ class Training:
     def _give_up_if(self, over):
         if over:
             raise GivenUp
-
-    def _reason_to_end(self):
-        if too_hot := self.heat.reason_to_end(time.monotonic()):
-            return "stopped", too_hot
-        return self.schedule.reason_to_end(self.step)
 
     # ---- time
 
@@ -415,9 +475,14 @@ class Training:
         config, seconds = self.config, []
         if every := config.save_every_steps:
             seconds.append((every - self.step % every) * self.schedule.step_seconds)
-        if minutes := config.save_every_minutes:
-            seconds.append(max(0.0, 60 * minutes - (time.monotonic() - self.saved_at)))
+        if config.save_every_minutes:
+            seconds.append(self._until_late())
         return min(seconds, default=None)
+
+    def _until_late(self):
+        """Seconds until a save by the clock is due; infinite where none ever is."""
+        minutes = self.config.save_every_minutes or math.inf
+        return max(0.0, 60 * minutes - (time.monotonic() - self.saved_at))
 
     def _give_up_if_lost(self, values):
         for phase, calls in self.stepper.calls.items():
@@ -523,7 +588,7 @@ class Training:
     def _save(self):
         """Write a checkpoint unless this step has one; returns its name relative to the run's folder."""
         name = checkpoint_name(self.step)
-        if self.saved == name:
+        if self.saved == name or not self.group.leads:
             return name
         with self._timed("saving"):
             self.saved = self._write_checkpoint()

@@ -10,10 +10,12 @@ import itertools
 import torch
 
 from mtld_core.config import UserError
+from mtld_core.machine.group import ALONE
 from mtld_core.systems.base import Loss, Place
 
 # of fp16 losses, which grows by itself: from 2 ** 16 on the first steps of most systems would overflow
 INITIAL_SCALE = 2.0**12
+CAREFUL = 20  # calls of a phase, and as many after each change, in which processes ask who ran out of memory
 
 
 class Stepper:
@@ -23,9 +25,14 @@ class Stepper:
     part's `Place`. Only the parameters of `optimizers[phase]` receive gradient, whatever networks the loss
     runs through. Nothing here waits for the device: a step whose gradient is not finite is skipped on the
     device (`found_inf`) and counted in `skipped[phase]`, a 0-dim tensor; `calls[phase]` counts all.
+
+    group: of several processes each is given its share of the batch; gradients, losses and logs are added up
+    once a phase, so that all take the step of the whole batch.
     """
 
-    def __init__(self, optimizers, device, dtype=torch.float32, accumulate=1, clip_norm=0.0, say=print):
+    def __init__(
+        self, optimizers, device, dtype=torch.float32, accumulate=1, clip_norm=0.0, say=print, group=ALONE
+    ):
         unfused = [name for name, optimizer in optimizers.items() if not optimizer.defaults.get("fused")]
         if unfused:
             raise TypeError(
@@ -33,7 +40,7 @@ class Stepper:
                 "device sync"
             )
         self.device, self.dtype = device, dtype
-        self.clip_norm, self.say = clip_norm, say
+        self.clip_norm, self.say, self.group = clip_norm, say, group
         self.optimizers = optimizers
         self.parameters = {name: _parameters(optimizer) for name, optimizer in optimizers.items()}
         self.scalers = {
@@ -43,45 +50,70 @@ class Stepper:
         self.splits = dict.fromkeys(optimizers, accumulate)
         self.skipped = {name: torch.zeros((), device=device) for name in optimizers}
         self.calls = dict.fromkeys(optimizers, 0)
+        self.careful = dict.fromkeys(optimizers, CAREFUL)
 
     def __call__(self, phase, loss_fn, batch):
         size = len(next(iter(batch.values())))
         while True:
+            result = None
             try:
                 result = self._backward(phase, loss_fn, batch, size)
-                break
             except torch.OutOfMemoryError:
-                if self.splits[phase] >= size:
-                    raise UserError(
-                        f"out of memory in phase {phase!r} even with one sample at a time: make the model "
-                        "smaller"
-                    ) from None
-                self.splits[phase] *= 2
-                self.say(
-                    f"out of memory in phase {phase!r}: going on with the batch in {self.splits[phase]} parts"
-                )
+                self._check_room(phase, size)
+            if not self._lacked_memory(phase, result is None):
+                break
+            self.splits[phase] *= 2
+            self.say(
+                f"out of memory in phase {phase!r}: going on with the batch in {self.splits[phase]} parts"
+            )
             # outside the except block, where the traceback no longer holds the graph
             torch.cuda.empty_cache()
+        result = self._whole(phase, result)
         self._update(phase)
         return result
 
+    def _check_room(self, phase, size):
+        """Raise UserError where a phase that ran out of memory cannot go on with smaller parts."""
+        if self.splits[phase] >= size:
+            raise UserError(
+                f"out of memory in phase {phase!r} even with one sample at a time: make the model smaller"
+            ) from None
+        if not self.group.alone and not self.careful[phase]:
+            raise UserError(
+                f"out of memory in phase {phase!r}: start the same again with accumulate="
+                f"{2 * self.splits[phase]} to go on from the newest checkpoint"
+            ) from None
+
+    def _lacked_memory(self, phase, lacked):
+        """Whether this process ran out of memory, or, while asking is worth the wait, any other."""
+        if self.group.alone or not self.careful[phase]:
+            return lacked
+        lacked = self.group.agree(lacked=lacked)["lacked"] > 0
+        self.careful[phase] = CAREFUL if lacked else self.careful[phase] - 1
+        return lacked
+
     def _backward(self, phase, loss_fn, batch, size):
-        """The gradient of the whole batch, summed part by part; returns its `Loss`."""
+        """This process's share of the batch, part by part: gradients, and a `Loss` whose weight is a sum.
+
+        All are sums over samples divided by the size of the whole batch, and where the loss has weights times
+        these: see `_whole`.
+        """
         parameters = self.parameters[phase]
         self.optimizers[phase].zero_grad(set_to_none=True)
         parts = _parts(size, self.splits[phase])
-        total = weight = 0
+        before, whole = self.group.rank * size, self.group.size * size
+        total, weight = 0, None
         logs, carries = {}, []
         for first, last in parts:
             part = {name: value[first:last] for name, value in batch.items()}
             with self._autocast():
-                loss = loss_fn(part | {"place": Place(first, size)})
+                loss = loss_fn(part | {"place": Place(before + first, whole)})
             _check(phase, loss)
-            share = (last - first) / size
-            if loss.weight is not None and len(parts) > 1:
+            share = (last - first) / whole
+            if loss.weight is not None and last - first < whole:
                 share = share * loss.weight.detach()
+                weight = share if weight is None else weight + share
             self.scalers[phase].scale(loss.total * share).backward(inputs=parameters)
-            weight = weight + share
             total = total + loss.total.detach() * share
             for name, value in loss.logs.items():
                 logs[name] = logs.get(name, 0) + value.detach() * share
@@ -89,13 +121,20 @@ class Stepper:
         carry = carries[0]
         if len(parts) > 1:
             carry = {name: torch.cat([each[name] for each in carries]) for name in carry}
-        if torch.is_tensor(weight):
-            # nothing counted in any part: then all of this is 0
-            weight = weight.clamp(min=torch.finfo(weight.dtype).tiny)
-            torch._foreach_div_(_gradients(parameters), weight)
-            total = total / weight
-            logs = {name: value / weight for name, value in logs.items()}
-        return Loss(total, logs, carry)
+        return Loss(total, logs, carry, weight)
+
+    def _whole(self, phase, loss):
+        """From what `_backward` left to the whole batch's gradients and `Loss`."""
+        gradients = _gradients(self.parameters[phase])
+        counted = [] if loss.weight is None else [loss.weight]
+        self.group.add_up([*gradients, loss.total, *loss.logs.values(), *counted])
+        if loss.weight is None:
+            return loss
+        # nothing counted in any part: then all of this is 0
+        weight = loss.weight.clamp(min=torch.finfo(loss.weight.dtype).tiny)
+        torch._foreach_div_(gradients, weight)
+        logs = {name: value / weight for name, value in loss.logs.items()}
+        return Loss(loss.total / weight, logs, loss.carry)
 
     def _autocast(self):
         """Autocast without its cache of half-precision weights.

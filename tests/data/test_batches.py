@@ -167,6 +167,20 @@ def test_a_restored_stream_goes_on_identically(windows, batch_size, before):
             assert torch.equal(a["key"], b["key"])
 
 
+def test_what_is_drawn_can_be_gathered_in_slices():
+    """The numbers of a batch are drawn on the host, whoever gathers the frames, and all of them or some."""
+    data = make([50], actions=torch.arange(50) * 2)
+    whole, drawn = (Batches(data, [data.windows(5)], 5, 6, seed=0) for _ in range(2))
+    stream = drawn.streams[0]
+    for _ in range(20):
+        expected = {name: value.clone() for name, value in whole.next()[0].items()}
+        chosen, keys = stream.draw()
+        parts = [stream.gather(chosen[i : i + 3], keys[i : i + 3], slot=i) for i in (0, 3)]
+        for name, value in expected.items():
+            assert torch.equal(torch.cat([part[name] for part in parts]), value)
+    assert drawn.state() == whole.state()
+
+
 def test_a_position_beyond_the_windows_is_refused():
     data = make([10])
     with pytest.raises(UserError, match="window 10 of an epoch and there are 8"):

@@ -25,7 +25,6 @@ from mtld_core.train.settings import TrainConfig, build
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (3, 4, 5, 3)  # two state frames and the action, of 4x5 pixels
-ALL = (torch.arange(7) + 0.5) / 7
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +38,8 @@ def transitions(first, count):
     """
     numbers = torch.arange(first, first + count)
     frames = (numbers[:, None, None, None, None] * 7 + torch.arange(180).view(SHAPE)).to(torch.uint8)
-    return frames, numbers * 0.5 - 100, numbers * 1000, numbers % 2, numbers % 3 == 0
+    domains = (numbers % 2).to(torch.uint8)
+    return frames, numbers * 0.5 - 100, numbers * 1000, domains, numbers % 3 == 0
 
 
 def filled(folder, count, capacity=7, step=3):
@@ -52,7 +52,7 @@ def filled(folder, count, capacity=7, step=3):
 def holds(replay, first, count):
     """Whether the replay holds the transitions with these numbers, oldest first, and nothing else."""
     assert (len(replay), replay.count) == (count, first + count)
-    found = replay.sample((torch.arange(count) + 0.5) / count)
+    found = replay.take(torch.arange(first, first + count))
     wanted = dict(
         zip(("frames", "rewards", "positions", "domains", "done"), transitions(first, count), strict=True)
     )
@@ -79,21 +79,55 @@ def test_it_holds_the_newest_however_they_came(tmp_path, step):
         assert holds(replay, replay.count - held, held)
 
 
-def test_sampling_is_a_function_of_the_numbers_given(tmp_path):
-    replay = filled(tmp_path, 10)
-    drawn = replay.sample(torch.tensor([0.0, 1 - 2**-24, 0.5, 0.5, 1 / 7 + 1e-6]))
-    assert (drawn["positions"] // 1000).tolist() == [3, 9, 6, 6, 4]
-    uniform = keyed_uniform(torch.arange(5000), "draw", 1)[:, 0]
-    drawn, again = replay.sample(uniform), replay.sample(uniform)
-    assert all(torch.equal(drawn[name], again[name]) for name in drawn)
-    counts = torch.bincount(drawn["positions"] // 1000)[3:]
-    assert counts.shape == (7,) and counts.min() > 0.8 * 5000 / 7
+def test_a_draw_is_of_one_domain_evenly_and_a_function_of_the_numbers_given(tmp_path):
+    replay = filled(tmp_path, 12)  # 5 to 11 are there, and in pairs 6 to 11
+    for domain in (0, 1):
+        drawn = replay.draw(torch.tensor([0.0, 1 - 2**-24, 0.5, 0.5]), domain)
+        assert drawn.tolist() == [6 + domain, 10 + domain, 8 + domain, 8 + domain]
+        numbers = replay.draw(keyed_uniform(torch.arange(3000), "draw", 1)[:, 0], domain)
+        found = replay.take(numbers)
+        assert (found["domains"] == domain).all() and torch.equal(found["positions"], numbers * 1000)
+        assert torch.bincount(numbers // 2)[3:].min() > 0.8 * 1000
+
+
+def test_the_newest_are_each_samples_own(tmp_path):
+    replay = filled(tmp_path, 12)
+    assert replay.newest(torch.arange(2), 2, 0).tolist() == [8, 10]
+    assert replay.newest(torch.arange(2), 2, 1).tolist() == [9, 11]
+    assert replay.newest(torch.arange(5), 5, 1).tolist() == [7, 7, 7, 9, 11], "there are but three"
 
 
 def test_what_is_drawn_is_a_copy(tmp_path):
     replay = filled(tmp_path, 5)
-    replay.sample(torch.rand(20))["frames"].zero_()
+    replay.take(torch.arange(5))["frames"].zero_()
     assert holds(replay, 0, 5)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_replay_that_came_domain_by_domain_is_brought_into_turns(tmp_path, size):
+    """As runs of before have it: a batch's transitions of X, then those of Y."""
+    replay = Replay(tmp_path, 7, SHAPE)
+    frames, rewards, positions, _, done = transitions(0, 4 * size)
+    domains = torch.arange(4 * size) // size % 2
+    replay.add(frames, rewards, positions, domains, done)
+    replay.files()
+    before = {path: path.read_bytes() for path in (tmp_path / "replay").iterdir()}
+    again = Replay(tmp_path, 7, SHAPE)
+    again.load(replay.state(), tmp_path)
+    found = again.take(torch.arange(again.count - len(again), again.count))
+    assert found["domains"].tolist() == [0, 1] * (len(again) // 2)
+    newest = domains[-7:]
+    assert len(again) == 2 * min((newest == 0).sum(), (newest == 1).sum())
+    for domain in (0, 1):  # the newest of each, in their order
+        there = positions[domains == domain].tolist()
+        here = found["positions"][found["domains"] == domain].tolist()
+        assert here == there[len(there) - len(here) :]
+    again.files()
+    assert all(path.read_bytes() == data for path, data in before.items()), "a checkpoint rests on them"
+    once_more = Replay(tmp_path, 7, SHAPE)
+    once_more.load(again.state(), tmp_path)
+    assert once_more.state() == again.state()
+    assert all(torch.equal(x, y) for x, y in zip(held(once_more), held(again), strict=True))
 
 
 def test_rewards_may_come_from_a_network(tmp_path):
@@ -103,14 +137,21 @@ def test_rewards_may_come_from_a_network(tmp_path):
     assert holds(replay, 0, 3)
 
 
-def test_wrong_use_is_said(tmp_path):
+def test_wrong_use_is_said_and_nothing_written(tmp_path):
     replay = Replay(tmp_path, 7, SHAPE)
-    with pytest.raises(IndexError, match="replay is empty"):
-        replay.sample(torch.rand(2))
     frames, *others = transitions(0, 3)
-    with pytest.raises(ValueError, match="shape mismatch"):
+    with pytest.raises(RuntimeError, match="shape"):
         replay.add(frames[:, 1:], *others)
     assert not (tmp_path / "replay").exists()
+
+
+def test_a_device_without_room_is_said(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(module.torch, "empty", full)
+    with pytest.raises(UserError, match=r"replay_size=7: there is no room .* use fewer"):
+        Replay(tmp_path, 7, SHAPE)
 
 
 # ---- going on
@@ -310,12 +351,12 @@ class Rehearsed(ToyStage):
         self.replay = Replay(folder, 7, (2, self.config.height, self.config.width, 3))
 
     def training_step(self, batches, step):
-        frames, zeros = (
-            to_uint8(batches[0]["frames"][:, :2]),
-            torch.zeros(len(batches[0]["key"]), dtype=torch.long),
-        )
-        self.replay.add(frames, zeros.float(), batches[0]["key"], zeros, zeros.bool())
-        drawn = self.replay.sample(keyed_uniform(batches[0]["key"], "replay", 1)[:, 0])
+        keys, count = batches[0]["key"], self.replay.count
+        frames = to_uint8(batches[0]["frames"][:, :2])
+        domains = torch.arange(count, count + len(keys)) % 2
+        self.replay.add(frames, torch.zeros(len(keys)), keys, domains, False)
+        numbers = self.replay.draw(keyed_uniform(keys, "replay", 1)[:, 0], 0)
+        drawn = self.replay.take(numbers)
         return super().training_step([{"frames": to_float(drawn["frames"])}], step)
 
     def extra_state(self):
@@ -338,9 +379,14 @@ def trained(folder, arcs, **settings):
     return system
 
 
+def held(replay):
+    """All that a replay holds, oldest first, a list of tensors."""
+    return list(replay.take(torch.arange(replay.count - len(replay), replay.count)).values())
+
+
 def same(a, b):
     assert a.replay.state() == b.replay.state() and a.replay.files() == b.replay.files()
-    assert torch.equal(a.replay.sample(ALL)["frames"], b.replay.sample(ALL)["frames"])
+    assert all(torch.equal(x, y) for x, y in zip(held(a.replay), held(b.replay), strict=True))
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
     return True
 
@@ -393,7 +439,7 @@ SIZE = r"""
     empty = peak()
     while replay.count < 10_000:
         replay.add(frames, zeros.float(), zeros, zeros, zeros.bool())
-    replay.sample(torch.rand(16))
+    replay.take(torch.arange(16) * 600)
     print(began, empty, peak())
 """
 
@@ -411,7 +457,7 @@ def test_ten_thousand_transitions_take_half_a_gigabyte(tmp_path):
 def test_adding_and_sampling_are_close_to_copying(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SEGMENT", 1000)
     replay = Replay(tmp_path, 640, (4, 64, 64, 3))
-    frames, uniform = torch.ones(32, 4, 64, 64, 3, dtype=torch.uint8), torch.rand(32)
+    frames, numbers = torch.ones(32, 4, 64, 64, 3, dtype=torch.uint8), torch.arange(32) * 20
     zeros = torch.zeros(32, dtype=torch.long)
 
     def best(function):
@@ -425,4 +471,4 @@ def test_adding_and_sampling_are_close_to_copying(tmp_path, monkeypatch):
     assert (
         best(lambda: replay.add(frames, zeros.float(), zeros, zeros, zeros.bool())) < 500e-6
     )  # 40 us on an idle core
-    assert best(lambda: replay.sample(uniform)) < 100e-6  # 5 us
+    assert best(lambda: replay.take(numbers)) < 100e-6  # 5 us

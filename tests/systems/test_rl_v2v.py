@@ -34,7 +34,7 @@ def make(folder=None, **settings):
 def batch(seed=0, size=B):
     torch.manual_seed(seed)
     x, y = torch.rand(2, size, T, 3, SIZE, SIZE) * 2 - 1
-    return {"frames": x, "frames_y": y, "key": torch.arange(size)}
+    return {"frames": x, "frames_y": y, "key": torch.arange(size) + 1000 * seed}
 
 
 class Frames(nn.Module):
@@ -264,16 +264,22 @@ def test_bce_is_taken_on_logits():
 # ---- the RL half
 
 
+def by_domain(replay):
+    """All that a replay holds, X first."""
+    numbers = torch.arange(replay.count - len(replay), replay.count)
+    return replay.take(numbers.view(-1, 2).T.flatten())
+
+
 def remembered(t, tmp_path, **settings):
     """What the replay holds after one batch of still clips at moment t."""
     system = stubbed(**settings)
+    system.setup_training(tmp_path)
     system.q = nn.ModuleDict({d: Frames(lambda f: f) for d in "xy"})
     for d in "xy":
         system.q[d].forward = lambda states, actions: actions.mean((1, 2, 3))  # brighter is better
-    system.setup_training(tmp_path)
     data = still()
     system._remember(data, t)
-    return system.replay.sample((torch.arange(4) + 0.5) / 4)
+    return by_domain(system.replay)
 
 
 def test_a_transition_by_hand(tmp_path):
@@ -308,8 +314,7 @@ def remember_at(t, system, data, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch, "randint", lambda *_: torch.tensor(t))
         system.training_step([data], lambda phase, loss, batch: loss(batch))
-    kept = len(system.replay)
-    return system.replay.sample((torch.arange(kept) + 0.5) / kept)
+    return by_domain(system.replay)
 
 
 @pytest.mark.parametrize("t", [T - 2, T - 1])
@@ -356,10 +361,16 @@ class Brightness(nn.Module):
 
 
 def one_transition(domain, done=False):
-    """State 0.1, 0.2; action 0.3; reward -1."""
+    """State 0.1, 0.2; action 0.3; reward -1. That of the other domain is black, ends the clip, is worth 0."""
+    other = "yx"["xy".index(domain)]
     pictures = torch.ones(1, P, 3, SIZE, SIZE) * torch.tensor([0.1, 0.2]).view(P, 1, 1, 1)
-    row = {"state": pictures, "action": 0.3 * torch.ones(1, 3, SIZE, SIZE), "rewards": torch.tensor([-1.0])}
-    return row | {"done": torch.tensor([done]), "domains": torch.tensor([domain])}
+    rows = {f"state_{domain}": pictures, f"state_{other}": 0 * pictures}
+    rows |= {
+        f"action_{domain}": 0.3 * torch.ones(1, 3, SIZE, SIZE),
+        f"rewards_{domain}": torch.tensor([-1.0]),
+    }
+    rows |= {f"action_{other}": torch.zeros(1, 3, SIZE, SIZE), f"rewards_{other}": torch.zeros(1)}
+    return rows | {f"done_{domain}": torch.tensor([done]), f"done_{other}": torch.tensor([True])}
 
 
 @pytest.mark.parametrize(("done", "target"), [(False, -1 + 0.5 * (2.0 + 0.4)), (True, -1.0)])
@@ -373,7 +384,8 @@ def test_what_a_value_network_learns_by_hand(done, target, tmp_path):
     system.q = nn.ModuleDict({d: Brightness() for d in "xy"})
     slow_g = nn.ModuleDict({"x": Frames(lambda f: f - 0.4), "y": Frames(lambda f: f + 0.5)})
     system.slow = {"g": slow_g, "p": system.p, "q": system.q}
-    assert system.q_loss(one_transition(0, done)).total.item() == pytest.approx((1.3 - target) ** 2, rel=1e-4)
+    loss = system.q_loss(one_transition("x", done)).total
+    assert loss.item() == pytest.approx((1.3 - target) ** 2 / 2, rel=1e-4)  # half of the batch is of Y
 
 
 def test_the_target_is_the_slow_networks_own(tmp_path):
@@ -383,7 +395,8 @@ def test_the_target_is_the_slow_networks_own(tmp_path):
     for d in "xy":
         slow_q[d].forward = lambda states, actions: torch.full((len(states),), -7.0)
     system.slow = {"g": system.g, "p": system.p, "q": slow_q}
-    assert system.q_loss(one_transition(1)).total.item() == pytest.approx((1.3 - (-1 - 3.5)) ** 2, rel=1e-4)
+    loss = system.q_loss(one_transition("y")).total
+    assert loss.item() == pytest.approx((1.3 - (-1 - 3.5)) ** 2 / 2, rel=1e-4)
 
 
 def test_the_candidates_by_hand():
@@ -392,53 +405,62 @@ def test_the_candidates_by_hand():
     """
     system = stubbed()
     system.p = nn.ModuleDict({"x": Frames(lambda f: f + 5), "y": Frames(lambda f: f + 1)})
-    predicted, recycled = system._candidates(one_transition(1)["state"], "y", system.g, system.p)
+    predicted, recycled = system._candidates(one_transition("y")["state_y"], "y", system.g, system.p)
     assert predicted.mean().item() == pytest.approx(1.2) and recycled.mean().item() == pytest.approx(
         0.2 - 0.25 + 5 + 0.5
     )
 
 
-@pytest.mark.parametrize(("sigma1", "old"), [(0.0, 0), (1.0, 1)])
-def test_sigma1_is_the_probability_of_the_replay(sigma1, old, tmp_path):
-    """100 old transitions of reward -1 and 4 new ones of -2: with sigma1 = 0 each new one is drawn, once."""
+@pytest.mark.parametrize("sigma1", [0.0, 0.5, 1.0])
+def test_sigma1_is_the_probability_of_the_replay(sigma1, tmp_path):
+    """100 old transitions of reward -1 and 2 x 50 new ones: else a sample draws its own, in each domain."""
     system, _ = make(tmp_path, sigma1=sigma1)
-    for rewards in (-torch.ones(100), -2 * torch.ones(4)):
+    own = torch.arange(100.0)
+    for rewards in (-torch.ones(10_000), own):
         n = len(rewards)
         frames = torch.zeros(n, P + 1, SIZE, SIZE, 3, dtype=torch.uint8)
-        system.replay.add(frames, rewards, torch.arange(n), torch.zeros(n), torch.zeros(n, dtype=torch.bool))
-    drawn = system._draw(4)
-    if old:
-        assert (drawn["rewards"] == -1).float().mean() > 0.5
-    else:
-        assert sorted(system.replay.sample(1 - (torch.arange(4) + 0.5) / 104)["positions"].tolist()) == [
-            0,
-            1,
-            2,
-            3,
-        ]
-        assert (drawn["rewards"] == -2).all()
+        system.replay.add(frames, rewards, 0, torch.arange(n) % 2, False)
+    drawn = system._draw(torch.arange(50) + 100)
+    for d, mine in (("x", own[::2]), ("y", own[1::2])):
+        shares = (drawn[f"rewards_{d}"] == mine).float().mean().item()
+        assert abs(shares - (1 - sigma1)) < 0.2 and (sigma1 or shares == 1)
+    other = system._draw(torch.arange(50) + 200)
+    assert not sigma1 or not torch.equal(drawn["rewards_x"], other["rewards_x"])
+    again = system._draw(torch.arange(50) + 100)
+    assert all(torch.equal(drawn[name], again[name]) for name in drawn)
+
+
+def transitions(n):
+    """Random ones of both domains, as the losses of the RL half take them."""
+    rows = {}
+    for d in "xy":
+        rows |= {f"state_{d}": torch.rand(n, P, 3, SIZE, SIZE), f"action_{d}": torch.rand(n, 3, SIZE, SIZE)}
+        rows |= {f"rewards_{d}": -torch.ones(n), f"done_{d}": torch.arange(n) % 2 == 0}
+    return rows
 
 
 def test_the_domain_selects_the_networks(tmp_path):
-    """Transitions of X alone give no gradient to the value network of Y."""
+    """What Y's networks say of X's transitions does not count."""
     system, _ = make(tmp_path)
-    rows = {
-        "state": torch.rand(3, P, 3, SIZE, SIZE),
-        "action": torch.rand(3, 3, SIZE, SIZE),
-        "rewards": -torch.ones(3),
-    }
-    rows |= {"done": torch.tensor([True, False, False]), "domains": torch.zeros(3, dtype=torch.int64)}
+    rows = transitions(3)
     system.q_loss(rows).total.backward()
-    assert all(p.grad is not None for p in system.q["x"].parameters())
-    assert all(p.grad is None for p in system.q["y"].parameters())
-    both = rows | {"domains": torch.tensor([0, 1, 1])}
-    apart = [system.q_loss({name: value[i : i + 1] for name, value in both.items()}).total for i in range(3)]
-    torch.testing.assert_close(system.q_loss(both).total, sum(apart) / 3)
+    assert all(p.grad is not None for p in system.q.parameters())
+    before = system.q["y"](rows["state_y"], rows["action_y"])
+    for name in ("state_x", "action_x", "rewards_x"):
+        grads = [p.grad.clone() for p in system.q["y"].parameters()]
+        system.q.zero_grad()
+        rows[name] = rows[name] * 0.5
+        system.q_loss(rows).total.backward()
+        for grad, p in zip(grads, system.q["y"].parameters(), strict=True):
+            torch.testing.assert_close(p.grad, grad)
+    assert torch.equal(before, system.q["y"](rows["state_y"], rows["action_y"]))
+    apart = [system.q_loss({name: value[i : i + 1] for name, value in rows.items()}).total for i in range(3)]
+    torch.testing.assert_close(system.q_loss(rows).total, sum(apart) / 3)
 
 
 def test_the_policy_reaches_translators_and_predictors_and_raises_the_value(tmp_path):
     system, stepper = make(tmp_path, lr_policy=1e-3)
-    rows = {"state": torch.rand(4, P, 3, SIZE, SIZE), "domains": torch.tensor([0, 0, 1, 1])}
+    rows = transitions(2)
     first = stepper("policy", system.policy_loss, rows).logs["policy"]
     moved = [
         p for maker in (system.g, system.p) for p in maker.parameters() if p.grad is not None and p.grad.any()
@@ -532,12 +554,7 @@ def test_without_a_change_the_same_is_learned(unchanged, tmp_path):
 
 
 def test_lambda_v_and_gamma_do_something(tmp_path):
-    rows = {
-        "state": torch.rand(2, P, 3, SIZE, SIZE),
-        "action": torch.rand(2, 3, SIZE, SIZE),
-        "rewards": -torch.ones(2),
-    }
-    rows |= {"done": torch.tensor([False, False]), "domains": torch.tensor([0, 1])}
+    rows = transitions(2)
     (a, _), (b, _) = make(tmp_path / "a", gamma=0.0), make(tmp_path / "b", gamma=0.9)
     assert a.q_loss(rows).total != b.q_loss(rows).total
     last = [make(lambda_v=v).generator_loss(batch(), T - 1).total.item() for v in (0.0, 1.0, 2.0)]
@@ -622,7 +639,7 @@ def test_the_next_frame_of_the_source_is_the_action():
         ({"sigma1": 1.5}, r"sigma1 must be in \[0, 1\]"),
         ({"channels": ()}, "channels must list positive widths"),
         ({"lambda_rc": -1.0}, "lambda_rc must not be negative"),
-        ({"replay_size": 0}, "replay_size must be positive"),
+        ({"replay_size": 0}, "replay_size must be at least 2"),
         (
             {"height": 4, "width": 4, "norm": "instance"},
             r"one cell \(4 pixels.*norm='instance'; use .* or norm='none'",
@@ -729,7 +746,7 @@ def test_the_quick_check_teaches_every_network(tmp_path):
     }
     wanted = {(phase, name) for name, _ in system.named_parameters() for phase in phases[name[0]]}
     assert wanted == learnt, sorted(wanted - learnt)
-    assert set(system.replay.sample(torch.rand(200))["positions"].tolist()) == {
+    assert set(by_domain(system.replay)["positions"].tolist()) == {
         c.context_frames,
         c.sequence_length - 1,
     }

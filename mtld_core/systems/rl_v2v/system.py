@@ -16,8 +16,10 @@ import typing
 import torch
 from torch import nn
 
-from mtld_core.config import BelowOne, NotNegative, Positive, Share, Widths, check
+from mtld_core.chance import keyed_uniform
+from mtld_core.config import AtLeastTwo, BelowOne, NotNegative, Positive, Share, Widths, check
 from mtld_core.frames import to_float, to_uint8
+from mtld_core.machine.group import gathered, process, processes
 from mtld_core.metrics import colour_transfer
 from mtld_core.nn.conv import erases
 from mtld_core.nn.precision import in_fp32
@@ -74,7 +76,7 @@ class RLV2VConfig(FrameSize):
     tau: Share[float] = 0.001  # of slow copies
     sigma1: Share[float] = 0.5  # probability that a transition comes from the replay, instead of being made
     sigma2: Share[float] = 0.5  # probability of a coin's choice, instead of the candidate of more value
-    replay_size: Positive[int] = 10_000  # transitions
+    replay_size: AtLeastTwo[int] = 10_000  # transitions
 
     def __post_init__(self):
         super().__post_init__()
@@ -247,7 +249,8 @@ class RLV2V(Reconstructs, Translates, System):
         c = self.config
         if c.rl_every:
             self.slow = {name: copy.deepcopy(getattr(self, name)).requires_grad_(False) for name in "gpq"}
-            self.replay = Replay(folder, c.replay_size, (c.context_frames + 1, c.height, c.width, 3))
+            shape = c.context_frames + 1, c.height, c.width, 3
+            self.replay = Replay(folder, c.replay_size, shape, self.device)
 
     def training_step(self, batches, step):
         c = self.config
@@ -260,7 +263,7 @@ class RLV2V(Reconstructs, Translates, System):
         self.steps += 1
         if c.rl_every and self.steps % c.rl_every == 0:
             self._remember(batch, t)
-            drawn = self._draw(2 * len(batch["key"]))
+            drawn = self._draw(batch["key"])
             logs |= step("q", self.q_loss, drawn).logs
             logs |= step("policy", self.policy_loss, drawn).logs
             for name, slow in self.slow.items():
@@ -353,12 +356,13 @@ class RLV2V(Reconstructs, Translates, System):
         """Let each clip of the batch become a transition at frame t, in the replay."""
         c = self.config
         last = t == c.sequence_length - 1
-        for number, d in enumerate("xy"):
+        shown, rewarded = [], []
+        for d in "xy":
             past, after = batch[FRAMES[d]][:, :t], batch[FRAMES[d]][:, t]
             state = past[:, -c.context_frames :]
             predicted, recycled = self._candidates(state, d, self.g, self.p)
             values = _values(self.q[d], state, (predicted, recycled))
-            explore, coin = torch.rand(2, len(state)).to(state.device)
+            explore, coin = keyed_uniform(batch["key"], f"choice/{d}", 2).unbind(1)
             chosen = choose(values.T, explore, coin, c.sigma2).view(-1, 1, 1, 1)
             action = torch.where(chosen == 0, predicted, recycled)[:, None]
             frames, whole = self.d[d](torch.cat([past if last else state, action], 1))
@@ -369,44 +373,49 @@ class RLV2V(Reconstructs, Translates, System):
                 adversarial = self.generator_gan(frames[:, -1]) + adversarial
                 losses = (adversarial, _distance(predicted, after), _distance(recycled, after))
                 rewards = reward(*losses, c.lambda_rr, c.lambda_rc)
-            self.replay.add(to_uint8(torch.cat([state, action], 1)), rewards, t, number, last)
+            shown.append(to_uint8(torch.cat([state, action], 1)))
+            rewarded.append(rewards.float())
+        shown, rewarded = (gathered(torch.stack(each, 1)).flatten(0, 1) for each in (shown, rewarded))
+        domains = torch.arange(len(shown), device=shown.device) % 2
+        self.replay.add(shown, rewarded, t, domains, last)
 
-    def _draw(self, count):
-        """Draw transitions: each from all that are kept with probability sigma1, else one of the newest."""
-        uniform = torch.rand(count)
-        old = torch.rand(count) < self.config.sigma1
-        newest = 1 - (torch.arange(count).flip(0) + 0.5) / len(self.replay)  # of as many, each once
-        drawn = self.replay.sample(torch.where(old, uniform, newest.clamp(min=0)))
+    def _draw(self, keys):
+        """Draw a transition of each domain for every sample, from all that are kept or the sample's own.
+
+        The former with probability sigma1. keys: int64 `[B]`. Returns "state_x", "action_y", ...: `[B, ...]`.
+        """
+        own = torch.arange(len(keys), device=keys.device) + process() * len(keys)
         like = next(self.parameters())
-        frames = to_float(drawn["frames"].to(like.device)).to(like.dtype)
-        return {
-            "state": frames[:, :-1],
-            "action": frames[:, -1],
-            "rewards": drawn["rewards"].to(like.device),
-            "done": drawn["done"].to(like.device),
-            "domains": drawn["domains"],
-        }
+        drawn = {}
+        for number, d in enumerate("xy"):
+            old, place = keyed_uniform(keys, f"draw/{d}", 2).unbind(1)
+            from_all = self.replay.draw(place, number)
+            newest = self.replay.newest(own, processes() * len(keys), number)
+            found = self.replay.take(torch.where(old < self.config.sigma1, from_all, newest))
+            frames = to_float(found["frames"]).to(like.dtype)
+            drawn |= {f"state_{d}": frames[:, :-1], f"action_{d}": frames[:, -1]}
+            drawn |= {f"rewards_{d}": found["rewards"], f"done_{d}": found["done"]}
+        return drawn
 
     def q_loss(self, batch):
         """Squared error of Q(s, a) from its target, which the slow copies give."""
-        states, actions = batch["state"], batch["action"]
         errors = []
-        with torch.no_grad():
-            after = next_state(states, actions)
-        for rows, d in _by_domain(batch["domains"]):
+        for d in "xy":
+            states, actions = batch[f"state_{d}"], batch[f"action_{d}"]
             with torch.no_grad():
-                there = self._candidates(after[rows], d, self.slow["g"], self.slow["p"])
-                best = _values(self.slow["q"][d], after[rows], there).amax(0)
-                target = q_target(batch["rewards"][rows], batch["done"][rows], best, self.config.gamma)
-            errors.append((self.q[d](states[rows], actions[rows]) - target).square().sum())
-        loss = sum(errors) / len(batch["domains"])
+                after = next_state(states, actions)
+                there = self._candidates(after, d, self.slow["g"], self.slow["p"])
+                best = _values(self.slow["q"][d], after, there).amax(0)
+                target = q_target(batch[f"rewards_{d}"], batch[f"done_{d}"], best, self.config.gamma)
+            errors.append(self.q[d](states, actions) - target)
+        loss = torch.cat(errors).square().mean()
         return Loss(loss, {"q": loss})
 
     def policy_loss(self, batch):
         """Minus Q of the candidate of more value, through translators and predictors."""
         values = []
-        for rows, d in _by_domain(batch["domains"]):
-            states = batch["state"][rows]
+        for d in "xy":
+            states = batch[f"state_{d}"]
             candidates = self._candidates(states, d, self.g, self.p)
             values.append(_values(self.q[d], states, candidates).amax(0))
         loss = -in_fp32(torch.cat(values)).mean()
@@ -456,11 +465,3 @@ def _distance(a, b):
 def _values(q, states, candidates):
     """Q of each candidate `[n, 3, H, W]` for these states: `[candidates, n]`."""
     return torch.stack([q(states, action) for action in candidates])
-
-
-def _by_domain(domains):
-    """Yield (rows, domain's name) for each domain that occurs; domains: `[n]` on the CPU, 0 for x."""
-    for number, d in enumerate("xy"):
-        rows = (domains == number).nonzero().flatten()
-        if len(rows):
-            yield rows, d

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mtld_core.machine.group import averaged
 from mtld_core.nn.conv import ConvTokenizer
 from mtld_core.nn.precision import in_fp32
 
@@ -46,7 +47,8 @@ class StochasticLatent(nn.Module):
         """
         tokens, _ = self.tokenizer(torch.cat([before, after], 1))
         logits = in_fp32(self.compare(tokens.flatten(1)))
-        logits = (logits - logits.mean(0)) * torch.rsqrt(logits.var(0, correction=0) + 1e-5)
+        logits = logits - averaged(logits.mean(0))
+        logits = logits * torch.rsqrt(averaged(logits.square().mean(0)) + 1e-5)
         shares = self._by_latent(logits).softmax(-1)
         return F.one_hot(shares.argmax(-1), self.classes) + shares - shares.detach()  # straight through
 

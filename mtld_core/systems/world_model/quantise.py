@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from mtld_core.machine.group import averaged, processes
+
 MOMENTUM = 0.05  # of the moving average that whitens in eval mode: how much each batch counts
 
 
@@ -58,9 +60,9 @@ class Whitening(nn.Module):
     """Batch norm that also removes correlation: `[..., L]` -> the same shape, each channel of variance one.
 
     Before a quantiser it keeps the codes in use: half of the values lie on each side of zero, in each channel
-    by itself. In training the statistics are the batch's own and carry gradient; of a batch that is computed
-    in parts they are each part's own. In eval mode they are a moving average, as they are for a single
-    vector, which has no covariance.
+    by itself. In training the statistics are the batch's own, over all processes, and carry gradient; of a
+    batch that is computed in parts they are each part's own. In eval mode they are a moving average, as they
+    are for a single vector, which has no covariance.
     """
 
     def __init__(self, dims):
@@ -74,9 +76,9 @@ class Whitening(nn.Module):
 
     def _whiten(self, flat):
         mean, covariance = self.mean, self.covariance
-        if self.training and len(flat) > 1:
-            mean = flat.mean(0)
-            covariance = (flat - mean).T @ (flat - mean) / len(flat)
+        if self.training and len(flat) * processes() > 1:
+            mean = averaged(flat.mean(0))
+            covariance = averaged((flat - mean).T @ (flat - mean) / len(flat))
             self.mean.lerp_(mean.detach(), MOMENTUM)
             self.covariance.lerp_(covariance.detach(), MOMENTUM)
         little = 1e-3 * covariance.diagonal().mean() + 1e-12
