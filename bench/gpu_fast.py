@@ -33,7 +33,7 @@ def profile(bench):
             bench.wait()
         kernels = [each for each in found.events() if each.device_type == torch.autograd.DeviceType.CUDA]
         busy = sum(each.device_time for each in kernels) / PROFILED / 1000
-        longest = max(found.key_averages(), key=lambda each: each.self_device_time_total)
+        longest = max(found.key_averages(), key=lambda each: each.self_device_time_total, default=None)
         rows.append(
             {
                 "step of": f"{name} `small`",
@@ -41,7 +41,7 @@ def profile(bench):
                 "their ms": busy,
                 "ms": taken,
                 "busy": busy / taken,
-                "longest": longest.key[:60],
+                "longest": longest and longest.key[:60],
             }
         )
     return rows

@@ -16,9 +16,11 @@ from torch import nn
 from mtld_core.machine.heat import Sensor, uuid_of
 from mtld_core.runtime import pick_precision, versions
 
+REPEATED = ("mtld", "tinydreams", "weight_rnn", "tokenizer", "latent_actions")
 STEPS = 6  # that a precision is tried for
 CLOSE = 1e-4  # of fp32 gradients on two devices, as a share of their norm
 HALF_CLOSE = 2e-2  # of gradients in half precision, compiled and not
+TOO_LARGE, ROOM = ("tokenizer", "small", {"batch_size": 128}), 0.9e9  # a batch, and bytes that are too few
 SMALLEST_SCALE = 1024  # of fp16's losses
 # a card that is as cool does not exist: its guard stops the run
 COOL = {
@@ -130,13 +132,13 @@ def memory(bench):
     """A batch that does not fit is computed in parts, with the loss of the whole one."""
     losses, parts = [], 1
     whole = torch.cuda.get_device_properties(bench.device).total_memory
-    for room in (None, 0.9e9):
+    for room in (None, ROOM):
         torch.cuda.empty_cache()
         if room:
             share = (torch.cuda.memory_allocated(bench.device) + room) / whole
             torch.cuda.set_per_process_memory_fraction(share, bench.device)
         try:
-            steps = bench.steps("tokenizer", "small", {"batch_size": 128}, "fp32")
+            steps = bench.steps(*TOO_LARGE, "fp32")
             losses.append(steps()["mse"].item())
             parts = steps.stepper.splits["model"]
         finally:
@@ -152,7 +154,7 @@ def again(bench):
     rows = []
     for exact in (False, True):
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=exact):
-            for name in ("mtld", "tinydreams", "weight_rnn", "tokenizer", "latent_actions"):
+            for name in REPEATED:
                 one, other = (_end(bench.steps(name, "tiny")) for _ in range(2))
                 apart = (one - other).abs().max().item()
                 kernels = "deterministic" if exact else "usual"

@@ -4,7 +4,8 @@
     python bench/tables.py --again   measures in any case
     python bench/tables.py --page    writes what is kept into docs/performance.md
 
-`make bench` is the first. A table stands in the page between <!-- bench: NAME --> and <!-- end -->.
+`make bench` is the first. What bench/gpu_check.py wrote on a card is shown, too, where it is kept in
+bench/cards/. A table stands in the page between <!-- bench: NAME --> and <!-- end -->.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data_path
 import fakes
+import gpu_page
 import measure
 import rollouts
 import steps
@@ -74,7 +76,8 @@ def about(results):
 
 def in_page(results, page):
     """The page with the kept tables in their places: <!-- bench: NAME --> ... <!-- end -->."""
-    for name, lines in {"machine": [about(results)], **_tables(results)}.items():
+    places = {"machine": [about(results)], **_tables(results), "gpu": gpu_page.lines()}
+    for name, lines in places.items():
         place = re.compile(rf"(<!-- bench: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         page, found = place.subn(lambda at, lines=lines: at[1] + "\n".join(lines) + "\n" + at[2], page)
         check(found == 1, f"{PAGE} has no place for the table {name!r}")
