@@ -34,10 +34,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def processes_for(config):
-    """How many processes the setting `devices` asks for: 0 is one for each card that torch can use."""
+    """How many processes `devices` asks for: 0 is one for each card, for as many as can share a batch."""
     if config.devices or config.device == "cpu" or not torch.cuda.is_available():
         return max(1, config.devices)
-    return torch.cuda.device_count()
+    cards = min(torch.cuda.device_count(), config.batch_size)
+    return max(count for count in range(1, cards + 1) if config.batch_size % count == 0)
 
 
 def launch(system, dataset, config, controls, count):

@@ -107,17 +107,8 @@ class Training:
         # ---- what learns, and from what
         self.needs = system.needs()
         self.task = Task(system, dataset.to(self.device), config, controls.say)
-        self.dataset, window, count = self.task.dataset, self.needs.window, self.needs.batches
-        self.batches = Batches(
-            self.dataset,
-            self.task.learned,
-            window,
-            config.batch_size,
-            config.seed,
-            count,
-            self.device,
-            group=group,
-        )
+        self.dataset = self.task.dataset
+        self.batches = self._batches()
         self.system = system.to(self.device).train()
         if config.channels_last:
             to_channels_last(system)
@@ -143,7 +134,6 @@ class Training:
         self.unread_steps, self.unread_seconds = 0, 0.0  # since the time of a step was last read
         self.metrics, self.better = {}, True  # the newest figures, and whether none before were better
         self.saved = None  # name of the checkpoint of the present state
-        self.rate = 1.0  # factor on every learning rate, of the step to come
         self.judged_at = self.previewed_at = self.logged_at = None  # steps of this session
         system.setup_training(run_dir)
         if folder is None:
@@ -161,6 +151,19 @@ class Training:
             rewind(run_dir, self.step)
             write_part(run_dir, CONFIG, self._about())
         self._introduce(why)
+
+    def _batches(self):
+        config, needs = self.config, self.needs
+        return Batches(
+            self.dataset,
+            self.task.learned,
+            needs.window,
+            config.batch_size,
+            config.seed,
+            needs.batches,
+            self.device,
+            group=self.group,
+        )
 
     def _introduce(self, why):
         say, name, batches = self.controls.say, self.system.name, self.batches
@@ -328,7 +331,7 @@ class Training:
     def _wishes(self, doing):
         """What this process wants before it goes on `doing`: under each name the largest of all counts."""
         controls, heat, leads = self.controls, self.heat, self.group.leads
-        late = doing == "training" and self._until_late() == 0
+        late = doing == "training" and self.step > self.session_step and self._until_late() == 0
         return {
             "stop": controls.stop.is_set(),
             "hot": bool(heat.reason_to_end(time.monotonic())),

@@ -118,6 +118,7 @@ def test_parameters_are_written_into_the_parameters_cell():
     cell = cell_with(kernel, "preset = ")
     assert "steps = 100\n" in cell and "run_dir = 'runs/7'\n" in cell and "interactive = False\n" in cell
     assert "time_budget_minutes = 690\n" in cell  # less than Kaggle's 720
+    assert "devices = 0\n" in cell and kernel.metadata["machine_shape"] == "NvidiaTeslaT4"  # both of two
     assert kernel.metadata["dataset_sources"] == [f"me/{INPUTS}", "me/film"]
     assert kernel.metadata["kernel_sources"] == ["me/mtld-2-train"]
 

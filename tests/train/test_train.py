@@ -369,7 +369,7 @@ def test_a_longer_eval_horizon_and_one_that_is_too_long(arcs, tmp_path):
         ({"overrides": '{"latent_dims": 3}'}, "did you mean 'latent_dim'"),
         ({"overrides": "{latent_dim: 3}"}, "overrides is not valid JSON"),
         ({"overrides": '{"batch_size": "four"}'}, "batch_size must be of type int"),
-        ({"devices": 2}, "devices=2"),
+        ({"devices": -1}, "devices must not be negative"),
         ({"dataset_root": "nowhere"}, "nowhere"),
         ({"stepps": 3}, "did you mean 'steps'"),
     ],
