@@ -10,6 +10,7 @@ import itertools
 import torch
 
 from mtld_core.config import UserError
+from mtld_core.machine import graphs, memory
 from mtld_core.systems.base import Loss, Place
 
 # of fp16 losses, which grows by itself: from 2 ** 16 on the first steps of most systems would overflow
@@ -22,10 +23,21 @@ class Stepper:
     loss_fn(batch) -> Loss. batch: dict of tensors `[B, ...]`. loss_fn gets part of it, and as "place" that
     part's `Place`. Only the parameters of `optimizers[phase]` receive gradient, whatever networks the loss
     runs through. Nothing here waits for the device: a step whose gradient is not finite is skipped on the
-    device (`found_inf`) and counted in `skipped[phase]`, a 0-dim tensor; `calls[phase]` counts all.
+    device (`found_inf`) and counted in `skipped[phase]`, a 0-dim tensor; `calls[phase]` counts all, in
+    another. make_room: called where the GPU is full even with one sample at a time; returns whether it has
+    freed some.
     """
 
-    def __init__(self, optimizers, device, dtype=torch.float32, accumulate=1, clip_norm=0.0, say=print):
+    def __init__(
+        self,
+        optimizers,
+        device,
+        dtype=torch.float32,
+        accumulate=1,
+        clip_norm=0.0,
+        say=print,
+        make_room=lambda: False,
+    ):
         unfused = [name for name, optimizer in optimizers.items() if not optimizer.defaults.get("fused")]
         if unfused:
             raise TypeError(
@@ -33,7 +45,7 @@ class Stepper:
                 "device sync"
             )
         self.device, self.dtype = device, dtype
-        self.clip_norm, self.say = clip_norm, say
+        self.clip_norm, self.say, self.make_room = clip_norm, say, make_room
         self.optimizers = optimizers
         self.parameters = {name: _parameters(optimizer) for name, optimizer in optimizers.items()}
         self.scalers = {
@@ -42,7 +54,8 @@ class Stepper:
         }
         self.splits = dict.fromkeys(optimizers, accumulate)
         self.skipped = {name: torch.zeros((), device=device) for name in optimizers}
-        self.calls = dict.fromkeys(optimizers, 0)
+        # a tensor, too: a step that is replayed as a graph counts as well
+        self.calls = {name: torch.zeros((), device=device) for name in optimizers}
 
     def __call__(self, phase, loss_fn, batch):
         size = len(next(iter(batch.values())))
@@ -50,25 +63,38 @@ class Stepper:
             try:
                 result = self._backward(phase, loss_fn, batch, size)
                 break
-            except torch.OutOfMemoryError:
-                if self.splits[phase] >= size:
-                    raise UserError(
-                        f"out of memory in phase {phase!r} even with one sample at a time: make the model "
-                        "smaller"
-                    ) from None
-                self.splits[phase] *= 2
-                self.say(
-                    f"out of memory in phase {phase!r}: going on with the batch in {self.splits[phase]} parts"
-                )
+            except Exception as error:
+                if not memory.is_full(error):
+                    raise
+                self._take_less(phase, size)
+                if graphs.is_recording():  # which is spoilt
+                    raise
             # outside the except block, where the traceback no longer holds the graph
-            torch.cuda.empty_cache()
+            memory.give_back()
         self._update(phase)
         return result
+
+    def _take_less(self, phase, size):
+        """Compute a phase in more parts from now on, or make room for it. Raises UserError at the end."""
+        if self.splits[phase] < size:
+            self.splits[phase] *= 2
+            self.say(
+                f"out of memory in phase {phase!r}: going on with the batch in {self.splits[phase]} parts"
+            )
+        elif graphs.is_recording():
+            raise RuntimeError("out of memory") from None
+        elif not self.make_room():
+            raise UserError(
+                f"out of memory in phase {phase!r} even with one sample at a time: make the model smaller"
+            ) from None
 
     def _backward(self, phase, loss_fn, batch, size):
         """The gradient of the whole batch, summed part by part; returns its `Loss`."""
         parameters = self.parameters[phase]
         self.optimizers[phase].zero_grad(set_to_none=True)
+        if self.scalers[phase].is_enabled():
+            # a graph that could not be recorded may have left it where gradients are unscaled
+            self.scalers[phase]._per_optimizer_states.clear()
         parts = _parts(size, self.splits[phase])
         total = weight = 0
         logs, carries = {}, []
@@ -118,11 +144,29 @@ class Stepper:
         self.calls[phase] += 1
         self.skipped[phase] += bad
         optimizer.grad_scale, optimizer.found_inf = None, bad  # gradients are unscaled by now
-        optimizer.step()
+        self._step(phase, optimizer)
         if scaler.is_enabled():
             for found in scaler._found_inf_per_device(optimizer).values():
                 found.copy_(bad)  # a norm can overflow where no single gradient does: one verdict for both
             scaler.update()
+
+    def _step(self, phase, optimizer):
+        """Let an optimizer step. The first time it makes its state, for which memory may lack."""
+        try:
+            return optimizer.step()
+        except Exception as error:
+            if not memory.is_full(error) or graphs.is_recording():
+                raise
+        self.make_room()
+        memory.give_back()
+        try:
+            return optimizer.step()
+        except Exception as error:
+            if not memory.is_full(error):
+                raise
+            raise UserError(
+                f"out of memory for the moments of phase {phase!r}: make the model smaller"
+            ) from None
 
     def state(self):
         scalers = {name: scaler.state_dict() for name, scaler in self.scalers.items()}
