@@ -21,6 +21,10 @@ MOST_TRIES = 16  # at recording where memory is full, for the work takes less of
 _state = threading.local()
 
 
+def can_record(device):
+    return device.type == "cuda"
+
+
 def are_wanted(setting, device, capturable, accumulate):
     """Whether training steps are recorded, by the setting `graphs` ("auto", "on" or "off").
 
@@ -28,10 +32,10 @@ def are_wanted(setting, device, capturable, accumulate):
     UserError for "on" where they cannot be.
     """
     if setting == "on":
-        check(device.type == "cuda", f"graphs='on' needs a CUDA device, and this is {device}; use 'auto'")
+        check(can_record(device), f"graphs='on' needs a CUDA device, and this is {device}; use 'auto'")
         check(capturable, "graphs='on': the steps of this system differ from each other; use graphs='auto'")
         return True
-    return setting == "auto" and device.type == "cuda" and capturable and accumulate == 1
+    return setting == "auto" and can_record(device) and capturable and accumulate == 1
 
 
 def is_recording():

@@ -1,4 +1,4 @@
-"""A GPU whose memory is full: the errors that say so, and what can be given back."""
+"""A GPU's memory: the errors that say that it is full, what can be given back, and copies to the host."""
 
 import torch
 
@@ -16,6 +16,25 @@ def is_full(error):
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in FULL)
+
+
+def on_its_way(tensor):
+    """Begin to copy a tensor to the host -> a function that waits for this copy alone, and returns it.
+
+    What the GPU is given to do after it does not delay it. A tensor on a CPU is there already.
+    """
+    if tensor.device.type == "cpu":
+        return lambda: tensor
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    pinned.copy_(tensor, non_blocking=True)
+    sent = torch.cuda.Event()
+    sent.record(torch.cuda.current_stream(tensor.device))
+
+    def arrived():
+        sent.synchronize()
+        return pinned.clone()  # so that the pinned memory, of which there is little, is free again
+
+    return arrived
 
 
 def give_back():
