@@ -11,7 +11,8 @@ import torch
 from mtld_core.config import UserError, check
 from mtld_core.frames import to_uint8
 from mtld_core.judge.translations import translated
-from mtld_core.systems.base import Reconstructs, Samples, Translates
+from mtld_core.machine import graphs, memory
+from mtld_core.systems.base import Reconstructs, Samples, System, Translates
 
 
 def rollout(system, context, num_frames, actions=None, seed=0):
@@ -43,8 +44,51 @@ def stream(system, context, num_frames, actions=None, seed=0):
     actions = check_actions(actions, system.action_space, num_frames, system.device)
     generator = torch.Generator(system.device).manual_seed(seed)
     with _eval_mode(system):
+        pieces = _pieces(system, context, num_frames, actions, generator)
+        if graphs.can_record(system.device):
+            pieces = one_behind(pieces)
+        for piece in pieces:
+            yield from piece
+
+
+def _pieces(system, context, num_frames, actions, generator):
+    """Yield the frames of a rollout in pieces uint8 `[t, H, W, 3]` on the system's device."""
+    if not graphs.can_record(system.device) or type(system).rollout is not System.rollout:
         for piece in system.rollout(context, num_frames, actions, generator):
-            yield from to_uint8(piece[0]).cpu()
+            yield to_uint8(piece[0])
+        return
+    step = stepping(system)
+    state = system.start(context, generator)
+    for t in range(num_frames):
+        state, piece = step(state, None if actions is None else actions[t])
+        yield piece
+
+
+def stepping(system):
+    """The function (state, action) -> (state, frame uint8 `[1, H, W, 3]`) of a system, for one rollout.
+
+    On a GPU its steps are replayed as a graph as soon as their shapes repeat: then the state and the frame
+    that it returned last are overwritten by the next call. Call it without gradient, in eval mode.
+    """
+
+    def step(inputs):
+        state, frame = system.step(*inputs)
+        return state, to_uint8(frame)
+
+    if graphs.can_record(system.device):
+        step = graphs.Recorded(step, system.device, f"a step of {system.name}")
+    return lambda state, action: step((state, action))
+
+
+def one_behind(pieces):
+    """Yield tensors that are made on a GPU as they arrive on the host: each while the next one is made."""
+    before = None
+    for piece in pieces:
+        piece = memory.on_its_way(piece)
+        if before is not None:
+            yield before()
+        before = piece
+    yield before()
 
 
 def check_makes_frames(system):

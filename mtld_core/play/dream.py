@@ -17,9 +17,10 @@ import torch.nn.functional as F
 
 from mtld_core import media
 from mtld_core.config import UserError, check
-from mtld_core.frames import differs, to_uint8
-from mtld_core.generate.rollouts import check_actions
+from mtld_core.frames import differs
+from mtld_core.generate.rollouts import check_actions, stepping
 from mtld_core.generate.source import from_dataset, read_source, starts_in
+from mtld_core.machine import memory
 from mtld_core.play.keys import WORDS
 from mtld_core.play.parting import SHOWS, Parting, median_frame
 from mtld_core.play.policies import POLICIES
@@ -72,6 +73,8 @@ class Play:
         self.choices = choices(system, self.dataset)
         self.seed = -1
         self.sync_when = self._game = None
+        self._step = stepping(self.system)
+        self._drawn = torch.Generator(self.system.device)  # one for all dreams, as a graph knows it
         self._begin = source or self._lively_start()
         self.reset()
 
@@ -103,7 +106,7 @@ class Play:
             self.source = read_source(self.system, begin)
         self.seed += 1  # the same start may lead elsewhere
         self.chance = random.Random(self.seed)
-        self._drawn = torch.Generator(self.system.device).manual_seed(self.seed)
+        self._drawn.manual_seed(self.seed)
         self.frames, self.actions, self.steps = [self.source.context[-1]], [], 0
         self._imagine(self.source.context)
         self._seconds = collections.deque(maxlen=RECENT)
@@ -115,8 +118,8 @@ class Play:
         """Take one step -> the dream's frame. Raises UserError for an action that is none."""
         [checked] = check_actions([action], self.system.action_space, 1, self.system.device)
         began = time.perf_counter()
-        self._state, frame = self.system.step(self._state, checked)
-        frame = to_uint8(frame[0]).cpu()  # which waits for the device
+        self._state, [frame] = self._step(self._state, checked)
+        frame = memory.on_its_way(frame)()  # which waits for the device
         self._seconds.append(time.perf_counter() - began)
         if self.real is not None:
             self._step_game(checked[0], frame)

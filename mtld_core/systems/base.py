@@ -17,8 +17,8 @@ A system is a `System` subclass with a frozen `Config` and named `PRESETS`. It g
     extra_state, load_extra_state, extra_files    what is neither module nor optimizer: counters, a replay
 
 What only some systems can do is told by a class beside it: `Reconstructs`, `Samples`, `Translates`,
-`InventsActions`, `BuiltOn`. A `Config` inherits from `FrameSize`. Letters: B batch, T frames, k context
-frames, H W pixels, A numbers of an action. Frames inside are float `[B, T, 3, H, W]` in [-1, 1].
+`InventsActions`, `BuiltOn`, `Capturable`. A `Config` inherits from `FrameSize`. Letters: B batch, T frames,
+k context frames, H W pixels, A numbers of an action. Frames inside are float `[B, T, 3, H, W]` in [-1, 1].
 """
 
 import dataclasses
@@ -121,6 +121,15 @@ class BuiltOn:
     """A system that holds trained runs of other systems, its stages below, frozen inside itself."""
 
     built_on: typing.ClassVar[dict]  # config field that names such a run -> attribute that holds the system
+
+
+class Capturable:
+    """A system whose training step does the same work each time, so that a GPU can replay it as a graph.
+
+    After its first steps no Python code of `training_step` runs any more. So what changes from step to step
+    lives in tensors that are changed in place; no value of a tensor decides what is done next, and nothing is
+    copied from or to the host.
+    """
 
 
 class System(nn.Module):

@@ -15,6 +15,7 @@ from mtld_core.config import AtLeastOne, BelowOne, NotNegative, RunGivenUp, Sett
 from mtld_core.data import Batches
 from mtld_core.judge.task import Task, best_by, summary
 from mtld_core.judge.windows import check_stages
+from mtld_core.machine import graphs
 from mtld_core.machine.group import ALONE
 from mtld_core.machine.heat import Heat
 from mtld_core.runs import checkpoint as checkpoints
@@ -34,6 +35,7 @@ from mtld_core.runs.folder import (
 )
 from mtld_core.runs.resume import check_origin, checkpoint_to_resume, other_settings
 from mtld_core.runtime import peak_memory_mb, pick_device, pick_precision
+from mtld_core.systems.base import Capturable
 from mtld_core.train.controls import SECONDS_BETWEEN_LINES, Progress
 from mtld_core.train.plots import Log, draw, draw_judgement
 from mtld_core.train.report import Alarms, about, peak_gpu_memory_mb, report
@@ -69,6 +71,8 @@ class LoopConfig(Settings):
     interactive: typing.Literal["auto", True, False] = "auto"
     precision: typing.Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
+    # replay steps as CUDA graphs; "auto": where there is a GPU and the system's steps are alike
+    graphs: typing.Literal["auto", "on", "off"] = "auto"
     channels_last: bool = True
     accumulate: AtLeastOne[int] = 1  # parts that a batch is computed in
     clip_norm: NotNegative[float] = 1.0  # of each phase's gradient; 0: none
@@ -147,6 +151,7 @@ class Training:
         if config.compile:
             for part in system.to_compile():
                 part.compile()
+        self._do_step = self._step_work()
         if group.leads:
             rewind(run_dir, self.step)
             write_part(run_dir, CONFIG, self._about())
@@ -285,11 +290,25 @@ class Training:
         factor = self.schedule.learning_rate(self.step)
         for name, rates in self.learning_rates.items():
             for group, rate in zip(self.optimizers[name].param_groups, rates, strict=True):
-                group["lr"] = rate * factor
-        logs = self.system.training_step(self.batches.next(), self.stepper)
+                graphs.set_rate(group, rate * factor)
+        logs = self._do_step(self.batches.next())
         if self.ema is not None:
             self._average()
         return logs
+
+    def _step_work(self):
+        """The function of a list of batches that trains on them and returns what is to be logged."""
+
+        def work(batches):
+            return self.system.training_step(batches, self.stepper)
+
+        capturable = isinstance(self.system, Capturable)
+        config, device = self.config, self.device
+        if not graphs.are_wanted(config.graphs, device, capturable, config.accumulate, self.group.size):
+            return work
+        for optimizer in self.optimizers.values():
+            graphs.with_rates_in_tensors(optimizer, device)
+        return graphs.Recorded(work, device, "a training step", self.controls.say)
 
     @torch.no_grad()
     def _average(self):
@@ -444,11 +463,13 @@ class Training:
     # ---- every log_every_steps
 
     def _fetch(self, logs):
-        logs = logs | {f"skipped_{phase}": count for phase, count in self.stepper.skipped.items()}
-        values = torch.stack([value.float() for value in logs.values()]).tolist()
-        for count in self.stepper.skipped.values():
+        skipped, calls = self.stepper.skipped, self.stepper.calls
+        logs = logs | {f"skipped_{phase}": count for phase, count in skipped.items()}
+        values = torch.stack([value.float() for value in [*logs.values(), *calls.values()]]).tolist()
+        self.calls = dict(zip(calls, values[len(logs) :], strict=True))
+        for count in [*skipped.values(), *calls.values()]:
             count.zero_()
-        return dict(zip(logs, values, strict=True))
+        return dict(zip(logs, values, strict=False))
 
     def _log(self, values):
         steps, seconds = self.step - self.session_step, self.train_seconds - self.session_seconds
@@ -488,10 +509,9 @@ class Training:
         return max(0.0, 60 * minutes - (time.monotonic() - self.saved_at))
 
     def _give_up_if_lost(self, values):
-        for phase, calls in self.stepper.calls.items():
+        for phase, calls in self.calls.items():
             finite = calls - values[f"skipped_{phase}"]
-            self.lost[phase] = 0 if finite else self.lost[phase] + calls
-            self.stepper.calls[phase] = 0
+            self.lost[phase] = 0 if finite else self.lost[phase] + int(calls)
         phase, lost = max(self.lost.items(), key=lambda item: item[1])
         if lost >= PATIENCE:
             self._save()
@@ -609,7 +629,9 @@ class Training:
             "wall_seconds": self.wall_seconds,
             "batches": self.batches.state(),
             "stepper": self.stepper.state(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "optimizers": {
+                name: graphs.plain_state(optimizer) for name, optimizer in self.optimizers.items()
+            },
             "extra": self.system.extra_state(),
         }
         ema = None if self.ema is None else self.ema.state_dict()
@@ -639,7 +661,7 @@ class Training:
 
 
 def _rates(optimizer):
-    return [group["lr"] for group in optimizer.param_groups]
+    return [float(group["lr"]) for group in optimizer.param_groups]
 
 
 def _lay_out_like_weights(optimizer):

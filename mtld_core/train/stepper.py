@@ -10,6 +10,7 @@ import itertools
 import torch
 
 from mtld_core.config import UserError
+from mtld_core.machine import graphs, memory
 from mtld_core.machine.group import ALONE
 from mtld_core.systems.base import Loss, Place
 
@@ -24,14 +25,24 @@ class Stepper:
     loss_fn(batch) -> Loss. batch: dict of tensors `[B, ...]`. loss_fn gets part of it, and as "place" that
     part's `Place`. Only the parameters of `optimizers[phase]` receive gradient, whatever networks the loss
     runs through. Nothing here waits for the device: a step whose gradient is not finite is skipped on the
-    device (`found_inf`) and counted in `skipped[phase]`, a 0-dim tensor; `calls[phase]` counts all.
+    device (`found_inf`) and counted in `skipped[phase]`, a 0-dim tensor; `calls[phase]` counts all, in
+    another.
 
     group: of several processes each is given its share of the batch; gradients, losses and logs are added up
-    once a phase, so that all take the step of the whole batch.
+    once a phase, so that all take the step of the whole batch. make_room: called where the GPU is full even
+    with one sample at a time; returns whether it has freed some.
     """
 
     def __init__(
-        self, optimizers, device, dtype=torch.float32, accumulate=1, clip_norm=0.0, say=print, group=ALONE
+        self,
+        optimizers,
+        device,
+        dtype=torch.float32,
+        accumulate=1,
+        clip_norm=0.0,
+        say=print,
+        group=ALONE,
+        make_room=lambda: False,
     ):
         unfused = [name for name, optimizer in optimizers.items() if not optimizer.defaults.get("fused")]
         if unfused:
@@ -40,7 +51,8 @@ class Stepper:
                 "device sync"
             )
         self.device, self.dtype = device, dtype
-        self.clip_norm, self.say, self.group = clip_norm, say, group
+        self.clip_norm, self.say = clip_norm, say
+        self.group, self.make_room = group, make_room
         self.optimizers = optimizers
         self.parameters = {name: _parameters(optimizer) for name, optimizer in optimizers.items()}
         self.scalers = {
@@ -49,7 +61,8 @@ class Stepper:
         }
         self.splits = dict.fromkeys(optimizers, accumulate)
         self.skipped = {name: torch.zeros((), device=device) for name in optimizers}
-        self.calls = dict.fromkeys(optimizers, 0)
+        # a tensor, too: a step that is replayed as a graph counts as well
+        self.calls = {name: torch.zeros((), device=device) for name in optimizers}
         self.careful = dict.fromkeys(optimizers, CAREFUL)
 
     def __call__(self, phase, loss_fn, batch):
@@ -58,39 +71,51 @@ class Stepper:
             result = None
             try:
                 result = self._backward(phase, loss_fn, batch, size)
-            except torch.OutOfMemoryError:
-                self._check_room(phase, size)
+            except Exception as error:
+                if not memory.is_full(error):
+                    raise
+                if graphs.is_recording():  # which is spoilt
+                    self._take_less(phase, size)
+                    raise
             if not self._lacked_memory(phase, result is None):
                 break
-            self.splits[phase] *= 2
-            self.say(
-                f"out of memory in phase {phase!r}: going on with the batch in {self.splits[phase]} parts"
-            )
+            self._take_less(phase, size)
             # outside the except block, where the traceback no longer holds the graph
-            torch.cuda.empty_cache()
+            memory.give_back()
         result = self._whole(phase, result)
         self._update(phase)
         return result
 
-    def _check_room(self, phase, size):
-        """Raise UserError where a phase that ran out of memory cannot go on with smaller parts."""
-        if self.splits[phase] >= size:
-            raise UserError(
-                f"out of memory in phase {phase!r} even with one sample at a time: make the model smaller"
-            ) from None
-        if not self.group.alone and not self.careful[phase]:
+    def _lacked_memory(self, phase, lacked):
+        """Whether this process ran out of memory, or, while asking is worth the wait, any other.
+
+        Raises UserError where this one did, and the others no longer ask.
+        """
+        if self.group.alone:
+            return lacked
+        if self.careful[phase]:
+            lacked = self.group.agree(lacked=lacked)["lacked"] > 0
+            self.careful[phase] = CAREFUL if lacked else self.careful[phase] - 1
+        elif lacked:
             raise UserError(
                 f"out of memory in phase {phase!r}: start the same again with accumulate="
                 f"{2 * self.splits[phase]} to go on from the newest checkpoint"
-            ) from None
-
-    def _lacked_memory(self, phase, lacked):
-        """Whether this process ran out of memory, or, while asking is worth the wait, any other."""
-        if self.group.alone or not self.careful[phase]:
-            return lacked
-        lacked = self.group.agree(lacked=lacked)["lacked"] > 0
-        self.careful[phase] = CAREFUL if lacked else self.careful[phase] - 1
+            )
         return lacked
+
+    def _take_less(self, phase, size):
+        """Compute a phase in more parts from now on, or make room for it. Raises UserError at the end."""
+        if self.splits[phase] < size:
+            self.splits[phase] *= 2
+            self.say(
+                f"out of memory in phase {phase!r}: going on with the batch in {self.splits[phase]} parts"
+            )
+        elif graphs.is_recording():
+            raise RuntimeError("out of memory") from None
+        elif not self.make_room():
+            raise UserError(
+                f"out of memory in phase {phase!r} even with one sample at a time: make the model smaller"
+            ) from None
 
     def _backward(self, phase, loss_fn, batch, size):
         """This process's share of the batch, part by part: gradients, and a `Loss` whose weight is a sum.
@@ -100,6 +125,9 @@ class Stepper:
         """
         parameters = self.parameters[phase]
         self.optimizers[phase].zero_grad(set_to_none=True)
+        if self.scalers[phase].is_enabled():
+            # a graph that could not be recorded may have left it where gradients are unscaled
+            self.scalers[phase]._per_optimizer_states.clear()
         parts = _parts(size, self.splits[phase])
         before, whole = self.group.rank * size, self.group.size * size
         total, weight = 0, None
@@ -157,11 +185,29 @@ class Stepper:
         self.calls[phase] += 1
         self.skipped[phase] += bad
         optimizer.grad_scale, optimizer.found_inf = None, bad  # gradients are unscaled by now
-        optimizer.step()
+        self._step(phase, optimizer)
         if scaler.is_enabled():
             for found in scaler._found_inf_per_device(optimizer).values():
                 found.copy_(bad)  # a norm can overflow where no single gradient does: one verdict for both
             scaler.update()
+
+    def _step(self, phase, optimizer):
+        """Let an optimizer step. The first time it makes its state, for which memory may lack."""
+        try:
+            return optimizer.step()
+        except Exception as error:
+            if not memory.is_full(error) or graphs.is_recording():
+                raise
+        self.make_room()
+        memory.give_back()
+        try:
+            return optimizer.step()
+        except Exception as error:
+            if not memory.is_full(error):
+                raise
+            raise UserError(
+                f"out of memory for the moments of phase {phase!r}: make the model smaller"
+            ) from None
 
     def state(self):
         scalers = {name: scaler.state_dict() for name, scaler in self.scalers.items()}

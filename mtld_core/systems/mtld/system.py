@@ -26,7 +26,7 @@ from mtld_core.nn.gan import (
 )
 from mtld_core.nn.perceptual import LPIPS, load_trunk
 from mtld_core.nn.precision import in_fp32
-from mtld_core.systems.base import FrameSize, Loss, Needs, Place, System, adam
+from mtld_core.systems.base import Capturable, FrameSize, Loss, Needs, Place, System, adam
 from mtld_core.systems.mtld.nets import (
     ConvEncoder,
     ShuffleDecoder,
@@ -167,7 +167,7 @@ class MTLDConfig(FrameSize):
         }
 
 
-class MTLD(System):
+class MTLD(Capturable, System):
     """MTLD: priming frames in, a sequence out, by a walk through latent space."""
 
     name = "mtld"

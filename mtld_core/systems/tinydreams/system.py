@@ -33,7 +33,7 @@ from mtld_core.nn.moving import heal, moving_weights
 from mtld_core.nn.muon import weights_of
 from mtld_core.nn.perceptual import LPIPS, load_trunk
 from mtld_core.nn.sample import sample
-from mtld_core.systems.base import FrameSize, Loss, Needs, System, adam
+from mtld_core.systems.base import Capturable, FrameSize, Loss, Needs, System, adam
 from mtld_core.systems.tinydreams.latent import StochasticLatent, surprise
 from mtld_core.systems.tinydreams.losses import PIXEL_LOSSES
 from mtld_core.systems.tinydreams.nets import (
@@ -242,7 +242,7 @@ class State(typing.NamedTuple):
     generator: torch.Generator | None  # what latents are drawn by
 
 
-class TinyDreams(System):
+class TinyDreams(Capturable, System):
     """TinyDreams: the current frames and the controls in, the next frame out."""
 
     name = "tinydreams"
@@ -419,7 +419,8 @@ class TinyDreams(System):
     def _layer(self, layer, *inputs):
         """Call a layer, under gradient checkpointing where the config asks for that."""
         if self.config.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(layer, *inputs, use_reentrant=False)
+            # no layer draws, and asking for the generator's state would wait for the GPU
+            return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
         return layer(*inputs)
 
     def look(self, past, action):

@@ -83,5 +83,19 @@ class Whitening(nn.Module):
             self.covariance.lerp_(covariance.detach(), MOMENTUM)
         little = 1e-3 * covariance.diagonal().mean() + 1e-12
         identity = torch.eye(len(mean), device=flat.device, dtype=mean.dtype)
-        root, _ = torch.linalg.cholesky_ex(covariance + little * identity)
-        return torch.linalg.solve_triangular(root, (flat - mean).T, upper=False).T.contiguous()
+        return _decorrelated(flat - mean, covariance + little * identity)
+
+
+def _decorrelated(x, covariance):
+    """Solve root @ y = x for each row of x `[N, L]`, where root is the Cholesky factor of the covariance.
+
+    It goes channel by channel, each taken out of all later ones. The factor itself, from torch.linalg, waits
+    for the GPU, and no graph can record it.
+    """
+    channels = []
+    while x.shape[1]:
+        root = covariance[:, 0] / covariance[0, 0].sqrt()  # its next column
+        channels.append(x[:, 0] / root[0])
+        x = x[:, 1:] - channels[-1][:, None] * root[1:]
+        covariance = covariance[1:, 1:] - torch.outer(root[1:], root[1:])
+    return torch.stack(channels, 1)

@@ -1,0 +1,186 @@
+"""Work on a GPU that is recorded once, as a CUDA graph, and then replayed.
+
+A step of a small model is a thousand small kernels. A processor takes longer to start them one by one than a
+GPU takes to compute them; a graph starts all of them at once. What a graph replays are the kernels and the
+addresses that they read and write: no Python runs, so whatever changes from one time to the next has to be in
+a tensor that is filled in place.
+"""
+
+import contextlib
+import threading
+
+import torch
+from torch.utils import _pytree as pytree
+
+from mtld_core.config import UserError, check
+from mtld_core.machine import memory
+
+WARM = 3  # times that work runs before it is recorded: libraries choose kernels, optimizers make their state
+MOST_TRIES = 16  # at recording where memory is full, for the work takes less of it each time
+
+_state = threading.local()
+
+
+def can_record(device):
+    return device.type == "cuda"
+
+
+def are_wanted(setting, device, capturable, accumulate, processes=1):
+    """Whether training steps are recorded, by the setting `graphs` ("auto", "on" or "off").
+
+    "auto" does so on a GPU, where the system is `capturable`, one process trains, and a batch is computed in
+    one part. Raises UserError for "on" where they cannot be.
+    """
+    if setting == "on":
+        check(can_record(device), f"graphs='on' needs a CUDA device, and this is {device}; use 'auto'")
+        check(capturable, "graphs='on': the steps of this system differ from each other; use graphs='auto'")
+        check(processes == 1, f"graphs='on' is for one process, and these are {processes}; use graphs='auto'")
+        return True
+    alone = processes == 1
+    return setting == "auto" and can_record(device) and capturable and alone and accumulate == 1
+
+
+def is_recording():
+    """Whether this thread records just now: then nothing is computed, and nothing may wait for the GPU."""
+    return getattr(_state, "recording", False)
+
+
+class Recorded:
+    """`work(inputs)`, as it is for the first times, and then recorded and replayed.
+
+    work: a function of one tree (dicts, lists, tuples) of tensors that returns another. It has to do the same
+    whenever it is called: Python code runs no more once it is recorded. Generators among the inputs go on
+    drawing. Each call does the work once. Inputs are copied to memory that stays, and outputs are in memory
+    that the next call writes to again. Where the inputs' shapes change, all begins anew. Whatever goes wrong
+    on the way is said in a line, and from then on `work` is called as it is. name: of the work, for that
+    line, which `say` takes.
+    """
+
+    def __init__(self, work, device, name, say=print):
+        self.work, self.device = work, device
+        self.name, self.say = name, say
+        self.gave_up = False
+        self.tries = 0
+        self._side = None  # the stream that work runs on before it is recorded
+        self._forget()
+
+    def _forget(self, form=None):
+        self.form, self.runs = form, 0
+        self.static, self.replay, self.outputs = [], None, None
+
+    def __call__(self, inputs):
+        if self.gave_up:
+            return self.work(inputs)
+        leaves, spec = pytree.tree_flatten(inputs)
+        form = spec, [_form(leaf) for leaf in leaves]
+        if form != self.form:
+            self._forget(form)
+        if self.replay is None:
+            try:
+                if self.runs < WARM:
+                    return self._run(inputs)
+                self._record(leaves, spec)
+            except UserError:
+                raise
+            except Exception as error:  # the work itself, a library that cannot be recorded, or the driver
+                self._failed(error)
+        if self.replay is None:  # outside the except block, where the traceback no longer holds tensors
+            memory.give_back()
+            return self(inputs)
+        self._fill(leaves)
+        self.replay()
+        return self.outputs
+
+    def _run(self, inputs):
+        """Do the work as it is, on a stream of its own, as a later capture wants it."""
+        self.runs += 1
+        if self.device.type != "cuda":
+            return self.work(inputs)
+        if self._side is None:
+            self._side = torch.cuda.Stream(self.device)
+        here = torch.cuda.current_stream(self.device)
+        self._side.wait_stream(here)
+        with torch.cuda.stream(self._side):
+            outputs = self.work(inputs)
+        here.wait_stream(self._side)
+        return outputs
+
+    def _record(self, leaves, spec):
+        self.static = [leaf.clone() if torch.is_tensor(leaf) else leaf for leaf in leaves]
+        inputs = pytree.tree_unflatten(self.static, spec)
+        generators = [leaf for leaf in leaves if isinstance(leaf, torch.Generator)]
+        with _recording():
+            self.replay, self.outputs = record(lambda: self.work(inputs), self.device, generators)
+
+    @torch.no_grad()
+    def _fill(self, leaves):
+        pairs = [pair for pair in zip(self.static, leaves, strict=True) if torch.is_tensor(pair[0])]
+        if pairs:
+            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)), non_blocking=True)
+
+    def _failed(self, error):
+        """Take less memory the next time, where that was it; else give up."""
+        self._forget(self.form)
+        self.tries += 1
+        if memory.is_full(error) and self.tries < MOST_TRIES:
+            return
+        self.gave_up = True
+        reason = " ".join(str(error).split()) or type(error).__name__
+        self.say(f"{self.name} cannot be recorded as a CUDA graph ({reason[:200]}): going on without")
+
+
+def record(work, device, generators):
+    """Record `work()` without doing it -> (function that does it, what it returned, filled each time).
+
+    generators: those that it draws from, beside the device's own.
+    """
+    graph = torch.cuda.CUDAGraph()
+    for generator in generators:
+        graph.register_generator_state(generator)
+    # other threads, which watch or draw pictures, may go on with what a capture forbids
+    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        outputs = work()
+    return graph.replay, outputs
+
+
+@contextlib.contextmanager
+def _recording():
+    _state.recording = True
+    try:
+        yield
+    finally:
+        _state.recording = False
+
+
+def _form(leaf):
+    """What has to stay as it is for a graph: all of an input but its numbers, or the very same object."""
+    if torch.is_tensor(leaf):
+        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
+    return leaf
+
+
+# ---- optimizers
+
+
+def with_rates_in_tensors(optimizer, device):
+    """Let a fused optimizer of torch keep its learning rates in tensors, for graphs to read them there."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), device=device)
+        group["capturable"] = True
+    # it warns where a step is not captured, which the first ones are not
+    optimizer._warned_capturable_if_run_uncaptured = True
+
+
+def set_rate(group, rate):
+    """Set the learning rate of one of an optimizer's groups, in place where it is in a tensor."""
+    if torch.is_tensor(group["lr"]):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def plain_state(optimizer):
+    """An optimizer's state_dict whose learning rates are floats, as one without graphs has them."""
+    state = optimizer.state_dict()
+    groups = [group | {"lr": float(group["lr"]), "capturable": False} for group in state["param_groups"]]
+    return state | {"param_groups": groups}

@@ -1,0 +1,42 @@
+"""A GPU's memory: the errors that say that it is full, what can be given back, and copies to the host."""
+
+import torch
+
+# what cuBLAS and cuDNN say, and the driver, where torch's own allocator holds all that there is
+FULL = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine",
+    "CUDA error: out of memory",
+)
+
+
+def is_full(error):
+    """Whether an exception says that a GPU's memory is full."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in FULL)
+
+
+def on_its_way(tensor):
+    """Begin to copy a tensor to the host -> a function that waits for this copy alone, and returns it.
+
+    What the GPU is given to do after it does not delay it. A tensor on a CPU is there already.
+    """
+    if tensor.device.type == "cpu":
+        return lambda: tensor
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    pinned.copy_(tensor, non_blocking=True)
+    sent = torch.cuda.Event()
+    sent.record(torch.cuda.current_stream(tensor.device))
+
+    def arrived():
+        sent.synchronize()
+        return pinned.clone()  # so that the pinned memory, of which there is little, is free again
+
+    return arrived
+
+
+def give_back():
+    """Return to the driver what torch holds and nothing uses. Call it where no traceback holds tensors."""
+    torch.cuda.empty_cache()
