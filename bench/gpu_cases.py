@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 import time
@@ -53,6 +54,7 @@ class Bench:
     folder: Path
     say: typing.Callable = print
     opened: dict = dataclasses.field(default_factory=dict)  # (path, side) -> `data`
+    until: float = math.inf  # by the monotonic clock: no row is begun after it
     rates: dict = dataclasses.field(default_factory=dict)  # dtype -> `rate`
 
     @functools.cached_property
@@ -113,27 +115,48 @@ class Bench:
             more = {"tokenizer_run": str(run)}
         return size | more | overrides
 
+    def rows(self, what, cases, row_of):
+        """A row for each case, a dict: its name under `what`, and what `row_of(case)` gives.
+
+        A case is a text, or two. One that fails has the error in its row, and the others go on.
+        """
+        found = []
+        for case in cases:
+            row = {what: case if isinstance(case, str) else "{} `{}`".format(*case)}
+            if time.monotonic() > self.until:
+                row["left out"] = "no time"
+            else:
+                try:
+                    row |= row_of(case)
+                except Exception as error:  # the check is to say what fails
+                    row |= {"error": f"{type(error).__name__}: {error}"[:300], "right": False}
+            self.say(f"   {row}")
+            found.append(row)
+        return found
+
     def steps(self, name, preset, overrides=None, precision="auto", device=None, kind=Stepper):
         """`Steps` of a preset, here or on another device."""
         settings = self.settings(name, preset, overrides or {})
         where = str(device or self.device)
         return Steps(name, preset, settings, self.data(name, preset), where, precision, kind)
 
-    def run(self, name, preset, run_dir, overrides=None, **settings):
-        """Train a preset as `fit` does, in silence; returns what report.json holds."""
+    def run(self, name, preset, run_dir, overrides=None, say=lambda line: None, **settings):
+        """Train a preset as `fit` does; returns what report.json holds."""
         chosen = FEW | {"device": str(self.device)} | self.settings(name, preset, overrides or {})
         cls, config, training = plan(name, preset, chosen, run_dir=str(run_dir), **settings)
         dataset = self.data(name, preset)
         system = build(cls, config, dataset, training.seed)
-        return fit(system, dataset, training, Controls(say=lambda line: None))
+        return fit(system, dataset, training, Controls(say=say))
 
     def timed_run(self, name, preset, run_dir, overrides, steps=60):
-        """(ms a step of the second half of a run, its weights at the end: name -> tensor)."""
-        self.run(name, preset, run_dir, {"log_every_steps": steps // 2} | overrides, steps=steps)
-        return timed(run_dir)
+        """(ms a step of a run's second half, its weights at the end: name -> tensor, the lines it said)."""
+        said = []
+        settings = {"log_every_steps": steps // 2} | overrides
+        self.run(name, preset, run_dir, settings, said.append, steps=steps)
+        return *timed(run_dir), said
 
     def launched_run(self, name, preset, run_dir, processes, steps=60):
-        """`timed_run` by the command that trains, in so many processes on as many cards."""
+        """(ms a step, weights) of a run by the command that trains, in so many processes on as many cards."""
         job = {"system": name, "preset": preset, "dataset_root": self.path(name), "run_dir": str(run_dir)}
         job["overrides"] = FEW | {"log_every_steps": steps // 2} | self.settings(name, preset, {})
         file = self.folder / f"{Path(run_dir).name}.json"

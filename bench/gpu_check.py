@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import gpu_fast
 import gpu_right
 from gpu_cases import Bench, NotHere
-from measure import print_table
+from measure import table
 
 from mtld_core.config import UserError, check, nearest
 from mtld_core.files import write_json
@@ -65,13 +65,13 @@ def run(sections, device, until, out, say=print):
     """
     results = json.loads(out.read_text()) if out.exists() else about(device)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, warm_memory():
-        bench = Bench(device, Path(folder), say)
+        bench = Bench(device, Path(folder), say, until=until)
         for number, name in enumerate(sections):
             results["sections"][name] = found = result_of(SECTIONS[name], bench, until)
             write_json(out, results)
             say(f"== {name} ({found['seconds']:.0f} s)")
             show(found, say)
-            if "error" in found and not answers(device):
+            if failed(found) and not answers(device):
                 return go_on(sections[number + 1 :], device, until, out, say)
     return results
 
@@ -103,10 +103,17 @@ def result_of(section, bench, until):
 
 
 def show(found, say):
+    """Say what came of a section: a table, whose columns are those of all rows."""
     if "rows" in found:
-        print_table(found["rows"])
+        columns = list(dict.fromkeys(name for row in found["rows"] for name in row))
+        say("\n".join(table([{name: row.get(name, "") for name in columns} for row in found["rows"]])))
     else:
         say(found.get("error") or f"left out: {found['left out']}")
+
+
+def failed(found):
+    """Whether a section, or a row of it, ended with an error."""
+    return "error" in found or any("error" in row for row in found.get("rows", ()))
 
 
 def answers(device):

@@ -1,7 +1,7 @@
 """The GPU check, second half: how fast is it?
 
-A section takes a `Bench` and returns rows, dicts with the same names; "right" says whether a row is as it
-must be, where anything must be so.
+A section takes a `Bench` and returns rows, dicts; "right" says whether a row is as it must be, where anything
+must be so.
 """
 
 import dataclasses
@@ -20,107 +20,102 @@ PROFILED = 4  # steps
 
 def profile(bench):
     """Kernels of a step, what they take, and the share of the time in which the device works."""
-    rows = []
-    for name in EVERY:
-        steps = bench.steps(name, "small")
-        for _ in range(3):
-            steps()
-        activities = [torch.profiler.ProfilerActivity.CUDA]
+
+    def row_of(case):
+        steps = bench.steps(*case)
         taken = bench.median_ms(steps)
-        with torch.profiler.profile(activities=activities) as found:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
             for _ in range(PROFILED):
                 steps.update()
             bench.wait()
         kernels = [each for each in found.events() if each.device_type == torch.autograd.DeviceType.CUDA]
         busy = sum(each.device_time for each in kernels) / PROFILED / 1000
         longest = max(found.key_averages(), key=lambda each: each.self_device_time_total, default=None)
-        rows.append(
-            {
-                "step of": f"{name} `small`",
-                "kernels": len(kernels) // PROFILED,
-                "their ms": busy,
-                "ms": taken,
-                "busy": busy / taken,
-                "longest": longest and longest.key[:60],
-            }
-        )
-    return rows
+        return {
+            "kernels": len(kernels) // PROFILED,
+            "their ms": busy,
+            "ms": taken,
+            "busy": busy / taken,
+            "longest": longest and longest.key[:60],
+        }
+
+    return bench.rows("step of", [(name, "small") for name in EVERY], row_of)
 
 
 def speed(bench):
     """What a step takes, eager, beside the card's peak by its data sheet and its own rate of products."""
-    rows = []
-    for name, preset in STEPPED:
+
+    def row_of(case):
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(bench.device)
-        steps = bench.steps(name, preset)
+        steps = bench.steps(*case)
         taken = bench.median_ms(steps, rounds=8)
-        parts = max(steps.stepper.splits.values())
         with Work() as work:
             steps()
-        seconds = taken / 1000
-        rate = bench.rate(steps.stepper.dtype)
+        rate = 1000 * work.flop / taken
         side, batch = steps.system.config.height, steps.training.batch_size
         row = {
-            "step of": f"{name} `{preset}`",
             "frames": f"{side}x{side}",
             "batch": batch,
-            "parts": parts,
+            "parts": max(steps.stepper.splits.values()),
             "precision": str(steps.stepper.dtype).removeprefix("torch."),
             "ms": taken,
-            "samples/s": batch / seconds,
+            "samples/s": 1000 * batch / taken,
             "GFLOP": work.flop / 1e9,
-            "share of the data sheet": work.flop / seconds / bench.peak if bench.peak else "",
-            "share of a product's rate": work.flop / seconds / rate,
+            "share of the data sheet": rate / bench.peak if bench.peak else "",
+            "share of a product's rate": rate / bench.rate(steps.stepper.dtype),
         }
         if bench.device.type == "cuda":
             row["GB"] = torch.cuda.max_memory_allocated(bench.device) / 1e9
-        rows.append(row)
-        bench.say(f"   {row}")
-        del steps
-    return rows
+        return row
+
+    return bench.rows("step of", STEPPED, row_of)
 
 
 def graphs(bench):
-    """A run whose steps are replayed as CUDA graphs beside one that launches each kernel."""
-    rows = []
-    for name in EVERY:
+    """A run whose steps are replayed as CUDA graphs beside one that launches each kernel.
+
+    Right where no run says that it could not be recorded. A system whose steps differ is launched both times.
+    """
+
+    def row_of(case):
+        name, preset = case
         found = {}
-        for how in ("off", "on"):
+        for how in ("off", "auto"):
             folder = bench.folder / f"graphs_{how}_{name}"
-            found[how] = bench.timed_run(name, "small", folder, {"graphs": how})
-        (eager, weights), (replayed, others) = found["off"], found["on"]
-        row = {"step of": f"{name} `small`", "eager, ms": eager, "graph, ms": replayed}
-        row |= {"times": eager / replayed, "weights apart": furthest(weights, others)}
-        rows.append(row)
-        bench.say(f"   {row}")
-    return rows
+            found[how] = bench.timed_run(name, preset, folder, {"graphs": how})
+        (eager, weights, _), (replayed, others, said) = found["off"], found["auto"]
+        row = {"eager, ms": eager, "graph, ms": replayed, "times": eager / replayed}
+        row["weights apart"] = furthest(weights, others)
+        row["said"] = " ".join(line for line in said if "recorded" in line)
+        return row | {"right": not row["said"]}
+
+    return bench.rows("step of", [(name, "small") for name in EVERY], row_of)
 
 
 def rollouts(bench):
-    """What a frame of one endless stream takes, fetched to the host; the median and the slowest of ten."""
-    rows = []
-    for name, preset in DRAWN:
-        steps = bench.steps(name, preset)
+    """What a frame of one endless stream takes, fetched to the host."""
+
+    def row_of(case):
+        steps = bench.steps(*case)
         system = steps.system.eval()
         window = steps.batches.next()[0]["frames"]
         with torch.inference_mode():
             draw = stream(system, window[:1, : system.needs().context])
-            taken = bench.median_ms(lambda draw=draw: draw().cpu(), rounds=40, warm=20)
-        rows.append({"frames of": f"{name} `{preset}`", "ms": taken, "frames/s": 1000 / taken})
-    return rows
+            taken = bench.median_ms(lambda: draw().cpu(), rounds=40, warm=20)
+        return {"ms": taken, "frames/s": 1000 / taken}
+
+    return bench.rows("frames of", DRAWN, row_of)
 
 
 def data_path(bench):
     """What a batch of 64 windows of 16 frames takes, from frames on the device and from the host's memory."""
-    rows = []
     steps = bench.steps("mtld", "small", {"batch_size": 64, "perceptual": "none"})
     batches = {"the device": steps.batches, "the host": _from_host(bench, steps)}
-    for where, stream_of in batches.items():
-        taken = bench.median_ms(stream_of.next, rounds=20)
-        rows.append({"batches from": where, "ms": taken})
-    return rows
+    return bench.rows(
+        "batches from", batches, lambda where: {"ms": bench.median_ms(batches[where].next, rounds=20)}
+    )
 
 
 def _from_host(bench, steps):
@@ -134,10 +129,11 @@ def processes(bench):
     """A run in two processes, a card each, beside one in one process: ms a step, how far the weights part."""
     if torch.cuda.device_count() < 2:
         raise NotHere("one card")
-    rows = []
-    for name in ("mtld", "dynamics"):
-        one, weights = bench.launched_run(name, "gpu", bench.folder / f"one_{name}", 1)
-        two, others = bench.launched_run(name, "gpu", bench.folder / f"two_{name}", 2)
-        row = {"step of": f"{name} `gpu`", "one card, ms": one, "two, ms": two, "times": one / two}
-        rows.append(row | {"weights apart": furthest(weights, others)})
-    return rows
+
+    def row_of(case):
+        one, weights = bench.launched_run(*case, bench.folder / f"one_{case[0]}", 1)
+        two, others = bench.launched_run(*case, bench.folder / f"two_{case[0]}", 2)
+        row = {"one card, ms": one, "two, ms": two, "times": one / two}
+        return row | {"weights apart": furthest(weights, others)}
+
+    return bench.rows("step of", [("mtld", "gpu"), ("dynamics", "gpu")], row_of)

@@ -1,10 +1,10 @@
 """The GPU check, first half: is what the device computes right?
 
-A section takes a `Bench` and returns rows, dicts with the same names; "right" says whether a row is as it
-must be.
+A section takes a `Bench` and returns rows, dicts; "right" says whether a row is as it must be.
 """
 
 import contextlib
+import itertools
 import time
 import warnings
 from pathlib import Path
@@ -22,6 +22,7 @@ CLOSE = 1e-4  # of fp32 gradients on two devices, as a share of their norm
 HALF_CLOSE = 2e-2  # of gradients in half precision, compiled and not
 TOO_LARGE, ROOM = ("tokenizer", "small", {"batch_size": 128}), 0.9e9  # a batch, and bytes that are too few
 SMALLEST_SCALE = 1024  # of fp16's losses
+HOT = "tokenizer, at 21 degrees at most"
 # a card that is as cool does not exist: its guard stops the run
 COOL = {
     "max_temperature": 21.0,
@@ -63,39 +64,35 @@ def environment(bench):
 
 def precisions(bench):
     """Every system in each precision: finite, hardly a step skipped, a gradient for the same parameters."""
-    rows = []
-    for name in EVERY:
-        tried = [_tried(bench, name, precision) for precision in ("fp32", "bf16", "fp16")]
-        for row in tried:
-            row["right"] &= row["without gradient"] == tried[0]["without gradient"]
-        rows += tried
-    return rows
+    whole = {}  # system -> how many gradients were not there in fp32, which comes first
 
+    def row_of(case):
+        name, precision = case
+        steps = bench.steps(name, "tiny", precision=precision, kind=Graded)
+        for seed in range(STEPS):
+            logs = steps.update(seed)
+        stepper = steps.stepper
+        finite = all(value.isfinite().all().item() for value in logs.values())
+        skipped = sum(count.item() for count in stepper.skipped.values())
+        scales = [scaler.get_scale() for scaler in stepper.scalers.values() if scaler.is_enabled()]
+        scaled = min(scales, default=SMALLEST_SCALE) >= SMALLEST_SCALE
+        same = stepper.without == whole.setdefault(name, stepper.without)
+        return {
+            "finite": finite,
+            "skipped": skipped,
+            "without gradient": stepper.without,
+            "least loss scale": min(scales, default=""),
+            # each scale has to find its place
+            "right": finite and skipped <= len(scales) and scaled and same,
+        }
 
-def _tried(bench, name, precision):
-    steps = bench.steps(name, "tiny", precision=precision, kind=Graded)
-    for seed in range(STEPS):
-        logs = steps.update(seed)
-    stepper = steps.stepper
-    finite = all(value.isfinite().all().item() for value in logs.values())
-    skipped = sum(count.item() for count in stepper.skipped.values())
-    scales = [scaler.get_scale() for scaler in stepper.scalers.values() if scaler.is_enabled()]
-    allowed = len(scales)  # each has to find its place
-    return {
-        "system": name,
-        "precision": precision,
-        "finite": finite,
-        "skipped": skipped,
-        "without gradient": stepper.without,
-        "least loss scale": min(scales, default=""),
-        "right": finite and skipped <= allowed and min(scales, default=SMALLEST_SCALE) >= SMALLEST_SCALE,
-    }
+    return bench.rows("system", itertools.product(EVERY, ("fp32", "bf16", "fp16")), row_of)
 
 
 def waits(bench):
     """Where a step makes the host wait for the device: nowhere."""
-    rows = []
-    for name in EVERY:
+
+    def row_of(name):
         steps = bench.steps(name, "tiny")
         for _ in range(2):
             steps()
@@ -108,24 +105,26 @@ def waits(bench):
             torch.cuda.set_sync_debug_mode("default")
         told = [each for each in caught if "synchroniz" in str(each.message)]
         places = sorted({f"{Path(each.filename).name}:{each.lineno}" for each in told})
-        rows.append({"system": name, "waits": len(told), "at": " ".join(places), "right": not told})
-    return rows
+        return {"waits": len(told), "at": " ".join(places), "right": not told}
+
+    return bench.rows("system", EVERY, row_of)
 
 
 def against_cpu(bench):
     """The gradients of a first step in fp32, without TF32, beside the CPU's."""
-    rows = []
+
+    def row_of(name):
+        half = {"rl_every": 0} if name == "rl_v2v" else {}
+        found = []
+        for device in ("cpu", bench.device):
+            steps = bench.steps(name, "tiny", half, "fp32", device, Graded)
+            steps()
+            found.append(steps.stepper.gradients)
+        apart = differ(*found)
+        return {"apart": apart, "right": apart < CLOSE}
+
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
-        for name in EVERY:
-            found = []
-            for device in ("cpu", bench.device):
-                half = {"rl_every": 0} if name == "rl_v2v" else {}
-                steps = bench.steps(name, "tiny", half, "fp32", device, Graded)
-                steps()
-                found.append(steps.stepper.gradients)
-            apart = differ(*found)
-            rows.append({"system": name, "apart": apart, "right": apart < CLOSE})
-    return rows
+        return bench.rows("system", EVERY, row_of)
 
 
 def memory(bench):
@@ -151,17 +150,16 @@ def memory(bench):
 
 def again(bench):
     """Two runs of a seed: equal to the bit where the kernels are deterministic; the usual ones are told."""
-    rows = []
-    for exact in (False, True):
+
+    def row_of(case):
+        name, kernels = case
+        exact = kernels == "deterministic"
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=exact):
-            for name in REPEATED:
-                one, other = (_end(bench.steps(name, "tiny")) for _ in range(2))
-                apart = (one - other).abs().max().item()
-                kernels = "deterministic" if exact else "usual"
-                rows.append(
-                    {"system": name, "kernels": kernels, "apart": apart, "right": not exact or apart == 0}
-                )
-    return rows
+            one, other = (_end(bench.steps(name, "tiny")) for _ in range(2))
+        apart = (one - other).abs().max().item()
+        return {"apart": apart, "right": not exact or apart == 0}
+
+    return bench.rows("system", itertools.product(REPEATED, ("usual", "deterministic")), row_of)
 
 
 def _end(steps):
@@ -172,29 +170,28 @@ def _end(steps):
 
 def whole_runs(bench):
     """`fit` trains, judges, saves and goes on; on a card, the heat guard stops and saves a run."""
-    rows = []
-    for name in EVERY:
-        folder = bench.folder / f"whole_{name}"
-        for steps in (10, 20):
-            report = bench.run(name, "tiny", folder, steps=steps)
-        rows.append(_of(name, report, report["status"] == "finished" and report["step"] == 20))
-    if bench.device.type == "cuda":
-        report = bench.run("tokenizer", "tiny", bench.folder / "hot", COOL, steps=1_000_000)
-        rows.append(_of("tokenizer, at 21 degrees at most", report, report["status"] == "stopped"))
-    return rows
 
+    def row_of(name):
+        if name == HOT:
+            report = bench.run("tokenizer", "tiny", bench.folder / "hot", COOL, steps=1_000_000)
+            right = report["status"] == "stopped"
+        else:
+            for steps in (10, 20):
+                report = bench.run(name, "tiny", bench.folder / f"whole_{name}", steps=steps)
+            right = report["status"] == "finished" and report["step"] == 20
+        kept = ("status", "reason", "step", "precision", "peak_gpu_memory_mb")
+        row = {each: report[each] for each in kept}
+        return row | {"psnr": report["metrics"].get("psnr"), "right": right}
 
-def _of(what, report, right):
-    kept = ("status", "reason", "step", "precision", "peak_gpu_memory_mb")
-    row = {"run": what} | {name: report[name] for name in kept}
-    return row | {"psnr": report["metrics"].get("psnr"), "right": right}
+    cases = [*EVERY, HOT] if bench.device.type == "cuda" else EVERY
+    return bench.rows("run", cases, row_of)
 
 
 def compiled(bench):
     """compile: its first step's gradients beside eager ones, what a step takes, what compiling takes."""
-    rows = []
-    for name in ("dynamics", "mtld", "tinydreams"):
-        found, row = [], {"system": name}
+
+    def row_of(name):
+        found, row = [], {}
         for how in ("eager", "compiled"):
             steps = bench.steps(name, "small", kind=Graded)
             if how == "compiled":
@@ -205,6 +202,7 @@ def compiled(bench):
             row[f"{how}, first step, s"] = time.perf_counter() - began
             row[f"{how}, ms"] = bench.median_ms(steps)
             found.append(steps.stepper.gradients)
-        row["apart"] = differ(*found)
-        rows.append(row | {"right": row["apart"] < HALF_CLOSE})
-    return rows
+        apart = differ(*found)
+        return row | {"apart": apart, "right": apart < HALF_CLOSE}
+
+    return bench.rows("system", ("dynamics", "mtld", "tinydreams"), row_of)

@@ -99,7 +99,7 @@ if result:
 # ## Choose and compare
 #
 # Where somebody sits in front of this notebook: all runs found, here and in examples/. Tick those to compare,
-# press Compare, and table and pictures appear below.
+# press Compare, and table and pictures appear below; Cancel ends it.
 
 # %%
 if live:

@@ -43,9 +43,9 @@ def rows(checked, section):
 def test_what_needs_no_card_runs_and_is_right(checked):
     assert list(gpu_check.troubles(checked)) == []
     assert [row["system"] for row in rows(checked, "against_cpu")] == list(EVERY)
-    tried = {(row["system"], row["precision"]) for row in rows(checked, "precisions")}
-    assert tried == {(name, kind) for name in EVERY for kind in ("fp32", "bf16", "fp16")}
-    assert {row["kernels"] for row in rows(checked, "again")} == {"usual", "deterministic"}
+    tried = [row["system"] for row in rows(checked, "precisions")]
+    assert tried == [f"{name} `{kind}`" for name in EVERY for kind in ("fp32", "bf16", "fp16")]
+    assert {row["system"].split()[1] for row in rows(checked, "again")} == {"`usual`", "`deterministic`"}
     assert all(row["ms"] > 0 for row in rows(checked, "data_path"))
     assert rows(checked, "environment")[0]["TFLOP/s, fp32 product"] > 0
     assert checked["sections"]["waits"]["left out"] == "it needs a CUDA device"
@@ -126,6 +126,21 @@ def test_the_rest_goes_on_in_another_process_where_the_card_answers_no_more(sect
 def test_a_card_answers_or_does_not():
     assert gpu_check.answers(CPU)
     assert not gpu_check.answers(torch.device("cuda")) or torch.cuda.is_available()
+
+
+def test_a_case_that_fails_leaves_the_others_alone(tmp_path):
+    said = []
+    bench = Bench(CPU, tmp_path, said.append)
+    found = bench.rows(
+        "half of", [("one", "a"), ("none", "b")], lambda case: {"half": len(case[0]) / (case[0] == "one")}
+    )
+    assert found[0] == {"half of": "one `a`", "half": 3.0}
+    assert found[1] == {"half of": "none `b`", "error": "ZeroDivisionError: division by zero", "right": False}
+    assert gpu_check.failed({"rows": found}) and not gpu_check.failed({"rows": found[:1]})
+    gpu_check.show({"rows": found}, said.append)
+    assert said[-1].splitlines()[-1] == "| none `b` |  | ZeroDivisionError: division by zero | no |"
+    late = Bench(CPU, tmp_path, said.append, until=time.monotonic() - 1)
+    assert late.rows("half of", ["one"], lambda case: {}) == [{"half of": "one", "left out": "no time"}]
 
 
 # ---- sections, with what they must notice
@@ -238,8 +253,9 @@ def small_as_tiny(steps):
 
 
 def test_a_run_is_timed_by_its_log_and_two_of_them_are_the_same(bench):
-    one, weights = bench.timed_run(*STEP, bench.folder / "timed_1", {"threads": 1}, steps=8)
-    two, others = bench.timed_run(*STEP, bench.folder / "timed_2", {"threads": 1}, steps=8)
+    one, weights, said = bench.timed_run(*STEP, bench.folder / "timed_1", {"threads": 1}, steps=8)
+    two, others, _ = bench.timed_run(*STEP, bench.folder / "timed_2", {"threads": 1}, steps=8)
+    assert any(line.startswith("finished at step 8") for line in said)
     assert one > 0 and two > 0 and gpu_cases.furthest(weights, others) == 0
     started, same = bench.launched_run(*STEP, bench.folder / "launched", 1, steps=8)
     assert started > 0 and same.keys() == weights.keys()
@@ -259,12 +275,14 @@ def test_graphs_are_switched_by_their_setting(bench, monkeypatch):
         asked.append((name, preset, overrides["graphs"]))
         slow = overrides["graphs"] == "off"
         weight = torch.zeros(2) if slow else torch.full([2], 0.125)
-        return (20.0 if slow else 5.0), {"weight": weight}
+        said = ["it cannot be recorded as a CUDA graph"] if (name, slow) == ("weight_rnn", False) else ["bye"]
+        return (20.0 if slow else 5.0), {"weight": weight}, said
 
     monkeypatch.setattr(Bench, "timed_run", timed)
     found = gpu_fast.graphs(bench)
-    assert asked == [(name, "small", how) for name in EVERY for how in ("off", "on")]
+    assert asked == [(name, "small", how) for name in EVERY for how in ("off", "auto")]
     assert {(row["times"], row["weights apart"]) for row in found} == {(4.0, 0.125)}
+    assert [row["step of"] for row in found if not row["right"]] == ["weight_rnn `small`"]
 
 
 def test_processes_want_two_cards(bench, monkeypatch):

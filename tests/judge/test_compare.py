@@ -5,6 +5,9 @@ import inspect
 import json
 import math
 import shutil
+import sys
+import threading
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -263,6 +266,8 @@ def test_runs_of_the_gallery_are_ticked_and_compared(runs, tmp_path, monkeypatch
 
     def press():
         panel.button.click()
+        panel.worker.join()
+        assert not panel.button.disabled and panel.cancel.disabled
         return panel.message.value
 
     assert f"are in {tmp_path / 'out'}" in press()
@@ -273,3 +278,33 @@ def test_runs_of_the_gallery_are_ticked_and_compared(runs, tmp_path, monkeypatch
     assert "name runs to compare" in press() and RED in panel.message.value and not panel.shown.outputs
     ticks["mtld"].value = ticks["pong"].value = True
     assert "learned from different data" in press()
+
+
+def test_comparing_is_cancelled_from_a_notebook_that_stays_usable(runs, tmp_path, monkeypatch, quick):
+    monkeypatch.chdir(tmp_path)
+    panel = ComparePanel([str(runs[0] / "mtld")], horizon=2, out_dir=str(tmp_path / "out"))
+    begun, go_on, honest = threading.Event(), threading.Event(), panel._count
+
+    def count():
+        honest()
+        begun.set()
+        assert go_on.wait(60)
+
+    monkeypatch.setattr(panel, "_count", count)
+    panel.button.click()
+    assert begun.wait(60) and panel.worker.is_alive()
+    assert panel.button.disabled and not panel.cancel.disabled
+    panel.cancel.click()
+    go_on.set()
+    panel.worker.join()
+    assert "cancelled after 1 pieces of work" in panel.message.value and RED in panel.message.value
+    assert not panel.button.disabled and panel.cancel.disabled
+    assert not (tmp_path / "out").exists() and not panel.shown.outputs
+
+
+def test_on_colab_the_click_lasts_until_it_is_compared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    panel, before = ComparePanel([]), threading.active_count()
+    panel.button.click()
+    assert "name runs to compare" in panel.message.value and threading.active_count() == before
