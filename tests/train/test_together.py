@@ -23,6 +23,7 @@ from mtld_core.machine.group import Group
 from mtld_core.runs.checkpoint import find, list_checkpoints, load_train_state, load_weights
 from mtld_core.runs.folder import read_report
 from mtld_core.systems.base import Place
+from mtld_core.systems.rl_v2v.replay import Replay
 from mtld_core.train import fit, launch
 from mtld_core.train.controls import Controls
 from mtld_core.train.settings import build, plan
@@ -291,12 +292,13 @@ def test_a_step_of_rl_v2v_waits_for_nothing(tmp_path, monkeypatch):
     cls, config, _ = plan("rl_v2v", "tiny", {"sigma1": 0.5})
     config = cls.fit_config(config, pair())
     monkeypatch.setattr(torch, "randint", lambda *_: 3)  # the moment, drawn on the host
-    with FakeTensorMode(), torch.device("cuda:0"):
-        system = cls(config).train()
-        system.setup_training(tmp_path)
-        system.slow = {name: getattr(system, name) for name in "gpq"}  # a copy has another fake mode
-        clips = torch.rand(BATCH, config.sequence_length, 3, 16, 16)
-        batch = {"frames": clips, "frames_y": clips, "key": torch.arange(BATCH)}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device("cuda:0"):
+            system = cls(config).train()
+        system.slow = {name: getattr(system, name) for name in "gpq"}  # fake networks cannot be copied
+        system.replay = Replay(tmp_path, 100, (config.context_frames + 1, 16, 16, 3), "cuda:0")
+        clips = torch.rand(BATCH, config.sequence_length, 3, 16, 16, device="cuda:0")
+        batch = {"frames": clips, "frames_y": clips, "key": torch.arange(BATCH, device="cuda:0")}
 
         def step(phase, loss, batch):
             return loss(batch | {"place": Place(0, BATCH)})
@@ -304,5 +306,5 @@ def test_a_step_of_rl_v2v_waits_for_nothing(tmp_path, monkeypatch):
         with Waits() as waits:
             system.training_step([batch], step)
             assert waits.found == [] and len(system.replay) == 2 * BATCH
-            system.replay._ring["rewards"].cpu()
+            clips.cpu()
             assert waits.found == ["cuda:0 to cpu"]
