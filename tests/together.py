@@ -45,12 +45,17 @@ def pair():
 
 
 def train(name, run_dir, steps, group=ALONE, settings=None):
-    """Train a system up to `steps` in run_dir, from where that stands, and save. Returns the `Training`."""
+    """Train a system up to `steps` in run_dir, from where that stands; saved at half of that and at its end.
+
+    Stages that it is built on are the runs in the folder "1" beside. Returns the `Training`.
+    """
     torch.set_default_dtype(torch.float64)
-    overrides = WAYS[name] | {"batch_size": BATCH, "steps": steps, "threads": 1} | (settings or {})
+    # of one picture in channels_last torch's fp64 convolutions give gradients that are not as exact
+    overrides = WAYS[name] | {"batch_size": BATCH, "steps": steps, "threads": 1, "channels_last": False}
+    overrides |= settings or {}
     if name == "dynamics":
         for below in ("tokenizer", "latent_actions"):
-            overrides[f"{below}_run"] = str(run_dir.parent / below)
+            overrides[f"{below}_run"] = str(run_dir.parent.parent / "1" / below)
     cls, config, training = plan(name, "tiny", overrides, run_dir=str(run_dir))
     dataset = pair() if name == "rl_v2v" else data()
     system = build(cls, config, dataset, training.seed).double()
@@ -61,9 +66,9 @@ def train(name, run_dir, steps, group=ALONE, settings=None):
     while run._attend() is None:
         run.logs = run._train_step()
         run.step += 1
-    run._compare(group)
-    if group.leads:
-        run._save()
+        if run.step in (steps // 2, steps):
+            run._compare(group)
+            run._save()
     group.meet()
     return run
 

@@ -22,6 +22,8 @@ GONE = (
     "you like, to go on from the newest checkpoint"
 )
 
+MOST_SAID = 120  # characters of torch's own words about that
+
 
 class Group:
     """The processes of a run. By default one alone, for which all of this does nothing.
@@ -169,7 +171,8 @@ def _others():
     try:
         yield
     except RuntimeError as error:
-        raise UserError(GONE) from error
+        said = " ".join(str(error).split())[:MOST_SAID]
+        raise UserError(f"{GONE} ({said})") from error
 
 
 # ---- inside a loss: statistics of the whole batch

@@ -152,6 +152,11 @@ def _every(steps, minutes=0):
     return " and ".join([*often, "at the end"])
 
 
+def _say(line):
+    with contextlib.suppress(OSError):  # whoever listened may be gone
+        print(line, flush=True)
+
+
 @command
 def main(arguments=None):
     parser = argparse.ArgumentParser(
@@ -169,7 +174,7 @@ def main(arguments=None):
         raise UserError(f"--config {path} is no text file") from None
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from None
-    controls = Controls()
+    controls = Controls(_say) if args.control else Controls()
     with joined() as group, contextlib.ExitStack() as stack:
         if not group.leads:
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # one voice is enough

@@ -1,6 +1,7 @@
 """Several processes train as one does, end together, and leave a run that goes on with any number of them."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,12 +23,13 @@ from mtld_core.machine.group import Group
 from mtld_core.runs.checkpoint import find, list_checkpoints, load_train_state, load_weights
 from mtld_core.runs.folder import read_report
 from mtld_core.systems.base import Place
+from mtld_core.systems.rl_v2v.replay import Replay
 from mtld_core.train import fit, launch
 from mtld_core.train.controls import Controls
 from mtld_core.train.settings import build, plan
 
 ROOT = Path(__file__).parents[2]
-STEPS = 12  # fewer than twenty: each counts seven systems times seven processes
+STEPS = 10  # fewer than twenty: each counts seven systems times seven processes
 SHORT = {"eval_windows": 2, "log_every_steps": 1, "save_every_minutes": 0, "threads": 1}
 
 
@@ -49,7 +51,7 @@ def runs(tmp_path_factory):
     the same to the bit.
     """
     folder = tmp_path_factory.mktemp("together")
-    folders = {name: folder / name for name in ("1", "2", "4", "2, 4")}
+    folders = {name: folder / name for name in ("1", "2", "2, 4")}
     before = torch.get_default_dtype()
     try:
         for name in WAYS:
@@ -57,8 +59,11 @@ def runs(tmp_path_factory):
     finally:
         torch.set_default_dtype(before)
     start(2, folders["2"], STEPS, *WAYS)
-    start(4, folders["4"], STEPS, *WAYS)
-    start(2, folders["2, 4"], STEPS // 2, *WAYS)
+    shutil.copytree(folders["2"], folders["2, 4"])
+    for name in WAYS:
+        newest, half = list_checkpoints(folders["2, 4"] / name)
+        assert half.name == f"step_{STEPS // 2:08d}"
+        shutil.rmtree(newest)
     start(4, folders["2, 4"], STEPS, *WAYS)
     return folders
 
@@ -84,7 +89,7 @@ def apart(a, b):
 
 
 @pytest.mark.parametrize("name", WAYS)
-@pytest.mark.parametrize("processes", ["2", "4", "2, 4"])
+@pytest.mark.parametrize("processes", ["2", "2, 4"])
 def test_several_processes_train_as_one_does(name, processes, runs):
     one, several = state(runs["1"] / name), state(runs[processes] / name)
     assert (
@@ -287,11 +292,13 @@ def test_a_step_of_rl_v2v_waits_for_nothing(tmp_path, monkeypatch):
     cls, config, _ = plan("rl_v2v", "tiny", {"sigma1": 0.5})
     config = cls.fit_config(config, pair())
     monkeypatch.setattr(torch, "randint", lambda *_: 3)  # the moment, drawn on the host
-    with FakeTensorMode(), torch.device("cuda:0"):
-        system = cls(config).train()
-        system.setup_training(tmp_path)
-        clips = torch.rand(BATCH, config.sequence_length, 3, 16, 16)
-        batch = {"frames": clips, "frames_y": clips, "key": torch.arange(BATCH)}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device("cuda:0"):
+            system = cls(config).train()
+        system.slow = {name: getattr(system, name) for name in "gpq"}  # fake networks cannot be copied
+        system.replay = Replay(tmp_path, 100, (config.context_frames + 1, 16, 16, 3), "cuda:0")
+        clips = torch.rand(BATCH, config.sequence_length, 3, 16, 16, device="cuda:0")
+        batch = {"frames": clips, "frames_y": clips, "key": torch.arange(BATCH, device="cuda:0")}
 
         def step(phase, loss, batch):
             return loss(batch | {"place": Place(0, BATCH)})
@@ -299,5 +306,5 @@ def test_a_step_of_rl_v2v_waits_for_nothing(tmp_path, monkeypatch):
         with Waits() as waits:
             system.training_step([batch], step)
             assert waits.found == [] and len(system.replay) == 2 * BATCH
-            system.replay._ring["rewards"].cpu()
+            clips.cpu()
             assert waits.found == ["cuda:0 to cpu"]
