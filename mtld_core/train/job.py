@@ -5,9 +5,6 @@
 
 import argparse
 import contextlib
-import copy
-import dataclasses
-import tempfile
 import time
 from pathlib import Path
 
@@ -28,12 +25,13 @@ from mtld_core.runtime import (
     warm_memory,
 )
 from mtld_core.train.controls import Controls
+from mtld_core.train.fitting import fitted, tried
 from mtld_core.train.loop import Training
 from mtld_core.train.report import peak_gpu_memory_mb
 from mtld_core.train.schedule import clock
 from mtld_core.train.settings import TrainConfig, build, open_data, plan
 
-TRIED, LONGEST_TRY = 6, 10.0  # steps that `outlook` tries at most, and seconds after which it tries no more
+TRIED, LONGEST_TRY = 8, 10.0  # steps that `outlook` tries at most, and seconds after which it tries no more
 
 
 def train(system="mtld", preset="small", dataset_root="sample", overrides="{}", **settings):
@@ -62,6 +60,8 @@ def fit(system, dataset, config=TrainConfig(), controls=None):  # noqa: B008 (fr
         f"run_dir={run_dir} is the dataset's own folder; choose another",
     )
     controls = controls or Controls()
+    if config.fit_batch:
+        config = fitted(system, dataset, config, controls.say)
     device = pick_device(config.device, say=lambda line: None)
     threads = Threads(config.threads, device, controls.say, trials=not config.compile)
     with (
@@ -88,14 +88,7 @@ def outlook(system, dataset, config):
     It takes what `fit` does. A copy of the system trains for some steps in a folder that goes again, and is
     judged on few windows. Raises UserError where training would, before its first step.
     """
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        controls = Controls(say=lambda line: None)
-        trial = dataclasses.replace(config, run_dir=folder, resume="never", preview_every_steps=0)
-        with Threads(config.threads, say=controls.say, trials=False) as threads:
-            run = Training(
-                copy.deepcopy(system), dataset, trial, Path(folder), controls, threads, time.monotonic()
-            )
-            run.try_out(TRIED, LONGEST_TRY)
+    run = tried(system, dataset, config, TRIED, LONGEST_TRY, look_at_end=not config.time_budget_minutes)
     schedule = run.schedule
     steps = schedule.last_step(0)
     megabytes = peak_gpu_memory_mb(run.device) or peak_memory_mb() or 0
