@@ -118,20 +118,10 @@ class Training:
         if config.channels_last:
             to_channels_last(system)
         self.optimizers = system.optimizers()
-        self.learning_rates = {
-            name: [rate * config.lr_scale for rate in _rates(optimizer)]
-            for name, optimizer in self.optimizers.items()
-        }
+        self.learning_rates = {name: _rates(each, config.lr_scale) for name, each in self.optimizers.items()}
         self.ema = copy.deepcopy(system).eval().requires_grad_(False) if config.ema_decay else None
-        self.stepper = Stepper(
-            self.optimizers,
-            self.device,
-            self.dtype,
-            config.accumulate,
-            config.clip_norm,
-            controls.say,
-            self._make_room,
-        )
+        ways = config.accumulate, config.clip_norm, controls.say, self._make_room
+        self.stepper = Stepper(self.optimizers, self.device, self.dtype, *ways)
 
         # ---- what may end it
         self.schedule = Schedule(config, self.batches.steps_per_epoch, controls.stop, began)
@@ -650,8 +640,8 @@ class Training:
         return written
 
 
-def _rates(optimizer):
-    return [float(group["lr"]) for group in optimizer.param_groups]
+def _rates(optimizer, scale=1.0):
+    return [scale * float(group["lr"]) for group in optimizer.param_groups]
 
 
 def _lay_out_like_weights(optimizer):
