@@ -1,1 +1,1 @@
-"""The machine that a run computes on: its heat, its threads."""
+"""The machine that a run computes on: its heat, its threads, CUDA graphs, its memory."""

@@ -18,6 +18,15 @@ def is_full(error):
     return isinstance(error, RuntimeError) and any(text in str(error) for text in FULL)
 
 
+def peak_share(device):
+    """The most that torch has held on a GPU since it was asked last, as a share of its memory; 0 of a CPU."""
+    if device.type == "cpu":
+        return 0.0
+    most = torch.cuda.max_memory_reserved(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return most / torch.cuda.get_device_properties(device).total_memory
+
+
 def on_its_way(tensor):
     """Begin to copy a tensor to the host -> a function that waits for this copy alone, and returns it.
 

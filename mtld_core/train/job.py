@@ -5,10 +5,8 @@
 
 import argparse
 import contextlib
-import copy
 import dataclasses
 import io
-import tempfile
 import time
 from pathlib import Path
 
@@ -32,13 +30,14 @@ from mtld_core.runtime import (
     warm_memory,
 )
 from mtld_core.train.controls import Controls
+from mtld_core.train.fitting import fitted, tried
 from mtld_core.train.launch import launch, obeying, processes_for
 from mtld_core.train.loop import Training
 from mtld_core.train.report import peak_gpu_memory_mb
 from mtld_core.train.schedule import clock
 from mtld_core.train.settings import TrainConfig, build, open_data, plan
 
-TRIED, LONGEST_TRY = 6, 10.0  # steps that `outlook` tries at most, and seconds after which it tries no more
+TRIED, LONGEST_TRY = 8, 10.0  # steps that `outlook` tries at most, and seconds after which it tries no more
 
 
 def train(
@@ -86,6 +85,8 @@ def fit(system, dataset, config=TrainConfig(), controls=None, group=ALONE):  # n
     )
     if not group.leads:
         controls.say = lambda line: None
+    if group.alone:
+        config = fitted(system, dataset, config, controls.say)
     device = pick_device(group.card(config.device), say=lambda line: None)
     setting, trials = config.threads, not config.compile
     if not group.alone and setting == "auto":  # under another count sums differ in their last bits
@@ -118,14 +119,7 @@ def outlook(system, dataset, config):
     It takes what `fit` does. A copy of the system trains for some steps in a folder that goes again, and is
     judged on few windows. Raises UserError where training would, before its first step.
     """
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        controls = Controls(say=lambda line: None)
-        trial = dataclasses.replace(config, run_dir=folder, resume="never", preview_every_steps=0)
-        with Threads(config.threads, say=controls.say, trials=False) as threads:
-            run = Training(
-                copy.deepcopy(system), dataset, trial, Path(folder), controls, threads, time.monotonic()
-            )
-            run.try_out(TRIED, LONGEST_TRY)
+    run = tried(system, dataset, config, TRIED, LONGEST_TRY, look_at_end=not config.time_budget_minutes)
     schedule = run.schedule
     steps = schedule.last_step(0)
     megabytes = peak_gpu_memory_mb(run.device) or peak_memory_mb() or 0

@@ -11,11 +11,11 @@ import torch
 
 from mtld_core import media
 from mtld_core.chance import seed_of
-from mtld_core.config import AtLeastOne, BelowOne, NotNegative, RunGivenUp, Settings, check
+from mtld_core.config import AtLeastOne, BelowOne, NotNegative, Positive, RunGivenUp, Settings, check
 from mtld_core.data import Batches
 from mtld_core.judge.task import Task, best_by, summary
 from mtld_core.judge.windows import check_stages
-from mtld_core.machine import graphs
+from mtld_core.machine import graphs, memory
 from mtld_core.machine.group import ALONE
 from mtld_core.machine.heat import Heat
 from mtld_core.runs import checkpoint as checkpoints
@@ -49,7 +49,7 @@ FEW, MORE = 1 / 16, 1 / 8  # of all windows: enough to see how long judging take
 MOST_TO_EXPECT = 0.03  # of the budget, to judge each of those
 LONGEST_LOOK = 10  # seconds for that where there is no budget
 # when a GPU is waited for, besides at log lines, to see how long a step takes
-EARLY_STEPS, SECONDS_BETWEEN_READINGS = 4, 5
+EARLY_STEPS, SECONDS_BETWEEN_READINGS = 8, 5  # the first ones are not replayed yet
 NOISE = 0.2  # dB by which a judgement may be below the best one and count as no worse
 BYTES_A_SECOND = 60e6  # that a checkpoint is written and checked at, until one was
 
@@ -74,6 +74,9 @@ class LoopConfig(Settings):
     # replay steps as CUDA graphs; "auto": where there is a GPU and the system's steps are alike
     graphs: typing.Literal["auto", "on", "off"] = "auto"
     channels_last: bool = True
+    # on a GPU, begin with the largest batch that still trains more windows a second than half of it
+    fit_batch: bool = False
+    lr_scale: Positive[float] = 1.0  # what every learning rate is multiplied by
     accumulate: AtLeastOne[int] = 1  # parts that a batch is computed in
     clip_norm: NotNegative[float] = 1.0  # of each phase's gradient; 0: none
     # moving average of the weights, used for judging and generating; 0: none
@@ -110,6 +113,7 @@ class Training:
 
         # ---- what learns, and from what
         self.needs = system.needs()
+        self.given = dataset  # which stays in RAM
         self.task = Task(system, dataset.to(self.device), config, controls.say)
         self.dataset = self.task.dataset
         self.batches = self._batches()
@@ -118,13 +122,12 @@ class Training:
             to_channels_last(system)
         group.spread(system.state_dict().values())
         self.optimizers = system.optimizers()
-        self.learning_rates = {name: _rates(optimizer) for name, optimizer in self.optimizers.items()}
+        self.learning_rates = {name: _rates(each, config.lr_scale) for name, each in self.optimizers.items()}
         self.ema = None
         if config.ema_decay and group.leads:
             self.ema = copy.deepcopy(system).eval().requires_grad_(False)
-        self.stepper = Stepper(
-            self.optimizers, self.device, self.dtype, config.accumulate, config.clip_norm, controls.say, group
-        )
+        ways = config.accumulate, config.clip_norm, controls.say, group, self._make_room
+        self.stepper = Stepper(self.optimizers, self.device, self.dtype, *ways)
 
         # ---- what may end it
         self.schedule = Schedule(config, self.batches.steps_per_epoch, controls.stop, began)
@@ -182,6 +185,16 @@ class Training:
         say(f"{batches.windows} windows of {self.needs.window} frames to learn, judged on {judged}")
         say(f"run folder {self.run_dir}{going_on}")
 
+    def _tell_needs(self):
+        """Say what the run will need: memory, time a step, and all of it where a length or budget says."""
+        schedule, step = self.schedule, self.step
+        megabytes = peak_gpu_memory_mb(self.device) or peak_memory_mb() or 0
+        line = f"a step takes {schedule.step_seconds:.2g} s and {megabytes / 1000:.1f} GB"
+        steps, left = schedule.last_step(step), schedule.time_left(step)
+        if left:
+            line += f": until step {steps:,} about {left} more"
+        self.controls.say(line)
+
     def run(self):
         """Train until the schedule, a person or the heat ends it; returns what report.json holds."""
         config, schedule = self.config, self.schedule
@@ -204,6 +217,10 @@ class Training:
                 self._compare(self.group)
             if not self.group.leads:
                 continue
+
+            # ---- once, after some steps: what the run will need
+            if self.step == self.session_step + EARLY_STEPS:
+                self._tell_needs()
 
             # ---- every log_every_steps: a line of metrics.jsonl
             if log:
@@ -229,15 +246,18 @@ class Training:
         # ---- once: the end
         return self._end(*end)
 
-    def try_out(self, steps, longest):
-        """Train for so many steps, or seconds, to see how long a step and the end take. Nothing is saved."""
+    def try_out(self, steps, longest, look_at_end):
+        """Train for so many steps, or seconds, to see how long a step takes. Nothing is saved.
+
+        look_at_end: also how long the end will.
+        """
         until = time.monotonic() + longest
         while not self.schedule.knows_the_speed or (self.step < steps and time.monotonic() < until):
             began = time.monotonic()
             self._fetch(self._train_step())
             self.step += 1
             self._read_time(time.monotonic() - began, whole=True)
-        if not self.schedule.budget:
+        if look_at_end:
             self._expect_the_end()
 
     def _is_due(self, every):
@@ -295,6 +315,32 @@ class Training:
         if self.ema is not None:
             self._average()
         return logs
+
+    def _make_room(self):
+        """Take the frames from RAM from now on, where they lie on the GPU. Returns whether they did."""
+        if self.dataset is self.given:
+            return False
+        self.controls.say("out of memory: the frames move from the GPU back to RAM")
+        self.dataset = self.given
+        self.task = Task(self.system, self.given, self.config, self.controls.say)
+        for stream, domain in zip(self.batches.streams, self.given.domains, strict=True):
+            stream.dataset = domain
+        return True
+
+    def _guarded(self, work):
+        """`work()`, and once more with room for it where the GPU is full. Raises GivenUp if it stays so."""
+        for last in (False, True):
+            try:
+                return work()
+            except Exception as error:
+                if not memory.is_full(error):
+                    raise
+            if last:
+                break
+            self._make_room()
+            memory.give_back()
+        self.controls.say("out of memory while judging or drawing a preview: this one is left out")
+        raise GivenUp
 
     def _step_work(self):
         """The function of a list of batches that trains on them and returns what is to be logged."""
@@ -420,9 +466,10 @@ class Training:
         self.controls.doing = "looking how long judging takes"
         with self.threads.settled():
             began = time.monotonic()
-            picture = self.task.preview(self._judged())
-            if self.config.preview_every_steps:
-                self._save_strip("step", *picture)
+            with contextlib.suppress(GivenUp):
+                picture = self._guarded(lambda: self.task.preview(self._judged()))
+                if self.config.preview_every_steps:
+                    self._save_strip("step", *picture)
             schedule.expect("preview", time.monotonic() - began)
             self._judge_few(FEW)  # fills caches and loads networks
             share, seconds, whole = self._judge_few(FEW)
@@ -438,7 +485,8 @@ class Training:
 
     def _judge_few(self, share):
         """(share of the windows that was judged, its seconds, whether it was done or took too long)."""
-        few, share = self.task.few(share)
+        _, share = self.task.few(share)
+        judged = self._judged()
         began, paused = time.monotonic(), self.paused_seconds
         until = began + (MOST_TO_EXPECT * self.schedule.budget or LONGEST_LOOK)
         whole = True
@@ -448,7 +496,7 @@ class Training:
             self._give_up_if(self.controls.stop.is_set() or time.monotonic() > until)
 
         try:
-            few.figures(self._judged(), look)
+            self._guarded(lambda: self.task.few(share)[0].figures(judged, look))
         except GivenUp:
             whole = False
         return share, time.monotonic() - began - (self.paused_seconds - paused), whole
@@ -526,8 +574,8 @@ class Training:
         return self.ema if self.ema is not None else self.system.eval()
 
     def _preview(self):
-        with self._timed("preview"):
-            self._save_strip("step", *self.task.preview(self._judged()))
+        with self._timed("preview"), contextlib.suppress(GivenUp):
+            self._save_strip("step", *self._guarded(lambda: self.task.preview(self._judged())))
         self.system.train()
         self.previewed_at = self.step
 
@@ -541,7 +589,7 @@ class Training:
         tick = self._tell_progress(tick)
         try:
             with self._timed("judging"):
-                self.metrics = self.task.figures(self._judged(), tick)
+                self.metrics = self._guarded(lambda: self.task.figures(self._judged(), tick))
                 if self.task.judge.steerable is not None:
                     self._save_strip("actions", *self.task.judge.steered(self._judged()))
                 if self.task.life is not None:
@@ -660,8 +708,8 @@ class Training:
         return written
 
 
-def _rates(optimizer):
-    return [float(group["lr"]) for group in optimizer.param_groups]
+def _rates(optimizer, scale=1.0):
+    return [scale * float(group["lr"]) for group in optimizer.param_groups]
 
 
 def _lay_out_like_weights(optimizer):

@@ -50,6 +50,8 @@ def plan(system, preset="small", overrides="{}", **settings):
         check(known, f"overrides: no setting {name!r}{nearest(name, [*own, *general])}")
     said |= extra
     chosen = cls.PRESETS[preset] | {"preset": preset} | said
+    if settings.get("batch_size") == 0 and "batch_size" not in said:
+        chosen["fit_batch"] = said.get("fit_batch", True)
     if any(said.get(name) for name in LENGTHS):  # it replaces the preset's own length
         chosen |= {name: said.get(name, 0) for name in LENGTHS}
     for name in ("run_dir", "resume", "mirror_dir"):
@@ -66,7 +68,8 @@ def _unsaid(cls, chosen):
     """Settings for whatever a caller does not say (where what they say does not fit, training refuses it).
 
     A run that goes on keeps the chance and the split that it began with (`KEPT`, and `WINDOW_FIELDS` where
-    the system has them), and the stages inside it. A new one divides the data as the first stage below it.
+    the system has them), its batch and the rates that belong to it, and the stages inside it. A new one
+    divides the data as the first stage below it.
     """
     run_dir, resume = chosen.get("run_dir", ""), chosen.get("resume", "auto")
     folder = None
@@ -79,7 +82,8 @@ def _unsaid(cls, chosen):
     if began["system"] != cls.name:  # which training refuses
         return {}
     config, training = in_full(cls.Config, began["config"]), began["training"]
-    kept = {name: training[name] for name in KEPT if name in training}
+    kept = {name: training[name] for name in (*KEPT, "batch_size", "lr_scale") if name in training}
+    kept["fit_batch"] = False
     for name, value in config.items():
         if name in WINDOW_FIELDS or isinstance(value, dict):  # a dict is the config of a stage inside it
             kept[name] = value

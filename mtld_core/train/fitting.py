@@ -1,0 +1,94 @@
+"""How large a batch a GPU gains by, seen by trying; and trials of a run in general."""
+
+import copy
+import dataclasses
+import gc
+import math
+import tempfile
+import time
+from pathlib import Path
+
+from mtld_core.config import UserError
+from mtld_core.judge.task import Task
+from mtld_core.machine import memory
+from mtld_core.machine.threads import Threads
+from mtld_core.runtime import pick_device
+from mtld_core.train.controls import Controls
+from mtld_core.train.loop import Training
+
+STEPS, LONGEST = 10, 20.0  # that a batch is tried for, and seconds: the first ones are not replayed yet
+GAIN = 1.15  # a batch twice as large is taken where so many times as many windows are trained in a second
+MOST = 16  # times the batch that one begins with: the rule for the rates is not known to hold further
+ROOM = 0.9  # of a GPU's memory that may be taken: judging needs some as well
+
+
+def tried(system, dataset, config, steps, longest, look_at_end=False):
+    """A `Training` of a copy of the system after so many steps, or seconds. Nothing is left behind.
+
+    look_at_end: also judge few windows, to see how long saving and judging will take.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        controls = Controls(say=lambda line: None)
+        trial = dataclasses.replace(config, run_dir=folder, resume="never", preview_every_steps=0)
+        with Threads(config.threads, say=controls.say, trials=False) as threads:
+            run = Training(
+                copy.deepcopy(system), dataset, trial, Path(folder), controls, threads, time.monotonic()
+            )
+            run.try_out(steps, longest, look_at_end)
+    return run
+
+
+def fitted(system, dataset, config, say=print):
+    """The `TrainConfig` whose batch fits the GPU, where `config.fit_batch` asks for it; on a CPU its own.
+
+    The batch is doubled as long as that trains more windows a second, and as they fit. The learning rates are
+    multiplied by the square root of how many times it was doubled to: so Adam's steps keep their noise
+    (Malladi et al. 2022).
+    """
+    if not config.fit_batch:
+        return config
+    config = dataclasses.replace(config, fit_batch=False)
+    first = config.batch_size
+    device = pick_device(config.device, say=lambda line: None)
+    if device.type != "cuda":
+        return config
+    windows = sum(len(starts) for starts in Task(system, dataset, config, lambda line: None).learned)
+    speeds = {first: speed(system, dataset, config)}
+    size, why = first, f"{MOST} times as many are the most that is tried"
+    while size < MOST * first:
+        if 2 * size > windows:
+            why = f"there are {windows} windows"
+            break
+        larger = dataclasses.replace(config, batch_size=2 * size)
+        speeds[2 * size] = speed(system, dataset, larger)
+        if not speeds[2 * size]:
+            why = f"{2 * size} do not fit"
+            break
+        if speeds[2 * size] < GAIN * speeds[size]:
+            why = f"{2 * size} gain {speeds[2 * size] / speeds[size] - 1:+.0%}"
+            break
+        size *= 2
+    scale = math.sqrt(size / first)
+    gain = speeds[size] / speeds[first] if size > first else 1.0
+    say(
+        f"batch_size={size}, by trying ({why}): {gain:.1f} times the windows a second of {first}; learning "
+        f"rates are {scale:.2f} times those of the preset"
+    )
+    return dataclasses.replace(config, batch_size=size, lr_scale=scale * config.lr_scale)
+
+
+def speed(system, dataset, config):
+    """Windows a second that a GPU trains in batches of this size; 0.0 where they do not fit."""
+    try:
+        run = tried(system, dataset, config, STEPS, LONGEST)
+        split = max(run.stepper.splits.values()) > config.accumulate
+        full = memory.peak_share(run.device) > ROOM
+        seconds = run.schedule.step_seconds
+    except Exception as error:
+        if not isinstance(error, UserError) and not memory.is_full(error):
+            raise
+        split = True
+    run = None
+    gc.collect()  # its graph and its networks go in circles
+    memory.give_back()
+    return 0.0 if split or full else config.batch_size / seconds

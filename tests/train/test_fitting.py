@@ -1,0 +1,312 @@
+"""A batch that fits the card, by faked speeds and memory; and what a run does where memory is full."""
+
+import dataclasses
+import math
+import types
+
+import pytest
+import torch
+
+from mtld_core.config import ConfigError, UserError
+from mtld_core.data import Dataset
+from mtld_core.judge.task import Task
+from mtld_core.machine import graphs, memory
+from mtld_core.runs.folder import read_config
+from mtld_core.systems.base import Loss, adam
+from mtld_core.train import fit, fitting
+from mtld_core.train.controls import Controls
+from mtld_core.train.settings import build, open_data, plan
+from mtld_core.train.stepper import Stepper
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def planned(arcs, tmp_path):
+    """`planned(**settings)` -> (system, dataset, config) of a tiny run."""
+
+    def planned(**settings):
+        settings = {"steps": 4, "threads": 1, "interactive": False} | settings
+        cls, config, training = plan("tokenizer", "tiny", run_dir=str(tmp_path / "run"), **settings)
+        dataset = open_data(str(arcs), config)
+        return build(cls, config, dataset), dataset, training
+
+    return planned
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """`card(speeds)`: a GPU that trains so many windows a second by batch size; 0: such a batch does not fit."""
+
+    def card(speeds):
+        tried = []
+        monkeypatch.setattr(fitting, "pick_device", lambda wanted, say: torch.device("cuda"))
+
+        def speed(system, dataset, config):
+            tried.append(config.batch_size)
+            return speeds[config.batch_size]
+
+        monkeypatch.setattr(fitting, "speed", speed)
+        return tried
+
+    return card
+
+
+# ---- the largest batch that gains
+
+
+@pytest.mark.parametrize(
+    ("speeds", "best", "why"),
+    [
+        ({4: 100.0, 8: 180.0, 16: 300.0, 32: 320.0}, 16, "32 gain +7%"),
+        ({4: 100.0, 8: 110.0}, 4, "8 gain +10%"),
+        ({4: 100.0, 8: 190.0, 16: 0.0}, 8, "16 do not fit"),
+    ],
+)
+def test_the_batch_is_doubled_while_that_gains(speeds, best, why, planned, card):
+    tried, said = card(speeds), []
+    system, dataset, config = planned(batch_size=0)
+    assert config.fit_batch and config.batch_size == 4
+    found = fitting.fitted(system, dataset, config, said.append)
+    assert tried == list(speeds)
+    assert (found.batch_size, found.fit_batch) == (best, False)
+    assert found.lr_scale == pytest.approx(math.sqrt(best / 4))
+    [line] = said
+    assert line.startswith(f"batch_size={best}, by trying ({why}")
+    assert f"learning rates are {math.sqrt(best / 4):.2f} times" in line
+
+
+@pytest.mark.parametrize(("windows", "best"), [(10**6, 64), (33, 32), (31, 16)])
+def test_sixteen_times_is_the_most_or_all_windows(windows, best, planned, card, monkeypatch):
+    tried = card({4 * 2**i: 2.0**i for i in range(10)})
+    monkeypatch.setattr(fitting, "Task", lambda *given: types.SimpleNamespace(learned=[range(windows)]))
+    assert fitting.fitted(*planned(batch_size=0)).batch_size == best
+    assert tried[-1] == best
+
+
+def test_on_a_cpu_or_with_a_batch_that_was_named_nothing_is_tried(planned, card):
+    system, dataset, config = planned(batch_size=0)
+    assert fitting.fitted(system, dataset, config).batch_size == 4  # the preset's
+    tried = card({})
+    for settings in ({"batch_size": 8}, {}, {"batch_size": 0, "overrides": {"batch_size": 8}}):
+        given = planned(**settings)
+        assert not given[2].fit_batch
+        assert fitting.fitted(*given) is given[2]
+    assert not tried
+
+
+def test_a_run_keeps_its_batch_and_its_rates(planned, card, tmp_path, monkeypatch):
+    card({4: 100.0, 8: 180.0, 16: 181.0})
+    monkeypatch.setattr("mtld_core.train.job.pick_device", lambda wanted, say: CPU)
+    system, dataset, config = planned(batch_size=0)
+    rates = []
+    monkeypatch.setattr(graphs, "set_rate", lambda group, rate: rates.append(rate))
+    fit(system, dataset, dataclasses.replace(config, warmup_steps=0))
+    training = read_config(tmp_path / "run")["training"]
+    assert (training["batch_size"], training["fit_batch"]) == (8, False)
+    assert rates[0] == pytest.approx(system.config.lr * math.sqrt(2))
+
+    tried = card({})
+    for said in ({"batch_size": 0}, {}):
+        config = planned(steps=8, **said)[2]
+        assert (config.batch_size, config.fit_batch) == (8, False)
+        assert config.lr_scale == pytest.approx(math.sqrt(2))
+    assert planned(steps=8, batch_size=4)[2].batch_size == 4
+    assert not tried
+
+
+def test_speed_is_measured_by_steps_of_a_copy(planned, tmp_path):
+    system, dataset, config = planned()
+    before = [parameter.clone() for parameter in system.parameters()]
+    assert fitting.speed(system, dataset, config) > 0
+    assert all(map(torch.equal, before, system.parameters()))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("full", [torch.OutOfMemoryError("CUDA out of memory"), "parts", "memory"], ids=str)
+def test_a_batch_that_is_split_or_fills_the_card_does_not_fit(full, planned, monkeypatch):
+    system, dataset, config = planned()
+    honest = type(system).loss
+
+    def loss(self, batch):
+        if len(batch["key"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return honest(self, batch)
+
+    if full == "parts":
+        monkeypatch.setattr(type(system), "loss", loss)
+    elif full == "memory":
+        monkeypatch.setattr(memory, "peak_share", lambda device: 0.95)
+    else:
+        monkeypatch.setattr(fitting, "tried", lambda *given: (_ for _ in ()).throw(full))
+    assert fitting.speed(system, dataset, config) == 0.0
+
+
+def test_what_is_wrong_otherwise_is_said(planned, monkeypatch):
+    monkeypatch.setattr(fitting, "tried", lambda *given: [][1])
+    with pytest.raises(IndexError):
+        fitting.speed(*planned())
+
+
+# ---- memory that is full
+
+
+TEXTS = [
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "GET was unable to find an engine to execute this computation",
+    "CUDA error: out of memory",
+]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), *map(RuntimeError, TEXTS)], ids=str)
+def test_a_full_card_halves_the_batch_whoever_says_it(error):
+    weight, said = torch.nn.Parameter(torch.ones(3)), []
+    step = Stepper({"model": adam([weight], 0.1)}, CPU, say=said.append)
+
+    def loss(batch):
+        if len(batch["x"]) > 2:
+            raise error
+        return Loss((weight * batch["x"]).sum())
+
+    step("model", loss, {"x": torch.ones(8, 3)})
+    assert step.splits == {"model": 4}
+    assert len(said) == 2
+
+
+def test_other_errors_are_none_of_these():
+    weight = torch.nn.Parameter(torch.ones(3))
+    step = Stepper({"model": adam([weight], 0.1)}, CPU)
+
+    def loss(batch):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        step("model", loss, {"x": torch.ones(8, 3)})
+
+
+def test_room_is_made_before_the_last_sample_is_given_up():
+    weight, room = torch.nn.Parameter(torch.ones(3)), [True]
+    step = Stepper({"model": adam([weight], 0.1)}, CPU, say=lambda line: None, make_room=room.pop)
+    full = [True]
+
+    def loss(batch):
+        if room or full:
+            raise torch.OutOfMemoryError("no")
+        return Loss((weight * batch["x"]).sum())
+
+    room.append(False)  # popped last to first: none was freed
+    with pytest.raises(UserError, match="one sample at a time"):
+        step("model", loss, {"x": torch.ones(2, 3)})
+    full.clear()
+    step("model", loss, {"x": torch.ones(2, 3)})
+    assert not room
+    assert not torch.equal(weight.detach(), torch.ones(3))
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_an_optimizer_whose_moments_do_not_fit_tries_once_more(fails, monkeypatch):
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer, room = adam([weight], 0.1), []
+    honest, left = optimizer.step, [True] * fails
+
+    def step():
+        if left:
+            left.pop()
+            raise torch.OutOfMemoryError("no")
+        honest()
+
+    monkeypatch.setattr(optimizer, "step", step)
+    stepper = Stepper({"model": optimizer}, CPU, make_room=lambda: room.append(1))
+
+    def loss(batch):
+        return Loss((weight * batch["x"]).sum())
+
+    if fails == 2:
+        with pytest.raises(UserError, match="moments of phase 'model'"):
+            stepper("model", loss, {"x": torch.ones(2, 3)})
+        return
+    stepper("model", loss, {"x": torch.ones(2, 3)})
+    assert room == [1]
+    assert not torch.equal(weight.detach(), torch.ones(3))
+
+
+def test_frames_leave_the_card_before_a_run_is_given_up(planned, monkeypatch):
+    """They lie on it, here: `to` gives a dataset of its own."""
+    said = []
+    system, dataset, config = planned()
+    monkeypatch.setattr(Dataset, "to", lambda self, device: dataclasses.replace(self))
+    honest, full = type(system).loss, [True] * 3
+
+    def loss(self, batch):
+        if full:
+            full.pop()
+            raise torch.OutOfMemoryError("no")
+        return honest(self, batch)
+
+    monkeypatch.setattr(type(system), "loss", loss)
+    report = fit(system, dataset, config, Controls(said.append))
+    assert "out of memory: the frames move from the GPU back to RAM" in said
+    assert report["status"] == "finished"
+    assert report["metrics"]
+
+
+def test_judging_that_finds_the_card_full_tries_again_and_then_is_left_out(planned, monkeypatch):
+    system, dataset, config = planned(eval_every_steps=2)
+    honest, full, said = Task.figures, [True], []
+
+    def figures(self, *given):
+        if full:
+            full.pop()
+            raise torch.OutOfMemoryError("no")
+        return honest(self, *given)
+
+    monkeypatch.setattr(Task, "figures", figures)
+    report = fit(system, dataset, config, Controls(said.append))
+    assert report["metrics"]
+    assert not [line for line in said if "left out" in line]
+
+    def never(self, *given):
+        raise torch.OutOfMemoryError("no")
+
+    monkeypatch.setattr(Task, "figures", never)
+    system, dataset, config = planned(steps=8)
+    said.clear()
+    report = fit(system, dataset, config, Controls(said.append))
+    assert report["status"] == "finished"
+    assert [line for line in said if "out of memory while judging" in line]
+
+
+# ---- what is said, and refused
+
+
+def test_after_some_steps_a_run_says_what_it_needs(planned):
+    said = []
+    fit(*planned(steps=12), Controls(said.append))
+    [line] = [line for line in said if line.startswith("a step takes")]
+    assert " s and " in line and " GB: until step 12 about 0:00:0" in line
+
+
+def test_graphs_are_refused_where_there_are_none(planned):
+    with pytest.raises(ConfigError, match="graphs='on' needs a CUDA device"):
+        fit(*planned(graphs="on"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "capturable", "accumulate", "wanted"),
+    [
+        ("auto", "cuda", True, 1, True),
+        ("auto", "cuda", True, 2, False),
+        ("auto", "cuda", False, 1, False),
+        ("auto", "cpu", True, 1, False),
+        ("on", "cuda", True, 2, True),
+        ("off", "cuda", True, 1, False),
+    ],
+)
+def test_when_graphs_are_wanted(setting, device, capturable, accumulate, wanted):
+    assert graphs.are_wanted(setting, torch.device(device), capturable, accumulate) is wanted
+
+
+def test_graphs_of_a_system_whose_steps_differ_are_refused():
+    with pytest.raises(ConfigError, match="steps of this system differ"):
+        graphs.are_wanted("on", torch.device("cuda"), False, 1)
