@@ -5,7 +5,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import io
 import time
 from pathlib import Path
