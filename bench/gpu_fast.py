@@ -5,6 +5,7 @@ must be so.
 """
 
 import dataclasses
+import time
 
 import torch
 from gpu_cases import EVERY, NotHere, furthest
@@ -12,6 +13,9 @@ from measure import Work
 from rollouts import stream
 
 from mtld_core.data import Batches
+from mtld_core.frames import to_uint8
+from mtld_core.generate.rollouts import stream as generated
+from mtld_core.systems.base import Samples, Translates
 
 STEPPED = [(name, preset) for preset in ("small", "gpu") for name in EVERY] + [("mtld", "original")]
 DRAWN = [(name, "small") for name in EVERY if name != "tokenizer"] + [("dynamics", "codes")]
@@ -95,18 +99,34 @@ def graphs(bench):
 
 
 def rollouts(bench):
-    """What a frame of one endless stream takes, fetched to the host."""
+    """What a frame of one stream takes, fetched to the host: step by step, and as `generate` draws it."""
 
     def row_of(case):
         steps = bench.steps(*case)
         system = steps.system.eval()
-        window = steps.batches.next()[0]["frames"]
+        context = steps.batches.next()[0]["frames"][:1, : system.needs().context]
         with torch.inference_mode():
-            draw = stream(system, window[:1, : system.needs().context])
+            draw = stream(system, context)
             taken = bench.median_ms(lambda: draw().cpu(), rounds=40, warm=20)
-        return {"ms": taken, "frames/s": 1000 / taken}
+        row = {"ms": taken, "frames/s": 1000 / taken}
+        if not isinstance(system, Translates):
+            row["generated, frames/s"] = 1000 / _generated_ms(system, context)
+        return row
 
     return bench.rows("frames of", DRAWN, row_of)
+
+
+def _generated_ms(system, context, warm=20, count=80):
+    """ms a frame that `generate` draws, after the first ones."""
+    actions = [0] * (warm + count) if system.action_space else None
+    begin = None if isinstance(system, Samples) else to_uint8(context[0])
+    frames = generated(system, begin, warm + count, actions)
+    for _ in range(warm):
+        next(frames)
+    began = time.perf_counter()
+    for _ in range(count):
+        next(frames)
+    return 1000 * (time.perf_counter() - began) / count
 
 
 def data_path(bench):

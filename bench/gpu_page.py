@@ -42,6 +42,7 @@ def of_card(results):
         {
             "frames of": f"{name} `{preset}`",
             "frames/s": frames.get(f"{name} `{preset}`", {}).get("frames/s", NOT),
+            "generated": frames.get(f"{name} `{preset}`", {}).get("generated, frames/s", ""),
         }
         for name, preset in DRAWN
     ]

@@ -334,6 +334,7 @@ def test_frames_are_drawn(bench, monkeypatch):
     found = gpu_fast.rollouts(bench)
     assert [row["frames of"] for row in found] == ["mtld `tiny`", "rl_v2v `tiny`", "dynamics `tiny`"]
     assert all(row["frames/s"] == pytest.approx(1000 / row["ms"]) for row in found)
+    assert [row.get("generated, frames/s", 0) > 0 for row in found] == [True, False, True]
 
 
 # ---- the page
@@ -347,11 +348,15 @@ def test_the_page_shows_what_was_measured_on_a_card_and_what_was_not(tmp_path, m
     sections = {
         "speed": {"rows": [speed]},
         "graphs": {"error": "RuntimeError: no"},
-        "rollouts": {"rows": [{"frames of": "mtld `small`", "ms": 0.5, "frames/s": 2000.0}]},
+        "rollouts": {
+            "rows": [
+                {"frames of": "mtld `small`", "ms": 0.5, "frames/s": 2000.0, "generated, frames/s": 4000.0}
+            ]
+        },
     }
     about = {"card": "Tesla T4", "torch": "2.10.0", "date": "2026-12-01", "sections": sections}
     (tmp_path / "t4.json").write_text(json.dumps(about))
     shown = gpu_page.lines()
     assert shown[0] == "Tesla T4, 2.10.0, 2026-12-01:"
     assert "| mtld `gpu` | 128 | 32 | float16 | 405 | not measured |  | 5 |" in shown
-    assert "| mtld `small` | 2,000 |" in shown and "| dynamics `codes` | not measured |" in shown
+    assert "| mtld `small` | 2,000 | 4,000 |" in shown and "| dynamics `codes` | not measured |  |" in shown

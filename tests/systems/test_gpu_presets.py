@@ -18,7 +18,6 @@ def test_a_step_is_taken_on_a_fake_card(name):
         logs = step()
     assert {str(value.device) for value in logs.values()} == {"cuda:0"}
     for phase, optimizer in step.stepper.optimizers.items():
-        assert step.stepper.calls[phase] > 0
         assert len(optimizer.state) == len(step.stepper.parameters[phase])  # each was updated
     assert step.stepper.kept > 1e8
 
