@@ -49,6 +49,7 @@ def report(run, status, reason):
         "paused_seconds": run.paused_seconds,
         "heat": run.heat.facts(),
         "threads": run.threads.facts(),
+        "processes": run.group.size,
         "wall_seconds": run.wall_seconds,
         "peak_memory_mb": peak_memory_mb(),
         "peak_gpu_memory_mb": peak_gpu_memory_mb(device),

@@ -29,7 +29,7 @@ from mtld_core.train.controls import Controls
 from mtld_core.train.settings import build, plan
 
 ROOT = Path(__file__).parents[2]
-STEPS = 10  # fewer than twenty: each counts seven systems times seven processes
+STEPS = 10  # fewer than twenty: each counts for seven systems in seven processes
 SHORT = {"eval_windows": 2, "log_every_steps": 1, "save_every_minutes": 0, "threads": 1}
 
 
@@ -215,6 +215,7 @@ def test_buttons_reach_all_and_one_speaks(job, tmp_path):
     took["stop"] = job.until(lambda: controls.doing != "training", 30)
     job.thread.join(180)
     assert job.report["status"] == "stopped" and job.report["reason"] == "asked to stop"
+    assert job.report["processes"] == 2
     assert sum("2 processes, 2 of a batch's 4 windows on each" in line for line in job.said) == 1
     assert sum(line.startswith("run folder") for line in job.said) == 1
     assert max(took.values()) < 5, took  # each within 1 s on a core of its own
