@@ -19,13 +19,14 @@ from mtld_core.data import open_dataset
 from mtld_core.judge import judge
 from mtld_core.judge.rollouts import Judge
 from mtld_core.judge.windows import windows_of
+from mtld_core.machine import threads
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.checkpoint import list_checkpoints, load_train_state
 from mtld_core.runs.folder import read_pointer
 from mtld_core.systems.base import Loss
 from mtld_core.systems.mtld.system import MTLD
 from mtld_core.systems.opening import open_run
-from mtld_core.train import fit, threads, train
+from mtld_core.train import fit, train
 from mtld_core.train import loop as train_module
 from mtld_core.train.controls import Controls
 from mtld_core.train.job import main, outlook
