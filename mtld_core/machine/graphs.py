@@ -122,7 +122,10 @@ class Recorded:
         """Take less memory the next time, where that was it; else give up."""
         self._forget(self.form)
         self.tries += 1
-        if memory.is_full(error) and self.tries < MOST_TRIES:
+        # the end of a capture that failed may say so in words of its own, and hide why
+        hidden = None if error.__suppress_context__ else error.__context__
+        full = memory.is_full(error) or memory.is_full(hidden)
+        if full and self.tries < MOST_TRIES:
             return
         self.gave_up = True
         reason = " ".join(str(error).split()) or type(error).__name__
