@@ -11,7 +11,7 @@ import torch
 from mtld_core.config import UserError, check
 from mtld_core.frames import to_uint8
 from mtld_core.judge.translations import translated
-from mtld_core.systems.base import Reconstructs, Samples, Translates
+from mtld_core.systems.base import Reconstructs, Samples, Translates, computed
 
 
 def rollout(system, context, num_frames, actions=None, seed=0):
@@ -43,7 +43,7 @@ def stream(system, context, num_frames, actions=None, seed=0):
     actions = check_actions(actions, system.action_space, num_frames, system.device)
     generator = torch.Generator(system.device).manual_seed(seed)
     with _eval_mode(system):
-        for piece in system.rollout(context, num_frames, actions, generator):
+        for piece in computed(system, system.rollout(context, num_frames, actions, generator)):
             yield from to_uint8(piece[0]).cpu()
 
 

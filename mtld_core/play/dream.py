@@ -115,7 +115,8 @@ class Play:
         """Take one step -> the dream's frame. Raises UserError for an action that is none."""
         [checked] = check_actions([action], self.system.action_space, 1, self.system.device)
         began = time.perf_counter()
-        self._state, frame = self.system.step(self._state, checked)
+        with self.system.computing():
+            self._state, frame = self.system.step(self._state, checked)
         frame = to_uint8(frame[0]).cpu()  # which waits for the device
         self._seconds.append(time.perf_counter() - began)
         if self.real is not None:
@@ -218,7 +219,8 @@ class Play:
         """Let the system dream on from the newest of these frames, k or more."""
         k = self.system.needs().context
         self._recent = collections.deque(context, maxlen=k)
-        self._state = self.system.start(self.recent, self._drawn)
+        with self.system.computing():
+            self._state = self.system.start(self.recent, self._drawn)
 
     def _sync_is_due(self):
         if not self.sync_when or self.real is None or self.over:

@@ -21,6 +21,7 @@ What only some systems can do is told by a class beside it: `Reconstructs`, `Sam
 frames, H W pixels, A numbers of an action. Frames inside are float `[B, T, 3, H, W]` in [-1, 1].
 """
 
+import contextlib
 import dataclasses
 import types
 import typing
@@ -31,6 +32,8 @@ from torch import nn
 from mtld_core.config import NotNegative, Settings, check
 from mtld_core.frames import to_float
 from mtld_core.nn.muon import Muon
+from mtld_core.nn.precision import HalfWeights
+from mtld_core.runtime import computing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +133,8 @@ class System(nn.Module):
     Config: typing.ClassVar[type]
     PRESETS: typing.ClassVar[dict]  # name -> dict of fields of Config and TrainConfig that differ
     action_space = None  # None, an int (n discrete actions) or (low, high) lists of floats
+    fixed_shapes = True  # whether all training steps compute on tensors of the same shapes
+    precision = torch.float32  # of its networks outside training; who trains or opens it says so
 
     def __init__(self, config):
         super().__init__()
@@ -138,6 +143,13 @@ class System(nn.Module):
     @property
     def device(self):
         return next(self.parameters()).device
+
+    @contextlib.contextmanager
+    def computing(self):
+        """Inside, the networks compute in `precision`: for whoever judges, generates or plays."""
+        half_weights = HalfWeights(self, self.precision)
+        with computing(self.device, self.precision), half_weights():
+            yield
 
     # ---- training
 
@@ -240,6 +252,21 @@ class System(nn.Module):
             action = None if actions is None else actions[t]
             state, frame = self.step(state, action)
             yield frame[:, None]
+
+
+def computed(system, pieces):
+    """Yield what the iterator `pieces` makes with this system, in the system's precision.
+
+    Whoever takes the pieces computes in their own.
+    """
+    pieces = iter(pieces)
+    end = object()
+    while True:
+        with system.computing():
+            piece = next(pieces, end)
+        if piece is end:
+            return
+        yield piece
 
 
 def adam(parameters, lr, betas=(0.9, 0.999), weight_decay=0.0, hidden=(), lr_hidden=0.0):

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from mtld_core.config import RunGivenUp, UserError, check, parse_object
+from mtld_core.machine import backends
 from mtld_core.machine.heat import watched
 from mtld_core.machine.threads import Threads
 from mtld_core.runs.checkpoint import disk_errors
@@ -29,7 +30,7 @@ from mtld_core.runtime import (
 )
 from mtld_core.train.controls import Controls
 from mtld_core.train.loop import Training
-from mtld_core.train.report import peak_gpu_memory_mb
+from mtld_core.train.report import backends_of, peak_gpu_memory_mb
 from mtld_core.train.schedule import clock
 from mtld_core.train.settings import TrainConfig, build, open_data, plan
 
@@ -71,6 +72,7 @@ def fit(system, dataset, config=TrainConfig(), controls=None):  # noqa: B008 (fr
         stop_on_signal(controls.stop),
         warm_memory(),
         threads,
+        backends.set_to(device, **backends_of(config, device, system)),
     ):
         training = Training(system, dataset, config, run_dir, controls, threads, began)
         try:

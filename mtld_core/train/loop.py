@@ -1,7 +1,6 @@
 """The loop: a run in progress, from its first step of this session to its report."""
 
 import contextlib
-import copy
 import dataclasses
 import time
 import typing
@@ -31,7 +30,15 @@ from mtld_core.runs.folder import (
     write_part,
 )
 from mtld_core.runs.resume import check_origin, checkpoint_to_resume, other_settings
-from mtld_core.runtime import peak_memory_mb, pick_device, pick_precision
+from mtld_core.runtime import (
+    name_of,
+    peak_memory_mb,
+    pick_device,
+    pick_judged_precision,
+    pick_precision,
+)
+from mtld_core.train.average import averaged_copy, move
+from mtld_core.train.compiling import Compiling
 from mtld_core.train.controls import SECONDS_BETWEEN_LINES, Progress
 from mtld_core.train.plots import Log, draw, draw_judgement
 from mtld_core.train.report import Alarms, about, peak_gpu_memory_mb, report
@@ -67,6 +74,7 @@ class LoopConfig(Settings):
     interactive: typing.Literal["auto", True, False] = "auto"
     precision: typing.Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
+    deterministic: bool = False  # the same again on the same GPU; slower
     channels_last: bool = True
     accumulate: AtLeastOne[int] = 1  # parts that a batch is computed in
     clip_norm: NotNegative[float] = 1.0  # of each phase's gradient; 0: none
@@ -96,7 +104,7 @@ class Training:
         self.controls, self.threads = controls, threads
         self.device = pick_device(config.device, controls.say)
         self.dtype, why = pick_precision(self.device, config.precision)
-        self.precision = str(self.dtype).removeprefix("torch.")
+        self.precision = name_of(self.dtype)
         folder, manifest = checkpoint_to_resume(run_dir, config.resume, controls.say)
 
         # ---- what learns, and from what
@@ -111,9 +119,17 @@ class Training:
             to_channels_last(system)
         self.optimizers = system.optimizers()
         self.learning_rates = {name: _rates(optimizer) for name, optimizer in self.optimizers.items()}
-        self.ema = copy.deepcopy(system).eval().requires_grad_(False) if config.ema_decay else None
+        system.precision = pick_judged_precision(self.device, config.precision)
+        self.ema = averaged_copy(system) if config.ema_decay else None
         self.stepper = Stepper(
-            self.optimizers, self.device, self.dtype, config.accumulate, config.clip_norm, controls.say
+            self.optimizers,
+            self.device,
+            self.dtype,
+            config.accumulate,
+            config.clip_norm,
+            controls.say,
+            # a compiler fuses what autocast does into its own kernels
+            system=None if config.compile else system,
         )
 
         # ---- what may end it
@@ -138,8 +154,7 @@ class Training:
         self.session_step, self.session_seconds = self.step, self.train_seconds  # where this session began
 
         if config.compile:
-            for part in system.to_compile():
-                part.compile()
+            self.stepper.compiling = Compiling(system.to_compile(), self.dtype, controls.say)
         rewind(run_dir, self.step)
         write_part(run_dir, CONFIG, self._about())
         self._introduce(why)
@@ -255,13 +270,10 @@ class Training:
             self._average()
         return logs
 
-    @torch.no_grad()
     def _average(self):
         short = (1 + self.step) / (10 + self.step)  # a short memory while much still moves
         decay = min(self.config.ema_decay, short)
-        torch._foreach_lerp_(list(self.ema.parameters()), list(self.system.parameters()), 1 - decay)
-        for averaged, buffer in zip(self.ema.buffers(), self.system.buffers(), strict=True):
-            averaged.copy_(buffer)
+        move(self.ema, self.system, 1 - decay)
 
     def _attend(self, doing="training"):
         """Save if asked to, and wait while a person or the heat wants it.

@@ -5,11 +5,15 @@ accumulating and halving on a full GPU keep the order of a full batch: the gener
 the discriminator's begins.
 """
 
+import contextlib
+import functools
 import itertools
 
 import torch
 
 from mtld_core.config import UserError
+from mtld_core.nn.precision import HalfWeights
+from mtld_core.runtime import computing
 from mtld_core.systems.base import Loss, Place
 
 # of fp16 losses, which grows by itself: from 2 ** 16 on the first steps of most systems would overflow
@@ -21,11 +25,15 @@ class Stepper:
 
     loss_fn(batch) -> Loss. batch: dict of tensors `[B, ...]`. loss_fn gets part of it, and as "place" that
     part's `Place`. Only the parameters of `optimizers[phase]` receive gradient, whatever networks the loss
-    runs through. Nothing here waits for the device: a step whose gradient is not finite is skipped on the
-    device (`found_inf`) and counted in `skipped[phase]`, a 0-dim tensor; `calls[phase]` counts all.
+    runs through. system: whose weights are converted together, once a phase and part, see `HalfWeights`;
+    None leaves that to autocast. Nothing here waits for the device: a step whose gradient is not finite is
+    skipped on the device (`found_inf`) and counted in `skipped[phase]`, a 0-dim tensor; `calls[phase]` counts
+    all.
     """
 
-    def __init__(self, optimizers, device, dtype=torch.float32, accumulate=1, clip_norm=0.0, say=print):
+    def __init__(
+        self, optimizers, device, dtype=torch.float32, accumulate=1, clip_norm=0.0, say=print, system=None
+    ):
         unfused = [name for name, optimizer in optimizers.items() if not optimizer.defaults.get("fused")]
         if unfused:
             raise TypeError(
@@ -34,6 +42,7 @@ class Stepper:
             )
         self.device, self.dtype = device, dtype
         self.clip_norm, self.say = clip_norm, say
+        self.half_weights = contextlib.nullcontext if system is None else HalfWeights(system, dtype)
         self.optimizers = optimizers
         self.parameters = {name: _parameters(optimizer) for name, optimizer in optimizers.items()}
         self.scalers = {
@@ -43,11 +52,15 @@ class Stepper:
         self.splits = dict.fromkeys(optimizers, accumulate)
         self.skipped = {name: torch.zeros((), device=device) for name in optimizers}
         self.calls = dict.fromkeys(optimizers, 0)
+        self.compiling = None  # a `Compiling`, told of each phase
 
     def __call__(self, phase, loss_fn, batch):
         size = len(next(iter(batch.values())))
         while True:
             try:
+                if self.compiling is not None:
+                    backward = functools.partial(self._backward, phase, loss_fn, batch, size)
+                    self.compiling.check(phase, backward, self.parameters[phase])
                 result = self._backward(phase, loss_fn, batch, size)
                 break
             except torch.OutOfMemoryError:
@@ -74,7 +87,7 @@ class Stepper:
         logs, carries = {}, []
         for first, last in parts:
             part = {name: value[first:last] for name, value in batch.items()}
-            with self._autocast():
+            with computing(self.device, self.dtype), self.half_weights():
                 loss = loss_fn(part | {"place": Place(first, size)})
             _check(phase, loss)
             share = (last - first) / size
@@ -96,15 +109,6 @@ class Stepper:
             total = total / weight
             logs = {name: value / weight for name, value in logs.items()}
         return Loss(total, logs, carry)
-
-    def _autocast(self):
-        """Autocast without its cache of half-precision weights.
-
-        Up to torch 2.10 a copy that was made under `no_grad` is used where gradient is wanted, too, and then
-        there is none.
-        """
-        half = self.dtype != torch.float32
-        return torch.autocast(self.device.type, self.dtype, enabled=half, cache_enabled=False)
 
     def _update(self, phase):
         """Clip and step, unless a gradient is not finite."""

@@ -113,6 +113,7 @@ class RLV2VConfig(FrameSize):
 class RLV2V(Reconstructs, Translates, System):
     name = "rl_v2v"
     Config = RLV2VConfig
+    fixed_shapes = False  # a step sees more or fewer frames of its clips
     PRESETS: typing.ClassVar = {
         # clips of 64x64 in a quarter of an hour on two cores
         "small": SMALL | {"steps": 1200},

@@ -103,7 +103,7 @@ class ConvDecoder(nn.Module):
                 level.append(ResNetBlock(width, width, 1, config.norm, activation))
             self.levels.append(nn.Sequential(*level))
         self.head = Conv3x3(sizes[-1], channels_drawn(config) * fold**2)
-        self.unfold = nn.PixelShuffle(fold)
+        self.unfold = nn.PixelShuffle(fold) if fold > 1 else nn.Identity()  # by 1 it copies
 
     def forward(self, x, maps=()):
         for i, level in enumerate(self.levels):

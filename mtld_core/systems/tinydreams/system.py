@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mtld_core.chance import keyed_normal, keyed_uniform
+from mtld_core.chance import keyed_uniform, keyed_uniforms, normal_of
 from mtld_core.config import AtLeastTwo, BelowOne, NotNegative, Positive, Widths, WidthsOrNone, check
 from mtld_core.frames import to_float
 from mtld_core.nn.actions import ActionEncoder, action_fields, action_space
@@ -406,7 +406,8 @@ class TinyDreams(System):
     def _layer(self, layer, *inputs):
         """Call a layer, under gradient checkpointing where the config asks for that."""
         if self.config.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(layer, *inputs, use_reentrant=False)
+            # nothing draws, and keeping the state of a GPU's generator waits for it
+            return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
         return layer(*inputs)
 
     def look(self, past, action):
@@ -414,8 +415,9 @@ class TinyDreams(System):
 
         action: `[B]` or `[B, A]`; None for no action at all, see `ActionEncoder.idle`.
         """
-        pictures = torch.stack([past[-1 - age] for age in self.config.ages], 1)
-        x, maps = self._layer(self.tokenizer, pictures.flatten(1, 2))  # [B, E, h, w]
+        # unlike a stack, this stays in channels_last
+        pictures = torch.cat([past[-1 - age] for age in self.config.ages], 1)
+        x, maps = self._layer(self.tokenizer, pictures)  # [B, E, h, w]
         x = x.flatten(2).transpose(1, 2) + self.place  # [B, P, E]
         token = self.action.idle(len(x)) if action is None else self.action(action)
         token = token[:, None]  # [B, 1, E]
@@ -532,9 +534,10 @@ class TinyDreams(System):
         looked_at = {newest + t - age for t in range(c.rollout_frames) for age in c.ages}
         looked_at = sorted(i for i in looked_at if i <= newest)
         values = frames[0][0].numel()
-        numbers = keyed_normal(key, "context_noise", values + NOISE_STRIDE * (len(looked_at) - 1))
-        cuts = numbers.unfold(1, values, NOISE_STRIDE).unflatten(2, (c.height, c.width, 3))
-        left = 1 - c.context_fade * keyed_uniform(key, "context_fade", 1)[..., None, None]  # [B, 1, 1, 1]
+        numbers = values + NOISE_STRIDE * (len(looked_at) - 1)
+        uniform, fade = keyed_uniforms(key, {"context_noise": 2 * numbers, "context_fade": 1})
+        cuts = normal_of(uniform).unfold(1, values, NOISE_STRIDE).unflatten(2, (c.height, c.width, 3))
+        left = 1 - c.context_fade * fade[..., None, None]  # [B, 1, 1, 1]
         for i, noise in zip(looked_at, cuts.movedim(-1, 2).unbind(1), strict=True):
             if c.context_fade:
                 frames[i] = torch.lerp(self.median, frames[i], left)
