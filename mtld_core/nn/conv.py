@@ -18,6 +18,13 @@ class Conv3x3(nn.Conv2d):
         super().__init__(channels, out, 3, stride, 1)
 
 
+def laid_out(maps):
+    """Maps `[N, C, h, w]` as the convolutions of a GPU take them, in channels_last; all else as it is."""
+    if maps.is_cuda and maps.dim() == 4:
+        return maps.contiguous(memory_format=torch.channels_last)
+    return maps
+
+
 def norm2d(kind, channels):
     """Make the normalisation layer that a `NormKind` names. A group has 8 channels, or a few more."""
     if kind == "instance":

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, register_parametrization
 
 from mtld_core.config import check
-from mtld_core.nn.conv import norm2d
+from mtld_core.nn.conv import laid_out, norm2d
 from mtld_core.nn.precision import in_fp32
 
 STARTING_ITERATIONS = 15  # torch's own number
@@ -83,6 +83,7 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, x):
         features = []
+        x = laid_out(x)
         for block in self.blocks:
             x = block(x)
             features.append(x)

@@ -36,7 +36,8 @@ class HalfWeights:
             self._collect(module)
 
     def _collect(self, module):
-        if isinstance(module, FullWeights):
+        compiled = module._compiled_call_impl is not None  # whose compiler does that
+        if compiled or isinstance(module, FullWeights):
             return
         if isinstance(module, LAYERS):
             for name, parameter in module.named_parameters(recurse=False):

@@ -187,7 +187,15 @@ class System(nn.Module):
 
     def to_compile(self):
         """The modules that `compile=true` compiles: those that are called, and not differentiated twice."""
-        return self.children()
+        parts = []
+        for child in self.children():
+            if isinstance(child, nn.ModuleList):  # a list is not called, nor is a stage inside
+                parts += child
+            elif isinstance(child, System):
+                parts += child.to_compile()
+            else:
+                parts.append(child)
+        return parts
 
     def extra_state(self):
         """Tensors, numbers, strings, lists and dicts of them, saved with every checkpoint."""

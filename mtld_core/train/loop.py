@@ -154,7 +154,10 @@ class Training:
         self.session_step, self.session_seconds = self.step, self.train_seconds  # where this session began
 
         if config.compile:
-            self.stepper.compiling = Compiling(system.to_compile(), self.dtype, controls.say)
+            parts = system.to_compile() if system.fixed_shapes else []
+            if not parts:
+                controls.say(f"compile=true: nothing of {system.name} is compiled")
+            self.stepper.compiling = Compiling(parts, self.dtype, controls.say)
         rewind(run_dir, self.step)
         write_part(run_dir, CONFIG, self._about())
         self._introduce(why)

@@ -90,8 +90,11 @@ class Stepper:
             with computing(self.device, self.dtype), self.half_weights():
                 loss = loss_fn(part | {"place": Place(first, size)})
             _check(phase, loss)
+            if len(parts) == 1:
+                self.scalers[phase].scale(loss.total).backward(inputs=parameters)
+                return _detached(loss)
             share = (last - first) / size
-            if loss.weight is not None and len(parts) > 1:
+            if loss.weight is not None:
                 share = share * loss.weight.detach()
             self.scalers[phase].scale(loss.total * share).backward(inputs=parameters)
             weight = weight + share
@@ -99,9 +102,7 @@ class Stepper:
             for name, value in loss.logs.items():
                 logs[name] = logs.get(name, 0) + value.detach() * share
             carries.append({name: value.detach() for name, value in loss.carry.items()})
-        carry = carries[0]
-        if len(parts) > 1:
-            carry = {name: torch.cat([each[name] for each in carries]) for name in carry}
+        carry = {name: torch.cat([each[name] for each in carries]) for name in carries[0]}
         if torch.is_tensor(weight):
             # nothing counted in any part: then all of this is 0
             weight = weight.clamp(min=torch.finfo(weight.dtype).tiny)
@@ -155,6 +156,12 @@ def _check(phase, loss):
                 f"phase {phase!r}: {name!r} of its Loss is {value.dtype}, wanted is float32: take what is "
                 "averaged out of half precision before the mean (mtld_core.nn.precision.in_fp32 does)"
             )
+
+
+def _detached(loss):
+    logs = {name: value.detach() for name, value in loss.logs.items()}
+    carry = {name: value.detach() for name, value in loss.carry.items()}
+    return Loss(loss.total.detach(), logs, carry)
 
 
 def _parts(size, splits):

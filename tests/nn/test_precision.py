@@ -120,7 +120,7 @@ def test_the_gru_of_maps_through_the_fused_cell(layout, monkeypatch):
 def test_time_attention_in_the_fused_kernel_is_the_same(span):
     layer, x = CausalTimeAttention(16, 2, span), torch.randn(2, 6, 5, 16)
     nn.init.normal_(layer.distance)
-    wanted, past = layer(x)
+    wanted, _ = layer(x)
     qkv = layer.qkv(x).unflatten(-1, (3, 2, 8)).permute(3, 0, 2, 4, 1, 5)
     found = layer.out(layer.fused(*qkv))
     torch.testing.assert_close(found, wanted)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mtld_core.nn.conv import Conv3x3, ResBlock, norm2d
+from mtld_core.nn.conv import Conv3x3, ResBlock, laid_out, norm2d
 from mtld_core.nn.precision import in_fp32
 
 FUSED_CELL = torch.ops.aten._thnn_fused_gru_cell  # of rows: (gates, gates, state) -> (new state, workspace)
@@ -40,7 +40,7 @@ class ConvEncoder(nn.Module):
             self.head = nn.Linear(last * height * width, config.latent_dim)
 
     def forward(self, x):
-        x = self.body(x)
+        x = self.body(laid_out(x))
         return self.head(x if self.as_map else x.flatten(1))
 
 
@@ -64,11 +64,12 @@ class Trajectory(nn.Module):
 
     def start(self, z):
         """Latents of the priming frames `[B, k, Z]` -> the initial state."""
-        return [self.init(z.flatten(1, 2))] * len(self.cells)
+        return [self.init(laid_out(z.flatten(1, 2)))] * len(self.cells)
 
     def step(self, z, hidden):
         """Go one frame on: (z_t `[B, Z]`, state) -> (z_t+1 `[B, Z]`, state)."""
         new = []
+        z = laid_out(z)
         for cell, old in zip(self.cells, hidden, strict=True):
             z = cell(z, old)
             new.append(z)
@@ -150,7 +151,7 @@ class UpDecoder(nn.Module):
 
     def forward(self, z, given=None):
         """given: the priming frames, which this decoder does not use."""
-        return self.body(self.stem(z).reshape(-1, *self.grid))
+        return self.body(self.stem(laid_out(z)).reshape(-1, *self.grid))
 
 
 class ShuffleDecoder(nn.Module):
@@ -184,7 +185,7 @@ class ShuffleDecoder(nn.Module):
 
     def forward(self, z, given=None):
         """given: priming frames `[M, 3, H, W]`, each for the next N / M latents; unused without a skip."""
-        x = self.stem(z).reshape(-1, *self.grid)
+        x = self.stem(laid_out(z)).reshape(-1, *self.grid)
         if self.skip == "none":
             return self.mean + self._draw(x)
         repeats = len(z) // len(given)

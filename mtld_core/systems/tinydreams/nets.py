@@ -2,6 +2,7 @@
 
 import itertools
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -107,7 +108,9 @@ class ConvDecoder(nn.Module):
 
     def forward(self, x, maps=()):
         for i, level in enumerate(self.levels):
-            x = F.interpolate(self.narrow[i](x), scale_factor=2)
+            x = self.narrow[i](x)
+            with torch.autocast(x.device.type, enabled=False):  # which would double it in fp32
+                x = F.interpolate(x, scale_factor=2)
             if self.skips:
                 x = x + self.skips[i](maps[i])
             x = level(x)

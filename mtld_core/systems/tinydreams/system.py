@@ -415,8 +415,8 @@ class TinyDreams(System):
 
         action: `[B]` or `[B, A]`; None for no action at all, see `ActionEncoder.idle`.
         """
-        # unlike a stack, this stays in channels_last
-        pictures = torch.cat([past[-1 - age] for age in self.config.ages], 1)
+        seen = [past[-1 - age].movedim(1, -1) for age in self.config.ages]
+        pictures = torch.cat(seen, -1).movedim(-1, 1)  # in channels_last
         x, maps = self._layer(self.tokenizer, pictures)  # [B, E, h, w]
         x = x.flatten(2).transpose(1, 2) + self.place  # [B, P, E]
         token = self.action.idle(len(x)) if action is None else self.action(action)
@@ -538,10 +538,12 @@ class TinyDreams(System):
         uniform, fade = keyed_uniforms(key, {"context_noise": 2 * numbers, "context_fade": 1})
         cuts = normal_of(uniform).unfold(1, values, NOISE_STRIDE).unflatten(2, (c.height, c.width, 3))
         left = 1 - c.context_fade * fade[..., None, None]  # [B, 1, 1, 1]
-        for i, noise in zip(looked_at, cuts.movedim(-1, 2).unbind(1), strict=True):
-            if c.context_fade:
-                frames[i] = torch.lerp(self.median, frames[i], left)
-            frames[i] = torch.add(frames[i], noise, alpha=c.context_noise)
+        seen = torch.stack([frames[i].movedim(1, -1) for i in looked_at], 1).movedim(-1, 2)  # [B, n, 3, H, W]
+        if c.context_fade:
+            seen = torch.lerp(self.median, seen, left[:, None])
+        seen = torch.add(seen, cuts.movedim(-1, 2), alpha=c.context_noise)
+        for i, frame in zip(looked_at, seen.unbind(1), strict=True):
+            frames[i] = frame
         return frames
 
     def _pixel_losses(self, fake, truth):
