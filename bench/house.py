@@ -48,10 +48,11 @@ RESERVED = {
 
 # three arrows are notebook 04's: it calls judge/, which draws strips (media.py) and has a gallery (pages.py)
 # three more lead to machine/, what a run computes on: from train/, bench/ and to config.py
-MOST_ROOMS, MOST_STOREYS, MOST_ARROWS = 24, 8, 106
+# the stepper converts weights by nn/, and generation.json names a precision as runtime.py does
+MOST_ROOMS, MOST_STOREYS, MOST_ARROWS = 24, 8, 108
 MOST_FILES_AT_THE_TOP, MOST_FILES = 10, 13  # directly in mtld_core/, and in any folder inside it
 # of mtld_core; the plan aimed at 70,000 for what there was before dreams were judged by their life
-MOST_TOKENS, MOST_TOKENS_A_LINE = 111_500, 10.4
+MOST_TOKENS, MOST_TOKENS_A_LINE = 114_600, 10.4
 LONGEST_FUNCTION, LONGEST_LINE = 60, 110  # lines, characters
 MOST_MEMBERS = 20  # in the table of the contract's docstring
 

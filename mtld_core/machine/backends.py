@@ -28,21 +28,23 @@ def chosen(device, precision, deterministic, fixed_shapes):
 def set_to(device, tf32, cudnn_benchmark, deterministic):
     """Inside they compute so, and afterwards as before: a notebook goes on. A CPU computes as it does."""
     cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    matmul = torch.get_float32_matmul_precision()
     algorithms = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     workspace = os.environ.get(WORKSPACE)
+    flags = contextlib.nullcontext()
+    if device.type == "cuda":
+        flags = cudnn.flags(cudnn.enabled, cudnn_benchmark, deterministic=deterministic, allow_tf32=tf32)
     try:
         if device.type == "cuda":
-            cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = cudnn_benchmark, deterministic, tf32
             torch.set_float32_matmul_precision("high" if tf32 else "highest")
         if deterministic:
             os.environ.setdefault(WORKSPACE, SAME_AGAIN)  # read when cuBLAS is first used
             torch.use_deterministic_algorithms(True, warn_only=True)
-        yield
+        with flags:
+            yield
     finally:
-        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = before[:3]
-        torch.set_float32_matmul_precision(before[3])
+        torch.set_float32_matmul_precision(matmul)
         torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
         if workspace is None:
             os.environ.pop(WORKSPACE, None)

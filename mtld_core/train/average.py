@@ -1,6 +1,5 @@
 """The moving average of the weights, which is judged and generates."""
 
-import collections
 import copy
 
 import torch
@@ -26,9 +25,6 @@ def move(average, system, share):
     here = [mine for mine, weight in pairs if weight.requires_grad]
     there = [weight for _, weight in pairs if weight.requires_grad]
     torch._foreach_lerp_(here, there, share)
-    by_type = collections.defaultdict(lambda: ([], []))  # a call for each: kernels take one
-    for mine, buffer in zip(average.buffers(), system.buffers(), strict=True):
-        by_type[buffer.dtype][0].append(mine)
-        by_type[buffer.dtype][1].append(buffer)
-    for mine, buffers in by_type.values():
-        torch._foreach_copy_(mine, buffers)
+    buffers = list(system.buffers())
+    if buffers:
+        torch._foreach_copy_(list(average.buffers()), buffers)

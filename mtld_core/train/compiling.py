@@ -1,12 +1,9 @@
 """compile=true: the parts of a system through torch.compile, as long as that gives eager's gradients."""
 
-import re
-
 import torch
 
 UNTRUE_BELOW = 2, 15  # of torch, whose inductor may compile a wrong gradient where it mixes reductions
-MOST_APART = {torch.float32: 1e-3, torch.float64: 1e-3}  # relative norm; else HALF
-HALF = 2e-2
+EXACT, HALF = 1e-3, 2e-2  # how far gradients may be apart, as relative norm, in fp32 and in half precision
 
 
 class Compiling:
@@ -17,9 +14,9 @@ class Compiling:
 
     def __init__(self, modules, dtype, say):
         self.modules, self.say = list(modules), say
-        self.limit = MOST_APART.get(dtype, HALF)
+        self.limit = EXACT if dtype == torch.float32 else HALF
         self.checked = set()
-        if version() < UNTRUE_BELOW:
+        if torch.__version__ < UNTRUE_BELOW:
             import torch._inductor.config as inductor
 
             inductor.triton.mix_order_reduction = False
@@ -56,11 +53,6 @@ class Compiling:
         self._switch(off=True)
         self.modules, self.compiled = [], []
         self.say(f"compile=true: going on without torch.compile, for {reason}")
-
-
-def version():
-    """torch's, as two numbers."""
-    return tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
 
 
 def _flat(parameters):

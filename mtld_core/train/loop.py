@@ -154,13 +154,17 @@ class Training:
         self.session_step, self.session_seconds = self.step, self.train_seconds  # where this session began
 
         if config.compile:
-            parts = system.to_compile() if system.fixed_shapes else []
-            if not parts:
-                controls.say(f"compile=true: nothing of {system.name} is compiled")
-            self.stepper.compiling = Compiling(parts, self.dtype, controls.say)
+            self._compile()
         rewind(run_dir, self.step)
         write_part(run_dir, CONFIG, self._about())
         self._introduce(why)
+
+    def _compile(self):
+        system, say = self.system, self.controls.say
+        parts = system.to_compile() if system.fixed_shapes else []
+        if not parts:
+            say(f"compile=true: nothing of {system.name} is compiled")
+        self.stepper.compiling = Compiling(parts, self.dtype, say)
 
     def _introduce(self, why):
         say, name, batches = self.controls.say, self.system.name, self.batches

@@ -27,9 +27,10 @@ def convolved(monkeypatch):
     """The types in which convolutions are computed, as they come."""
     types, honest = [], torch.nn.functional.conv2d
 
-    def watched(x, weight, *rest):
-        types.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype)
-        return honest(x, weight, *rest)
+    def watched(x, weight, *rest, **more):
+        if not more:  # those of networks
+            types.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype)
+        return honest(x, weight, *rest, **more)
 
     monkeypatch.setattr(torch.nn.functional, "conv2d", watched)
     return types

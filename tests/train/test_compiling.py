@@ -75,7 +75,7 @@ def test_else_all_goes_on_in_eager_and_one_line_says_why(make, why, monkeypatch)
 def test_the_switch_of_versions_that_compile_wrong_gradients(there, off, monkeypatch):
     import torch._inductor.config as inductor
 
-    monkeypatch.setattr(torch, "__version__", there)
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(there))
     with inductor.patch({"triton.mix_order_reduction": True}):
         Compiling([], torch.float32, print)
         assert inductor.triton.mix_order_reduction == (not off)

@@ -68,8 +68,8 @@ class CausalTimeAttention(nn.Module):
         """
         if frames == 1:  # frame after frame, which is where every operation counts
             return self.distance[:, None, :seen].flip(-1)
-        # the last frame's row, the farthest first, and then what lies ahead of the frames before it: the rows of
-        # those begin further on
+        # the last frame's row, the farthest first, and then what lies ahead of the frames before it, whose
+        # rows begin further on
         far = max(0, seen - self.span)
         row = F.pad(self.distance[:, :seen].flip(-1), (far, frames - 1), value=float("-inf"))
         return row.unfold(-1, seen, 1).flip(1)
