@@ -20,10 +20,10 @@ BEFORE = {
 SHARE = {
     "mtld": 0.67,
     "tinydreams": 0.73,
-    "tokenizer": 0.70,
+    "tokenizer": 0.68,
     "latent_actions": 0.67,
     "dynamics": 0.67,
-    "weight_rnn": 0.98,
+    "weight_rnn": 0.96,
 }
 
 
