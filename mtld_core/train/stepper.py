@@ -16,8 +16,8 @@ from mtld_core.nn.precision import HalfWeights
 from mtld_core.runtime import computing
 from mtld_core.systems.base import Loss, Place
 
-# of fp16 losses, which grows by itself: from 2 ** 16 on the first steps of most systems would overflow
-INITIAL_SCALE = 2.0**12
+# of fp16 losses, which grows by itself: from 2 ** 12 on the first steps of some systems would overflow
+INITIAL_SCALE = 2.0**9
 
 
 class Stepper:
