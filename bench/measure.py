@@ -119,7 +119,7 @@ class Work(TorchDispatchMode):
             if parts is not NotImplemented:
                 return parts
         result = function(*arguments, **keywords)
-        if not _looks_on(function):
+        if not looks_on(function):
             flop = _flop(function._overloadpacket, arguments, keywords, result)
             moved = sum(_bytes(leaf) for leaf in tree_leaves((arguments, keywords, result)))
             self.kernels += 1
@@ -133,7 +133,7 @@ class Work(TorchDispatchMode):
         return math.fsum(max(flop / rate, moved / copied) for flop, moved in self._each)
 
 
-def _looks_on(function):
+def looks_on(function):
     """Whether a function only looks at memory in another way, or takes some, and computes nothing."""
     packet = function._overloadpacket
     if packet in NO_WORK:

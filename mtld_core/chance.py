@@ -24,13 +24,22 @@ def keyed_uniform(keys, purpose, size):
     accumulation or spread over processes, and a resumed run needs no generator's state. The hash is
     splitmix64 (Steele et al. 2014).
     """
+    return keyed_uniforms(keys, {purpose: size})[0]
+
+
+def keyed_uniforms(keys, sizes):
+    """What `keyed_uniform` gives for each purpose of the dict purpose -> size: a list, in few kernels."""
     import torch
 
-    counter = torch.arange(1, size + 1, device=keys.device)
-    x = (keys ^ seed_of(purpose))[:, None] + counter * STEP
+    parts = []
+    for purpose, size in sizes.items():
+        counter = torch.arange(1, size + 1, device=keys.device)
+        parts.append(torch.add((keys ^ seed_of(purpose))[:, None], counter, alpha=STEP))
+    x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
     x = (x ^ _shift_right(x, 30)) * MIX
     x = (x ^ _shift_right(x, 27)) * MIX_AGAIN
-    return _shift_right(x, 40).to(torch.float32) * 2.0**-24
+    x = torch.mul(_shift_right(x, 40), 2.0**-24)  # whole numbers below 2 ** 24, which float32 holds
+    return x.split(list(sizes.values()), 1)
 
 
 def _shift_right(x, bits):
@@ -43,8 +52,13 @@ def keyed_normal(keys, purpose, size):
 
     A value depends on (key, purpose, size, position) alone. They are made from `keyed_uniform` by Box-Muller.
     """
+    return normal_of(keyed_uniform(keys, purpose, 2 * size))
+
+
+def normal_of(uniform):
+    """Turn uniform floats `[B, 2 * size]` into standard normal ones, `[B, size]`."""
     import torch
 
-    for_radius, for_angle = keyed_uniform(keys, purpose, 2 * size).chunk(2, dim=1)
+    for_radius, for_angle = uniform.chunk(2, dim=1)
     radius = torch.sqrt(-2 * torch.log1p(-for_radius))
     return radius * torch.cos(2 * torch.pi * for_angle)

@@ -186,6 +186,29 @@ def pick_precision(device, wanted="auto"):
     return torch.float16, f"{_named(capability)} has no bf16 units"
 
 
+def pick_judged_precision(device, wanted="auto"):
+    """The torch dtype in which a run is judged, generates and plays: that of its training, on a CPU fp32."""
+    import torch
+
+    return torch.float32 if device.type == "cpu" else pick_precision(device, wanted)[0]
+
+
+def name_of(dtype):
+    """ "float16" of torch.float16, and so on: as report.json has it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def computing(device, dtype):
+    """A context in which networks compute in `dtype`, by autocast; torch.float32 switches that off.
+
+    Without autocast's cache of half-precision weights: up to torch 2.10 a copy that was made under `no_grad`
+    is used where gradient is wanted, too, and then there is none.
+    """
+    import torch
+
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False)
+
+
 # ---- memory and versions
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h

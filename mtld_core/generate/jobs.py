@@ -22,6 +22,7 @@ from mtld_core.generate.output import Continuation, Timed, Translation, write
 from mtld_core.generate.rollouts import check_actions, check_makes_frames, stream, stream_translation
 from mtld_core.generate.source import read_source
 from mtld_core.runs.folder import samples_of
+from mtld_core.runtime import name_of
 from mtld_core.systems.base import Translates
 from mtld_core.systems.opening import open_run
 
@@ -182,7 +183,8 @@ def _actions_of(given, system, count):
     if recorded:
         return given.actions[:count].tolist()
     clip = torch.cat([given.context, given.truth[:count].cpu()])[None]
-    return system.infer_actions(to_float(clip.to(system.device)))[0, -count:].tolist()
+    with system.computing():
+        return system.infer_actions(to_float(clip.to(system.device)))[0, -count:].tolist()
 
 
 def _too_few_actions(given, system, count, known):
@@ -240,6 +242,7 @@ def _about(system, given):
         "system": system.name,
         "checkpoint": system.run.checkpoint,
         "step": system.run.step,
+        "precision": name_of(system.precision),
         "source": given.text,
     }
 

@@ -12,7 +12,7 @@ from mtld_core.config import UserError, check
 from mtld_core.frames import to_uint8
 from mtld_core.judge.translations import translated
 from mtld_core.machine import graphs, memory
-from mtld_core.systems.base import Reconstructs, Samples, System, Translates
+from mtld_core.systems.base import Reconstructs, Samples, System, Translates, computed
 
 
 def rollout(system, context, num_frames, actions=None, seed=0):
@@ -54,11 +54,12 @@ def stream(system, context, num_frames, actions=None, seed=0):
 def _pieces(system, context, num_frames, actions, generator):
     """Yield the frames of a rollout in pieces uint8 `[t, H, W, 3]` on the system's device."""
     if not graphs.can_record(system.device) or type(system).rollout is not System.rollout:
-        for piece in system.rollout(context, num_frames, actions, generator):
+        for piece in computed(system, system.rollout(context, num_frames, actions, generator)):
             yield to_uint8(piece[0])
         return
     step = stepping(system)
-    state = system.start(context, generator)
+    with system.computing():
+        state = system.start(context, generator)
     for t in range(num_frames):
         state, piece = step(state, None if actions is None else actions[t])
         yield piece
@@ -72,7 +73,8 @@ def stepping(system):
     """
 
     def step(inputs):
-        state, frame = system.step(*inputs)
+        with system.computing():
+            state, frame = system.step(*inputs)
         return state, to_uint8(frame)
 
     if graphs.can_record(system.device):

@@ -16,7 +16,7 @@ import torch
 
 from mtld_core.judge.task import Task, opened
 from mtld_core.runs.folder import JUDGEMENTS, write_part
-from mtld_core.runtime import command, progress_bar
+from mtld_core.runtime import command, name_of, progress_bar
 from mtld_core.systems.opening import own_dataset
 
 
@@ -34,6 +34,7 @@ def judge(run_dir, checkpoint="", device="auto", life_horizon=None):
     task = Task(system, own_dataset(system), config)
     with progress_bar(desc="judging", unit=" pieces") as bar:
         figures = task.figures(system, lambda: bar.update())
+    figures["precision"] = name_of(system.precision)
     write_part(run_dir, f"{JUDGEMENTS}/{Path(system.run.checkpoint).stem}.json", figures)
     return figures
 

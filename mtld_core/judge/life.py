@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from mtld_core import metrics
 from mtld_core.frames import differs, evenly, to_float, to_uint8
 from mtld_core.judge.windows import reachable
+from mtld_core.systems.base import computed
 
 BOUNDS = (16, 64, 128, 256, 512, 1000, 10_000)  # steps at which windows of time end
 SHEET = (64, 256, 1000, 10_000)  # steps that the contact sheet shows
@@ -132,7 +133,7 @@ class Life:
         context = to_float(self.dataset.frames[rows].to(system.device))
         each = None if actions is None else actions.to(system.device).unbind(0)
         chance = torch.Generator(system.device).manual_seed(0)
-        for piece in system.rollout(context, steps, each, chance):
+        for piece in computed(system, system.rollout(context, steps, each, chance)):
             for frames in to_uint8(piece).to(self.median.device).unbind(1):
                 tick()
                 yield frames

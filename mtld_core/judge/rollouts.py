@@ -118,7 +118,8 @@ class Judge:
             figures["moving_skill_db_by_horizon"] = by_horizon
         if self.context and system.action_space is not None:
             figures |= self._steering(system, model, errors["copy"], tick)
-        return figures | system.evaluate(self.dataset, self.starts)
+        with system.computing():
+            return figures | system.evaluate(self.dataset, self.starts)
 
     def _compare(self, system, tick):
         """(errors, moving, made, true): what the figures are made of.
@@ -209,7 +210,8 @@ class Judge:
         if system.action_space is None:
             return None
         clips = to_float(self._frames(starts, 0, self.context + horizon).to(system.device))
-        return system.infer_actions(clips)[:, first:]
+        with system.computing():
+            return system.infer_actions(clips)[:, first:]
 
     # ---- frames
 
@@ -221,15 +223,17 @@ class Judge:
         """
         device = self.dataset.frames.device
         if not self.context:
-            rebuilt = system.reconstruct(to_float(self.truth(starts).to(system.device)))
+            with system.computing():
+                rebuilt = system.reconstruct(to_float(self.truth(starts).to(system.device)))
             return to_uint8(rebuilt).to(device)
         context = to_float(self._context(starts).to(system.device))
         if actions is None:
             actions = self._actions(system, starts, horizon)
         steps = None if actions is None else actions.to(system.device).unbind(1)
         chance = torch.Generator(system.device).manual_seed(0)  # the same under every action
-        pieces = system.rollout(context, horizon, steps, chance)
-        return torch.cat([to_uint8(piece).to(device) for piece in pieces], 1)
+        with system.computing():
+            pieces = system.rollout(context, horizon, steps, chance)
+            return torch.cat([to_uint8(piece).to(device) for piece in pieces], 1)
 
     def truth(self, starts):
         """What really came, uint8 `[B, reach, H, W, 3]`."""

@@ -141,7 +141,9 @@ class Task:
         if self.likeness is not None:
             tick()
             chance = torch.Generator(system.device).manual_seed(0)
-            figures |= self.likeness(to_uint8(system.sample(self.draws, chance)), tick)
+            with system.computing():
+                drawn = system.sample(self.draws, chance)
+            figures |= self.likeness(to_uint8(drawn), tick)
         if self.life is not None:
             figures |= self.life(system, tick)
         return figures

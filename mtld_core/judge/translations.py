@@ -138,5 +138,6 @@ def translated(system, clips, direction, state=None):
 
     See `Translates.translate`.
     """
-    made, state = system.translate(to_float(clips.to(system.device)), direction, state)
+    with system.computing():
+        made, state = system.translate(to_float(clips.to(system.device)), direction, state)
     return to_uint8(made).to(clips.device), state

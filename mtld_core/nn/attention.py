@@ -6,6 +6,7 @@ Letters: N pictures, P patches, E width, H heads, D = E / H.
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 
 class Norm(nn.Module):
@@ -29,8 +30,36 @@ class Norm(nn.Module):
         x = self.norm(x)
         if self.modulation is None:
             return x
-        scale, shift = self.modulation(condition).chunk(2, -1)
+        modulation = self.modulation(condition)
+        if x.dtype != modulation.dtype and not torch.compiler.is_compiling():
+            return Modulated.apply(x, modulation)
+        scale, shift = modulation.chunk(2, -1)
         return torch.addcmul(shift, x, 1 + scale)
+
+
+class Modulated(torch.autograd.Function):
+    """x `[..., E]` in fp32, (scale, shift) `[..., 2E]` in half precision -> x * (1 + scale) + shift in that.
+
+    Computed in fp32 and stored in half precision by one kernel, where autocast would convert each by its own.
+    """
+
+    @staticmethod
+    def forward(ctx, x, modulation):
+        scale, shift = modulation.chunk(2, -1)
+        larger = 1 + scale
+        ctx.save_for_backward(x, larger)
+        return torch.addcmul(shift, x, larger, out=torch.empty_like(x, dtype=modulation.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, larger = ctx.saved_tensors
+        to_x = torch.mul(grad, larger, out=torch.empty_like(x))
+        shared = [i for i, (a, b) in enumerate(zip(x.shape, larger.shape, strict=True)) if a != b]
+        both = grad * x, grad  # [..., E] of scale and shift
+        if shared:
+            both = [each.sum(shared, keepdim=True, dtype=x.dtype) for each in both]
+        return to_x, torch.cat(both, -1).to(larger.dtype)
 
 
 class Attention(nn.Module):

@@ -2,8 +2,10 @@
 
 import typing
 
+import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 NormKind = typing.Literal["instance", "group", "none"]
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
@@ -16,13 +18,82 @@ class Conv3x3(nn.Conv2d):
         super().__init__(channels, out, 3, stride, 1)
 
 
+def laid_out(maps):
+    """Maps `[N, C, h, w]` as the convolutions of a GPU take them, in channels_last; all else as it is."""
+    if maps.is_cuda and maps.dim() == 4:
+        return maps.contiguous(memory_format=torch.channels_last)
+    return maps
+
+
 def norm2d(kind, channels):
     """Make the normalisation layer that a `NormKind` names. A group has 8 channels, or a few more."""
     if kind == "instance":
-        return nn.InstanceNorm2d(channels)
+        return InstanceNorm(channels)
     if kind == "group":
-        return nn.GroupNorm(_groups(channels), channels)
+        return GroupNorm(_groups(channels), channels)
     return nn.Identity()
+
+
+class InstanceNorm(nn.InstanceNorm2d):
+    """torch's own; on a GPU what comes out is in channels_last."""
+
+    def forward(self, x):
+        if _in_torchs_way(x):
+            return super().forward(x)
+        return ChannelsLastNorm.apply(x, x.shape[1], self.eps)
+
+
+class GroupNorm(nn.GroupNorm):
+    """torch's own; on a GPU what comes out is in channels_last, and in half precision where the input is."""
+
+    def forward(self, x):
+        if _in_torchs_way(x):
+            return super().forward(x)
+        return ChannelsLastNorm.apply(x, self.num_groups, self.eps, self.weight, self.bias)
+
+
+def _in_torchs_way(x):
+    """Whether torch's own norm does as well: a CPU's keeps channels_last, and a compiler makes its own."""
+    return not x.is_cuda or torch.compiler.is_compiling()
+
+
+class ChannelsLastNorm(torch.autograd.Function):
+    """Norm of maps `[N, C, h, w]` over groups of channels, in the type of x and in channels_last.
+
+    Statistics are in fp32, as batch norm has them, which is what computes them here: torch's group norm takes
+    half precision to fp32 first, and neither that nor its instance norm gives back channels_last (2.14).
+    scale, shift: `[C]` in fp32, or None.
+    """
+
+    @staticmethod
+    def forward(ctx, x, groups, eps, scale=None, shift=None):
+        rows = x.contiguous().view(1, len(x) * groups, -1, x.shape[-1])
+        normed, mean, inverse = torch.native_batch_norm(rows, None, None, None, None, True, 0.0, eps)
+        normed = normed.view(x.shape)
+        ctx.save_for_backward(rows, mean, inverse, scale, None if scale is None else normed)
+        ctx.eps = eps
+        result = torch.empty_like(x, memory_format=torch.channels_last)
+        if scale is None:
+            return result.copy_(normed)
+        # one kernel computes it in fp32, and stores it in the type and the order of the result
+        return torch.addcmul(shift[:, None, None], normed, scale[:, None, None], out=result)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        rows, mean, inverse, scale, normed = ctx.saved_tensors
+        to_normed = rows.new_empty(grad.shape)
+        to_scale = to_shift = None
+        if scale is None:
+            to_normed.copy_(grad)
+        else:
+            torch.mul(grad, scale[:, None, None], out=to_normed)
+            to_scale = (grad * normed).sum((0, 2, 3), dtype=scale.dtype)
+            to_shift = grad.sum((0, 2, 3), dtype=scale.dtype)
+        given = to_normed.view_as(rows), rows, None, None, None, mean, inverse, True, ctx.eps
+        to_x, _, _ = torch.ops.aten.native_batch_norm_backward(*given, [True, False, False])
+        to_x = to_x.view(grad.shape).contiguous(memory_format=torch.channels_last)
+        return to_x, None, None, to_scale, to_shift
 
 
 def erases(kind, channels, height, width):
@@ -94,7 +165,7 @@ class ConvTokenizer(nn.Module):
     def __init__(self, channels, filters, blocks, dim, patch, norm="instance", activation="gelu"):
         super().__init__()
         fold = patch >> len(filters)
-        self.fold = nn.PixelUnshuffle(fold)
+        self.fold = nn.PixelUnshuffle(fold) if fold > 1 else nn.Identity()  # by 1 it copies
         self.stem = Conv3x3(channels * fold**2, filters[0])
         self.levels = nn.ModuleList()
         self.widths = []

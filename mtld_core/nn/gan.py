@@ -9,18 +9,19 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, register_parametrization
 
 from mtld_core.config import check
-from mtld_core.nn.conv import norm2d
+from mtld_core.nn.conv import laid_out, norm2d
 from mtld_core.nn.precision import in_fp32
 
 STARTING_ITERATIONS = 15  # torch's own number
+SHORTEST = 1e-12  # that a vector is divided by
 
 
 class SpectralNorm(nn.Module):
     """A weight `[out, ...]` divided by its largest singular value, in fp32 (Miyato et al. 2018).
 
-    A parametrisation. `iterate` moves the singular vectors a step on. Using the weight does not move them,
-    unlike in torch's own, so that it stays the same in all parts and passes of a training step. Buffers have
-    the names of torch's, for runs that were trained with those.
+    A parametrisation. `iterate` moves the singular vectors of many a step on. Using the weight does not move
+    them, unlike in torch's own, so that it stays the same in all parts and passes of a training step. Buffers
+    have the names of torch's, for runs that were trained with those.
     """
 
     def __init__(self, weight):
@@ -29,19 +30,30 @@ class SpectralNorm(nn.Module):
         self.register_buffer("_u", F.normalize(weight.new_empty(rows).normal_(), dim=0))
         self.register_buffer("_v", F.normalize(weight.new_empty(columns).normal_(), dim=0))
         for _ in range(STARTING_ITERATIONS):
-            self.iterate(weight)
-
-    @torch.no_grad()
-    def iterate(self, weight):
-        """One step of the power method."""
-        matrix = weight.flatten(1)
-        self._u.copy_(F.normalize(torch.mv(matrix, self._v), dim=0))
-        self._v.copy_(F.normalize(torch.mv(matrix.T, self._u), dim=0))
+            iterate([(self, weight)])
 
     def forward(self, weight):
-        # not as a matrix product, which autocast would run in half precision
-        rows = (weight.flatten(1) * self._v).sum(1)
-        return weight / (rows * self._u).sum()
+        with torch.autocast(weight.device.type, enabled=False):
+            largest = torch.dot(self._u, torch.mv(weight.flatten(1), self._v))
+        return weight / largest
+
+
+@torch.no_grad()
+def iterate(pairs):
+    """One step of the power method for each pair (`SpectralNorm`, its weight), all in a few kernels."""
+    norms = [norm for norm, _ in pairs]
+    matrices = [weight.flatten(1) for _, weight in pairs]
+    _set([norm._u for norm in norms], matrices, [norm._v for norm in norms])
+    _set([norm._v for norm in norms], [matrix.T for matrix in matrices], [norm._u for norm in norms])
+
+
+def _set(vectors, matrices, others):
+    """Let each vector be the product of a matrix and the other vector, made as long as 1."""
+    for vector, matrix, other in zip(vectors, matrices, others, strict=True):
+        torch.mv(matrix, other, out=vector)
+    lengths = torch._foreach_norm(vectors)
+    torch._foreach_clamp_min_(lengths, SHORTEST)
+    torch._foreach_div_(vectors, lengths)
 
 
 def spectral_norm(layer):
@@ -71,6 +83,7 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, x):
         features = []
+        x = laid_out(x)
         for block in self.blocks:
             x = block(x)
             features.append(x)
@@ -78,9 +91,8 @@ class PatchDiscriminator(nn.Module):
 
     def iterate(self):
         """Let spectral norm follow the weights by one step of its power method."""
-        for module in self.modules():
-            if isinstance(module, ParametrizationList):
-                module[0].iterate(module.original)
+        lists = [module for module in self.modules() if isinstance(module, ParametrizationList)]
+        iterate([(module[0], module.original) for module in lists])
 
 
 def check_discriminator(config, way_out):

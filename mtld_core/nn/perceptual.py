@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mtld_core.config import UserError
+from mtld_core.nn.precision import HalfWeights
 
 TRUNK_FILE = "vgg16-397923af.pth"  # torchvision's own file
 # what data_prep/convert_lpips.py writes: the convolutions alone, so it must not take torchvision's name
@@ -128,10 +129,17 @@ class LPIPS(nn.Module):
         return maps
 
     def forward(self, fake, real):
-        with torch.no_grad():
-            targets = self.features(real)
+        half_weights = HalfWeights(self.trunk, _autocast_type(fake.device.type))
+        with half_weights():
+            with torch.no_grad():
+                targets = self.features(real)
+            features = self.features(fake)
         heads = [getattr(self, f"head{i}") for i in range(len(self.taps))]
-        return sum(map(MapDistance.apply, self.features(fake), targets, heads))
+        return sum(map(MapDistance.apply, features, targets, heads))
+
+
+def _autocast_type(device):
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
 
 
 class MapDistance(torch.autograd.Function):

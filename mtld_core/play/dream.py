@@ -221,7 +221,8 @@ class Play:
         """Let the system dream on from the newest of these frames, k or more."""
         k = self.system.needs().context
         self._recent = collections.deque(context, maxlen=k)
-        self._state = self.system.start(self.recent, self._drawn)
+        with self.system.computing():
+            self._state = self.system.start(self.recent, self._drawn)
 
     def _sync_is_due(self):
         if not self.sync_when or self.real is None or self.over:

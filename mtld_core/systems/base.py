@@ -21,6 +21,7 @@ What only some systems can do is told by a class beside it: `Reconstructs`, `Sam
 k context frames, H W pixels, A numbers of an action. Frames inside are float `[B, T, 3, H, W]` in [-1, 1].
 """
 
+import contextlib
 import dataclasses
 import types
 import typing
@@ -31,6 +32,8 @@ from torch import nn
 from mtld_core.config import NotNegative, Settings, check
 from mtld_core.frames import to_float
 from mtld_core.nn.muon import Muon
+from mtld_core.nn.precision import HalfWeights
+from mtld_core.runtime import computing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,11 +127,11 @@ class BuiltOn:
 
 
 class Capturable:
-    """A system whose training step does the same work each time, so that a GPU can replay it as a graph.
+    """A system whose training step does the same work each time, on tensors of the same shapes.
 
-    After its first steps no Python code of `training_step` runs any more. So what changes from step to step
-    lives in tensors that are changed in place; no value of a tensor decides what is done next, and nothing is
-    copied from or to the host.
+    So a compiler can compile it once, and a GPU replay it as a graph: after the first steps no Python code of
+    `training_step` runs any more. What changes from step to step lives in tensors that are changed in place;
+    no value of a tensor decides what is done next, and nothing is copied from or to the host.
     """
 
 
@@ -139,6 +142,7 @@ class System(nn.Module):
     Config: typing.ClassVar[type]
     PRESETS: typing.ClassVar[dict]  # name -> dict of fields of Config and TrainConfig that differ
     action_space = None  # None, an int (n discrete actions) or (low, high) lists of floats
+    precision = torch.float32  # of its networks outside training; who trains or opens it says so
 
     def __init__(self, config):
         super().__init__()
@@ -147,6 +151,13 @@ class System(nn.Module):
     @property
     def device(self):
         return next(self.parameters()).device
+
+    @contextlib.contextmanager
+    def computing(self):
+        """Inside, the networks compute in `precision`: for whoever judges, generates or plays."""
+        half_weights = HalfWeights(self, self.precision)
+        with computing(self.device, self.precision), half_weights():
+            yield
 
     # ---- training
 
@@ -184,7 +195,15 @@ class System(nn.Module):
 
     def to_compile(self):
         """The modules that `compile=true` compiles: those that are called, and not differentiated twice."""
-        return self.children()
+        parts = []
+        for child in self.children():
+            if isinstance(child, nn.ModuleList):  # a list is not called, nor is a stage inside
+                parts += child
+            elif isinstance(child, System):
+                parts += child.to_compile()
+            else:
+                parts.append(child)
+        return parts
 
     def extra_state(self):
         """Tensors, numbers, strings, lists and dicts of them, saved with every checkpoint."""
@@ -249,6 +268,21 @@ class System(nn.Module):
             action = None if actions is None else actions[t]
             state, frame = self.step(state, action)
             yield frame[:, None]
+
+
+def computed(system, pieces):
+    """Yield what the iterator `pieces` makes with this system, in the system's precision.
+
+    Whoever takes the pieces computes in their own.
+    """
+    pieces = iter(pieces)
+    end = object()
+    while True:
+        with system.computing():
+            piece = next(pieces, end)
+        if piece is end:
+            return
+        yield piece
 
 
 def adam(parameters, lr, betas=(0.9, 0.999), weight_decay=0.0, hidden=(), lr_hidden=0.0):

@@ -9,7 +9,7 @@ from mtld_core.data import open_dataset
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import read_config
 from mtld_core.runs.resume import in_full
-from mtld_core.runtime import pick_device, reaching
+from mtld_core.runtime import pick_device, pick_judged_precision, reaching
 from mtld_core.systems import system_class
 
 
@@ -48,7 +48,9 @@ def open_run(path, checkpoint="", device="auto"):
         step = None if weights_file else about.get("step")  # of a shared run
     dataset_path = str(path / about["dataset"]["path"])
     system.run = Run(path, found.name, step, about["preset"], dataset_path, about["training"])
-    return system.to(pick_device(device)).eval().requires_grad_(False)
+    system.to(pick_device(device)).eval().requires_grad_(False)
+    system.precision = pick_judged_precision(system.device, about["training"].get("precision", "auto"))
+    return system
 
 
 def _fetched(name):

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from mtld_core.config import RunGivenUp, UserError, check, parse_object
+from mtld_core.machine import backends
 from mtld_core.machine.group import ALONE, joined
 from mtld_core.machine.heat import watched
 from mtld_core.machine.threads import Threads
@@ -32,7 +33,7 @@ from mtld_core.train.controls import Controls
 from mtld_core.train.fitting import fitted, tried
 from mtld_core.train.launch import launch, obeying, processes_for
 from mtld_core.train.loop import Training
-from mtld_core.train.report import peak_gpu_memory_mb
+from mtld_core.train.report import backends_of, peak_gpu_memory_mb
 from mtld_core.train.schedule import clock
 from mtld_core.train.settings import TrainConfig, build, open_data, plan
 
@@ -99,6 +100,7 @@ def fit(system, dataset, config=TrainConfig(), controls=None, group=ALONE):  # n
         stack.enter_context(stop_on_signal(controls.stop))
         stack.enter_context(warm_memory())
         stack.enter_context(threads)
+        stack.enter_context(backends.set_to(device, **backends_of(config, device, system)))
         training = Training(system, dataset, config, run_dir, controls, threads, began, group)
         try:
             with watched(training.heat, training.device):

@@ -1,7 +1,6 @@
 """The loop: a run in progress, from its first step of this session to its report."""
 
 import contextlib
-import copy
 import dataclasses
 import math
 import time
@@ -16,8 +15,10 @@ from mtld_core.data import Batches
 from mtld_core.judge.task import Task, best_by, summary
 from mtld_core.judge.windows import check_stages
 from mtld_core.machine import graphs, memory
+from mtld_core.machine.compiling import Compiling
 from mtld_core.machine.group import ALONE
 from mtld_core.machine.heat import Heat
+from mtld_core.nn.average import averaged_copy, move
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import (
     BEST,
@@ -34,7 +35,13 @@ from mtld_core.runs.folder import (
     write_part,
 )
 from mtld_core.runs.resume import check_origin, checkpoint_to_resume, other_settings
-from mtld_core.runtime import peak_memory_mb, pick_device, pick_precision
+from mtld_core.runtime import (
+    name_of,
+    peak_memory_mb,
+    pick_device,
+    pick_judged_precision,
+    pick_precision,
+)
 from mtld_core.systems.base import Capturable
 from mtld_core.train.controls import SECONDS_BETWEEN_LINES, Progress
 from mtld_core.train.plots import Log, draw, draw_judgement
@@ -73,6 +80,7 @@ class LoopConfig(Settings):
     compile: bool = False
     # replay steps as CUDA graphs; "auto": where there is a GPU and the system's steps are alike
     graphs: typing.Literal["auto", "on", "off"] = "auto"
+    deterministic: bool = False  # the same again on the same GPU; slower
     channels_last: bool = True
     # on a GPU, begin with the largest batch that still trains more windows a second than half of it
     fit_batch: bool = False
@@ -108,7 +116,7 @@ class Training:
         self.controls, self.threads = controls, threads
         self.device = pick_device(group.card(config.device), controls.say)
         self.dtype, why = pick_precision(self.device, config.precision)
-        self.precision = str(self.dtype).removeprefix("torch.")
+        self.precision = name_of(self.dtype)
         folder, manifest = checkpoint_to_resume(run_dir, config.resume, controls.say)
 
         # ---- what learns, and from what
@@ -123,11 +131,11 @@ class Training:
         group.spread(system.state_dict().values())
         self.optimizers = system.optimizers()
         self.learning_rates = {name: _rates(each, config.lr_scale) for name, each in self.optimizers.items()}
+        system.precision = pick_judged_precision(self.device, config.precision)
         self.ema = None
         if config.ema_decay and group.leads:
-            self.ema = copy.deepcopy(system).eval().requires_grad_(False)
-        ways = config.accumulate, config.clip_norm, controls.say, group, self._make_room
-        self.stepper = Stepper(self.optimizers, self.device, self.dtype, *ways)
+            self.ema = averaged_copy(system)
+        self.stepper = self._stepper()
 
         # ---- what may end it
         self.schedule = Schedule(config, self.batches.steps_per_epoch, controls.stop, began)
@@ -152,13 +160,27 @@ class Training:
         self.session_step, self.session_seconds = self.step, self.train_seconds  # where this session began
 
         if config.compile:
-            for part in system.to_compile():
-                part.compile()
+            self._compile()
         self._do_step = self._step_work()
         if group.leads:
             rewind(run_dir, self.step)
             write_part(run_dir, CONFIG, self._about())
         self._introduce(why)
+
+    def _stepper(self):
+        config = self.config
+        return Stepper(
+            self.optimizers,
+            self.device,
+            self.dtype,
+            config.accumulate,
+            config.clip_norm,
+            self.controls.say,
+            self.group,
+            self._make_room,
+            # a compiler fuses what autocast does into its own kernels
+            system=None if config.compile else self.system,
+        )
 
     def _batches(self):
         config, needs = self.config, self.needs
@@ -172,6 +194,13 @@ class Training:
             self.device,
             group=self.group,
         )
+
+    def _compile(self):
+        system, say = self.system, self.controls.say
+        parts = system.to_compile() if isinstance(system, Capturable) else []
+        if not parts:
+            say(f"compile=true: nothing of {system.name} is compiled")
+        self.stepper.compiling = Compiling(parts, self.dtype, say)
 
     def _introduce(self, why):
         say, name, batches = self.controls.say, self.system.name, self.batches
@@ -356,13 +385,10 @@ class Training:
             graphs.with_rates_in_tensors(optimizer, device)
         return graphs.Recorded(work, device, "a training step", self.controls.say)
 
-    @torch.no_grad()
     def _average(self):
         short = (1 + self.step) / (10 + self.step)  # a short memory while much still moves
         decay = min(self.config.ema_decay, short)
-        torch._foreach_lerp_(list(self.ema.parameters()), list(self.system.parameters()), 1 - decay)
-        for averaged, buffer in zip(self.ema.buffers(), self.system.buffers(), strict=True):
-            averaged.copy_(buffer)
+        move(self.ema, self.system, 1 - decay)
 
     def _attend(self, doing="training"):
         """Save if asked to, and wait while a person or the heat wants it.

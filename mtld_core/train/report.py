@@ -9,8 +9,10 @@ import torch
 from mtld_core.config import to_dict
 from mtld_core.judge.life import falls_apart
 from mtld_core.judge.words import LEAST_GAP, verdict
+from mtld_core.machine import backends
 from mtld_core.runs.checkpoint import SCHEMA
-from mtld_core.runtime import core_count, peak_memory_mb, versions
+from mtld_core.runtime import core_count, name_of, peak_memory_mb, versions
+from mtld_core.systems.base import Capturable
 from mtld_core.train.schedule import clock
 
 EARLY = 500  # steps: before that little has begun to vary, which is no collapse
@@ -55,6 +57,8 @@ def report(run, status, reason):
         "peak_gpu_memory_mb": peak_gpu_memory_mb(device),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": run.precision,
+        "precision_judged": name_of(run.system.precision),
+        "backends": backends_of(config, device, run.system),
         "parameters": run.parameters,
         "seed": config.seed,
         "restitution": config.restitution,
@@ -68,6 +72,11 @@ def report(run, status, reason):
         "alarms": run.alarms.present,
         "metrics": run.metrics,
     }
+
+
+def backends_of(config, device, system):
+    """What a run asks of torch's libraries, see `machine.backends.chosen`."""
+    return backends.chosen(device, config.precision, config.deterministic, isinstance(system, Capturable))
 
 
 def facts(report):

@@ -5,6 +5,8 @@ accumulating and halving on a full GPU keep the order of a full batch: the gener
 the discriminator's begins.
 """
 
+import contextlib
+import functools
 import itertools
 
 import torch
@@ -12,10 +14,12 @@ import torch
 from mtld_core.config import UserError
 from mtld_core.machine import graphs, memory
 from mtld_core.machine.group import ALONE
+from mtld_core.nn.precision import HalfWeights
+from mtld_core.runtime import computing
 from mtld_core.systems.base import Loss, Place
 
-# of fp16 losses, which grows by itself: from 2 ** 16 on the first steps of most systems would overflow
-INITIAL_SCALE = 2.0**12
+# of fp16 losses, which grows by itself: from 2 ** 12 on the first steps of some systems would overflow
+INITIAL_SCALE = 2.0**9
 CAREFUL = 20  # calls of a phase, and as many after each change, in which processes ask who ran out of memory
 
 
@@ -30,7 +34,8 @@ class Stepper:
 
     group: of several processes each is given its share of the batch; gradients, losses and logs are added up
     once a phase, so that all take the step of the whole batch. make_room: called where the GPU is full even
-    with one sample at a time; returns whether it has freed some.
+    with one sample at a time; returns whether it has freed some. system: whose weights are converted
+    together, once a phase and part, see `HalfWeights`; None leaves that to autocast.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class Stepper:
         say=print,
         group=ALONE,
         make_room=lambda: False,
+        system=None,
     ):
         unfused = [name for name, optimizer in optimizers.items() if not optimizer.defaults.get("fused")]
         if unfused:
@@ -53,6 +59,7 @@ class Stepper:
         self.device, self.dtype = device, dtype
         self.clip_norm, self.say = clip_norm, say
         self.group, self.make_room = group, make_room
+        self.half_weights = contextlib.nullcontext if system is None else HalfWeights(system, dtype)
         self.optimizers = optimizers
         self.parameters = {name: _parameters(optimizer) for name, optimizer in optimizers.items()}
         self.scalers = {
@@ -64,12 +71,16 @@ class Stepper:
         # a tensor, too: a step that is replayed as a graph counts as well
         self.calls = {name: torch.zeros((), device=device) for name in optimizers}
         self.careful = dict.fromkeys(optimizers, CAREFUL)
+        self.compiling = None  # a `Compiling`, told of each phase
 
     def __call__(self, phase, loss_fn, batch):
         size = len(next(iter(batch.values())))
         while True:
             result = None
             try:
+                if self.compiling is not None:
+                    backward = functools.partial(self._backward, phase, loss_fn, batch, size)
+                    self.compiling.check(phase, backward, self.parameters[phase])
                 result = self._backward(phase, loss_fn, batch, size)
             except Exception as error:
                 if not memory.is_full(error):
@@ -134,11 +145,14 @@ class Stepper:
         logs, carries = {}, []
         for first, last in parts:
             part = {name: value[first:last] for name, value in batch.items()}
-            with self._autocast():
+            with computing(self.device, self.dtype), self.half_weights():
                 loss = loss_fn(part | {"place": Place(before + first, whole)})
             _check(phase, loss)
+            if last - first == whole:  # a kernel less for each sum
+                self.scalers[phase].scale(loss.total).backward(inputs=parameters)
+                return _detached(loss)
             share = (last - first) / whole
-            if loss.weight is not None and last - first < whole:
+            if loss.weight is not None:
                 share = share * loss.weight.detach()
                 weight = share if weight is None else weight + share
             self.scalers[phase].scale(loss.total * share).backward(inputs=parameters)
@@ -163,15 +177,6 @@ class Stepper:
         torch._foreach_div_(gradients, weight)
         logs = {name: value / weight for name, value in loss.logs.items()}
         return Loss(loss.total / weight, logs, loss.carry)
-
-    def _autocast(self):
-        """Autocast without its cache of half-precision weights.
-
-        Up to torch 2.10 a copy that was made under `no_grad` is used where gradient is wanted, too, and then
-        there is none.
-        """
-        half = self.dtype != torch.float32
-        return torch.autocast(self.device.type, self.dtype, enabled=half, cache_enabled=False)
 
     def _update(self, phase):
         """Clip and step, unless a gradient is not finite."""
@@ -236,6 +241,12 @@ def _check(phase, loss):
                 f"phase {phase!r}: {name!r} of its Loss is {value.dtype}, wanted is float32: take what is "
                 "averaged out of half precision before the mean (mtld_core.nn.precision.in_fp32 does)"
             )
+
+
+def _detached(loss):
+    logs = {name: value.detach() for name, value in loss.logs.items()}
+    carry = {name: value.detach() for name, value in loss.carry.items()}
+    return Loss(loss.total.detach(), logs, carry)
 
 
 def _parts(size, splits):

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mtld_core.nn.conv import Conv3x3, ResBlock, norm2d
+from mtld_core.nn.conv import Conv3x3, ResBlock, laid_out, norm2d
 from mtld_core.nn.precision import in_fp32
+
+FUSED_CELL = torch.ops.aten._thnn_fused_gru_cell  # of rows: (gates, gates, state) -> (new state, workspace)
 
 
 class ConvEncoder(nn.Module):
@@ -38,7 +40,7 @@ class ConvEncoder(nn.Module):
             self.head = nn.Linear(last * height * width, config.latent_dim)
 
     def forward(self, x):
-        x = self.body(x)
+        x = self.body(laid_out(x))
         return self.head(x if self.as_map else x.flatten(1))
 
 
@@ -62,11 +64,12 @@ class Trajectory(nn.Module):
 
     def start(self, z):
         """Latents of the priming frames `[B, k, Z]` -> the initial state."""
-        return [self.init(z.flatten(1, 2))] * len(self.cells)
+        return [self.init(laid_out(z.flatten(1, 2)))] * len(self.cells)
 
     def step(self, z, hidden):
         """Go one frame on: (z_t `[B, Z]`, state) -> (z_t+1 `[B, Z]`, state)."""
         new = []
+        z = laid_out(z)
         for cell, old in zip(self.cells, hidden, strict=True):
             z = cell(z, old)
             new.append(z)
@@ -98,11 +101,24 @@ class ConvGRUCell(nn.Module):
         self.from_hidden = Conv3x3(hidden, 3 * hidden)
 
     def forward(self, x, hidden):
+        if x.is_cuda and not torch.compiler.is_compiling():
+            return fused_gru(self.from_input(x), self.from_hidden(hidden), hidden)
         reset_x, update_x, new_x = self.from_input(x).chunk(3, 1)
         reset_h, update_h, new_h = self.from_hidden(hidden).chunk(3, 1)
         reset = torch.sigmoid(reset_x + reset_h)
         update = torch.sigmoid(update_x + update_h)
         return torch.lerp(torch.tanh(new_x + reset * new_h), hidden, update)
+
+
+def fused_gru(from_input, from_hidden, hidden):
+    """What `ConvGRUCell` makes of its convolutions' maps, in the one kernel that `nn.GRUCell` has on a GPU.
+
+    from_input, from_hidden: `[N, 3 hidden, h, w]`. hidden: `[N, hidden, h, w]`; all best in channels_last.
+    """
+    rows = [maps.movedim(1, -1).flatten(0, 2) for maps in (from_input, from_hidden, hidden)]
+    new, _ = FUSED_CELL(*rows)
+    size, _, height, width = hidden.shape
+    return new.view(size, height, width, -1).movedim(-1, 1)
 
 
 def stem(config, grid):
@@ -135,7 +151,7 @@ class UpDecoder(nn.Module):
 
     def forward(self, z, given=None):
         """given: the priming frames, which this decoder does not use."""
-        return self.body(self.stem(z).reshape(-1, *self.grid))
+        return self.body(self.stem(laid_out(z)).reshape(-1, *self.grid))
 
 
 class ShuffleDecoder(nn.Module):
@@ -169,7 +185,7 @@ class ShuffleDecoder(nn.Module):
 
     def forward(self, z, given=None):
         """given: priming frames `[M, 3, H, W]`, each for the next N / M latents; unused without a skip."""
-        x = self.stem(z).reshape(-1, *self.grid)
+        x = self.stem(laid_out(z)).reshape(-1, *self.grid)
         if self.skip == "none":
             return self.mean + self._draw(x)
         repeats = len(z) // len(given)

@@ -2,6 +2,7 @@
 
 import itertools
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -103,11 +104,13 @@ class ConvDecoder(nn.Module):
                 level.append(ResNetBlock(width, width, 1, config.norm, activation))
             self.levels.append(nn.Sequential(*level))
         self.head = Conv3x3(sizes[-1], channels_drawn(config) * fold**2)
-        self.unfold = nn.PixelShuffle(fold)
+        self.unfold = nn.PixelShuffle(fold) if fold > 1 else nn.Identity()  # by 1 it copies
 
     def forward(self, x, maps=()):
         for i, level in enumerate(self.levels):
-            x = F.interpolate(self.narrow[i](x), scale_factor=2)
+            x = self.narrow[i](x)
+            with torch.autocast(x.device.type, enabled=False):  # which would double it in fp32
+                x = F.interpolate(x, scale_factor=2)
             if self.skips:
                 x = x + self.skips[i](maps[i])
             x = level(x)

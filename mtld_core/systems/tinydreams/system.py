@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mtld_core.chance import keyed_normal, keyed_uniform
+from mtld_core.chance import keyed_uniform, keyed_uniforms, normal_of
 from mtld_core.config import AtLeastTwo, BelowOne, NotNegative, Positive, Widths, WidthsOrNone, check
 from mtld_core.frames import to_float
 from mtld_core.nn.actions import ActionEncoder, action_fields, action_space
@@ -428,8 +428,9 @@ class TinyDreams(Capturable, System):
 
         action: `[B]` or `[B, A]`; None for no action at all, see `ActionEncoder.idle`.
         """
-        pictures = torch.stack([past[-1 - age] for age in self.config.ages], 1)
-        x, maps = self._layer(self.tokenizer, pictures.flatten(1, 2))  # [B, E, h, w]
+        seen = [past[-1 - age].movedim(1, -1) for age in self.config.ages]
+        pictures = torch.cat(seen, -1).movedim(-1, 1)  # in channels_last
+        x, maps = self._layer(self.tokenizer, pictures)  # [B, E, h, w]
         x = x.flatten(2).transpose(1, 2) + self.place  # [B, P, E]
         token = self.action.idle(len(x)) if action is None else self.action(action)
         token = token[:, None]  # [B, 1, E]
@@ -546,13 +547,16 @@ class TinyDreams(Capturable, System):
         looked_at = {newest + t - age for t in range(c.rollout_frames) for age in c.ages}
         looked_at = sorted(i for i in looked_at if i <= newest)
         values = frames[0][0].numel()
-        numbers = keyed_normal(key, "context_noise", values + NOISE_STRIDE * (len(looked_at) - 1))
-        cuts = numbers.unfold(1, values, NOISE_STRIDE).unflatten(2, (c.height, c.width, 3))
-        left = 1 - c.context_fade * keyed_uniform(key, "context_fade", 1)[..., None, None]  # [B, 1, 1, 1]
-        for i, noise in zip(looked_at, cuts.movedim(-1, 2).unbind(1), strict=True):
-            if c.context_fade:
-                frames[i] = torch.lerp(self.median, frames[i], left)
-            frames[i] = torch.add(frames[i], noise, alpha=c.context_noise)
+        numbers = values + NOISE_STRIDE * (len(looked_at) - 1)
+        uniform, fade = keyed_uniforms(key, {"context_noise": 2 * numbers, "context_fade": 1})
+        cuts = normal_of(uniform).unfold(1, values, NOISE_STRIDE).unflatten(2, (c.height, c.width, 3))
+        left = 1 - c.context_fade * fade[..., None, None]  # [B, 1, 1, 1]
+        seen = torch.stack([frames[i].movedim(1, -1) for i in looked_at], 1).movedim(-1, 2)  # [B, n, 3, H, W]
+        if c.context_fade:
+            seen = torch.lerp(self.median, seen, left[:, None])
+        seen = torch.add(seen, cuts.movedim(-1, 2), alpha=c.context_noise)
+        for i, frame in zip(looked_at, seen.unbind(1), strict=True):
+            frames[i] = frame
         return frames
 
     def _pixel_losses(self, fake, truth):

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, vmap
 
+from mtld_core.nn.precision import FullWeights
+
 ACTIVATIONS = {"leaky_relu": functools.partial(F.leaky_relu, negative_slope=0.2), "relu": F.relu}
 UNCHANGED = types.MappingProxyType({})  # changes of no layer
 
@@ -130,7 +132,7 @@ class Trunk(nn.ModuleList):
         return x.flatten(1)
 
 
-class VAE(nn.Module):
+class VAE(FullWeights, nn.Module):
     """Images `[N, 3, H, W]` <-> latents `[N, L]`. changes: dict layer name -> its change, for this call."""
 
     def __init__(self, config, height, width):

@@ -5,10 +5,11 @@ import itertools
 import torch
 from torch import nn
 
+from mtld_core.nn.precision import FullWeights
 from mtld_core.systems.weight_rnn.hyper import Trunk
 
 
-class Critic(nn.Module):
+class Critic(FullWeights, nn.Module):
     """Images `[N, 3, H, W]` -> scores `[N]`, unbounded.
 
     The encoder's layers, linear layers of `critic_widths` and one number.

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mtld_core.chance import keyed_normal, keyed_uniform
+from mtld_core.chance import keyed_uniform, keyed_uniforms, normal_of
 from mtld_core.config import NotNegative, Positive, WidthsOrNone, check
 from mtld_core.frames import to_float
 from mtld_core.nn.actions import ActionEncoder, action_fields, action_space
@@ -218,13 +218,12 @@ class Dynamics(BuiltOn, InventsActions, Stage):
             return F.linear(self.lam.latents(actions), self.embed.project.weight)
         return self.encode_action(actions)
 
-    def _conditions(self, batch):
-        """What leads from each frame to the next, `[B, T-1, E]`.
+    def _conditions(self, batch, uniform):
+        """What leads from each frame to the next, `[B, T-1, E]`. uniform: chance for "no_action", `[B, 1]`.
 
         Of the first k - 1 actions as many are hidden as chance says: generation does not know them either.
         """
         actions = batch["actions"] if self.lam is None else self.lam.infer_actions(batch["frames"])
-        uniform = keyed_uniform(batch["key"], "no_action", 1)
         hidden = (uniform * self.config.context_frames).long()  # [B, 1]: 0 .. k-1
         told = torch.arange(actions.shape[1], device=hidden.device) >= hidden
         return torch.where(told[..., None], self._action(actions), self.no_action)
@@ -245,15 +244,16 @@ class Dynamics(BuiltOn, InventsActions, Stage):
     def _mse_loss(self, batch):
         """Squared error of the next frames' latents, and of their pixels where lambda_pixels asks for it."""
         c = self.config
-        conditions = self._conditions(batch)
         with torch.no_grad():
             latents = self.tokenizer.encode(batch["frames"])
             target = self._standard(latents)
         seen = target[:, :-1]
+        sizes = {"no_action": 1, "context_noise": 2 * seen[0].numel(), "noise_level": 1}
+        uniform, noise, level = keyed_uniforms(batch["key"], sizes)
+        conditions = self._conditions(batch, uniform)
         if c.context_noise and self.training:
-            noise = keyed_normal(batch["key"], "context_noise", seen[0].numel()).view_as(seen)
-            level = keyed_uniform(batch["key"], "noise_level", 1)[:, None, None]
-            seen = seen + noise * c.context_noise * level
+            noise = normal_of(noise).view_as(seen)
+            seen = seen + noise * c.context_noise * level[:, None, None]
         drawn, _ = self._predict(seen, conditions)
         logs = {"latent": F.mse_loss(drawn, target[:, 1:])}
         total = c.lambda_latent * logs["latent"]
@@ -292,7 +292,8 @@ class Dynamics(BuiltOn, InventsActions, Stage):
             random_codes = (chance("code") * fsq.size).long()
             latents = fsq.latents(torch.where(wrong, random_codes, codes))
         before = self.no_action.expand(size, 1, -1)  # nothing is known to lead to the first frame
-        conditions = torch.cat([before, self._conditions(batch)], 1)
+        uniform = keyed_uniform(batch["key"], "no_action", 1)
+        conditions = torch.cat([before, self._conditions(batch, uniform)], 1)
         x, _ = self._transform(self._tokens(latents, hidden), conditions)
         logits = in_fp32(self.head(x))
         losses = F.cross_entropy(logits.flatten(0, 2), codes.flatten(), reduction="none").view_as(hidden)

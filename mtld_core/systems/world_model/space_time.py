@@ -4,6 +4,7 @@ Letters: B batch, T frames, P patches a frame, E width, H heads, D = E / H, S fr
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mtld_core.nn.attention import Attention, Mlp, Norm
@@ -34,6 +35,10 @@ class CausalTimeAttention(nn.Module):
         """
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim))
         q, k, v = qkv.permute(3, 0, 2, 4, 1, 5)  # [B, P, H, T, D]
+        if x.is_cuda and past is None:
+            mixed = self.out(self.fused(q, k, v))
+            first = max(0, x.shape[1] - self.span + 1)
+            return mixed, (k[..., first:, :], v[..., first:, :]) if keep else None
         seen = [(k, v)] if past is None else [past, (k, v)]
         scores = [q @ keys.transpose(-1, -2) for keys, _ in seen]
         scores = scores[0] if past is None else torch.cat(scores, -1)  # [B, P, H, T, S]
@@ -47,6 +52,15 @@ class CausalTimeAttention(nn.Module):
         first = max(0, scores.shape[-1] - self.span + 1)
         return self.out(mixed), tuple(one[..., first:, :] for one in joined)
 
+    def fused(self, q, k, v):
+        """Attention of a whole clip in torch's fused kernel: `[B, P, H, T, D]` each -> `[B, T, P, E]`."""
+        size = q.shape[:2]
+        frames = q.shape[3]
+        bias = self.bias(frames, frames).to(q.dtype)
+        q, k, v = (each.flatten(0, 1) for each in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
+        return mixed.unflatten(0, size).permute(0, 3, 1, 2, 4).flatten(-2)
+
     def bias(self, frames, seen):
         """What is added to the scores, `[H, T, S]`: minus infinity for what lies ahead or too far back.
 
@@ -54,10 +68,11 @@ class CausalTimeAttention(nn.Module):
         """
         if frames == 1:  # frame after frame, which is where every operation counts
             return self.distance[:, None, :seen].flip(-1)
-        now = torch.arange(seen - frames, seen, device=self.distance.device)
-        back = now[:, None] - torch.arange(seen, device=now.device)
-        visible = (back >= 0) & (back < self.span)
-        return torch.where(visible, self.distance[:, back.clamp(0, self.span - 1)], float("-inf"))
+        # the last frame's row, the farthest first, and then what lies ahead of the frames before it, whose
+        # rows begin further on
+        far = max(0, seen - self.span)
+        row = F.pad(self.distance[:, :seen].flip(-1), (far, frames - 1), value=float("-inf"))
+        return row.unfold(-1, seen, 1).flip(1)
 
 
 class SpaceTimeBlock(nn.Module):
