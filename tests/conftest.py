@@ -19,6 +19,7 @@ LONG = [
     "kaggle/test_kaggle_kernel",
     "systems/test_world_model",
     "train/test_train",
+    "test_gpu_check",
     "play/test_pong",
     "test_bad_input",
     "systems/test_mtld",
