@@ -10,14 +10,14 @@ from mtld_core.frames import to_float
 from mtld_core.nn.precision import in_fp32
 
 LEAST_SPREAD = 1e-4  # of the first component's: below that a component is rounding
-A_QUARTER, MOST = 4, 512  # components: one for so many frames of the film, and how many at most
+FRAMES_EACH, MOST = 3, 512  # components: one for so many frames of the film, and how many at most
 SAMPLE = 4096  # frames that they are taken of, evenly spaced
 FLOOR = 1e-5  # of that loss: half a level of 255
 
 
 def components_for(frames):
     """How many components a film of so many frames gets."""
-    return min(MOST, max(1, frames // A_QUARTER))
+    return min(MOST, max(1, frames // FRAMES_EACH))
 
 
 class Components(nn.Module):
