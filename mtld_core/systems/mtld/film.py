@@ -9,7 +9,7 @@ from torch import nn
 from mtld_core.frames import to_float
 from mtld_core.nn.precision import in_fp32
 
-LEAST_SPREAD = 1e-4  # of the first component's: below that a component is rounding
+LEAST_SPREAD = 1e-3  # of the first component's: below that a component is fp32's rounding
 FRAMES_EACH, MOST = 3, 512  # components: one for so many frames of the film, and how many at most
 SAMPLE = 4096  # frames that they are taken of, evenly spaced
 FLOOR = 1e-5  # of that loss: half a level of 255
