@@ -400,7 +400,8 @@ class MTLD(System):
         """
         z = self._encode(batch["frames"])  # [B, T, L]
         made, meant = self.trajectory.from_many(z, self.config.context_frames, self.reach)
-        errors = (in_fp32(made) - meant).square() @ self.encoder.weights + self.encoder.lost
+        squares = (in_fp32(made) - meant).square() * self.encoder.weights
+        errors = squares.sum(1) + self.encoder.lost  # of the pixels of each frame, their mean
         log = errors.log().mean()
         return Loss(log, {"log_error": log, "error": errors.mean()})
 
