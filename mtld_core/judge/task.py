@@ -16,7 +16,6 @@ from mtld_core.judge.rollouts import Judge
 from mtld_core.judge.translations import TranslationJudge
 from mtld_core.judge.windows import judged_horizon, reachable, split_of
 from mtld_core.systems.base import Samples, Translates
-from mtld_core.systems.baselines import SAMPLE
 from mtld_core.systems.opening import open_run
 
 DRAWS = 256  # images from noise that are compared with held-out frames, and as many of those
@@ -90,7 +89,7 @@ class Task:
         for domain, starts in zip(dataset.domains, self.learned, strict=True):
             rows = torch.unique(starts[:, None] + torch.arange(needs.window))
             self.rows.append(rows)
-            self.samples.append(domain.frames[evenly(rows, SAMPLE)])
+            self.samples.append(domain.frames[evenly(rows, needs.sample)])
         self._make_judges(system, held, config, say)
 
     def _make_judges(self, system, held, config, say):

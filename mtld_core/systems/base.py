@@ -63,6 +63,7 @@ class Needs(typing.NamedTuple):
     batches: int = 1  # fresh batches a step (a WGAN critic wants several)
     actions: bool = False
     domains: int = 1  # 2: the batch also holds "frames_y", unpaired
+    sample: int = 512  # frames that `prepare` sees, at most, evenly spaced
 
 
 class Loss(typing.NamedTuple):

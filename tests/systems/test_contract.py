@@ -38,6 +38,13 @@ OTHER_WAYS = {
         {"latent": "map", "shuffle_factor": 8, "skip": "warp"},
         {"perceptual": "vgg", "lpips_frames": 0.3, "lambda_temporal": 1.0},
         {"decoder": "transposed", "decoder_channels": (8, 8), "decode_frames": 0, "rebuild_frames": 1.0},
+        {
+            "latent": "components",
+            "gru_gives": "change",
+            "grow_steps": 3,
+            **dict.fromkeys(("lambda_l1", "lambda_reconstruction", "lambda_latent", "lambda_lpips"), 0),
+            **dict.fromkeys(("lambda_adv", "lambda_fm"), 0),
+        },
     ],
     "tinydreams": [
         {"action_mode": "cross", "gradient_checkpointing": True, "lambda_lpips": 0.1, "lambda_fft": 1.0},

@@ -218,7 +218,7 @@ NETWORKS = [
     {"decoder": "transposed", "decoder_channels": (8, 8), "decoder_norm": "instance"},
     {"encoder_norm": "none"}, {"encoder_norm": "group"}, {"gru_layers": 3}, {"decode_frames": 0}, {"context_frames": 2},
     {"latent": "map", "shuffle_factor": 8}, {"latent": "map", "decoder": "resize", "decoder_channels": (8, 8, 8)},
-    {"skip": "features"}, {"skip": "warp"}, {"lambda_temporal": 1}, {"lambda_temporal": 1, "decode_frames": 0},
+    {"skip": "features"}, {"skip": "warp"}, {"gru_gives": "change"}, {"lambda_temporal": 1}, {"lambda_temporal": 1, "decode_frames": 0},
     {"rebuild_frames": 1.0},
     {"latent": "map", "shuffle_factor": 8, "skip": "warp", "context_frames": 2, "gru_layers": 3, "lambda_temporal": 1},
 ]  # fmt: skip

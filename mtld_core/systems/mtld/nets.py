@@ -13,6 +13,7 @@ from mtld_core.nn.conv import Conv3x3, ResBlock, laid_out, norm2d
 from mtld_core.nn.precision import in_fp32
 
 FUSED_CELL = torch.ops.aten._thnn_fused_gru_cell  # of rows: (gates, gates, state) -> (new state, workspace)
+ROLLS = 4  # that begin in a window while one of them runs its course, about
 
 
 class ConvEncoder(nn.Module):
@@ -47,7 +48,8 @@ class ConvEncoder(nn.Module):
 class Trajectory(nn.Module):
     """Latents of the priming frames -> those that follow, by a GRU that reads its own output.
 
-    Its state is a list of one tensor a layer, `[B, hidden]`, or `[B, hidden, h, w]` with latent="map".
+    Its state is a list of one tensor a layer, `[B, hidden]`, or `[B, hidden, h, w]` with latent="map". With
+    gru_gives="change" it gives the change from a latent to the next, 0 at first: learning begins at a still.
     """
 
     def __init__(self, config):
@@ -61,6 +63,10 @@ class Trajectory(nn.Module):
         cells = [cell(hidden if i else latent, hidden) for i in range(config.gru_layers)]
         self.cells = nn.ModuleList(cells)
         self.head = dense(hidden, latent)
+        self.changes = config.gru_gives == "change"
+        if self.changes:
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
 
     def start(self, z):
         """Latents of the priming frames `[B, k, Z]` -> the initial state."""
@@ -69,11 +75,12 @@ class Trajectory(nn.Module):
     def step(self, z, hidden):
         """Go one frame on: (z_t `[B, Z]`, state) -> (z_t+1 `[B, Z]`, state)."""
         new = []
-        z = laid_out(z)
+        x = laid_out(z)
         for cell, old in zip(self.cells, hidden, strict=True):
-            z = cell(z, old)
-            new.append(z)
-        return self.head(z), new
+            x = cell(x, old)
+            new.append(x)
+        made = self.head(x)
+        return (z + made if self.changes else made), new
 
     def go_on(self, z, hidden, length):
         """Go `length` frames on: (z_t `[B, Z]`, state) -> (z_t+1 ... z_t+length `[B, length, Z]`, state)."""
@@ -87,6 +94,26 @@ class Trajectory(nn.Module):
         """Latents of the priming frames `[B, k, Z]` -> those that follow `[B, length, Z]`."""
         path, _ = self.go_on(z[:, -1], self.start(z), length)
         return path
+
+    def from_many(self, z, context, reach):
+        """Roll from many frames of a window side by side, `reach` frames far or to its end.
+
+        z: the latents of whole windows `[B, T, Z]`. A roll begins after the first `context` frames, and again
+        every few frames: the shorter they are, the more. Returns (latents made `[n, Z]`, those of the film
+        for the same frames `[n, Z]`); each window has equally many of these.
+        """
+        length = z.shape[1]
+        lasts = range(context - 1, length - 1, max(1, reach // ROLLS))  # the priming frame of each roll
+        given = torch.cat([z[:, last + 1 - context : last + 1] for last in lasts])
+        x, hidden = given[:, -1], self.start(given)
+        made, meant = [], []
+        for far in range(1, reach + 1):
+            targets = [z[:, last + far] for last in lasts if last + far < length]
+            alive = len(targets) * len(z)  # the rolls that begin last end first
+            x, hidden = self.step(x[:alive], [layer[:alive] for layer in hidden])
+            made.append(x)
+            meant += targets
+        return torch.cat(made), torch.cat(meant)
 
 
 class ConvGRUCell(nn.Module):

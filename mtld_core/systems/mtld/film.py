@@ -1,0 +1,74 @@
+"""A film as a few hundred pictures that are added up: what latent="components" is made of.
+
+Letters: N pictures, H W pixels, L components, P = 3 H W numbers of a picture.
+"""
+
+import torch
+from torch import nn
+
+from mtld_core.frames import to_float
+from mtld_core.nn.precision import in_fp32
+
+LEAST_SPREAD = 1e-3  # of the first component's: below that a component is fp32's rounding
+FRAMES_EACH, MOST = 3, 512  # components: one for so many frames of the film, and how many at most
+SAMPLE = 4096  # frames that they are taken of, evenly spaced
+FLOOR = 1e-5  # of that loss: half a level of 255
+
+
+def components_for(frames):
+    """How many components a film of so many frames gets."""
+    return min(MOST, max(1, frames // FRAMES_EACH))
+
+
+class Components(nn.Module):
+    """Pictures float `[N, 3, H, W]` -> latents `[N, L]`, and back by `draw`: the film's principal components.
+
+    A latent says how much of each component a picture has beyond the film's mean, in units of that
+    component's standard deviation. What the components cannot draw is lost: the squared distance of two
+    pictures is that of their latents, weighed by `weights`, and what was lost. `learn` sets all of it, once;
+    no gradient reaches it. It runs in fp32.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        size, count = (3, config.height, config.width), config.latent_dim
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("pictures", torch.zeros(count, *size))  # orthonormal rows, or zeros
+        self.register_buffer("spread", torch.ones(count))
+        # the mean squared difference of a frame to what its latent draws
+        self.register_buffer("lost", torch.ones(()))
+
+    @torch.no_grad()
+    def learn(self, frames):
+        """Take mean, components and their spread from frames uint8 `[n, H, W, 3]`.
+
+        Components beyond what n frames hold stay 0.
+        """
+        x = to_float(frames).flatten(1)
+        self.mean.copy_(x.mean(0).view_as(self.mean))
+        x = x - x.mean(0)
+        # the same components as of the P x P covariance, at the price of n x n
+        squares, sides = torch.linalg.eigh((x @ x.T).double())
+        lengths = squares.flip(0).clamp(min=0).sqrt()[: len(self.spread)]
+        lengths = lengths[lengths > LEAST_SPREAD * lengths[0]]
+        sides = sides.flip(1)[:, : len(lengths)]
+        rows = (sides / lengths).T.to(x.dtype) @ x
+        self.pictures.zero_()[: len(rows)] = rows.view(-1, *self.mean.shape)
+        self.spread.fill_(1)[: len(rows)] = (lengths / len(x) ** 0.5).to(x.dtype)
+        kept = self.weights[: len(rows)].sum()
+        self.lost.copy_((x.square().mean() - kept).clamp(min=FLOOR))
+
+    @property
+    def weights(self):
+        """What a squared difference of a latent is in squared differences of pixels, their mean, `[L]`."""
+        return self.spread.square() / self.mean.numel()
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            return (in_fp32(x) - self.mean).flatten(1) @ self.pictures.flatten(1).T / self.spread
+
+    def draw(self, z):
+        """Latents `[N, L]` -> pictures `[N, 3, H, W]`, which may leave [-1, 1]; `to_uint8` clips them."""
+        with torch.autocast(z.device.type, enabled=False):
+            change = (in_fp32(z) * self.spread) @ self.pictures.flatten(1)
+            return self.mean + change.unflatten(1, self.mean.shape)

@@ -1,0 +1,248 @@
+"""MTLD on a film: latents that are its principal components, rolls that grow, the preset series."""
+
+import math
+
+import pytest
+import torch
+from conftest import write_arcs
+from torch.nn import functional as F
+
+from mtld_core.config import ConfigError
+from mtld_core.data import open_dataset
+from mtld_core.frames import to_float
+from mtld_core.judge.task import Task
+from mtld_core.runs.checkpoint import list_checkpoints
+from mtld_core.systems.mtld.film import FLOOR, components_for
+from mtld_core.systems.mtld.system import MTLD
+from mtld_core.systems.opening import open_run
+from mtld_core.train import train
+from mtld_core.train.settings import build, plan
+from mtld_core.train.stepper import Stepper
+
+WEIGHTS = ("lambda_l1", "lambda_reconstruction", "lambda_latent", "lambda_lpips", "lambda_adv", "lambda_fm")
+FILM = {"latent": "components", "latent_dim": 6, **dict.fromkeys(WEIGHTS, 0)}
+
+
+def model(**overrides):
+    _, config, _ = plan("mtld", "tiny", overrides={"height": 16, "width": 24} | FILM | overrides)
+    torch.manual_seed(0)
+    return MTLD(config)
+
+
+def film(count=40, height=16, width=24):
+    """Frames that a few pictures explain for the most part, uint8 `[count, H, W, 3]`."""
+    generator = torch.Generator().manual_seed(1)
+    pictures = torch.rand(8, height, width, 3, generator=generator)
+    amounts = torch.rand(count, 8, generator=generator) / 4
+    noise = torch.rand(count, height, width, 3, generator=generator)
+    return (20 * noise + 200 * torch.einsum("nk,khwc->nhwc", amounts, pictures)).to(torch.uint8)
+
+
+def windows(frames, length, count=3):
+    """The first `count` windows of a film as a batch."""
+    rows = torch.arange(count)[:, None] + torch.arange(length)
+    return {"frames": to_float(frames[rows]), "key": torch.arange(count)}
+
+
+# ---- components
+
+
+def test_components_are_those_of_a_singular_value_decomposition():
+    system, frames = model(), film()
+    system.prepare(frames)
+    x = to_float(frames)
+    mean = x.mean(0)
+    _, values, rows = torch.linalg.svd((x - mean).flatten(1).double(), full_matrices=False)
+    best = ((x - mean).flatten(1).double() @ rows[:6].T @ rows[:6]).float()
+    drawn = system.encoder.draw(system.encoder(x))
+    torch.testing.assert_close((drawn - mean).flatten(1), best, atol=1e-4, rtol=0)
+    tail = values[6:].square().sum() / x.numel()
+    torch.testing.assert_close(system.encoder.lost.double(), tail, rtol=1e-3, atol=0)
+    z = system.encoder(x)
+    torch.testing.assert_close(z.std(0, unbiased=False), torch.ones(6), atol=1e-3, rtol=0)
+
+
+def test_weighed_squares_of_latents_are_squares_of_pixels():
+    system, frames = model(), film()
+    system.prepare(frames)
+    a, b = system.encoder(to_float(frames)).split(20)
+    pixels = (system.encoder.draw(a) - system.encoder.draw(b)).square().flatten(1).mean(1)
+    torch.testing.assert_close((a - b).square() @ system.encoder.weights, pixels, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("frames", [film(4), torch.full((9, 16, 24, 3), 90, dtype=torch.uint8)])
+def test_components_beyond_what_the_frames_hold_stay_zero(frames):
+    system = model()
+    system.prepare(frames)
+    held = system.encoder.pictures.flatten(1).norm(dim=1)
+    assert held.count_nonzero() <= len(frames) - 1 and len(held) == 6
+    assert all(torch.isfinite(buffer).all() for buffer in system.buffers())
+    drawn = system.encoder.draw(system.encoder(to_float(frames)))
+    torch.testing.assert_close(drawn, to_float(frames), atol=1e-3, rtol=0)
+    assert system.encoder.lost == FLOOR
+
+
+@pytest.mark.parametrize(("frames", "count"), [(2, 1), (30, 10), (1524, 508), (100_000, 512)])
+def test_a_longer_film_gets_more_components(frames, count):
+    assert components_for(frames) == count
+
+
+def test_the_dataset_decides_how_many_components_there_are(tmp_path):
+    dataset = open_dataset(write_arcs(tmp_path, [12, 18]))
+    cls, config, training = plan("mtld", "tiny", overrides=FILM | {"latent_dim": 0})
+    assert build(cls, config, dataset, training.seed).config.latent_dim == 10
+    cls, config, training = plan("mtld", "tiny", overrides=FILM)
+    assert build(cls, config, dataset, training.seed).config.latent_dim == 6
+
+
+def test_components_see_more_frames_than_a_median_needs(tmp_path):
+    dataset = open_dataset(write_arcs(tmp_path, [600]))
+    seen = []
+    for overrides in (FILM, {}):
+        cls, config, training = plan("mtld", "tiny", overrides={"restitution": True} | overrides)
+        task = Task(build(cls, config, dataset), dataset, training, say=lambda line: None)
+        seen.append(len(task.samples[0]))
+    assert seen == [600, 512]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_components_run_in_full_precision(dtype):
+    system, frames = model(), film()
+    system.prepare(frames)
+    encoder, x = system.encoder, to_float(frames)
+    z = encoder(x)
+    drawn = encoder.draw(z)
+    with torch.autocast("cpu", dtype):
+        torch.testing.assert_close(encoder(x), z, atol=0, rtol=0)
+        torch.testing.assert_close(encoder.draw(z), drawn, atol=0, rtol=0)
+
+
+# ---- rolls
+
+
+@pytest.mark.parametrize("context", [1, 2])
+@pytest.mark.parametrize("reach", [1, 2, 5, 8])
+def test_rolls_side_by_side_are_the_rolls_one_by_one(context, reach):
+    system = model(sequence_length=8 + context, context_frames=context, decode_frames=1)
+    trajectory = system.trajectory
+    z = torch.randn(3, 8 + context, 6)
+    made, meant = trajectory.from_many(z, context, reach)
+    found, starts = {}, set()
+    for row, target in zip(made, meant, strict=True):
+        b, t = next((b, t) for b in range(3) for t in range(8 + context) if torch.equal(z[b, t], target))
+        found.setdefault((b, t), []).append(row)
+    for first in range(context, 8 + context, max(1, reach // 4)):
+        length = min(reach, 8 + context - first)
+        path = trajectory(z[:, first - context : first], length)
+        starts.add(first)
+        for b in range(3):
+            for far in range(length):
+                near = [row for row in found[b, first + far] if torch.allclose(row, path[b, far], atol=1e-5)]
+                assert near, (b, first, far)
+    count = sum(min(reach, 8 + context - first) for first in starts)
+    assert len(made) == 3 * count
+
+
+def test_rolls_grow_frame_by_frame_until_they_fill_the_window():
+    system = model(sequence_length=16, grow_steps=8)
+    reached = []
+    for system.steps in range(10):
+        reached.append(system.reach)
+    assert reached == [1, 1, 1, 2, 3, 5, 7, 10, 15, 15]
+    assert model(sequence_length=16).reach == 15
+
+
+def test_a_resumed_run_goes_on_with_rolls_as_long(tmp_path):
+    data = str(write_arcs(tmp_path / "data", [24]))
+    settings = FILM | {"grow_steps": 6, "restitution": True, "save_every_steps": 3, "threads": 1}
+    train("mtld", "tiny", data, settings, run_dir=str(tmp_path / "a"), steps=6)
+    train("mtld", "tiny", data, settings, run_dir=str(tmp_path / "b"), steps=3)
+    train("mtld", "tiny", data, settings, run_dir=str(tmp_path / "b"), steps=6)
+    states = [open_run(tmp_path / name, device="cpu").state_dict() for name in "ab"]
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, atol=0, rtol=0)
+    state = torch.load(list_checkpoints(tmp_path / "b")[0] / "train_state.pt", weights_only=True)
+    assert state["extra"]["steps"] == 6
+
+
+def test_a_step_counts():
+    system = model(grow_steps=4)
+    system.prepare(film())
+    stepper = Stepper(system.optimizers(), torch.device("cpu"))
+    for _ in range(2):
+        system.training_step([windows(film(), 4)], stepper)
+    assert system.extra_state() == {"steps": 2}
+    fresh = model(grow_steps=4)
+    fresh.load_extra_state({}, None)  # a run of before
+    assert fresh.steps == 0
+
+
+def test_with_changes_learning_begins_at_a_still():
+    for other in (FILM, {"latent": "vector", "lambda_l1": 1}):
+        z = torch.randn(2, 1, other.get("latent_dim", 6))
+        still = model(**other, gru_gives="change").trajectory(z, 3)
+        torch.testing.assert_close(still, z.expand_as(still), atol=0, rtol=0)
+        moved = model(**other, gru_gives="latent").trajectory(z, 3)
+        assert (moved - z).abs().min() > 0
+
+
+# ---- the loss
+
+
+def test_the_loss_is_the_log_of_the_squared_errors_of_pixels():
+    system, frames = model(grow_steps=0), film()
+    system.prepare(frames)
+    data = windows(frames, 4)
+    loss = system.film_loss(data)
+    z = system.encoder(data["frames"].flatten(0, 1)).unflatten(0, (3, 4))
+    paths = [system.trajectory(z[:, first : first + 1], 3 - first).flatten(0, 1) for first in range(3)]
+    meant = [z[:, first + 1 :].flatten(0, 1) for first in range(3)]
+    apart = system.encoder.draw(torch.cat(paths)) - system.encoder.draw(torch.cat(meant))
+    errors = apart.square().flatten(1).mean(1) + system.encoder.lost
+    torch.testing.assert_close(loss.logs["log_error"], errors.log().mean(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(loss.logs["error"], errors.mean(), rtol=1e-3, atol=1e-5)
+    assert loss.total is loss.logs["log_error"]
+    system.encoder.requires_grad_(True)
+    loss.total.backward()
+    assert all(parameter.grad is not None for parameter in system.trajectory.parameters())
+
+
+def test_components_are_no_parameters_and_have_no_discriminator():
+    system = model()
+    assert not list(system.encoder.parameters()) and system.decoder is None
+    assert system.discriminator is None and list(system.optimizers()) == ["generator"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"lambda_l1": 1, "lambda_fm": 2}, "no weights of others: give lambda_l1=0, lambda_fm=0"),
+        ({"latent": "vector", "lambda_l1": 1, "grow_steps": 3}, "grow_steps needs latent='components'"),
+        ({"latent": "map", "lambda_l1": 1, "latent_dim": 0}, "latent_dim must be positive, except with"),
+        ({"gru_gives": "both"}, "gru_gives must be one of"),
+        ({"context_frames": 4}, "context_frames must be from 1 to sequence_length - 1"),
+    ],
+)
+def test_bad_settings_name_the_field_and_the_way_out(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        model(**overrides)
+
+
+def test_series_learns_a_film_of_any_size_by_heart(tmp_path):
+    """18x22 pixels: no network halves them."""
+    data = str(write_arcs(tmp_path / "data", [24, 30], height=18, width=22))
+    short = {"sequence_length": 6, "gru_hidden": 64, "grow_steps": 60, "eval_windows": 40, "threads": 1}
+    report = train("mtld", "series", data, short, run_dir=str(tmp_path / "run"), steps=200)
+    figures = report["metrics"]
+    assert figures["skill_db"] > 2
+    assert math.isfinite(figures["reconstruction_psnr"])
+    system = open_run(tmp_path / "run", device="cpu")
+    context = open_dataset(data).frames[0]
+    state = system.start(context)
+    frames = []
+    for _ in range(20):
+        state, frame = system.step(state)
+        frames.append(frame)
+    rolled = torch.cat(list(system.rollout(context, 20)), 1)
+    torch.testing.assert_close(rolled, torch.stack(frames, 1), atol=1e-3, rtol=0)
+    assert F.mse_loss(rolled[:, 0], to_float(context)[None]) < 1
