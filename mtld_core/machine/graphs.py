@@ -25,19 +25,19 @@ def can_record(device):
     return device.type == "cuda"
 
 
-def are_wanted(setting, device, capturable, accumulate, processes=1):
+def are_wanted(setting, device, alike, accumulate, processes=1):
     """Whether training steps are recorded, by the setting `graphs` ("auto", "on" or "off").
 
-    "auto" does so on a GPU, where the system is `capturable`, one process trains, and a batch is computed in
-    one part. Raises UserError for "on" where they cannot be.
+    "auto" does so on a GPU, where the system's steps are `alike`, one process trains, and a batch is computed
+    in one part. Raises UserError for "on" where they cannot be.
     """
     if setting == "on":
         check(can_record(device), f"graphs='on' needs a CUDA device, and this is {device}; use 'auto'")
-        check(capturable, "graphs='on': the steps of this system differ from each other; use graphs='auto'")
+        check(alike, "graphs='on': the steps of this system differ from each other; use graphs='auto'")
         check(processes == 1, f"graphs='on' is for one process, and these are {processes}; use graphs='auto'")
         return True
-    alone = processes == 1
-    return setting == "auto" and can_record(device) and capturable and alone and accumulate == 1
+    simple = processes == 1 and accumulate == 1
+    return setting == "auto" and can_record(device) and alike and simple
 
 
 def is_recording():

@@ -9,6 +9,7 @@ A system is a `System` subclass with a frozen `Config` and named `PRESETS`. It g
     prepare                   statistics of the data, once, before the first step
     setup_training            in every session: frozen networks of the loss, files in the run's folder
     optimizers                one for each phase, by the phase's name
+    steps_are_alike           whether a GPU may replay a training step as a graph
     training_step             one update of everything: a call `step(phase, loss_fn, batch)` for each phase
     loss                      all that a system with a single phase has to give
     to_compile                the modules that compile=true compiles
@@ -17,8 +18,8 @@ A system is a `System` subclass with a frozen `Config` and named `PRESETS`. It g
     extra_state, load_extra_state, extra_files    what is neither module nor optimizer: counters, a replay
 
 What only some systems can do is told by a class beside it: `Reconstructs`, `Samples`, `Translates`,
-`InventsActions`, `BuiltOn`, `Capturable`. A `Config` inherits from `FrameSize`. Letters: B batch, T frames,
-k context frames, H W pixels, A numbers of an action. Frames inside are float `[B, T, 3, H, W]` in [-1, 1].
+`InventsActions`, `BuiltOn`. A `Config` inherits from `FrameSize`. Letters: B batch, T frames, k context
+frames, H W pixels, A numbers of an action. Frames inside are float `[B, T, 3, H, W]` in [-1, 1].
 """
 
 import contextlib
@@ -127,15 +128,6 @@ class BuiltOn:
     built_on: typing.ClassVar[dict]  # config field that names such a run -> attribute that holds the system
 
 
-class Capturable:
-    """A system whose training step does the same work each time, on tensors of the same shapes.
-
-    So a compiler can compile it once, and a GPU replay it as a graph: after the first steps no Python code of
-    `training_step` runs any more. What changes from step to step lives in tensors that are changed in place;
-    no value of a tensor decides what is done next, and nothing is copied from or to the host.
-    """
-
-
 class System(nn.Module):
     """What is studied: networks, their losses and how they make frames. The head of base.py says more."""
 
@@ -143,6 +135,11 @@ class System(nn.Module):
     Config: typing.ClassVar[type]
     PRESETS: typing.ClassVar[dict]  # name -> dict of fields of Config and TrainConfig that differ
     action_space = None  # None, an int (n discrete actions) or (low, high) lists of floats
+    # Whether every training step does the same work, on tensors of the same shapes, so that a compiler can
+    # compile it once, and a GPU replay it as a graph. After the first steps no Python code of `training_step`
+    # runs then: what changes lives in tensors that are changed in place, no value of a tensor decides what is
+    # done next, and nothing is copied from or to the host.
+    steps_are_alike = False
     precision = torch.float32  # of its networks outside training; who trains or opens it says so
 
     def __init__(self, config):

@@ -42,7 +42,6 @@ from mtld_core.runtime import (
     pick_judged_precision,
     pick_precision,
 )
-from mtld_core.systems.base import Capturable
 from mtld_core.train.controls import SECONDS_BETWEEN_LINES, Progress
 from mtld_core.train.plots import Log, draw, draw_judgement
 from mtld_core.train.report import Alarms, about, peak_gpu_memory_mb, report
@@ -197,7 +196,7 @@ class Training:
 
     def _compile(self):
         system, say = self.system, self.controls.say
-        parts = system.to_compile() if isinstance(system, Capturable) else []
+        parts = system.to_compile() if system.steps_are_alike else []
         if not parts:
             say(f"compile=true: nothing of {system.name} is compiled")
         self.stepper.compiling = Compiling(parts, self.dtype, say)
@@ -377,9 +376,8 @@ class Training:
         def work(batches):
             return self.system.training_step(batches, self.stepper)
 
-        capturable = isinstance(self.system, Capturable)
-        config, device = self.config, self.device
-        if not graphs.are_wanted(config.graphs, device, capturable, config.accumulate, self.group.size):
+        config, device, alike = self.config, self.device, self.system.steps_are_alike
+        if not graphs.are_wanted(config.graphs, device, alike, config.accumulate, self.group.size):
             return work
         for optimizer in self.optimizers.values():
             graphs.with_rates_in_tensors(optimizer, device)

@@ -12,7 +12,6 @@ from mtld_core.judge.words import LEAST_GAP, verdict
 from mtld_core.machine import backends
 from mtld_core.runs.checkpoint import SCHEMA
 from mtld_core.runtime import core_count, name_of, peak_memory_mb, versions
-from mtld_core.systems.base import Capturable
 from mtld_core.train.schedule import clock
 
 EARLY = 500  # steps: before that little has begun to vary, which is no collapse
@@ -76,7 +75,7 @@ def report(run, status, reason):
 
 def backends_of(config, device, system):
     """What a run asks of torch's libraries, see `machine.backends.chosen`."""
-    return backends.chosen(device, config.precision, config.deterministic, isinstance(system, Capturable))
+    return backends.chosen(device, config.precision, config.deterministic, system.steps_are_alike)
 
 
 def facts(report):

@@ -13,13 +13,12 @@ from mtld_core import systems
 from mtld_core.machine import graphs
 from mtld_core.machine.threads import Threads
 from mtld_core.runs.checkpoint import list_checkpoints, load_train_state
-from mtld_core.systems.base import Capturable
 from mtld_core.train.controls import Controls
 from mtld_core.train.loop import Training
 from mtld_core.train.settings import build
 
-CAPTURABLE = [name for name in systems.SYSTEMS if issubclass(systems.system_class(name), Capturable)]
-WAYS = [(name, way) for name in CAPTURABLE for way in ({}, *OTHER_WAYS[name])]
+CAPTURABLE = [name for name in systems.SYSTEMS if systems.system_class(name).steps_are_alike]
+WAYS = [(name, way) for name in CAPTURABLE for way in ({}, *OTHER_WAYS[name]) if "grow_steps" not in way]
 FEW = [("mtld", {}), ("tinydreams", {"lr_muon": 0.02}), ("latent_actions", {}), ("weight_rnn", {})]
 
 

@@ -26,7 +26,7 @@ from mtld_core.nn.gan import (
 )
 from mtld_core.nn.perceptual import LPIPS, load_trunk
 from mtld_core.nn.precision import in_fp32
-from mtld_core.systems.base import Capturable, FrameSize, Loss, Needs, Place, System, adam
+from mtld_core.systems.base import FrameSize, Loss, Needs, Place, System, adam
 from mtld_core.systems.mtld.film import SAMPLE, Components, components_for
 from mtld_core.systems.mtld.nets import (
     ConvEncoder,
@@ -182,7 +182,7 @@ class MTLDConfig(FrameSize):
         }
 
 
-class MTLD(Capturable, System):
+class MTLD(System):
     """MTLD: priming frames in, a sequence out, by a walk through latent space."""
 
     name = "mtld"
@@ -417,6 +417,10 @@ class MTLD(Capturable, System):
         errors = squares.sum(1) + self.encoder.lost  # of the pixels of each frame, their mean
         log = errors.log().mean()
         return Loss(log, {"log_error": log, "error": errors.mean()})
+
+    @property
+    def steps_are_alike(self):
+        return self.config.latent != "components"  # whose rolls grow
 
     @property
     def reach(self):

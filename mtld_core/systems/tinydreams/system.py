@@ -33,7 +33,7 @@ from mtld_core.nn.moving import heal, moving_weights
 from mtld_core.nn.muon import weights_of
 from mtld_core.nn.perceptual import LPIPS, load_trunk
 from mtld_core.nn.sample import sample
-from mtld_core.systems.base import Capturable, FrameSize, Loss, Needs, System, adam
+from mtld_core.systems.base import FrameSize, Loss, Needs, System, adam
 from mtld_core.systems.tinydreams.latent import StochasticLatent, surprise
 from mtld_core.systems.tinydreams.losses import PIXEL_LOSSES
 from mtld_core.systems.tinydreams.nets import (
@@ -242,11 +242,12 @@ class State(typing.NamedTuple):
     generator: torch.Generator | None  # what latents are drawn by
 
 
-class TinyDreams(Capturable, System):
+class TinyDreams(System):
     """TinyDreams: the current frames and the controls in, the next frame out."""
 
     name = "tinydreams"
     Config = TinyDreamsConfig
+    steps_are_alike = True
     PRESETS: typing.ClassVar = {
         "small": SMALL,
         # wide enough to keep a large card busy; never trained

@@ -27,7 +27,7 @@ from mtld_core.config import (
     nearest,
 )
 from mtld_core.frames import to_float, to_uint8
-from mtld_core.systems.base import Capturable, FrameSize, Loss, Needs, Reconstructs, Samples, System, adam
+from mtld_core.systems.base import FrameSize, Loss, Needs, Reconstructs, Samples, System, adam
 from mtld_core.systems.weight_rnn.hyper import UNCHANGED, VAE, LayerUpdate
 from mtld_core.systems.weight_rnn.losses import (
     gaussian_kl,
@@ -155,9 +155,10 @@ class Code(typing.NamedTuple):
     kl: torch.Tensor | float = 0.0  # [B]: nats between posterior and prior
 
 
-class WeightRNN(Capturable, Reconstructs, Samples, System):
+class WeightRNN(Reconstructs, Samples, System):
     name = "weight_rnn"
     Config = WeightRNNConfig
+    steps_are_alike = True
     PRESETS: typing.ClassVar = {
         # images of 32 or 64 pixels in some minutes of one core; docs/systems/weight_rnn.md says what the
         # updates bring

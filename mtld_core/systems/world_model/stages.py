@@ -19,7 +19,7 @@ from mtld_core.frames import to_float
 from mtld_core.nn.muon import weights_of
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import read_config
-from mtld_core.systems.base import Capturable, FrameSize, System, adam
+from mtld_core.systems.base import FrameSize, System, adam
 from mtld_core.systems.world_model.patches import to_frames, to_patches
 from mtld_core.systems.world_model.space_time import SpaceTimeTransformer
 
@@ -125,8 +125,10 @@ class StageConfig(FrameSize):
         return self.embed_dim, self.heads, self.hidden_dim, self.blocks, self.context_frames
 
 
-class Stage(Capturable, System):
+class Stage(System):
     """A stage of the world model: a system of one phase, which sees frames as patches less their `mean`."""
+
+    steps_are_alike = True
 
     @classmethod
     def fit_config(cls, config, dataset):
