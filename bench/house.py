@@ -46,15 +46,15 @@ RESERVED = {
     "mtld_core.*.panel": "",
 }
 
-# three arrows are notebook 04's: it calls judge/, which draws strips (media.py) and has a gallery (pages.py)
-# three more lead to machine/, what a run computes on: from train/, bench/ and to config.py
-# two are the GPU check's, of bench/: it writes a file (files.py) and reads the runs that it trains (runs/)
-MOST_ROOMS, MOST_STOREYS, MOST_ARROWS = 24, 8, 108
+# seven touch machine/, which many rooms ask what they compute on; three are notebook 04's, which
+# calls judge/, and that draws strips (media.py) and has a gallery (pages.py)
+MOST_ROOMS, MOST_STOREYS, MOST_ARROWS = 24, 8, 115
 MOST_FILES_AT_THE_TOP, MOST_FILES = 10, 13  # directly in mtld_core/, and in any folder inside it
-# of mtld_core; the plan aimed at 70,000 for what there was before dreams were judged by their life
-MOST_TOKENS, MOST_TOKENS_A_LINE = 111_850, 10.4
+# of mtld_core; the plan aimed at 70,000 for what there was before dreams were judged by their life, and 111,500
+# was the cap before GPUs: graphs, few kernels, several processes
+MOST_TOKENS, MOST_TOKENS_A_LINE = 123_500, 10.4
 LONGEST_FUNCTION, LONGEST_LINE = 60, 110  # lines, characters
-MOST_MEMBERS = 20  # in the table of the contract's docstring
+MOST_MEMBERS = 21  # in the table of the contract's docstring
 
 
 def violations(root):
