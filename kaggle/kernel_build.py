@@ -30,7 +30,7 @@ LIMIT = 1_000_000  # bytes of a kernel's source
 PYTHON = 12  # Kaggle's Python is 3.12
 DEFAULTS = {  # where a kernel's parameters differ from the notebook's own
     # of Kaggle's 720 minutes; the rest is for starting and loading
-    "02_train": {"preset": "small", "time_budget_minutes": 690, "devices": 0},
+    "02_train": {"preset": "small", "time_budget_minutes": 690},
     "03_generate": {"out_dir": "generated"},  # a run in an input cannot be written to
     "04_compare": {"run_dirs": "runs/demo", "out_dir": "compared"},
 }

@@ -113,6 +113,7 @@ def test_parameters_are_written_into_the_parameters_cell():
         ("dataset_root", "me/film/frames"),
         ("run_dir", "runs/7"),
         ("interactive", "false"),
+        ("devices", "0"),
     ]
     kernel = make_kernel("02_train", given, "me")
     cell = cell_with(kernel, "preset = ")
