@@ -34,6 +34,6 @@ def test_a_run_in_half_precision_is_judged_and_generates_in_fp32_on_a_cpu(arcs, 
     assert (report["precision"], report["precision_judged"]) == ("bfloat16", "float32")
     assert open_run(run).precision == torch.float32
     assert judge(run)["precision"] == "float32"
-    made = generate(run, "dataset", num_frames=2, out_dir=str(tmp_path / "made"))
+    made = generate(run, num_frames=2, out_dir=str(tmp_path / "made"))
     assert json.loads((tmp_path / "made" / "generation.json").read_text())["precision"] == "float32"
     assert made["precision"] == "float32"
