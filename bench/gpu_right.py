@@ -21,7 +21,7 @@ STEPS = 6  # that a precision is tried for
 CLOSE = 1e-4  # of fp32 gradients on two devices, as a share of their norm
 HALF_CLOSE = 2e-2  # of gradients in half precision, compiled and not
 TOO_LARGE, ROOM = ("tokenizer", "small", {"batch_size": 128}), 0.9e9  # a batch, and bytes that are too few
-SMALLEST_SCALE = 1024  # of fp16's losses
+SMALLEST_SCALE = 256  # of fp16's losses, which begin with 512, and one step may be skipped
 HOT = "tokenizer, at 21 degrees at most"
 # a card that is as cool does not exist: its guard stops the run
 COOL = {

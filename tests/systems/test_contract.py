@@ -378,7 +378,7 @@ def test_fp16_gives_nearly_the_same_gradient(name, way, monkeypatch, tmp_path):
     assert len(found[0]) == len(found[1]) > 0
     for (phase, wanted), (_, near) in zip(*found, strict=True):
         if phase != "policy":  # small, and after three updates: Adam makes much of small differences
-            assert (near - wanted).norm() < 0.02 * wanted.norm(), phase
+            assert (near - wanted).norm() <= 0.02 * wanted.norm(), phase
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import moving_square
 
+from mtld_core.chance import keyed_uniform
 from mtld_core.config import ConfigError, UserError
 from mtld_core.data import Arc, Dataset
 from mtld_core.frames import to_float
@@ -462,7 +463,8 @@ def test_the_first_actions_are_sometimes_not_told(runs):
     given = {name: value.repeat(16, *[1] * (value.dim() - 1)) for name, value in given.items()} | {
         "key": torch.arange(64)
     }
-    told = (system._conditions(given) != system.no_action).any(-1)  # [64, 5]
+    uniform = keyed_uniform(given["key"], "no_action", 1)
+    told = (system._conditions(given, uniform) != system.no_action).any(-1)  # [64, 5]
     assert told[:, 2:].all() and 0 < told[:, 0].float().mean() < 0.7 and not (told[:, 0] & ~told[:, 1]).any()
 
 

@@ -22,7 +22,7 @@ from mtld_core.chance import keyed_uniform, keyed_uniforms, normal_of
 from mtld_core.config import AtLeastTwo, BelowOne, NotNegative, Positive, Widths, WidthsOrNone, check
 from mtld_core.frames import to_float
 from mtld_core.nn.actions import ActionEncoder, action_fields, action_space
-from mtld_core.nn.conv import ConvTokenizer, NormKind, erases
+from mtld_core.nn.conv import ConvTokenizer, NormKind, erases, laid_out
 from mtld_core.nn.gan import (
     PatchDiscriminator,
     check_discriminator,
@@ -429,9 +429,10 @@ class TinyDreams(System):
 
         action: `[B]` or `[B, A]`; None for no action at all, see `ActionEncoder.idle`.
         """
-        seen = [past[-1 - age].movedim(1, -1) for age in self.config.ages]
-        pictures = torch.cat(seen, -1).movedim(-1, 1)  # in channels_last
-        x, maps = self._layer(self.tokenizer, pictures)  # [B, E, h, w]
+        # joined by their channels a batch of one gets strides for which torch (2.14, on a CPU) computes a wrong
+        # gradient
+        pictures = torch.stack([past[-1 - age] for age in self.config.ages], 1).flatten(1, 2)
+        x, maps = self._layer(self.tokenizer, laid_out(pictures))  # [B, E, h, w]
         x = x.flatten(2).transpose(1, 2) + self.place  # [B, P, E]
         token = self.action.idle(len(x)) if action is None else self.action(action)
         token = token[:, None]  # [B, 1, E]

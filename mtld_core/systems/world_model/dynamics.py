@@ -248,10 +248,14 @@ class Dynamics(BuiltOn, InventsActions, Stage):
             latents = self.tokenizer.encode(batch["frames"])
             target = self._standard(latents)
         seen = target[:, :-1]
-        sizes = {"no_action": 1, "context_noise": 2 * seen[0].numel(), "noise_level": 1}
-        uniform, noise, level = keyed_uniforms(batch["key"], sizes)
+        noisy = c.context_noise and self.training
+        sizes = {"no_action": 1}
+        if noisy:
+            sizes |= {"context_noise": 2 * seen[0].numel(), "noise_level": 1}
+        uniform, *chance = keyed_uniforms(batch["key"], sizes)
         conditions = self._conditions(batch, uniform)
-        if c.context_noise and self.training:
+        if noisy:
+            noise, level = chance
             noise = normal_of(noise).view_as(seen)
             seen = seen + noise * c.context_noise * level[:, None, None]
         drawn, _ = self._predict(seen, conditions)
