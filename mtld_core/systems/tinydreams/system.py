@@ -429,8 +429,8 @@ class TinyDreams(System):
 
         action: `[B]` or `[B, A]`; None for no action at all, see `ActionEncoder.idle`.
         """
-        # joined by their channels a batch of one gets strides for which torch (2.14, on a CPU) computes a wrong
-        # gradient
+        # joined by their channels a batch of one has strides for which torch (2.14, on a CPU) computes wrong
+        # gradients
         pictures = torch.stack([past[-1 - age] for age in self.config.ages], 1).flatten(1, 2)
         x, maps = self._layer(self.tokenizer, laid_out(pictures))  # [B, E, h, w]
         x = x.flatten(2).transpose(1, 2) + self.place  # [B, P, E]
