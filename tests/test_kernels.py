@@ -21,7 +21,7 @@ SHARE = {
     "mtld": 0.67,
     "tinydreams": 0.73,
     "tokenizer": 0.68,
-    "latent_actions": 0.67,
+    "latent_actions": 0.84,
     "dynamics": 0.67,
     "weight_rnn": 0.96,
 }
