@@ -10,7 +10,7 @@ from torch.nn.utils.parametrize import ParametrizationList, register_parametriza
 
 from mtld_core.config import check
 from mtld_core.nn.conv import laid_out, norm2d
-from mtld_core.nn.precision import in_fp32
+from mtld_core.nn.precision import in_fp32, without_autocast
 
 STARTING_ITERATIONS = 15  # torch's own number
 SHORTEST = 1e-12  # that a vector is divided by
@@ -33,7 +33,7 @@ class SpectralNorm(nn.Module):
             iterate([(self, weight)])
 
     def forward(self, weight):
-        with torch.autocast(weight.device.type, enabled=False):
+        with without_autocast(weight):
             largest = torch.dot(self._u, torch.mv(weight.flatten(1), self._v))
         return weight / largest
 

@@ -14,6 +14,14 @@ def in_fp32(x):
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def without_autocast(x):
+    """A context in which products on the device of `x` are in the type of their factors."""
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind):  # "meta"
+        return contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False)
+
+
 class FullWeights:
     """A mixin for modules that `HalfWeights` leaves alone, with all that is inside them.
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mtld_core.frames import to_float
-from mtld_core.nn.precision import in_fp32
+from mtld_core.nn.precision import in_fp32, without_autocast
 
 LEAST_SPREAD = 1e-3  # of the first component's: below that a component is fp32's rounding
 FRAMES_EACH, MOST = 3, 512  # components: one for so many frames of the film, and how many at most
@@ -64,11 +64,11 @@ class Components(nn.Module):
         return self.spread.square() / self.mean.numel()
 
     def forward(self, x):
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return (in_fp32(x) - self.mean).flatten(1) @ self.pictures.flatten(1).T / self.spread
 
     def draw(self, z):
         """Latents `[N, L]` -> pictures `[N, 3, H, W]`, which may leave [-1, 1]; `to_uint8` clips them."""
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z):
             change = (in_fp32(z) * self.spread) @ self.pictures.flatten(1)
             return self.mean + change.unflatten(1, self.mean.shape)

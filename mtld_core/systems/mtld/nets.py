@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mtld_core.nn.conv import Conv3x3, ResBlock, laid_out, norm2d
-from mtld_core.nn.precision import in_fp32
+from mtld_core.nn.precision import in_fp32, without_autocast
 
 FUSED_CELL = torch.ops.aten._thnn_fused_gru_cell  # of rows: (gates, gates, state) -> (new state, workspace)
 ROLLS = 4  # that begin in a window while one of them runs its course, about
@@ -234,7 +234,7 @@ def warp(pictures, flow):
     for places in bf16 would be off by half a pixel.
     """
     flow = flow.to(pictures.dtype).movedim(1, -1)  # [N, H, W, 2]
-    with torch.autocast(flow.device.type, enabled=False):
+    with without_autocast(flow):
         identity = torch.eye(2, 3, device=flow.device, dtype=flow.dtype).expand(len(flow), -1, -1)
         places = F.affine_grid(identity, list(pictures.shape), align_corners=False)
         return F.grid_sample(pictures, places + flow, padding_mode="border", align_corners=False)

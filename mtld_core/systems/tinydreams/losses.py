@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from mtld_core.metrics import up_to_window
+from mtld_core.nn.precision import without_autocast
 
 
 def sobel_loss(fake, real):
@@ -33,7 +34,7 @@ def ssim_loss(fake, real):
 
     fake = up_to_window((fake + 1) / 2)
     real = up_to_window((real + 1) / 2)
-    with torch.autocast(fake.device.type, enabled=False):
+    with without_autocast(fake):
         return 1 - structural_similarity_index_measure(fake, real, data_range=1.0)
 
 

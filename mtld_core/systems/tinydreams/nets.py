@@ -2,12 +2,12 @@
 
 import itertools
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
 from mtld_core.nn.attention import Attention, Mlp, Norm
 from mtld_core.nn.conv import Conv3x3, ResNetBlock
+from mtld_core.nn.precision import without_autocast
 
 
 class Block(nn.Module):
@@ -109,7 +109,7 @@ class ConvDecoder(nn.Module):
     def forward(self, x, maps=()):
         for i, level in enumerate(self.levels):
             x = self.narrow[i](x)
-            with torch.autocast(x.device.type, enabled=False):  # which would double it in fp32
+            with without_autocast(x):  # which would double it in fp32
                 x = F.interpolate(x, scale_factor=2)
             if self.skips:
                 x = x + self.skips[i](maps[i])

@@ -2,7 +2,7 @@
 
 import torch
 
-from mtld_core.nn.precision import in_fp32
+from mtld_core.nn.precision import in_fp32, without_autocast
 
 
 def wasserstein_critic_loss(real_scores, fake_scores):
@@ -22,7 +22,7 @@ def gradient_penalty(critic, real, fake, alpha):
     in [0, 1], where the point lies on the way from fake to real (Gulrajani et al. 2017).
     """
     # in half precision the norm's square would overflow
-    with torch.autocast(real.device.type, enabled=False):
+    with without_autocast(real):
         real = in_fp32(real.detach())
         fake = in_fp32(fake.detach())
         points = torch.lerp(fake, real, alpha.to(real).view(-1, 1, 1, 1)).requires_grad_()

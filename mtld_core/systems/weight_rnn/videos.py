@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from mtld_core.chance import keyed_normal
+from mtld_core.nn.precision import without_autocast
 
 
 def still(images):
@@ -21,7 +22,7 @@ def synthetic_video(images, keys, length, strength):
     growth = torch.linspace(0, strength, length, device=images.device)[:, None]
     drift = keyed_normal(keys, "video", 9)[:, None] * growth  # [B, length, 9]
     place, colour = drift.to(images).flatten(0, 1).split([6, 3], 1)
-    with torch.autocast(images.device.type, enabled=False):  # places in bf16 would be off by half a pixel
+    with without_autocast(images):  # places in bf16 would be off by half a pixel
         still_place = torch.eye(2, 3, dtype=place.dtype, device=place.device)
         place = still_place + place.view(-1, 2, 3)
         frames = images.repeat_interleave(length, 0)  # [B * length, 3, H, W]

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from mtld_core.machine.group import averaged, processes
+from mtld_core.nn.precision import without_autocast
 
 MOMENTUM = 0.05  # of the moving average that whitens in eval mode: how much each batch counts
 
@@ -71,7 +72,7 @@ class Whitening(nn.Module):
         self.register_buffer("covariance", torch.eye(dims))
 
     def forward(self, x):
-        with torch.autocast(x.device.type, enabled=False):  # there is no factorisation in half precision
+        with without_autocast(x):  # there is no factorisation in half precision
             return self._whiten(x.flatten(0, -2).to(self.mean.dtype)).view_as(x)
 
     def _whiten(self, flat):
