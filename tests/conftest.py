@@ -19,6 +19,8 @@ LONG = [
     "kaggle/test_kaggle_kernel",
     "systems/test_world_model",
     "train/test_train",
+    "systems/test_replays",
+    "train/test_together",
     "test_gpu_check",
     "play/test_pong",
     "test_bad_input",
