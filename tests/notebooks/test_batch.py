@@ -34,7 +34,7 @@ def test_of_three_runs_one_fails_and_the_table_says_it_at_its_top(tmp_path):
     assert table in done.stdout
     lines = table.splitlines()
     assert lines[0] == "# out: 1 of 3 failed" and lines[2].startswith(
-        "- **wrong** failed: latent_dim must be positive"
+        "- **wrong** failed: latent_dim must not be negative"
     )
     short, wrong, long = lines[-3:]
     report = json.loads((tmp_path / "out/short/report.json").read_text())
