@@ -60,7 +60,10 @@ class Group:
         return f"cuda:{self.place}"
 
     def share(self, count):
-        """Of `count` samples, those that this process computes: (first, last). Raises ConfigError."""
+        """Find the samples of a batch of `count` that this process computes: (first, last), last excluded.
+
+        Raises ConfigError where they cannot be shared evenly.
+        """
         check(
             count % self.size == 0,
             f"batch_size={count} cannot be shared by {self.size} processes evenly; use a multiple of "

@@ -58,9 +58,8 @@ def train(
         check(isinstance(value, (str, Path)), f"{name} must be a text, not {value!r}")
     with group.in_turn(min(1, group.rank), 2):  # the first one brings back what a mirror has
         cls, config, training = plan(system, preset, overrides, **settings)
-    with group.in_turn(
-        group.place, group.here
-    ):  # the others find its frames decoded, and see what memory is left
+    # the others find its frames decoded, and see what memory is left
+    with group.in_turn(group.place, group.here):
         dataset = open_data(dataset_root, config, training.controls_lead_to)
     return fit(build(cls, config, dataset, training.seed), dataset, training, controls, group)
 

@@ -72,7 +72,7 @@ class Whitening(nn.Module):
         self.register_buffer("covariance", torch.eye(dims))
 
     def forward(self, x):
-        with without_autocast(x):  # there is no factorisation in half precision
+        with without_autocast(x):  # half precision loses what is left of a correlated channel
             return self._whiten(x.flatten(0, -2).to(self.mean.dtype)).view_as(x)
 
     def _whiten(self, flat):
