@@ -423,6 +423,7 @@ class Training:
         late = doing == "training" and self.step > self.session_step and self._until_late() == 0
         return {
             "stop": controls.stop.is_set(),
+            "hurry": controls.hurry,
             "hot": bool(heat.reason_to_end(time.monotonic())),
             "end": leads and self.schedule.reason_to_end(self.step) is not None,
             "save": leads and (late or controls.save.is_set()),
@@ -434,6 +435,8 @@ class Training:
         """(status, reason) where a process wished the end, else None."""
         if wished["stop"]:
             self.controls.stop.set()
+        if wished["hurry"]:
+            self.controls.hurry = True
         if wished["hot"] and not self.heat.emergency:
             self.heat.emergency = "the GPU of another process got too hot"
         self.schedule.progress = wished["progress"]

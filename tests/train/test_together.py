@@ -30,7 +30,13 @@ from mtld_core.train.settings import build, plan
 
 ROOT = Path(__file__).parents[2]
 STEPS = 10  # fewer than twenty: each counts for seven systems in seven processes
-SHORT = {"eval_windows": 2, "log_every_steps": 1, "save_every_minutes": 0, "threads": 1}
+SHORT = {
+    "eval_windows": 2,
+    "eval_every_steps": 0,
+    "log_every_steps": 1,
+    "save_every_minutes": 0,
+    "threads": 1,
+}
 
 
 def start(count, folder, steps, *names):
@@ -263,6 +269,16 @@ def test_no_process_outlives_the_one_who_started_it(tmp_path):
     report = read_report(tmp_path / "run")
     assert report["reason"] == "asked to stop" and report["judged_at_step"] is None
     assert find(tmp_path / "run").name == f"step_{report['step']:08d}"
+
+
+def test_who_hears_of_it_later_judges_nothing_either(tmp_path, monkeypatch):
+    """Another process may see first that the one who started the run is gone."""
+    monkeypatch.setattr(Group, "agree", lambda group, **wishes: wishes | {"stop": True, "hurry": True})
+    cls, config, training = plan("tokenizer", "tiny", SHORT, run_dir=str(tmp_path / "run"))
+    dataset = open_dataset(write_arcs(tmp_path / "arcs", [20] * 6), progress=False)
+    report = fit(build(cls, config, dataset), dataset, training)
+    assert report["reason"] == "asked to stop" and report["judged_at_step"] is None
+    assert find(tmp_path / "run")
 
 
 # ---- nothing waits for the device
