@@ -5,9 +5,11 @@ python bench/pong.py OUT --only tinydreams       one stage: tinydreams, tokenize
 python bench/pong.py OUT --vary output residual direct --train-steps 600 --seeds 0 1
                                                  tinydreams with each value of one setting in turn, in equal
                                                  steps
+python bench/pong.py RUN --judge                 a trained run: is it Pong still after 1,000 and 10,000 steps?
 """
 
 import argparse
+import collections
 import json
 import sys
 import time
@@ -17,18 +19,19 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dreams import Court, middle, told
+from dreams import Court, dream, middle, rebounds, told
 
 from data_prep.games import frame_of, make_env
 from data_prep.record_game import record
+from mtld_core import metrics
 from mtld_core.data import open_dataset
-from mtld_core.frames import evenly, to_float, to_uint8
+from mtld_core.frames import differs, evenly, to_float, to_uint8
 from mtld_core.judge.rollouts import Judge
 from mtld_core.judge.windows import windows_of
 from mtld_core.media import save_picture, strip
 from mtld_core.runtime import command
 from mtld_core.systems.base import Reconstructs
-from mtld_core.systems.opening import open_run
+from mtld_core.systems.opening import open_run, own_dataset
 from mtld_core.train import train
 
 STAGES = ("tinydreams", "tokenizer", "latent_actions", "dynamics")
@@ -46,6 +49,11 @@ COURT = Court(
     seen=((FIELD.start, FIELD.stop), (BETWEEN.start, BETWEEN.stop)),
 )
 HELD = 4  # frames
+SERVED = 40  # frames of an episode before the game has settled: the picture flickers, then the ball is served
+LATE = (1000, 10_000)  # steps of a dream whose last hundred are judged
+WINDOW = 100
+SOME = 1024  # frames that tell what stands still
+CHANGED = 0.01  # share of frames in which a static pixel may differ from the median frame
 SHOWN = (1, 4, 16, 64)  # horizons
 
 
@@ -96,6 +104,56 @@ def goes_where_told(system, dreamt, tries=200):
         return paddle_row(frames, least=60)
 
     return told(system, dreamt, {UP: -1, DOWN: 1}, row, MIDDLE, HELD, tries)
+
+
+def lasting(frames, dataset):
+    """What is left of the game in dreamt frames `[B, T, 64, 64, 3]`: a dict.
+
+    "static": PSNR in dB of the pixels that hardly ever change in the recording, against its median frame.
+    "motion": change from frame to frame over the recording's. "ball": share of frames that show one between
+    the paddles, and "real_ball", that of the recording. Of the recording count the frames after the serve.
+    """
+    clips = [dataset.frames[arc.start + SERVED : arc.stop] for arc in dataset.arcs]
+    some = evenly(torch.cat(clips), SOME)
+    median = some.median(0).values
+    static = (differs(some, median).float().mean(0) <= CHANGED)[..., None]
+    error = metrics.mse(frames.flatten(0, 1) * static, median * static) / static.double().mean()
+    real = torch.cat([moved(clip).flatten() for clip in clips]).mean()
+    return {
+        "static": metrics.psnr(error).mean().item(),
+        "motion": (moved(frames).mean() / real).item(),
+        "ball": ball_share(frames),
+        "real_ball": ball_share(torch.cat(clips)),
+    }
+
+
+def moved(clip):
+    """Mean change from each frame to the next, in levels of 255: `[..., T, H, W, 3]` -> `[..., T - 1]`."""
+    return (clip[..., 1:, :, :, :].int() - clip[..., :-1, :, :, :].int()).abs().float().mean((-3, -2, -1))
+
+
+def ball_share(frames):
+    """Share of frames `[..., 64, 64, 3]` that show a ball between the paddles."""
+    return ball_place(frames).isfinite().all(-1).double().mean().item()
+
+
+def judge(run, dreams):
+    """Print whether so many dreams of a run are Pong still, late in them; and whether its ball turns."""
+    system = open_run(run, device="cpu")
+    dataset = own_dataset(system)
+    late = collections.deque(maxlen=WINDOW)
+    for step, seen in enumerate(dream(system, dataset, max(LATE), dreams), 1):
+        late.append(seen)
+        if step in LATE:
+            figures = lasting(torch.stack([frames for _, frames in late], 1), dataset)
+            words = (
+                "static {static:.1f} dB, motion {motion:.2f}, ball in {ball:.0%} (recording {real_ball:.0%})"
+            )
+            obeyed, tries = goes_where_told(system, late)
+            print(f"steps {step - WINDOW} to {step}: {words.format(**figures)}", flush=True)
+            print(f"the paddle obeys in {obeyed:.1%} of {tries} tries", flush=True)
+    found = [dreamt for *_, dreamt in rebounds(system, dataset, sys.modules[__name__])]
+    print(f"the ball turns in {sum(found)} of {len(found)} places where the recorded one did")
 
 
 def held_out(system, dataset):
@@ -256,7 +314,9 @@ def train_stages(out, data, only, minutes):
 @command
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=Path, help="a folder to train into; with --judge, a run")
+    parser.add_argument("--judge", action="store_true")
+    parser.add_argument("--dreams", type=int, default=8, help="that --judge looks at")
     parser.add_argument("--only", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument(
         "--minutes", type=float, default=0, help="a stage; 0: as many steps as the preset says"
@@ -271,6 +331,9 @@ def main():
     given = parser.parse_args()
     if given.vary and len(given.vary) < 2:
         parser.error("--vary takes a setting and one or more values")
+    if given.judge:
+        judge(given.out, given.dreams)
+        return
     data = recorded(given.out, given.steps, given.seed)
     if given.vary:
         vary(given.out, data, given.vary[0], given.vary[1:], given.train_steps, given.seeds)

@@ -13,9 +13,7 @@ from dreams import approaches, dream, film, rebounds, turned
 from pong import ball_place, goes_where_told, motion, obedience, paddle_row
 
 from data_prep.record_game import record
-from mtld_core import metrics
 from mtld_core.data import open_dataset
-from mtld_core.frames import differs
 from mtld_core.judge.rollouts import Judge
 from mtld_core.play import Play
 from mtld_core.play.policies import ways
@@ -64,16 +62,18 @@ def late(shipped, unseen):
 
 
 def test_after_a_thousand_steps_it_still_is_a_game(late, unseen):
-    frames = torch.stack([frame for _, frame in late], 1)  # [8, 100, 64, 64, 3]
-    settled = torch.cat([unseen.frames[arc.start + 40 : arc.stop] for arc in unseen.arcs])
-    median = settled.median(0).values
-    static = torch.stack([differs(frame, median) for frame in settled]).float().mean(0)[..., None] <= 0.01
-    error = metrics.mse(frames.flatten(0, 1) * static, median * static) / static.double().mean()
-    assert metrics.psnr(error).mean() >= 40
-    moved, real = (x.int().diff(dim=-4).abs().double().mean() for x in (frames, settled))
-    assert 0.6 <= moved / real <= 1.5
-    share, real = (ball_place(x).isfinite().all(-1).float().mean() for x in (frames, settled))
-    assert 0.66 <= share / real <= 1.32
+    found = pong.lasting(torch.stack([frame for _, frame in late], 1), unseen)
+    assert found["static"] >= 40
+    assert 0.6 <= found["motion"] <= 1.5
+    assert 0.66 <= found["ball"] / found["real_ball"] <= 1.32
+
+
+def test_a_dream_of_the_empty_field_is_found_out(unseen):
+    still = unseen.frames[50].expand(2, 100, -1, -1, -1)
+    found = pong.lasting(still, unseen)
+    assert found["motion"] == 0 and found["ball"] in (0, 1) and 0.2 < found["real_ball"] < 0.8
+    noise = torch.randint(256, (2, 100, 64, 64, 3), dtype=torch.uint8)
+    assert pong.lasting(noise, unseen)["static"] < 12
 
 
 def test_its_paddle_obeys_after_a_thousand_steps(late, shipped):
