@@ -23,7 +23,6 @@ from dreams import Court, dream, middle, rebounds, told
 
 from data_prep.games import frame_of, make_env
 from data_prep.record_game import record
-from mtld_core import metrics
 from mtld_core.data import open_dataset
 from mtld_core.frames import differs, evenly, to_float, to_uint8
 from mtld_core.judge.rollouts import Judge
@@ -116,11 +115,11 @@ def lasting(frames, dataset):
     clips = [dataset.frames[arc.start + SERVED : arc.stop] for arc in dataset.arcs]
     some = evenly(torch.cat(clips), SOME)
     median = some.median(0).values
-    static = (differs(some, median).float().mean(0) <= CHANGED)[..., None]
-    error = metrics.mse(frames.flatten(0, 1) * static, median * static) / static.double().mean()
+    static = differs(some, median).float().mean(0) <= CHANGED  # [64, 64]
+    error = ((frames[..., static, :].float() - median[static]) / 255).square().mean((-2, -1))
     real = torch.cat([moved(clip).flatten() for clip in clips]).mean()
     return {
-        "static": metrics.psnr(error).mean().item(),
+        "static": (-10 * error.clamp(min=1e-10).log10()).mean().item(),
         "motion": (moved(frames).mean() / real).item(),
         "ball": ball_share(frames),
         "real_ball": ball_share(torch.cat(clips)),

