@@ -367,8 +367,10 @@ def test_half_precision_gives_a_gradient_to_the_same_parameters(name, way, monke
 def test_fp16_gives_nearly_the_same_gradient(name, way, monkeypatch, tmp_path):
     """Within 2 % of fp32 in the relative norm, the first step's and phase by phase.
 
-    At a scale of losses that no system's first step exceeds: finding it takes weight_rnn a step.
+    At a scale of losses that no system's first step exceeds: finding it takes weight_rnn a step. No phase
+    changes weights, for Adam's first step has the same size for the smallest difference as for the largest.
     """
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda optimizer: None)
     monkeypatch.setattr("mtld_core.train.stepper.INITIAL_SCALE", 2.0**4)
     found = []
     for kind in (torch.float32, torch.float16):
@@ -377,8 +379,7 @@ def test_fp16_gives_nearly_the_same_gradient(name, way, monkeypatch, tmp_path):
         found.append(stepped(name, way, monkeypatch, folder, kind, steps=1)[1].gradients)
     assert len(found[0]) == len(found[1]) > 0
     for (phase, wanted), (_, near) in zip(*found, strict=True):
-        if phase != "policy":  # small, and after three updates: Adam makes much of small differences
-            assert (near - wanted).norm() <= 0.02 * wanted.norm(), phase
+        assert (near - wanted).norm() <= 0.02 * wanted.norm(), phase
 
 
 @pytest.mark.parametrize("name", EVERY)
