@@ -45,6 +45,7 @@ SECTIONS = {
     "precisions": Section(gpu_right.precisions, 30),
     "waits": Section(gpu_right.waits, 15, True),
     "profile": Section(gpu_fast.profile, 12, True),
+    "recovery": Section(gpu_right.recovery, 5, True),
     "graphs": Section(gpu_fast.graphs, 40, True),
     "speed": Section(gpu_fast.speed, 60, True),
     "rollouts": Section(gpu_fast.rollouts, 20),

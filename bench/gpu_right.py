@@ -13,6 +13,7 @@ import torch
 from gpu_cases import EVERY, Graded, differ
 from torch import nn
 
+from mtld_core.machine import graphs
 from mtld_core.machine.heat import Sensor, uuid_of
 from mtld_core.runtime import pick_precision, versions
 
@@ -108,6 +109,36 @@ def waits(bench):
         return {"waits": len(told), "at": " ".join(places), "right": not told}
 
     return bench.rows("system", EVERY, row_of)
+
+
+def recovery(bench):
+    """Work that cannot be recorded goes on as it is, and leaves no stream, memory or chance behind."""
+    said = []
+
+    def spoilt(inputs):
+        if graphs.is_recording():
+            inputs["x"].sum().item()
+        return {"x": inputs["x"] + torch.rand_like(inputs["x"])}
+
+    def row_of(case):
+        x = torch.ones(2**22, device=bench.device)
+        torch.cuda.empty_cache()
+        before, stream = torch.cuda.memory_reserved(bench.device), torch.cuda.current_stream()
+        cannot = graphs.Recorded(spoilt, bench.device, "spoilt work", said.append)
+        can = graphs.Recorded(lambda inputs: {"x": inputs["x"] + 1}, bench.device, "sound work", said.append)
+        for recorded in (cannot, can):
+            for _ in range(graphs.WARM + 2):
+                result = recorded({"x": x})["x"]
+        sound = bool((result == 2).all()) and can.replay is not None and cannot.gave_up
+        torch.rand(4, device=bench.device)
+        can.forget()
+        del result
+        torch.cuda.empty_cache()
+        kept = torch.cuda.memory_reserved(bench.device) - before
+        same = stream == torch.cuda.current_stream()
+        return {"said": " ".join(said), "MB kept": kept / 1e6, "right": sound and same and kept < x.nbytes}
+
+    return bench.rows("a failed capture", ["on purpose"], row_of)
 
 
 def against_cpu(bench):

@@ -45,9 +45,8 @@ print(runtime.machine())
 # evening, `original` has the source's own values, `tiny` takes seconds. `dataset_root="auto"` is what
 # notebook 01 left in `dataset`, or where it was not run `"sample"`, the bundled clip. `steps=0` uses all of
 # `time_budget_minutes`, or takes the preset's own number where that is 0, too. `batch_size=0` is the
-# preset's, and on a GPU the largest that gains. `devices=0` trains on every GPU of this machine at once. Any
-# other setting goes into `overrides`, as JSON:
-# `{"latent_dim": 128, "restitution": true}`.
+# preset's. `devices=0` trains on every GPU of this machine at once. Any other setting goes into `overrides`,
+# as JSON: `{"latent_dim": 128, "restitution": true}`.
 #
 # `mtld` continues pictures. `weight_rnn` draws pictures from noise, and goes on by watching them and
 # re-weighting itself. `rl_v2v` translates clips between two domains, which nobody paired: the folders X and Y
@@ -113,7 +112,7 @@ from mtld_core.data import Batches
 from mtld_core.train.fitting import fitted
 
 model = build(cls, config, dataset, training.seed)
-training = fitted(model, dataset, training)  # on a GPU, batch_size = 0 is found by trying
+training = fitted(model, dataset, training)  # with fit_batch, a GPU's batch is found by trying
 window = model.needs().window
 starts = [domain.windows(window, training.cross_cuts) for domain in dataset.domains]
 [batch] = Batches(dataset, starts, window, training.batch_size, training.seed).next()

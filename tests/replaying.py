@@ -64,7 +64,7 @@ class Recorder(TorchDispatchMode):
                     memory.copy_(value)
 
 
-def record(work, device, generators):
+def record(work, stream, generators):
     """`mtld_core.machine.graphs.record` without a GPU."""
     recorder = Recorder()
     with _drawing_nothing(generators), pytest.MonkeyPatch.context() as patch:

@@ -25,6 +25,17 @@ def chosen(device, precision, deterministic, fixed_shapes):
 
 
 @contextlib.contextmanager
+def without_trials():
+    """Inside cuDNN tries no kernels: each shape that is seen once would cost time and memory."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextlib.contextmanager
 def set_to(device, tf32, cudnn_benchmark, deterministic):
     """Inside they compute so, and afterwards as before: a notebook goes on. A CPU computes as it does."""
     cudnn = torch.backends.cudnn

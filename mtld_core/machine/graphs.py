@@ -8,6 +8,7 @@ a tensor that is filled in place.
 
 import contextlib
 import threading
+import warnings
 
 import torch
 from torch.utils import _pytree as pytree
@@ -19,6 +20,7 @@ WARM = 3  # times that work runs before it is recorded: libraries choose kernels
 MOST_TRIES = 16  # at recording where memory is full, for the work takes less of it each time
 
 _state = threading.local()
+_one_at_a_time = threading.Lock()  # a process may capture one graph at a time
 
 
 def can_record(device):
@@ -61,11 +63,12 @@ class Recorded:
         self.name, self.say = name, say
         self.gave_up = False
         self.tries = 0
-        self._side = None  # the stream that work runs on before it is recorded
-        self._forget()
+        self._side = None  # the stream that work runs on before it is recorded, and is recorded on
+        self.forget()
 
-    def _forget(self, form=None):
-        self.form, self.runs = form, 0
+    def forget(self, form=None):
+        """Let go of what is recorded, and of its memory; after some calls it is recorded anew."""
+        self.form, self.runs, self.thread = form, 0, None
         self.static, self.replay, self.outputs = [], None, None
 
     def __call__(self, inputs):
@@ -74,19 +77,29 @@ class Recorded:
         leaves, spec = pytree.tree_flatten(inputs)
         form = spec, [_form(leaf) for leaf in leaves]
         if form != self.form:
-            self._forget(form)
-        if self.replay is None:
-            try:
-                if self.runs < WARM:
-                    return self._run(inputs)
+            self.forget(form)
+        if self.replay is not None:
+            return self._replayed(leaves)
+        try:
+            if self._is_warm():
                 self._record(leaves, spec)
-            except UserError:
-                raise
-            except Exception as error:  # the work itself, a library that cannot be recorded, or the driver
-                self._failed(error)
-        if self.replay is None:  # outside the except block, where the traceback no longer holds tensors
-            memory.give_back()
-            return self(inputs)
+                return self._replayed(leaves)  # the first launch takes memory, too
+            return self._run(inputs)
+        except UserError:
+            raise
+        except Exception as error:  # the work itself, a library that cannot be recorded, or the driver
+            self._failed(error)
+        # outside the except block, where the traceback no longer holds tensors
+        memory.give_back()
+        return self(inputs)
+
+    def _is_warm(self):
+        """Whether this very thread has done the work often enough: each has library handles of its own."""
+        if self.thread != threading.get_ident():
+            self.runs, self.thread = 0, threading.get_ident()
+        return self.runs >= WARM
+
+    def _replayed(self, leaves):
         self._fill(leaves)
         self.replay()
         return self.outputs
@@ -109,8 +122,8 @@ class Recorded:
         self.static = [leaf.clone() if torch.is_tensor(leaf) else leaf for leaf in leaves]
         inputs = pytree.tree_unflatten(self.static, spec)
         generators = [leaf for leaf in leaves if isinstance(leaf, torch.Generator)]
-        with _recording():
-            self.replay, self.outputs = record(lambda: self.work(inputs), self.device, generators)
+        with _one_at_a_time, _recording():
+            self.replay, self.outputs = record(lambda: self.work(inputs), self._side, generators)
 
     @torch.no_grad()
     def _fill(self, leaves):
@@ -120,7 +133,7 @@ class Recorded:
 
     def _failed(self, error):
         """Take less memory the next time, where that was it; else give up."""
-        self._forget(self.form)
+        self.forget(self.form)
         self.tries += 1
         # the end of a capture that failed may say so in words of its own, and hide why
         hidden = None if error.__suppress_context__ else error.__context__
@@ -132,18 +145,45 @@ class Recorded:
         self.say(f"{self.name} cannot be recorded as a CUDA graph ({reason[:200]}): going on without")
 
 
-def record(work, device, generators):
-    """Record `work()` without doing it -> (function that does it, what it returned, filled each time).
+def record(work, stream, generators):
+    """Record `work()` on a stream, without doing it -> (function that does it, what it returned).
 
-    generators: those that it draws from, beside the device's own.
+    What it returned is filled each time. generators: those that it draws from, beside the device's own. Where
+    it cannot be recorded, all is as before.
     """
-    graph = torch.cuda.CUDAGraph()
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     for generator in generators:
         graph.register_generator_state(generator)
-    # other threads, which watch or draw pictures, may go on with what a capture forbids
-    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        outputs = work()
+    with torch.cuda.device(stream.device):
+        before = torch.cuda.current_stream()
+        try:
+            # other threads, which watch or draw pictures, may go on with what a capture forbids
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                outputs = work()
+        except BaseException:
+            _clean_up(before, stream, pool, generators)
+            raise
     return graph.replay, outputs
+
+
+def _clean_up(before, stream, pool, generators):
+    """Mend what a capture that failed leaves behind.
+
+    Its stream stays the current one. Before torch 2.12 the allocator also goes on filling the graph's pool,
+    and generators refuse to draw until another capture has ended.
+    """
+    torch.cuda.set_stream(before)
+    with contextlib.suppress(RuntimeError):  # the pool of a capture that ended in order is closed already
+        torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+        torch._C._cuda_releasePool(stream.device_index, pool)
+    empty = torch.cuda.CUDAGraph()
+    for generator in generators:
+        empty.register_generator_state(generator)
+    with warnings.catch_warnings(), contextlib.suppress(RuntimeError):
+        warnings.simplefilter("ignore")  # that it is empty
+        with torch.cuda.graph(empty, stream=stream):
+            pass
+    torch.cuda.set_stream(before)
 
 
 @contextlib.contextmanager

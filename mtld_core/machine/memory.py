@@ -1,5 +1,7 @@
 """A GPU's memory: the errors that say that it is full, what can be given back, and copies to the host."""
 
+import gc
+
 import torch
 
 # what cuBLAS and cuDNN say, and the driver, where torch's own allocator holds all that there is
@@ -34,8 +36,7 @@ def on_its_way(tensor):
     """
     if tensor.device.type == "cpu":
         return lambda: tensor
-    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    pinned.copy_(tensor, non_blocking=True)
+    pinned = tensor.to("cpu", non_blocking=True)
     sent = torch.cuda.Event()
     sent.record(torch.cuda.current_stream(tensor.device))
 
@@ -44,6 +45,12 @@ def on_its_way(tensor):
         return pinned.clone()  # so that the pinned memory, of which there is little, is free again
 
     return arrived
+
+
+def collect():
+    """Free what nothing uses any more. A run's networks and graphs go in circles, and so hold memory."""
+    gc.collect()
+    give_back()
 
 
 def give_back():

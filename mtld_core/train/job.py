@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from mtld_core.config import RunGivenUp, UserError, check, parse_object
-from mtld_core.machine import backends
+from mtld_core.machine import backends, memory
 from mtld_core.machine.group import ALONE, joined
 from mtld_core.machine.heat import watched
 from mtld_core.machine.threads import Threads
@@ -30,7 +30,7 @@ from mtld_core.runtime import (
     warm_memory,
 )
 from mtld_core.train.controls import Controls
-from mtld_core.train.fitting import fitted, tried
+from mtld_core.train.fitting import fitted, is_busy, training_here, tried
 from mtld_core.train.launch import launch, obeying, processes_for
 from mtld_core.train.loop import Training
 from mtld_core.train.report import backends_of, peak_gpu_memory_mb
@@ -92,6 +92,9 @@ def fit(system, dataset, config=TrainConfig(), controls=None, group=ALONE):  # n
         setting, trials = group.told(torch.get_num_threads()), False
     threads = Threads(setting, device, controls.say, trials)
     with contextlib.ExitStack() as stack:
+        memory.collect()  # that of trials
+        stack.callback(memory.collect)
+        stack.enter_context(training_here())
         if group.leads:
             stack.enter_context(run_lock(run_dir, controls.say, controls.stop))
             stack.enter_context(mirrored(run_dir, config.mirror_dir, controls.say))
@@ -110,6 +113,7 @@ def fit(system, dataset, config=TrainConfig(), controls=None, group=ALONE):  # n
                     training.write_report("failed", f"{type(error).__name__}: {error}")
             raise
         group.meet()
+        training = None  # which the end of this block frees
         return written
 
 
@@ -117,8 +121,11 @@ def outlook(system, dataset, config):
     """One paragraph: parameters, memory, time, how often it saves, draws and judges. Nothing is left behind.
 
     It takes what `fit` does. A copy of the system trains for some steps in a folder that goes again, and is
-    judged on few windows. Raises UserError where training would, before its first step.
+    judged on few windows. While another run trains in this process nothing is tried, and the paragraph says
+    so. Raises UserError where training would, before its first step.
     """
+    if is_busy():
+        return "Another run trains here: what this one will take is not tried out beside it."
     run = tried(system, dataset, config, TRIED, LONGEST_TRY, look_at_end=not config.time_budget_minutes)
     schedule = run.schedule
     steps = schedule.last_step(0)

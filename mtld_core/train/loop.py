@@ -14,7 +14,7 @@ from mtld_core.config import AtLeastOne, BelowOne, NotNegative, Positive, RunGiv
 from mtld_core.data import Batches
 from mtld_core.judge.task import Task, best_by, summary
 from mtld_core.judge.windows import check_stages
-from mtld_core.machine import graphs, memory
+from mtld_core.machine import backends, graphs, memory
 from mtld_core.machine.compiling import Compiling
 from mtld_core.machine.group import ALONE
 from mtld_core.machine.heat import Heat
@@ -344,6 +344,11 @@ class Training:
             self._average()
         return logs
 
+    def _forget_graph(self):
+        """Let go of the recorded step, which holds all the memory that a step takes."""
+        if isinstance(self._do_step, graphs.Recorded):
+            self._do_step.forget()
+
     def _make_room(self):
         """Take the frames from RAM from now on, where they lie on the GPU. Returns whether they did."""
         if self.dataset is self.given:
@@ -356,17 +361,17 @@ class Training:
         return True
 
     def _guarded(self, work):
-        """`work()`, and once more with room for it where the GPU is full. Raises GivenUp if it stays so."""
-        for last in (False, True):
-            try:
-                return work()
-            except Exception as error:
-                if not memory.is_full(error):
-                    raise
-            if last:
-                break
-            self._make_room()
-            memory.give_back()
+        """`work()`, and again with room for it where the GPU is full. Raises GivenUp if it stays so."""
+        with backends.without_trials():
+            for make_room in (self._forget_graph, self._make_room, None):
+                try:
+                    return work()
+                except Exception as error:
+                    if not memory.is_full(error):
+                        raise
+                if make_room is not None:
+                    make_room()
+                    memory.give_back()
         self.controls.say("out of memory while judging or drawing a preview: this one is left out")
         raise GivenUp
 
@@ -469,7 +474,8 @@ class Training:
             early = self.step - self.session_step <= EARLY_STEPS
             if not early and self.unread_seconds < SECONDS_BETWEEN_READINGS:
                 return False
-            torch.cuda.synchronize(self.device)
+            # not the whole device: that would spoil what another thread records
+            torch.cuda.current_stream(self.device).synchronize()
         return True
 
     def _read_time(self, took, whole):

@@ -50,8 +50,6 @@ def plan(system, preset="small", overrides="{}", **settings):
         check(known, f"overrides: no setting {name!r}{nearest(name, [*own, *general])}")
     said |= extra
     chosen = cls.PRESETS[preset] | {"preset": preset} | said
-    if settings.get("batch_size") == 0 and "batch_size" not in said:
-        chosen["fit_batch"] = said.get("fit_batch", True)
     if any(said.get(name) for name in LENGTHS):  # it replaces the preset's own length
         chosen |= {name: said.get(name, 0) for name in LENGTHS}
     for name in ("run_dir", "resume", "mirror_dir"):

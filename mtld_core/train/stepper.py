@@ -18,9 +18,8 @@ from mtld_core.nn.precision import HalfWeights
 from mtld_core.runtime import computing
 from mtld_core.systems.base import Loss, Place
 
-# of fp16 losses, which grows by itself: from 2 ** 12 on the first steps of some systems would overflow
-INITIAL_SCALE = 2.0**9
-CAREFUL = 20  # calls of a phase, and as many after each change, in which processes ask who ran out of memory
+# of fp16 losses: from 2 ** 12 on the first steps of some systems would overflow, so it grows soon
+INITIAL_SCALE, GROWTH_STEPS = 2.0**9, 200
 
 
 class Stepper:
@@ -63,59 +62,51 @@ class Stepper:
         self.optimizers = optimizers
         self.parameters = {name: _parameters(optimizer) for name, optimizer in optimizers.items()}
         self.scalers = {
-            name: torch.amp.GradScaler(device.type, init_scale=INITIAL_SCALE, enabled=dtype == torch.float16)
+            name: torch.amp.GradScaler(
+                device.type,
+                init_scale=INITIAL_SCALE,
+                growth_interval=GROWTH_STEPS,
+                enabled=dtype == torch.float16,
+            )
             for name in optimizers
         }
         self.splits = dict.fromkeys(optimizers, accumulate)
         self.skipped = {name: torch.zeros((), device=device) for name in optimizers}
         # a tensor, too: a step that is replayed as a graph counts as well
         self.calls = {name: torch.zeros((), device=device) for name in optimizers}
-        self.careful = dict.fromkeys(optimizers, CAREFUL)
         self.compiling = None  # a `Compiling`, told of each phase
 
     def __call__(self, phase, loss_fn, batch):
         size = len(next(iter(batch.values())))
         while True:
-            result = None
             try:
                 if self.compiling is not None:
                     backward = functools.partial(self._backward, phase, loss_fn, batch, size)
                     self.compiling.check(phase, backward, self.parameters[phase])
                 result = self._backward(phase, loss_fn, batch, size)
+                break
             except Exception as error:
                 if not memory.is_full(error):
                     raise
+                self._take_less(phase, size)
                 if graphs.is_recording():  # which is spoilt
-                    self._take_less(phase, size)
                     raise
-            if not self._lacked_memory(phase, result is None):
-                break
-            self._take_less(phase, size)
             # outside the except block, where the traceback no longer holds the graph
             memory.give_back()
         result = self._whole(phase, result)
         self._update(phase)
         return result
 
-    def _lacked_memory(self, phase, lacked):
-        """Whether this process ran out of memory, or, while asking is worth the wait, any other.
+    def _take_less(self, phase, size):
+        """Compute a phase in more parts from now on, or make room for it. Raises UserError at the end.
 
-        Raises UserError where this one did, and the others no longer ask.
+        It also does where other processes may be ahead, in an exchange that this one has not come to.
         """
-        if self.group.alone:
-            return lacked
-        if self.careful[phase]:
-            lacked = self.group.agree(lacked=lacked)["lacked"] > 0
-            self.careful[phase] = CAREFUL if lacked else self.careful[phase] - 1
-        elif lacked:
+        if not self.group.alone:
             raise UserError(
                 f"out of memory in phase {phase!r}: start the same again with accumulate="
                 f"{2 * self.splits[phase]} to go on from the newest checkpoint"
             )
-        return lacked
-
-    def _take_less(self, phase, size):
-        """Compute a phase in more parts from now on, or make room for it. Raises UserError at the end."""
         if self.splits[phase] < size:
             self.splits[phase] *= 2
             self.say(

@@ -22,7 +22,7 @@ WAYS = [(name, way) for name in CAPTURABLE for way in ({}, *OTHER_WAYS[name]) if
 FEW = [("mtld", {}), ("tinydreams", {"lr_muon": 0.02}), ("latent_actions", {}), ("weight_rnn", {})]
 
 
-def no_graph(work, device, generators):
+def no_graph(work, stream, generators):
     raise RuntimeError("no graph here")
 
 
@@ -160,11 +160,27 @@ def test_updates_are_counted_in_replayed_steps(tmp_path):
     assert run.calls == {"critic": 20, "generator": 10}
 
 
+def test_judging_takes_the_memory_of_the_graph_where_it_needs_some(tmp_path):
+    run, full = started("tokenizer", tmp_path, {}, []), [True]
+    trained(run, 6)
+    assert run._do_step.replay is not None
+
+    def judged():
+        if full:
+            full.pop()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run._do_step.replay
+
+    assert run._guarded(judged) is None
+    trained(run, 12)
+    assert run._do_step.replay is not None
+
+
 def test_a_full_gpu_gives_a_graph_in_parts(tmp_path, monkeypatch):
     """What is recorded is given up, and recorded anew with the batch in two parts."""
     said, fails = [], [1]
 
-    def full(work, device, generators):
+    def full(work, stream, generators):
         def and_full():
             work()
             raise AssertionError("it is to fail before")
@@ -173,10 +189,10 @@ def test_a_full_gpu_gives_a_graph_in_parts(tmp_path, monkeypatch):
             loss = run.system.loss
             monkeypatch.setattr(run.system, "loss", out_of_memory)
             try:
-                return replaying.record(and_full, device, generators)
+                return replaying.record(and_full, stream, generators)
             finally:
                 monkeypatch.setattr(run.system, "loss", loss)
-        return replaying.record(work, device, generators)
+        return replaying.record(work, stream, generators)
 
     def out_of_memory(batch):
         raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)")

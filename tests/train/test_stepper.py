@@ -11,10 +11,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtld_core.config import UserError
+from mtld_core.machine.group import Group
 from mtld_core.nn.precision import in_fp32
 from mtld_core.systems.base import Loss, Place, adam
 from mtld_core.train import stepper as steppers
-from mtld_core.train.stepper import INITIAL_SCALE, Stepper, _parts
+from mtld_core.train.stepper import GROWTH_STEPS, INITIAL_SCALE, Stepper, _parts
 
 CPU = torch.device("cpu")
 
@@ -300,6 +301,14 @@ def test_an_unfused_optimizer_is_refused_by_name():
         Stepper({"generator": good, "critic": bad}, CPU)
 
 
+def test_the_scale_of_fp16_losses_grows_soon():
+    net = network(dtype=torch.float32)
+    step = stepper_of(net, dtype=torch.float16)
+    for _ in range(GROWTH_STEPS):
+        step("model", squares(net), batch(2, torch.float32))
+    assert step.scalers["model"].get_scale() == 2 * INITIAL_SCALE
+
+
 # ---- memory
 
 
@@ -351,6 +360,18 @@ def test_out_of_memory_with_one_sample_is_an_error(capsys):
     with pytest.raises(UserError, match="out of memory in phase 'model' even with one sample at a time"):
         stepper_of(net)("model", never, batch(6))
     assert identical(net.state_dict(), before) and "8 parts" in capsys.readouterr().out
+
+
+def test_beside_other_processes_running_out_of_memory_ends_the_run():
+    """They may be ahead, in an exchange that this one has not come to."""
+
+    def never(batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    net = network()
+    step = Stepper({"model": adam(net.parameters(), 0.01)}, CPU, accumulate=2, group=Group(size=2))
+    with pytest.raises(UserError, match="start the same again with accumulate=4 to go on"):
+        step("model", never, batch(6))
 
 
 def test_phases_are_split_on_their_own(capsys):
