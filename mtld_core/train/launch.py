@@ -30,6 +30,7 @@ EVENTS = ("stop", "pause")  # of `Controls`, as they are
 TOLD = ("doing", "step", "total", "pace", "ending")  # what comes back
 LAST_WORDS = 200  # lines of what went wrong that are looked through
 FAILED = ("error: ", "given up: ")  # how the last line of a command that failed begins
+KILLED = " received by PID "
 ROOT = Path(__file__).parents[2]
 
 
@@ -123,8 +124,10 @@ def _why(said, code):
     """The line that says why the processes failed: that one's who did not only miss another one."""
     failed = [line for line in said if line.startswith(FAILED)]
     first_hand = [line for line in failed if GONE not in line]
+    # torchrun's words for one that died without any; it may have ended the others before they missed it
+    killed = [f"error: {GONE}" for line in said if KILLED in line]
     last = [line.strip() for line in said if line.strip()][-1:]
-    for line in (*first_hand, *failed, *last):
+    for line in (*first_hand, *failed, *killed, *last):
         return line
     return f"the processes ended with code {code} and said nothing"
 

@@ -83,7 +83,7 @@ def test_all_systems_but_one_can_be_recorded():
 
 def both(name, way, folder, monkeypatch, **settings):
     """(a `Training` of which all steps but three were replayed, one of which none were), which are alike."""
-    said, steps = [], 5 if {"perceptual", "lambda_lpips"} & set(way) else 20  # VGG is slow
+    said, steps = [], 5 if {"perceptual", "lambda_lpips"} & set(way) else 10  # VGG is slow
     with monkeypatch.context() as patch:
         patch.setattr(graphs, "record", no_graph)
         eager = started(name, folder / "eager", way, said, **settings)
@@ -115,13 +115,13 @@ def test_in_other_settings_too(name, way, settings, tmp_path, monkeypatch):
 def test_a_run_goes_on_in_the_middle(name, way, tmp_path):
     """It is saved amid replayed steps, and goes on with three that are done as they are."""
     whole = started(name, tmp_path / "whole", way, [])
-    trained(whole, 20)
+    trained(whole, 14)
     first = started(name, tmp_path / "parts", way, [])
-    trained(first, 11)
+    trained(first, 7)
     first._save()
     second = started(name, tmp_path / "parts", way, [])
-    assert second.step == 11
-    trained(second, 20)
+    assert second.step == 7
+    trained(second, 14)
     assert second._do_step.replay is not None
     assert_same(second, whole)
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtld_core.config import ConfigError, UserError
 from mtld_core.data import open_dataset
-from mtld_core.machine.group import Group
+from mtld_core.machine.group import GONE, Group
 from mtld_core.runs.checkpoint import find, list_checkpoints, load_train_state, load_weights
 from mtld_core.runs.folder import read_report
 from mtld_core.systems.base import Place
@@ -239,6 +239,13 @@ def test_the_death_of_any_process_ends_the_run_with_a_line_and_it_goes_on(rank, 
     again = Job(tmp_path, int(saved.name.removeprefix("step_")) + 1, devices=1)
     again.thread.join(180)
     assert again.report["status"] == "finished", again.error
+
+
+def test_a_process_that_was_killed_without_a_word_is_told():
+    said = ["stopped", "traceback : Signal 9 (SIGKILL) received by PID 6367", 60 * "="]
+    assert launch._why(said, 1) == f"error: {GONE}"
+    assert launch._why(["error: no such folder", *said], 1) == "error: no such folder"
+    assert launch._why(["Segmentation fault"], 1) == "Segmentation fault"
 
 
 PARENT = """
