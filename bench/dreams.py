@@ -1,11 +1,13 @@
 """Whether a dream of a game still is that game: its ball turns, and what the player moves obeys.
 
-    python bench/dreams.py RUN dream.mp4     a film of four dreams of 1,000 steps under sticky random actions
+    python bench/dreams.py RUN dream.mp4     a film of four dreams of 1,000 steps under sticky random actions,
+                                             a contact sheet beside it, and what stands still and what moves
 
 What is common to bench/pong.py and bench/breakout.py, which find ball and paddles in the pictures.
 """
 
 import argparse
+import collections
 import sys
 import typing
 from pathlib import Path
@@ -14,14 +16,18 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mtld_core.frames import evenly, to_float, to_uint8
+from mtld_core.frames import differs, evenly, to_float, to_uint8
 from mtld_core.judge.life import sticky_actions
-from mtld_core.media import video_writer
+from mtld_core.media import save_picture, strip, video_writer
 from mtld_core.runtime import command
 from mtld_core.systems.opening import open_run, own_dataset
 
 SOON = 7  # frames within which a ball that turned is seen to leave
-FILMED = 4  # dreams side by side
+DREAMS, FILMED = 8, 4  # at once, and how many of them are filmed side by side
+LATE = 100  # steps at the end of a dream that are judged
+SHEET = (1, 64, 256, 1000, 10_000)  # steps that the contact sheet shows
+SOME = 1024  # frames that tell what stands still
+CHANGED = 0.01  # share of frames in which a static pixel may differ from the median frame
 LARGER = 4  # pixels of the film for one of a frame
 
 
@@ -120,7 +126,7 @@ def _in_the_way(paddle, wait, there, court):
     return bool((whole & ((near - there).abs() < court.reach)).all())
 
 
-def dream(system, dataset, steps, count=8):
+def dream(system, dataset, steps, count=DREAMS):
     """Dreams under sticky random actions: yields (state, uint8 frames `[count, 64, 64, 3]`) of each step."""
     k = system.needs().context
     starts = evenly(torch.cat([dataset.arc_windows(arc, k) for arc in dataset.arcs]), count)
@@ -130,6 +136,29 @@ def dream(system, dataset, steps, count=8):
         for actions in sticky_actions(system.action_space, steps, count):
             state, frame = system.step(state, actions)
             yield state, to_uint8(frame)
+
+
+def lasting(frames, clips):
+    """What stands still and what moves in dreamt frames uint8 `[B, T, H, W, 3]`: a dict of two figures.
+
+    clips: of the recording, uint8 `[T, H, W, 3]` each. "static": PSNR in dB of the pixels that hardly ever
+    change in it, against its median frame, averaged over the frames. "motion": change from frame to frame
+    over the recording's.
+    """
+    some = evenly(torch.cat(clips), SOME)
+    median = some.median(0).values
+    static = differs(some, median).float().mean(0) <= CHANGED  # [H, W]
+    error = ((frames[..., static, :].float() - median[static]) / 255).square().mean((-2, -1))
+    real = torch.cat([moved(clip) for clip in clips]).mean()
+    return {
+        "static": (-10 * error.clamp(min=1e-10).log10()).mean().item(),
+        "motion": (moved(frames).mean() / real).item(),
+    }
+
+
+def moved(clip):
+    """Mean change from each frame to the next, in levels of 255: `[..., T, H, W, 3]` -> `[..., T - 1]`."""
+    return clip.int().diff(dim=-4).abs().float().mean((-3, -2, -1))
 
 
 def told(system, dreamt, ways, place, mid, held, tries):
@@ -158,13 +187,26 @@ def told(system, dreamt, ways, place, mid, held, tries):
 
 
 def film(system, dataset, steps, path):
-    """Write an mp4 of dreams side by side, enlarged, at the speed of the recording."""
+    """Write an mp4 of dreams side by side, enlarged, at the speed of the recording, and a sheet beside it.
+
+    The sheet (.png) shows the dreams at some steps, and below them the recording at some moments. Returns the
+    last hundred frames of each dream, also of those that are not filmed, `[8, 100, H, W, 3]`.
+    """
     fps = dataset.about.get("fps", 15)
     c = system.config
+    shown, late = {}, collections.deque(maxlen=LATE)
     with video_writer(path, fps, LARGER * c.height, LARGER * FILMED * c.width) as write:
-        for _, frames in dream(system, dataset, steps, FILMED):
-            row = torch.cat(list(frames), 1)  # [H, 4 W, 3]
+        for step, (_, frames) in enumerate(dream(system, dataset, steps, DREAMS), 1):
+            row = torch.cat(list(frames[:FILMED]), 1)  # [H, 4 W, 3]
             write(row.repeat_interleave(LARGER, 0).repeat_interleave(LARGER, 1))
+            late.append(frames)
+            if step in (*SHEET, steps):
+                shown[step] = frames[:FILMED]
+    rows = [list(dreamt) for dreamt in zip(*shown.values(), strict=True)]
+    rows.append(list(evenly(dataset.frames, len(shown) + 2)[1:-1]))
+    names = [*(f"dream {i + 1}" for i in range(FILMED)), "recorded"]
+    save_picture(Path(path).with_suffix(".png"), strip(rows, names, [f"+{step}" for step in shown]))
+    return torch.stack(list(late), 1)
 
 
 @command
@@ -175,7 +217,11 @@ def main():
     parser.add_argument("--steps", type=int, default=1000)
     given = parser.parse_args()
     system = open_run(given.run, device="cpu")
-    film(system, own_dataset(system), given.steps, given.out)
+    dataset = own_dataset(system)
+    late = film(system, dataset, given.steps, given.out)
+    figures = lasting(late, [dataset.frames[arc.start : arc.stop] for arc in dataset.arcs])
+    words = "static {static:.1f} dB, motion {motion:.2f} of the recording's"
+    print(f"the last {late.shape[1]} of {given.steps} steps: {words.format(**figures)}")
 
 
 if __name__ == "__main__":

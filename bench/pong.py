@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import dreams
 from dreams import Court, dream, middle, rebounds, told
 
 from data_prep.games import frame_of, make_env
 from data_prep.record_game import record
 from mtld_core.data import open_dataset
-from mtld_core.frames import differs, evenly, to_float, to_uint8
+from mtld_core.frames import evenly, to_float, to_uint8
 from mtld_core.judge.rollouts import Judge
 from mtld_core.judge.windows import windows_of
 from mtld_core.media import save_picture, strip
@@ -50,9 +51,6 @@ COURT = Court(
 HELD = 4  # frames
 SERVED = 40  # frames of an episode before the game has settled: the picture flickers, then the ball is served
 LATE = (1000, 10_000)  # steps of a dream whose last hundred are judged
-WINDOW = 100
-SOME = 1024  # frames that tell what stands still
-CHANGED = 0.01  # share of frames in which a static pixel may differ from the median frame
 SHOWN = (1, 4, 16, 64)  # horizons
 
 
@@ -106,29 +104,14 @@ def goes_where_told(system, dreamt, tries=200):
 
 
 def lasting(frames, dataset):
-    """What is left of the game in dreamt frames `[B, T, 64, 64, 3]`: a dict.
+    """What is left of the game in dreamt frames `[B, T, 64, 64, 3]`: `dreams.lasting`, and two figures more.
 
-    "static": PSNR in dB of the pixels that hardly ever change in the recording, against its median frame.
-    "motion": change from frame to frame over the recording's. "ball": share of frames that show one between
-    the paddles, and "real_ball", that of the recording. Of the recording count the frames after the serve.
+    "ball": share of frames that show one between the paddles, and "real_ball", that of the recording. Of the
+    recording count the frames after the serve.
     """
     clips = [dataset.frames[arc.start + SERVED : arc.stop] for arc in dataset.arcs]
-    some = evenly(torch.cat(clips), SOME)
-    median = some.median(0).values
-    static = differs(some, median).float().mean(0) <= CHANGED  # [64, 64]
-    error = ((frames[..., static, :].float() - median[static]) / 255).square().mean((-2, -1))
-    real = torch.cat([moved(clip).flatten() for clip in clips]).mean()
-    return {
-        "static": (-10 * error.clamp(min=1e-10).log10()).mean().item(),
-        "motion": (moved(frames).mean() / real).item(),
-        "ball": ball_share(frames),
-        "real_ball": ball_share(torch.cat(clips)),
-    }
-
-
-def moved(clip):
-    """Mean change from each frame to the next, in levels of 255: `[..., T, H, W, 3]` -> `[..., T - 1]`."""
-    return (clip[..., 1:, :, :, :].int() - clip[..., :-1, :, :, :].int()).abs().float().mean((-3, -2, -1))
+    balls = {"ball": ball_share(frames), "real_ball": ball_share(torch.cat(clips))}
+    return dreams.lasting(frames, clips) | balls
 
 
 def ball_share(frames):
@@ -136,12 +119,15 @@ def ball_share(frames):
     return ball_place(frames).isfinite().all(-1).double().mean().item()
 
 
-def judge(run, dreams):
-    """Print whether so many dreams of a run are Pong still, late in them; and whether its ball turns."""
+def judge(run, count, recording=""):
+    """Print whether so many dreams of a run are Pong still, late in them; and whether its ball turns.
+
+    recording: that they begin in and are compared with; "": the run's own, which of a shared run is short.
+    """
     system = open_run(run, device="cpu")
-    dataset = own_dataset(system)
-    late = collections.deque(maxlen=WINDOW)
-    for step, seen in enumerate(dream(system, dataset, max(LATE), dreams), 1):
+    dataset = open_dataset(recording) if recording else own_dataset(system)
+    late = collections.deque(maxlen=dreams.LATE)
+    for step, seen in enumerate(dream(system, dataset, max(LATE), count), 1):
         late.append(seen)
         if step in LATE:
             figures = lasting(torch.stack([frames for _, frames in late], 1), dataset)
@@ -149,7 +135,7 @@ def judge(run, dreams):
                 "static {static:.1f} dB, motion {motion:.2f}, ball in {ball:.0%} (recording {real_ball:.0%})"
             )
             obeyed, tries = goes_where_told(system, late)
-            print(f"steps {step - WINDOW} to {step}: {words.format(**figures)}", flush=True)
+            print(f"steps {step - dreams.LATE} to {step}: {words.format(**figures)}", flush=True)
             print(f"the paddle obeys in {obeyed:.1%} of {tries} tries", flush=True)
     found = [dreamt for *_, dreamt in rebounds(system, dataset, sys.modules[__name__])]
     print(f"the ball turns in {sum(found)} of {len(found)} places where the recorded one did")
@@ -315,6 +301,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="a folder to train into; with --judge, a run")
     parser.add_argument("--judge", action="store_true")
+    parser.add_argument(
+        "--recording", default="", help="that --judge compares with, in place of the run's own"
+    )
     parser.add_argument("--dreams", type=int, default=8, help="that --judge looks at")
     parser.add_argument("--only", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument(
@@ -331,7 +320,7 @@ def main():
     if given.vary and len(given.vary) < 2:
         parser.error("--vary takes a setting and one or more values")
     if given.judge:
-        judge(given.out, given.dreams)
+        judge(given.out, given.dreams, given.recording)
         return
     data = recorded(given.out, given.steps, given.seed)
     if given.vary:
