@@ -11,9 +11,10 @@ end in each run. All are judged on the same held-out images, of each class as ma
 and the Frechet distance to them of draws from noise and of reconstructions; median over the seeds, and the
 least and the most.
 
-With --unseen the three train without a class and are judged on 200 images of it: as they are, with more
-rounds of updates, and after learning some more from 16 others. "on" learns from these for so many steps, with
-all of its weights or the predictor's alone; "off_steps" for as many steps, "off_time" for as much time.
+With --unseen the three train without a class and are judged on held-out images of the others and on 200 of
+it (psnr): as they are, with more rounds of updates, and after learning some more from 16 others. "on" learns
+from these for so many steps, with all of its weights or the predictor's alone; "off_steps" for as many steps,
+"off_time" for as much time.
 """
 
 import argparse
@@ -290,7 +291,8 @@ def main():
     def judged(name, seed, system, found):
         if given.unseen:
             pace = on / off if name == "off_time" else 1
-            return adapted(system, dataset, unseen, given.tuned, seed, pace)
+            seen = {"classes that were seen": found["psnr"]}
+            return seen | adapted(system, dataset, unseen, given.tuned, seed, pace)
         return held_out(system, likeness, found)
 
     figures = compare(given.out, case, kinds, given.seeds, dataset, judged)

@@ -156,7 +156,7 @@ def test_few_images_of_a_class_are_learned_from(digits, tmp_path, monkeypatch, c
     assert weight_rnn.main() == 0
     figures = json.loads((out / "figures.json").read_text())
     assert figures["steps"] == {"on": [True, 15], "off_steps": [False, 15], "off_time": [False, 30]}
-    plain = ["as it is", "tuned for 2", "tuned for 30"]
+    plain = ["classes that were seen", "as it is", "tuned for 2", "tuned for 30"]
     (on,), (off,) = figures["on"], figures["off_time"]
     assert set(on) == {*plain, "after 4 rounds", "tuned for 2, predictor", "tuned for 30, predictor"}
     assert list(off) == plain and "tuned for 30, predictor" in capsys.readouterr().out
