@@ -153,6 +153,8 @@ def test_few_images_of_a_class_are_learned_from(digits, tmp_path, monkeypatch, c
     seen = []
     tuned = weight_rnn.tuned
     monkeypatch.setattr(weight_rnn, "tuned", lambda *given: seen.append(given) or tuned(*given))
+    judged, rebuilt = [], weight_rnn.rebuilt
+    monkeypatch.setattr(weight_rnn, "rebuilt", lambda *given: judged.append(given[1]) or rebuilt(*given))
     assert weight_rnn.main() == 0
     figures = json.loads((out / "figures.json").read_text())
     assert figures["steps"] == {"on": [True, 15], "off_steps": [False, 15], "off_time": [False, 30]}
@@ -164,6 +166,9 @@ def test_few_images_of_a_class_are_learned_from(digits, tmp_path, monkeypatch, c
         assert found["tuned for 30"] > found["as it is"] + 1
     assert [call[3] for call in seen] == [2, 2, 30, 30, 2, 30, 4, 60]  # of as much time: twice as many
     assert all(len(shots) == 16 and shots.min() >= 60 for _, _, shots, *_ in seen)
+    _, dataset, shots, *_ = seen[0]
+    both = torch.cat([judged[0], dataset.frames[shots]]).flatten(1).unique(dim=0)
+    assert len(judged[0]) == 14 and len(both) == 30 and both.float().mean() > 185
     system, *rest = seen[1]
     moved = weight_rnn.tuned(system, *rest)
     names = {name.split(".")[0] for name, value in moved.state_dict().items()
