@@ -71,7 +71,7 @@ class LayerUpdate(nn.Module):
         if self.kind == "per_channel":
             change = {"scale": first, "shift": shift}
             moved = torch.addcmul(shift, first, bias)
-            squares = first.square() @ norms.square()
+            squares = (first.square() * norms.square()).sum(1)
         else:
             for rows in second:  # low_rank
                 columns = first.unflatten(1, (self.out, self.rank)) / self.rank**0.5
