@@ -147,7 +147,7 @@ def test_few_images_of_a_class_are_learned_from(digits, tmp_path, monkeypatch, c
     """
     out = tmp_path / "out"
     given = f"{digits.path} {out} --unseen 2 --preset tiny --minutes 0.005 --seeds 0 --tuned 2 30"
-    settings = {"threads": 1, "lambda_adv": 0.0, "update": "per_channel", "lr": 0.01}
+    settings = {"threads": 1, "lambda_adv": 0.0, "update": "per_channel", "lr": 0.04}
     monkeypatch.setattr("sys.argv", ["weight_rnn.py", *given.split(), "--overrides", json.dumps(settings)])
     monkeypatch.setattr(weight_rnn, "seconds_a_step", lambda cases, dataset, learned: (0.02, 0.01))
     seen = []

@@ -458,9 +458,7 @@ class WeightRNN(Reconstructs, Samples, System):
         can drift away.
         """
         code, seen = state
-        vectors = None
-        if self.predictor is not None:
-            vectors = self.watch(seen, still(seen))
+        vectors = None if self.predictor is None else self.watch(seen, still(seen))
         images, _ = self.draw(code, vectors)
         seen = images if self.config.watched == "image" else self.look(code, vectors)
         return (code, seen), images
