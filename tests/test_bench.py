@@ -1,15 +1,20 @@
 """The measurements: what they count, what they keep, and that docs/performance.md says what was kept."""
 
+import dataclasses
 import json
 
+import h5py
 import measure
+import numpy as np
 import pytest
 import tables
 import torch
+import weight_rnn
 from steps import Steps
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtld_core.config import UserError
+from mtld_core.data import open_dataset, split_windows
 
 MACHINE = {"gflops": 1.0, "copied_gb_per_second": 1.0}
 ROW = {"step of": "it", "ms": 1234.5, "kernels": 12000, "share": 0.1234}
@@ -102,3 +107,70 @@ def test_the_page_shows_what_is_kept():
     assert tables.in_page(json.loads(tables.RESULTS.read_text()), page) == page
     with pytest.raises(UserError, match="no place for the table 'machine'"):
         tables.in_page(json.loads(tables.RESULTS.read_text()), "a page without it")
+
+
+# ---- bench/weight_rnn.py: a class that was not seen
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """A file as make_mnist.py writes it: 90 mixed pictures of three classes, of which 2 is the brightest."""
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(3, dtype=np.uint8), 30))
+    noise = np.random.default_rng(1).integers(0, 60, (90, 16, 16, 3))
+    with h5py.File(tmp_path / "digits.h5", "w") as file:
+        file["frames"] = (noise + 80 * labels[:, None, None, None]).astype(np.uint8)
+        file["digits"] = labels
+        file.attrs["recording"] = json.dumps({"unordered": True})
+    return open_dataset(tmp_path / "digits.h5")
+
+
+def test_of_each_class_as_many_are_held_out_and_an_unseen_one_is_nowhere(digits):
+    dataset = weight_rnn.by_class(digits)
+    means = [dataset.frames[arc.start : arc.stop].float().mean() for arc in dataset.arcs]
+    assert [arc.name for arc in dataset.arcs] == ["0", "1", "2"]
+    assert [mean.item() for mean in means] == pytest.approx([29.5, 109.5, 189.5], abs=1)
+    _, held = split_windows(dataset, 1)
+    assert (held // 30).bincount().tolist() == [3, 3, 3]
+    others, unseen = weight_rnn.without(dataset, "1")
+    learned, held = split_windows(others, 1)
+    assert unseen.tolist() == list(range(30, 60))
+    assert sorted([*learned, *held]) == [*range(30), *range(60, 90)]
+    with pytest.raises(UserError, match=r"--unseen: .* has no class '7'; known: 0, 1, 2"):
+        weight_rnn.without(dataset, "7")
+    with pytest.raises(UserError, match="needs another class, and more than 16 images of '1'"):
+        weight_rnn.without(dataclasses.replace(dataset, arcs=dataset.arcs[1:2]), "1")
+
+
+def test_few_images_of_a_class_are_learned_from(digits, tmp_path, monkeypatch, capsys):
+    """On 16 noisy pictures, brighter than all that was seen, every kind gets better; what is judged is
+    neither seen nor learned from.
+    """
+    out = tmp_path / "out"
+    given = f"{digits.path} {out} --unseen 2 --preset tiny --minutes 0.005 --seeds 0 --tuned 2 30"
+    settings = {"threads": 1, "lambda_adv": 0.0, "update": "per_channel", "lr": 0.04}
+    monkeypatch.setattr("sys.argv", ["weight_rnn.py", *given.split(), "--overrides", json.dumps(settings)])
+    monkeypatch.setattr(weight_rnn, "seconds_a_step", lambda cases, dataset, learned: (0.02, 0.01))
+    seen = []
+    tuned = weight_rnn.tuned
+    monkeypatch.setattr(weight_rnn, "tuned", lambda *given: seen.append(given) or tuned(*given))
+    judged, rebuilt = [], weight_rnn.rebuilt
+    monkeypatch.setattr(weight_rnn, "rebuilt", lambda *given: judged.append(given[1]) or rebuilt(*given))
+    assert weight_rnn.main() == 0
+    figures = json.loads((out / "figures.json").read_text())
+    assert figures["steps"] == {"on": [True, 15], "off_steps": [False, 15], "off_time": [False, 30]}
+    plain = ["classes that were seen", "as it is", "tuned for 2", "tuned for 30"]
+    (on,), (off,) = figures["on"], figures["off_time"]
+    assert set(on) == {*plain, "after 4 rounds", "tuned for 2, predictor", "tuned for 30, predictor"}
+    assert list(off) == plain and "tuned for 30, predictor" in capsys.readouterr().out
+    for found in (on, off):
+        assert found["tuned for 30"] > found["as it is"] + 1
+    assert [call[3] for call in seen] == [2, 2, 30, 30, 2, 30, 4, 60]  # of as much time: twice as many
+    assert all(len(shots) == 16 and shots.min() >= 60 for _, _, shots, *_ in seen)
+    _, dataset, shots, *_ = seen[0]
+    both = torch.cat([judged[0], dataset.frames[shots]]).flatten(1).unique(dim=0)
+    assert len(judged[0]) == 14 and len(both) == 30 and both.float().mean() > 185
+    system, *rest = seen[1]
+    moved = weight_rnn.tuned(system, *rest)
+    names = {name.split(".")[0] for name, value in moved.state_dict().items()
+             if not value.equal(system.state_dict()[name])}  # fmt: skip
+    assert names == {"predictor"}

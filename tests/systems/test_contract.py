@@ -62,7 +62,7 @@ OTHER_WAYS = {
     "weight_rnn": [
         {"learning": "apart", "adversarial_on": "reconstructions", "target_layers": ("encoder.0",)},
         {"update": "low_rank", "target_layers": ("mu", "stem", "decoder.0")},
-        {"update": "per_channel", "lambda_adv": 0.0},
+        {"update": "per_channel", "lambda_adv": 0.0, "watched": "features"},
     ],
     "rl_v2v": [{"lambda_steady": 1.0, "gan": "bce", "dense_head": True, "rl_every": 2}],
 }

@@ -294,6 +294,46 @@ def test_a_noisy_video_begins_with_the_image_and_goes_on_under_more_and_more_noi
     assert noisy_video(images, torch.arange(3), 5, 3.0).abs().max() <= 1
 
 
+def test_every_channel_of_features_drifts_on_its_own():
+    keys = torch.arange(2)
+    video = synthetic_video(torch.zeros(2, 5, 4, 4), keys, 3, 0.1)
+    assert video.shape == (2, 3, 5, 4, 4) and not video[:, 0].any()
+    assert len(video[:, 2, :, 0, 0].unique()) == 10
+    torch.testing.assert_close(video[:, 1] * 2, video[:, 2])
+
+
+# ---- what is watched
+
+
+@pytest.mark.parametrize(("watched", "drawn"), [("image", 2), ("features", 1)])
+def test_for_features_an_image_is_drawn_once(watched, drawn):
+    """In training, and in a rollout, where the image that is shown is the one that is watched next."""
+    system = awake(model(watched=watched, update_rounds=1, lambda_adv=0))
+    draws = []
+    system.vae.decode = lambda z, *more, decode=system.vae.decode: draws.append(len(z)) or decode(z, *more)
+    train(system, batch())
+    assert draws == [3] * drawn
+    draws.clear()
+    list(system.eval().rollout(None, 4, generator=torch.Generator().manual_seed(0)))
+    assert len(draws) == 4 + (watched == "image")
+
+
+@pytest.mark.parametrize(("target", "moves"), [("stem", True), ("encoder.0", True), ("decoder.0", False)])
+def test_features_are_watched_as_the_update_left_them(target, moves):
+    """So a rollout goes on where what comes before them is changed, and is a still elsewhere."""
+    system = awake(model(watched="features", target_layers=(target,), update_bound=0.5), 3.0).eval()
+    frame = torch.from_numpy(moving_square(1))
+    with torch.inference_mode():
+        code, seen = system.start(frame)
+        features = system.vae.stem(system.vae.encode(to_float(frame))[0]).tanh()
+        torch.testing.assert_close(seen.flatten(1), features)
+        vectors = system.watch(seen, torch.zeros(1, dtype=torch.int64))
+        first, second = system.rollout(frame, 2)
+        torch.testing.assert_close(first[:, 0], system.draw(code, vectors)[0])
+        torch.testing.assert_close(second, system.reconstruct(to_float(frame)[None]))  # two rounds
+    assert torch.equal(first, second) != moves
+
+
 # ---- losses
 
 
@@ -408,7 +448,7 @@ def test_what_the_critic_is_shown(shown):
 
 
 @pytest.mark.parametrize("size", [1, 5])
-@pytest.mark.parametrize("preset", ["tiny", "small", "demo"])
+@pytest.mark.parametrize("preset", ["tiny", "small", "lean", "demo"])
 def test_batches_of_one_and_of_many(preset, size):
     _, config, _ = plan("weight_rnn", preset, overrides={"height": 16, "width": 16})
     logs = train(WeightRNN(config), batch(size), steps=2)
@@ -435,6 +475,8 @@ ON = [
     {"video_strength": 0.0},
     {"video_changes": "noise", "video_strength": 0.3},
     {"video_shrink": 2},
+    {"watched": "features"},
+    {"watched": "features", "video_changes": "noise", "target_layers": ("stem", "encoder.0")},
     {"frame_channels": ()},
     {"gru_layers": 1, "gru_hidden": 5},
     {"adversarial_on": "reconstructions"},
@@ -569,6 +611,10 @@ def test_evaluation_says_what_the_updates_add(tmp_path):
         ({"update_size": 1344}, r"update_size=1344.*decoder\.0, decoder\.1 takes 1419"),
         ({"update_bound": 0.0}, r"update_bound must be in \(0, 1\]"),
         ({"height": 18}, "height=18 is not divisible by 4; use 16, fewer encoder_channels$"),
+        (
+            {"watched": "features", "video_shrink": 2},
+            "height=16 is not divisible by 32; .*fewer frame_channels or a lower video_shrink",
+        ),
         ({"frame_channels": (4,) * 5}, "not divisible by 32.*fewer frame_channels or a lower video_shrink"),
         ({"encoder_channels": ()}, "encoder_channels must list positive widths"),
         ({"video_frames": 1}, "video_frames must be at least 2"),

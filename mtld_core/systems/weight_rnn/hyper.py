@@ -34,6 +34,7 @@ class LayerUpdate(nn.Module):
     def __init__(self, layer, kind, rank, bound):
         super().__init__()
         self.axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0  # the weight's, of output channels
+        self.others = [axis for axis in range(layer.weight.dim()) if axis != self.axis]
         self.shape = layer.weight.movedim(self.axis, 0).shape
         self.out = self.shape[0]
         self.rest = self.shape[1:].numel()
@@ -62,15 +63,15 @@ class LayerUpdate(nn.Module):
 
         The layer's size counts as a constant: no gradient makes it larger or smaller.
         """
-        weight = layer.weight.detach().movedim(self.axis, 0).flatten(1)  # [out, rest]
         bias = layer.bias.detach()  # [out]
-        own = (weight.square().sum() + bias.square().sum()).sqrt()
+        norms = torch.linalg.vector_norm(layer.weight.detach(), dim=self.others)  # [out]
+        own = torch.linalg.vector_norm(torch.cat([norms, bias]))
         first, *second, last = vectors.to(own.dtype).split(self.parts, 1)
         shift = last * own / self.out**0.5
         if self.kind == "per_channel":
             change = {"scale": first, "shift": shift}
-            moved = first * bias + shift
-            squares = (first.square() * weight.square().sum(1)).sum(1)
+            moved = torch.addcmul(shift, first, bias)
+            squares = (first.square() * norms.square()).sum(1)
         else:
             for rows in second:  # low_rank
                 columns = first.unflatten(1, (self.out, self.rank)) / self.rank**0.5
@@ -97,7 +98,7 @@ def changed_layer(layer, x, change=None):
         room = [1] * (x.dim() - 2)
         scale = change["scale"].unflatten(1, (-1, *room))
         shift = change["shift"].unflatten(1, (-1, *room))
-        return layer(x) * (1 + scale) + shift
+        return torch.addcmul(shift, layer(x), 1 + scale)
     # [B, ...], in the type of x, for vmap knows no autocast
     own = {name: (getattr(layer, name) + part).to(x.dtype) for name, part in change.items()}
 
@@ -153,9 +154,13 @@ class VAE(FullWeights, nn.Module):
         logvar = changed_layer(self.logvar, x, changes.get("logvar"))
         return mu, logvar
 
+    def features(self, z, changes=UNCHANGED):
+        """What the first layer makes of latents, the coarsest grid of an image: `[N, C, h, w]`, unbounded."""
+        return changed_layer(self.stem, z, changes.get("stem")).unflatten(1, self.grid)
+
     def decode(self, z, changes=UNCHANGED):
         """Images in (-1, 1)."""
-        x = changed_layer(self.stem, z, changes.get("stem")).unflatten(1, self.grid)  # [N, C, h, w]
+        x = self.features(z, changes)
         for i, layer in enumerate(self.decoder):
             x = changed_layer(layer, F.relu(x), changes.get(f"decoder.{i}"))
         return torch.tanh(x)

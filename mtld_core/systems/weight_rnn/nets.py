@@ -30,7 +30,7 @@ class Critic(FullWeights, nn.Module):
 
 
 class WeightPredictor(nn.Module):
-    """Video `[B, V, 3, h, w]` -> update vectors `[B, U]`, at first `initial` `[U]` for every video.
+    """Video `[B, V, C, h, w]` -> update vectors `[B, U]`, at first `initial` `[U]` for every video.
 
     A small convolutional net reads each frame (without `frame_channels` the GRU takes the bare pixels), a GRU
     the frames in order.
@@ -38,7 +38,7 @@ class WeightPredictor(nn.Module):
 
     def __init__(self, config, initial):
         super().__init__()
-        channels = (3, *config.frame_channels)
+        channels = (config.watched_channels, *config.frame_channels)
         layers = []
         for a, b in itertools.pairwise(channels):
             layers += [nn.Conv2d(a, b, 4, 2, 1), nn.SiLU()]

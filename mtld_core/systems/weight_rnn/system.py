@@ -54,6 +54,7 @@ SMALL = {
     "lr_schedule": "cosine",
     "eval_every_steps": 0,
 }
+LEAN = {"watched": "features", "video_shrink": 1, "frame_channels": (), "gru_layers": 1}
 LEAST_KL = 0.05  # nats, below which a posterior is the prior
 
 
@@ -76,6 +77,8 @@ class WeightRNNConfig(FrameSize):
     update_rounds: Positive[int] = 1  # times that the GRU watches and the image is drawn again
     # apart: predictor, critic, then the VAE, in passes of their own
     learning: typing.Literal["together", "apart"] = "together"
+    # what the GRU watches: the image as it was drawn, or the features that its drawing begins with
+    watched: typing.Literal["image", "features"] = "image"
     video_frames: AtLeastTwo[int] = 4  # V
     # drift: the image moves and changes colour; noise: anew in each frame
     video_changes: typing.Literal["drift", "noise"] = "drift"
@@ -132,7 +135,13 @@ class WeightRNNConfig(FrameSize):
     @property
     def frame_factor(self):
         """Pixels of the image, along each side, to one place of what the predictor's GRU takes."""
-        return self.video_shrink * 2 ** len(self.frame_channels)
+        factor = self.video_shrink * 2 ** len(self.frame_channels)
+        return factor if self.watched == "image" else factor * 2 ** len(self.decoder_channels)
+
+    @property
+    def watched_channels(self):
+        """Channels of what the GRU watches."""
+        return 3 if self.watched == "image" else self.decoder_channels[0]
 
     def build_vae(self):
         """The VAE of these settings, in the smallest size where the dataset has not said its own yet."""
@@ -163,6 +172,8 @@ class WeightRNN(Reconstructs, Samples, System):
         # images of 32 or 64 pixels in some minutes of one core; docs/systems/weight_rnn.md says what the
         # updates bring
         "small": SMALL | {"steps": 4000},
+        # the same, but each image is drawn once a step
+        "lean": SMALL | LEAN | {"steps": 4000},
         # wide enough to keep a large card busy; never trained
         "gpu": SMALL
         | {
@@ -352,22 +363,37 @@ class WeightRNN(Reconstructs, Samples, System):
         Updates of the encoder make a second code, to which the first one can leave what it does not tell
         through the updates. vectors: None for no updates.
         """
+        changes, code = self._changed(code, vectors)
+        return self.vae.decode(code.z, changes), code
+
+    def _changed(self, code, vectors):
+        """(changes, the code that is drawn from) under the updates in vectors; None for no updates."""
         if vectors is None:
-            return self.vae.decode(code.z), code
+            return UNCHANGED, code
         changes = self.changes(vectors)
         if self.reencodes and code.given is None:
             code = code._replace(z=code.noise)
         elif self.reencodes:
             code = self.encode(code.given, code.noise, changes=changes)
-        return self.vae.decode(code.z, changes), code
+        return changes, code
 
-    def watch(self, images, keys):
-        """Update vectors `[B, U]` from images `[B, 3, H, W]`: the predictor reads a video of each.
+    def look(self, code, vectors=None):
+        """What the GRU is to watch under the updates in vectors: `[B, C, h, w]` in [-1, 1].
+
+        The images that are drawn; or the features that the drawing begins with, for which nothing is drawn.
+        """
+        if self.config.watched == "image":
+            return self.draw(code, vectors)[0]
+        changes, code = self._changed(code, vectors)
+        return torch.tanh(self.vae.features(code.z, changes))
+
+    def watch(self, seen, keys):
+        """Update vectors `[B, U]` from what `look` gave: the predictor reads a video of each.
 
         keys: `[B]`, of the chance in those videos.
         """
         c = self.config
-        images = F.avg_pool2d(images, c.video_shrink)  # [B, 3, h, w]
+        images = F.avg_pool2d(seen, c.video_shrink)  # [B, C, h, w]
         make = synthetic_video if c.video_changes == "drift" else noisy_video
         return self.predictor(make(images, keys, c.video_frames, c.video_strength))
 
@@ -376,8 +402,8 @@ class WeightRNN(Reconstructs, Samples, System):
         if self.predictor is not None and vectors is None:
             for _ in range(self.config.update_rounds):
                 with torch.no_grad():
-                    images, _ = self.draw(code, vectors)
-                vectors = self.watch(images, keys)
+                    seen = self.look(code, vectors)
+                vectors = self.watch(seen, keys)
         return *self.draw(code, vectors), vectors
 
     def reconstruct(self, frames):
@@ -423,8 +449,7 @@ class WeightRNN(Reconstructs, Samples, System):
             code = Code(*torch.randn(size, generator=generator, device=self.device))
         else:
             code = self.encode(context[:, -1])
-        images, _ = self.draw(code)
-        return code, images
+        return code, self.look(code)
 
     def step(self, state, action=None):
         """Draw the image under the first updates, then under those that come from watching it, and so on.
@@ -432,7 +457,8 @@ class WeightRNN(Reconstructs, Samples, System):
         Every update is a change of the weights as they were learned, not of changed ones, so that no rollout
         can drift away.
         """
-        code, images = state
-        if self.predictor is not None:
-            images, _ = self.draw(code, self.watch(images, still(images)))
-        return (code, images), images
+        code, seen = state
+        vectors = None if self.predictor is None else self.watch(seen, still(seen))
+        images, _ = self.draw(code, vectors)
+        seen = images if self.config.watched == "image" else self.look(code, vectors)
+        return (code, seen), images
