@@ -1,6 +1,7 @@
 """MTLD on a film: latents that are its principal components, rolls that grow, the preset series."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from mtld_core.config import ConfigError
 from mtld_core.data import open_dataset
 from mtld_core.frames import to_float
 from mtld_core.judge.task import Task
-from mtld_core.runs.checkpoint import list_checkpoints
 from mtld_core.systems.mtld.film import FLOOR, components_for
 from mtld_core.systems.mtld.system import MTLD
 from mtld_core.systems.opening import open_run
@@ -144,37 +144,58 @@ def test_rolls_side_by_side_are_the_rolls_one_by_one(context, reach):
 
 
 def test_rolls_grow_frame_by_frame_until_they_fill_the_window():
-    system = model(sequence_length=16, grow_steps=8)
+    system = model(sequence_length=16, grow_until=0.8)
     reached = []
-    for system.steps in range(10):
+    for tenth in range(11):
+        system.progress = tenth / 10
         reached.append(system.reach)
-    assert reached == [1, 1, 1, 2, 3, 5, 7, 10, 15, 15]
+    assert reached == [1, 1, 1, 2, 3, 5, 7, 10, 15, 15, 15]
     assert model(sequence_length=16).reach == 15
 
 
-def test_a_resumed_run_goes_on_with_rolls_as_long(tmp_path):
+@pytest.mark.parametrize("steps", [4, 8])
+def test_rolls_grow_by_the_share_of_the_training_that_is_done(tmp_path, monkeypatch, steps):
+    reached = []
+    loss = MTLD.film_loss
+
+    def watched(self, batch):
+        reached.append(self.reach)
+        return loss(self, batch)
+
+    monkeypatch.setattr(MTLD, "film_loss", watched)
     data = str(write_arcs(tmp_path / "data", [24]))
-    settings = FILM | {"grow_steps": 6, "restitution": True, "save_every_steps": 3, "threads": 1}
+    settings = FILM | {"grow_until": 0.5, "sequence_length": 5, "restitution": True, "threads": 1}
+    train("mtld", "tiny", data, settings, run_dir=str(tmp_path / "run"), steps=steps)
+    assert reached[-steps:] == {4: [1, 2, 4, 4], 8: [1, 1, 2, 2, 4, 4, 4, 4]}[steps]
+
+
+def test_a_resumed_run_goes_on_with_rolls_as_long(tmp_path):
+    """One run in one go, and one whose first half a second session goes on with."""
+    data = str(write_arcs(tmp_path / "data", [24]))
+    settings = FILM | {"grow_until": 0.9, "restitution": True, "save_every_steps": 3, "threads": 1}
+    settings |= {"sequence_length": 8, "keep_checkpoints": 9}
     train("mtld", "tiny", data, settings, run_dir=str(tmp_path / "a"), steps=6)
-    train("mtld", "tiny", data, settings, run_dir=str(tmp_path / "b"), steps=3)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for name in ("checkpoints/step_00000006", "latest.json", "best.json"):
+        gone = tmp_path / "b" / name
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink(missing_ok=True)
     train("mtld", "tiny", data, settings, run_dir=str(tmp_path / "b"), steps=6)
     states = [open_run(tmp_path / name, device="cpu").state_dict() for name in "ab"]
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, atol=0, rtol=0)
-    state = torch.load(list_checkpoints(tmp_path / "b")[0] / "train_state.pt", weights_only=True)
-    assert state["extra"]["steps"] == 6
 
 
-def test_a_step_counts():
-    system = model(grow_steps=4)
-    system.prepare(film())
-    stepper = Stepper(system.optimizers(), torch.device("cpu"))
-    for _ in range(2):
-        system.training_step([windows(film(), 4)], stepper)
-    assert system.extra_state() == {"steps": 2}
-    fresh = model(grow_steps=4)
-    fresh.load_extra_state({}, None)  # a run of before
-    assert fresh.steps == 0
+def test_weight_decay_shrinks_what_the_loss_does_not_hold():
+    """A step at a still, whose loss moves the head alone."""
+    frames, shrunk = film(), {}
+    for decay in (0.0, 10.0):
+        system = model(gru_gives="change", weight_decay=decay)
+        system.prepare(frames)
+        before = system.trajectory.init[0].weight.detach().clone()
+        system.training_step([windows(frames, 4)], Stepper(system.optimizers(), torch.device("cpu")))
+        shrunk[decay] = (system.trajectory.init[0].weight / before).mean().item()
+    assert shrunk[0.0] == 1
+    assert shrunk[10.0] == pytest.approx(1 - 10 * 2e-4)
 
 
 def test_with_changes_learning_begins_at_a_still():
@@ -190,7 +211,7 @@ def test_with_changes_learning_begins_at_a_still():
 
 
 def test_the_loss_is_the_log_of_the_squared_errors_of_pixels():
-    system, frames = model(grow_steps=0), film()
+    system, frames = model(), film()
     system.prepare(frames)
     data = windows(frames, 4)
     loss = system.film_loss(data)
@@ -217,7 +238,7 @@ def test_components_are_no_parameters_and_have_no_discriminator():
     ("overrides", "message"),
     [
         ({"lambda_l1": 1, "lambda_fm": 2}, "no weights of others: give lambda_l1=0, lambda_fm=0"),
-        ({"latent": "vector", "lambda_l1": 1, "grow_steps": 3}, "grow_steps needs latent='components'"),
+        ({"latent": "vector", "lambda_l1": 1, "grow_until": 0.3}, "grow_until needs latent='components'"),
         ({"latent": "map", "lambda_l1": 1, "latent_dim": 0}, "latent_dim must be positive, except with"),
         ({"gru_gives": "both"}, "gru_gives must be one of"),
         ({"context_frames": 4}, "context_frames must be from 1 to sequence_length - 1"),
@@ -231,7 +252,7 @@ def test_bad_settings_name_the_field_and_the_way_out(overrides, message):
 def test_series_learns_a_film_of_any_size_by_heart(tmp_path):
     """18x22 pixels: no network halves them."""
     data = str(write_arcs(tmp_path / "data", [24, 30], height=18, width=22))
-    short = {"sequence_length": 6, "gru_hidden": 64, "grow_steps": 60, "eval_windows": 40, "threads": 1}
+    short = {"sequence_length": 6, "gru_hidden": 64, "eval_windows": 40, "threads": 1}
     report = train("mtld", "series", data, short, run_dir=str(tmp_path / "run"), steps=200)
     figures = report["metrics"]
     assert figures["skill_db"] > 2
