@@ -23,7 +23,6 @@ import torch
 from PIL import Image, ImageDraw, ImageEnhance
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mtld_core import metrics
 from mtld_core.config import parse_object
 from mtld_core.data import split_windows
 from mtld_core.frames import evenly, to_uint8
@@ -37,6 +36,12 @@ PRIMING = 30  # frames that are disturbed
 TWIN, OTHERWISE = 40.0, 25.0  # dB: above, two frames look the same; below, what follows them does not
 
 
+def psnr(made, truth):
+    """PSNR in dB of frames uint8 `[..., H, W, 3]`, one a frame; 100 dB at most."""
+    squares = (made.float() - truth.float()).square().mean((-3, -2, -1)) / 255**2
+    return -10 * squares.clamp(min=1e-10).log10()
+
+
 def measured(system, frames, starts, given=None):
     """PSNR of each predicted frame, `[windows, horizons]`. given: priming frames in place of the film's."""
     length = system.config.sequence_length
@@ -45,21 +50,21 @@ def measured(system, frames, starts, given=None):
         context = frames[rows] if given is None else given.split(PIECE)[number]
         made = torch.cat(list(system.rollout(context[:, None], length - 1)), 1)
         truth = frames[rows[:, None] + torch.arange(1, length)]
-        found.append(metrics.psnr(metrics.mse(to_uint8(made), truth)))
+        found.append(psnr(to_uint8(made), truth))
     return torch.cat(found)
 
 
 def copied(frames, starts, length):
     """The same of the priming frame, repeated."""
     rows = [starts + far for far in range(1, length)]
-    return torch.stack([metrics.psnr(metrics.mse(frames[starts], frames[row])) for row in rows], 1)
+    return torch.stack([psnr(frames[starts], frames[row]) for row in rows], 1)
 
 
 def without_answer(frames, starts, length):
     """Share of the windows whose priming frame has a twin that another future follows."""
     pictures = frames.flatten(1).float() / 255
     squares = torch.cdist(pictures, pictures).square() / pictures.shape[1]
-    apart = metrics.psnr(squares)
+    apart = -10 * squares.clamp(min=1e-10).log10()
     later = [apart[starts + far][:, starts + far] for far in range(1, length)]
     unlike = torch.stack(later).mean(0) < OTHERWISE
     return ((apart[starts][:, starts] > TWIN) & unlike).any(1).float().mean().item()

@@ -411,10 +411,12 @@ class MTLD(System):
         This is what PSNR counts: a frame that is nearly right still gains by what is left. Squared errors of
         pixels are weighed squares of latents, so no frame is decoded.
         """
-        z = self._encode(batch["frames"])  # [B, T, L]
-        made, meant = self.trajectory.from_many(z, self.config.context_frames, self.reach)
-        squares = (in_fp32(made) - meant).square() * self.encoder.weights
-        errors = squares.sum(1) + self.encoder.lost  # of the pixels of each frame, their mean
+        frames = batch["frames"]
+        z = self._encode(frames)  # [B, T, L]
+        lost = self.encoder.lost(frames.flatten(0, 1), z.flatten(0, 1)).view(z.shape[:2])
+        made, meant = self.trajectory.from_many(z, self.config.context_frames, self.reach)  # [m, B, L]
+        squares = (in_fp32(made) - z[:, meant].transpose(0, 1)).square()
+        errors = (squares * self.encoder.weights).sum(2) + lost[:, meant].T  # of a frame's pixels, their mean
         log = errors.log().mean()
         return Loss(log, {"log_error": log, "error": errors.mean()})
 
