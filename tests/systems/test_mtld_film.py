@@ -169,7 +169,7 @@ def test_rolls_grow_by_the_share_of_the_training_that_is_done(tmp_path, monkeypa
     assert reached[-steps:] == {4: [1, 2, 4, 4], 8: [1, 1, 2, 2, 4, 4, 4, 4]}[steps]
 
 
-def test_a_resumed_run_goes_on_with_rolls_as_long(tmp_path):
+def test_a_resumed_run_goes_on_with_rolls_as_long(tmp_path, capsys):
     """One run in one go, and one whose first half a second session goes on with."""
     data = str(write_arcs(tmp_path / "data", [24]))
     settings = FILM | {"grow_until": 0.9, "restitution": True, "save_every_steps": 3, "threads": 1}
@@ -180,6 +180,7 @@ def test_a_resumed_run_goes_on_with_rolls_as_long(tmp_path):
         gone = tmp_path / "b" / name
         shutil.rmtree(gone) if gone.is_dir() else gone.unlink(missing_ok=True)
     train("mtld", "tiny", data, settings, run_dir=str(tmp_path / "b"), steps=6)
+    assert "going on at step 3" in capsys.readouterr().out
     states = [open_run(tmp_path / name, device="cpu").state_dict() for name in "ab"]
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, atol=0, rtol=0)
@@ -214,6 +215,7 @@ def test_the_loss_is_the_log_of_the_squared_errors_of_pixels():
     system, frames = model(), film()
     system.prepare(frames)
     data = windows(frames, 4)
+    data["frames"][:, 2] += 0.2 * torch.rand(3, 3, 16, 24)  # which the components cannot draw
     loss = system.film_loss(data)
     errors = []
     for first in range(3):
