@@ -141,6 +141,9 @@ class System(nn.Module):
     # done next, and nothing is copied from or to the host.
     steps_are_alike = False
     precision = torch.float32  # of its networks outside training; who trains or opens it says so
+    # Share of the training that is done, from 0 to 1; who trains says so before each step. Not for systems
+    # whose steps are alike.
+    progress = 0.0
 
     def __init__(self, config):
         super().__init__()

@@ -335,6 +335,7 @@ class Training:
     def _train_step(self):
         # whatever draws without a key: the same after a resume
         torch.manual_seed(seed_of(self.config.seed, "step", self.step))
+        self.system.progress = self.schedule.done(self.step)
         factor = self.schedule.learning_rate(self.step)
         for name, rates in self.learning_rates.items():
             for group, rate in zip(self.optimizers[name].param_groups, rates, strict=True):

@@ -81,7 +81,7 @@ class Schedule:
 
     def state(self, step):
         """How far the learning rate's cycle is at `step`, for `resume`."""
-        return {"progress": self._done(step), "cycle_step": self.cycle_step}
+        return {"progress": self.done(step), "cycle_step": self.cycle_step}
 
     def resume(self, step, state, total=0):
         """Go on at `step` with what `state` gave there.
@@ -105,9 +105,10 @@ class Schedule:
         warm = min(1.0, begun / config.warmup_steps) if config.warmup_steps else 1.0
         if config.lr_schedule == "constant":
             return warm
-        return warm * (0.5 + 0.5 * math.cos(math.pi * self._done(step)))
+        return warm * (0.5 + 0.5 * math.cos(math.pi * self.done(step)))
 
-    def _done(self, step):
+    def done(self, step):
+        """The share of the training, or of the learning rate's cycle, that is done at `step`."""
         return min(1.0, step / self.total) if self.total else self.progress
 
     # ---- time

@@ -41,7 +41,7 @@ OTHER_WAYS = {
         {
             "latent": "components",
             "gru_gives": "change",
-            "grow_steps": 3,
+            "grow_until": 0.5,
             **dict.fromkeys(("lambda_l1", "lambda_reconstruction", "lambda_latent", "lambda_lpips"), 0),
             **dict.fromkeys(("lambda_adv", "lambda_fm"), 0),
         },

@@ -19,7 +19,7 @@ from mtld_core.train.settings import build
 
 pytestmark = pytest.mark.versionless  # whether steps are alike is the systems' own doing
 CAPTURABLE = [name for name in systems.SYSTEMS if systems.system_class(name).steps_are_alike]
-WAYS = [(name, way) for name in CAPTURABLE for way in ({}, *OTHER_WAYS[name]) if "grow_steps" not in way]
+WAYS = [(name, way) for name in CAPTURABLE for way in ({}, *OTHER_WAYS[name]) if "grow_until" not in way]
 FEW = [("mtld", {}), ("tinydreams", {"lr_muon": 0.02}), ("latent_actions", {}), ("weight_rnn", {})]
 
 

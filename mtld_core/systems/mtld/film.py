@@ -12,7 +12,7 @@ from mtld_core.nn.precision import in_fp32, without_autocast
 LEAST_SPREAD = 1e-3  # of the first component's: below that a component is fp32's rounding
 FRAMES_EACH, MOST = 3, 512  # components: one for so many frames of the film, and how many at most
 SAMPLE = 4096  # frames that they are taken of, evenly spaced
-FLOOR = 1e-5  # of that loss: half a level of 255
+FLOOR = 1e-5  # of what a frame loses: half a level of 255
 
 
 def components_for(frames):
@@ -24,9 +24,9 @@ class Components(nn.Module):
     """Pictures float `[N, 3, H, W]` -> latents `[N, L]`, and back by `draw`: the film's principal components.
 
     A latent says how much of each component a picture has beyond the film's mean, in units of that
-    component's standard deviation. What the components cannot draw is lost: the squared distance of two
-    pictures is that of their latents, weighed by `weights`, and what was lost. `learn` sets all of it, once;
-    no gradient reaches it. It runs in fp32.
+    component's standard deviation. What the components cannot draw of a picture is `lost`: the squared
+    distance of a drawn picture to it is that of their latents, weighed by `weights`, and what was lost.
+    `learn` sets all of it, once; no gradient reaches it. It runs in fp32.
     """
 
     def __init__(self, config):
@@ -35,8 +35,6 @@ class Components(nn.Module):
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("pictures", torch.zeros(count, *size))  # orthonormal rows, or zeros
         self.register_buffer("spread", torch.ones(count))
-        # the mean squared difference of a frame to what its latent draws
-        self.register_buffer("lost", torch.ones(()))
 
     @torch.no_grad()
     def learn(self, frames):
@@ -55,8 +53,6 @@ class Components(nn.Module):
         rows = (sides / lengths).T.to(x.dtype) @ x
         self.pictures.zero_()[: len(rows)] = rows.view(-1, *self.mean.shape)
         self.spread.fill_(1)[: len(rows)] = (lengths / len(x) ** 0.5).to(x.dtype)
-        kept = self.weights[: len(rows)].sum()
-        self.lost.copy_((x.square().mean() - kept).clamp(min=FLOOR))
 
     @property
     def weights(self):
@@ -66,6 +62,12 @@ class Components(nn.Module):
     def forward(self, x):
         with without_autocast(x):
             return (in_fp32(x) - self.mean).flatten(1) @ self.pictures.flatten(1).T / self.spread
+
+    def lost(self, x, z):
+        """The mean squared difference of pictures `[N, 3, H, W]` to what latents `[N, L]` draw, `[N]`."""
+        with without_autocast(x):
+            kept = z.square() @ self.weights
+            return ((in_fp32(x) - self.mean).square().flatten(1).mean(1) - kept).clamp(min=FLOOR)
 
     def draw(self, z):
         """Latents `[N, L]` -> pictures `[N, 3, H, W]`, which may leave [-1, 1]; `to_uint8` clips them."""

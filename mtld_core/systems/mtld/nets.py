@@ -99,8 +99,8 @@ class Trajectory(nn.Module):
         """Roll from many frames of a window side by side, `reach` frames far or to its end.
 
         z: the latents of whole windows `[B, T, Z]`. A roll begins after the first `context` frames, and again
-        every few frames: the shorter they are, the more. Returns (latents made `[n, Z]`, those of the film
-        for the same frames `[n, Z]`); each window has equally many of these.
+        every few frames: the shorter they are, the more. Returns (latents made `[m, B, Z]`, a list of the m
+        frames of the window that they are meant for).
         """
         length = z.shape[1]
         lasts = range(context - 1, length - 1, max(1, reach // ROLLS))  # the priming frame of each roll
@@ -108,12 +108,12 @@ class Trajectory(nn.Module):
         x, hidden = given[:, -1], self.start(given)
         made, meant = [], []
         for far in range(1, reach + 1):
-            targets = [z[:, last + far] for last in lasts if last + far < length]
+            targets = [last + far for last in lasts if last + far < length]
             alive = len(targets) * len(z)  # the rolls that begin last end first
             x, hidden = self.step(x[:alive], [layer[:alive] for layer in hidden])
             made.append(x)
             meant += targets
-        return torch.cat(made), torch.cat(meant)
+        return torch.cat(made).unflatten(0, (-1, len(z))), meant
 
 
 class ConvGRUCell(nn.Module):

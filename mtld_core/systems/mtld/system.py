@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from mtld_core import metrics
 from mtld_core.chance import keyed_uniform
-from mtld_core.config import AtLeastTwo, BelowOne, NotNegative, Positive, PositiveShare, Widths, check
+from mtld_core.config import AtLeastTwo, BelowOne, NotNegative, Positive, PositiveShare, Share, Widths, check
 from mtld_core.frames import to_float, to_uint8
 from mtld_core.nn.conv import NormKind, erases
 from mtld_core.nn.gan import (
@@ -52,8 +52,8 @@ class MTLDConfig(FrameSize):
     gru_hidden: Positive[int] = 512
     gru_layers: Positive[int] = 2
     gru_gives: typing.Literal["latent", "change"] = "latent"  # the next latent, or the change to it
-    # components: steps until rolls fill the window; they begin with one frame; 0: they fill it at once
-    grow_steps: NotNegative[int] = 0
+    # components: share of the training after which rolls fill the window; they begin with one frame
+    grow_until: Share[float] = 0.0
     encoder_channels: Widths = (32, 64, 128, 256)  # each halves the picture
     encoder_norm: NormKind = "instance"
     decoder: typing.Literal["shuffle", "resize", "transposed"] = "shuffle"
@@ -70,6 +70,7 @@ class MTLDConfig(FrameSize):
     lr_d: Positive[float] = 4e-4
     beta1: BelowOne[float] = 0.5
     beta2: BelowOne[float] = 0.999
+    weight_decay: NotNegative[float] = 0.0  # of the generator
     lambda_l1: NotNegative[float] = 100.0  # |decoded trajectory - truth|
     lambda_reconstruction: NotNegative[float] = 100.0  # |decoded encoding - truth|: what teaches the encoder
     lambda_latent: NotNegative[float] = 150.0  # (trajectory - encoding)^2, the encoding detached
@@ -88,7 +89,7 @@ class MTLDConfig(FrameSize):
             self._check_components()
             return
         check(self.latent_dim > 0, "latent_dim must be positive, except with latent='components'")
-        check(not self.grow_steps, "grow_steps needs latent='components'")
+        check(not self.grow_until, "grow_until needs latent='components'")
         self._check_decoder()
         self._check_sizes()
         check(
@@ -242,9 +243,10 @@ class MTLD(System):
             "gru_hidden": 768,
             "gru_layers": 1,
             "gru_gives": "change",
-            "grow_steps": 1190,
+            "grow_until": 0.7,
             "lr_g": 3e-3,
             "beta1": 0.9,
+            "weight_decay": 0.3,
             "lambda_l1": 0.0,
             "lambda_reconstruction": 0.0,
             "lambda_latent": 0.0,
@@ -308,7 +310,6 @@ class MTLD(System):
             self.discriminator = PatchDiscriminator(config.discriminator_channels)
         if config.lambda_temporal:
             self.temporal = PatchDiscriminator(config.discriminator_channels, in_channels=6)
-        self.steps = 0  # that were trained, by which rolls grow
         self.frozen = {}  # networks of the loss: a dict, so that no checkpoint and no optimizer sees them
 
     # ---- training
@@ -341,7 +342,7 @@ class MTLD(System):
         betas = c.beta1, c.beta2
         makers = [self.encoder, self.decoder, self.trajectory]
         ours = [parameter for maker in makers if maker for parameter in maker.parameters()]
-        phases = {"generator": adam(ours, c.lr_g, betas)}
+        phases = {"generator": adam(ours, c.lr_g, betas, c.weight_decay)}
         if self.discriminator:
             phases["discriminator"] = adam(self.discriminator.parameters(), c.lr_d, betas)
         if self.temporal:
@@ -355,7 +356,6 @@ class MTLD(System):
             self.temporal.iterate()
         loss = self.film_loss if self.config.latent == "components" else self.generator_loss
         made = step("generator", loss, batches[0])
-        self.steps += 1
         logs = made.logs
         if self.discriminator:
             logs |= step("discriminator", self.discriminator_loss, made.carry).logs
@@ -411,10 +411,12 @@ class MTLD(System):
         This is what PSNR counts: a frame that is nearly right still gains by what is left. Squared errors of
         pixels are weighed squares of latents, so no frame is decoded.
         """
-        z = self._encode(batch["frames"])  # [B, T, L]
-        made, meant = self.trajectory.from_many(z, self.config.context_frames, self.reach)
-        squares = (in_fp32(made) - meant).square() * self.encoder.weights
-        errors = squares.sum(1) + self.encoder.lost  # of the pixels of each frame, their mean
+        frames = batch["frames"]
+        z = self._encode(frames)  # [B, T, L]
+        lost = self.encoder.lost(frames.flatten(0, 1), z.flatten(0, 1)).view(z.shape[:2])
+        made, meant = self.trajectory.from_many(z, self.config.context_frames, self.reach)  # [m, B, L]
+        squares = (in_fp32(made) - z[:, meant].transpose(0, 1)).square()
+        errors = (squares * self.encoder.weights).sum(2) + lost[:, meant].T  # of a frame's pixels, their mean
         log = errors.log().mean()
         return Loss(log, {"log_error": log, "error": errors.mean()})
 
@@ -427,18 +429,12 @@ class MTLD(System):
         """Frames that rolls go in training: 1, then longer and longer, until they fill a window.
 
         What follows from one frame is soon learned; errors that add up over a long roll teach little before.
-        They grow by the same share in equal times. After thousands of short rolls longer ones fall apart.
+        They grow by the same share in equal times.
         """
-        grow = self.config.grow_steps
-        if self.steps >= grow:
-            return self.config.future
-        return int(self.config.future ** (self.steps / grow))
-
-    def extra_state(self):
-        return {"steps": self.steps}
-
-    def load_extra_state(self, state, folder):
-        self.steps = state.get("steps", 0)  # runs of before there were components have none
+        future, until = self.config.future, self.config.grow_until
+        if self.progress >= until:
+            return future
+        return int(future ** (self.progress / until))
 
     def _encode(self, frames):
         """`[B, t, 3, H, W]` -> `[B, t, Z]`."""
