@@ -64,7 +64,7 @@ class Steps:
         if system == "dynamics" and "tokenizer_run" not in overrides:
             below = {"tokenizer_run": stage(Path(self.folder.name) / "tokenizer", preset, data)}
         cls, config, training = plan(system, preset, overrides | below | {"restitution": True})
-        dataset = open_data(data, config) if isinstance(data, str) else data
+        dataset = open_data(str(data), config) if isinstance(data, str | Path) else data
         self.device = pick_device(device)
         self.system = build(cls, config, dataset).to(self.device).train()
         task = Task(self.system, dataset.to(self.device), training, say=lambda line: None)

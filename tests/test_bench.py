@@ -10,6 +10,7 @@ import pytest
 import tables
 import torch
 import weight_rnn
+from conftest import write_arcs
 from steps import Steps
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,6 +25,13 @@ def counted(call):
     with measure.Work() as work:
         call()
     return work
+
+
+def test_a_step_takes_data_by_its_path_or_as_it_was_opened(tmp_path):
+    arcs = write_arcs(tmp_path / "arcs", [8] * 3)
+    for data in (arcs, str(arcs), open_dataset(arcs, progress=False)):
+        logs = Steps("tokenizer", "tiny", {}, data)()
+        assert all(value.isfinite() for value in logs.values())
 
 
 def test_products_convolutions_and_attention_are_counted():
