@@ -25,6 +25,7 @@ from mtld_core.machine.threads import Threads
 from mtld_core.runs.checkpoint import list_checkpoints, load_train_state, load_weights
 from mtld_core.systems.base import Reconstructs, Samples, Translates
 from mtld_core.systems.opening import open_run
+from mtld_core.systems.rl_v2v import system as rl_v2v
 from mtld_core.train import fit
 from mtld_core.train.controls import Controls
 from mtld_core.train.loop import Training
@@ -363,14 +364,27 @@ def test_half_precision_gives_a_gradient_to_the_same_parameters(name, way, monke
     assert graded[1] == graded[0] and graded[2] == graded[0]
 
 
+def in_turn(values):
+    """A function that gives the candidates' `[2, B]` values with one far ahead: the first, the second, ..."""
+
+    def ahead(*given):
+        found = values(*given)
+        first = torch.arange(found.shape[1]) % 2
+        return found + 100 * torch.stack([first, 1 - first])
+
+    return ahead
+
+
 @every_way
 def test_fp16_gives_nearly_the_same_gradient(name, way, monkeypatch, tmp_path):
     """Within 2 % of fp32 in the relative norm, the first step's and phase by phase.
 
     At a scale of losses that no system's first step exceeds: finding it takes weight_rnn a step. No phase
-    changes weights, for Adam's first step has the same size for the smallest difference as for the largest.
+    changes weights, for Adam's first step has the same size for the smallest difference as for the largest;
+    and rl_v2v's candidates win in turn, for which one has more value is nearly a tie at first.
     """
     monkeypatch.setattr(torch.optim.Adam, "step", lambda optimizer: None)
+    monkeypatch.setattr("mtld_core.systems.rl_v2v.system._values", in_turn(rl_v2v._values))
     monkeypatch.setattr("mtld_core.train.stepper.INITIAL_SCALE", 2.0**4)
     found = []
     for kind in (torch.float32, torch.float16):
@@ -382,6 +396,7 @@ def test_fp16_gives_nearly_the_same_gradient(name, way, monkeypatch, tmp_path):
         assert (near - wanted).norm() <= 0.02 * wanted.norm(), phase
 
 
+@pytest.mark.versionless  # of the lowest version six steps tell, above
 @pytest.mark.parametrize("name", EVERY)
 def test_sixty_steps_in_fp16_lose_one_at_most(name, tmp_path):
     few = {"precision": "fp16", "log_every_steps": 10, "eval_windows": 4, "preview_every_steps": 0}

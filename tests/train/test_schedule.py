@@ -484,6 +484,7 @@ def look_at_rates(world, warm, result):
     return True
 
 
+@pytest.mark.versionless
 def test_five_hundred_random_histories_use_their_budget_and_end_their_cosine(training):
     killed = finished = second_cycles = looked = 0
     for seed in range(500):
