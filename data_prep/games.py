@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mtld_core.config import UserError
+from mtld_core.config import UserError, reason_of
 from mtld_core.frames import fit_frame
 
 
@@ -26,7 +26,7 @@ def make_env(env, options):
     try:
         return gymnasium.make(env, disable_env_checker=True, **options)
     except (gymnasium.error.Error, ImportError, TypeError) as error:
-        raise UserError(f"env={env!r} cannot be made: {' '.join(str(error).split())}") from None
+        raise UserError(f"env={env!r} cannot be made: {reason_of(error)}") from None
 
 
 def frame_of(env, observation, size):
@@ -38,7 +38,7 @@ def frame_of(env, observation, size):
         try:
             picture = env.render()
         except (Error, ImportError) as error:
-            raise UserError(f"env={env.spec.id!r} cannot be shown: {' '.join(str(error).split())}") from None
+            raise UserError(f"env={env.spec.id!r} cannot be shown: {reason_of(error)}") from None
     what = type(picture).__name__
     if isinstance(picture, np.ndarray):
         if picture.dtype == np.uint8 and picture.shape[2:] == (3,):
@@ -71,7 +71,7 @@ def _is_atari(env):
     try:
         return "ale_py" in str(gymnasium.spec(env).entry_point)
     except (gymnasium.error.Error, ImportError) as error:
-        raise UserError(f"env={env!r} is not known to Gymnasium: {' '.join(str(error).split())}") from None
+        raise UserError(f"env={env!r} is not known to Gymnasium: {reason_of(error)}") from None
 
 
 def _gymnasium(env):

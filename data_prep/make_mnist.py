@@ -26,7 +26,7 @@ import numpy as np
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mtld_core.config import UserError
+from mtld_core.config import UserError, reason_of
 from mtld_core.files import atomic_path
 from mtld_core.frames import fit_frame
 from mtld_core.runtime import command
@@ -89,9 +89,9 @@ def read_mnist(source=None):
             parts = [MNIST(folder, train, download=source is None) for train in (True, False)]
         except (RuntimeError, OSError, AssertionError, ValueError, TypeError, KeyError, IndexError) as error:
             if source is None:
-                raise UserError(f"MNIST could not be downloaded ({_line(error)}); {WAY_OUT}") from None
+                raise UserError(f"MNIST could not be downloaded ({reason_of(error)}); {WAY_OUT}") from None
             raise UserError(
-                f"{source}: a file in it is not MNIST's, or is damaged ({_line(error)}); {WAY_OUT}"
+                f"{source}: a file in it is not MNIST's, or is damaged ({reason_of(error)}); {WAY_OUT}"
             ) from None
     for part in parts:
         if part.data.shape[1:] != (28, 28) or len(part.data) != len(part.targets):
@@ -114,7 +114,7 @@ def _unpack(source, folder):
             (raw / name.removesuffix(".gz")).write_bytes(content)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
-            f"{source}: the archive, or a file in it, is damaged ({_line(error)}); {WAY_OUT}"
+            f"{source}: the archive, or a file in it, is damaged ({reason_of(error)}); {WAY_OUT}"
         ) from None
     missing = [name for name in NAMES if not (raw / name).exists()]
     if missing:
@@ -133,10 +133,6 @@ def _files(source):
         for member in archive:
             if member.isfile() and Path(member.name).name in wanted:
                 yield Path(member.name).name, archive.extractfile(member).read()
-
-
-def _line(error):
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 @command

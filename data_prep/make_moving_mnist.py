@@ -28,7 +28,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_prep.make_mnist import read_mnist
 from mtld_core.chance import seed_of
-from mtld_core.config import UserError
+from mtld_core.config import UserError, reason_of
 from mtld_core.files import atomic_path
 from mtld_core.runtime import command, progress_bar
 
@@ -84,7 +84,7 @@ def make(
                 temporary = both.enter_context(atomic_path(path))
                 _write(temporary, count, mnist, about | of_part, size, progress)
     except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
+        reason = error.strerror or reason_of(error)
         raise UserError(f"{out} cannot be written ({reason}); make room there or name another OUT") from error
     return list(files)
 

@@ -43,6 +43,11 @@ def can_write(path, way):
         raise UserError(f"{path} cannot be written ({error.strerror or error}); {way}") from error
 
 
+def reason_of(error):
+    """What an error says, in one line; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 # ---- where a name is looked for
 
 ROOT = Path(__file__).parents[1]

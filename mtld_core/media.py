@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 from PIL import ExifTags, Image, ImageDraw, ImageFont, JpegImagePlugin
 
-from mtld_core.config import UserError, check
+from mtld_core.config import UserError, check, reason_of
 from mtld_core.files import atomic_path
 
 MOST_PIXELS = 64_000_000  # that are decoded at once: 8000 x 8000
@@ -69,8 +69,7 @@ def read_image(path):
         most = f"over {MOST_PIXELS // 10**6} million pixels"
         raise UserError(f"{path} is too large to decode ({most}); shrink it first") from None
     except Exception as error:  # Pillow's readers fail on damaged bytes in many ways
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} cannot be read as a picture: {reason}") from None
+        raise UserError(f"{path} cannot be read as a picture: {reason_of(error)}") from None
 
 
 def _open(path):

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mtld_core.config import UserError
+from mtld_core.config import UserError, reason_of
 from mtld_core.frames import fit_frame
 from mtld_core.media import upright, upright_size
 from mtld_core.runtime import for_each
@@ -144,7 +144,7 @@ class PictureFiles:
         try:
             return function(os.path.join(self.base, self.names[i])), None
         except Exception as error:
-            return None, " ".join(str(error).split()) or type(error).__name__
+            return None, reason_of(error)
 
 
 def refuse_many(path, what, bad, count):

@@ -13,7 +13,7 @@ import warnings
 import torch
 from torch.utils import _pytree as pytree
 
-from mtld_core.config import UserError, check
+from mtld_core.config import UserError, check, reason_of
 from mtld_core.machine import memory
 
 WARM = 3  # times that work runs before it is recorded: libraries choose kernels, optimizers make their state
@@ -141,8 +141,8 @@ class Recorded:
         if full and self.tries < MOST_TRIES:
             return
         self.gave_up = True
-        reason = " ".join(str(error).split()) or type(error).__name__
-        self.say(f"{self.name} cannot be recorded as a CUDA graph ({reason[:200]}): going on without")
+        why = reason_of(error)[:200]
+        self.say(f"{self.name} cannot be recorded as a CUDA graph ({why}): going on without")
 
 
 def record(work, stream, generators):

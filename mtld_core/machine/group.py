@@ -13,7 +13,7 @@ import os
 import torch
 import torch.distributed as dist
 
-from mtld_core.config import UserError, check
+from mtld_core.config import UserError, check, reason_of
 
 # for which the others wait while the first one judges or somebody pauses; a process that dies is seen at once
 PATIENCE = datetime.timedelta(days=7)
@@ -174,8 +174,7 @@ def _others():
     try:
         yield
     except RuntimeError as error:
-        said = " ".join(str(error).split())[:MOST_SAID]
-        raise UserError(f"{GONE} ({said})") from error
+        raise UserError(f"{GONE} ({reason_of(error)[:MOST_SAID]})") from error
 
 
 # ---- inside a loss: statistics of the whole batch

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from mtld_core import media
-from mtld_core.config import UserError, check
+from mtld_core.config import UserError, check, reason_of
 from mtld_core.frames import differs
 from mtld_core.generate.rollouts import check_actions, stepping
 from mtld_core.generate.source import from_dataset, read_source, starts_in
@@ -258,7 +258,7 @@ class Play:
             self._parting = Parting(self.median)
             self.real = [self.frames[0]]
         except Exception as error:  # a game is foreign code; the dream needs none
-            self.alone = " ".join(str(error).split()) or type(error).__name__
+            self.alone = reason_of(error)
 
 
 def together(choices, numbers):

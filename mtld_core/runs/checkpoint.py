@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from mtld_core.config import UserError
+from mtld_core.config import UserError, reason_of
 from mtld_core.files import atomic_path, flush, read_json, sha256, write_json
 from mtld_core.runs.folder import BEST, CHECKPOINTS, LATEST, WEIGHTS, checkpoint_name, read_pointer
 
@@ -37,10 +37,9 @@ def disk_errors(run_dir):
     try:
         yield
     except (OSError, SafetensorError) as error:
-        said = " ".join(str(error).split())
         raise UserError(
-            f"{run_dir}: {said}; its checkpoints are whole: make room on that disk, or mend what is said "
-            "here, and start the same again to go on from the newest"
+            f"{run_dir}: {reason_of(error)}; its checkpoints are whole: make room on that disk, or mend "
+            "what is said here, and start the same again to go on from the newest"
         ) from error
 
 
