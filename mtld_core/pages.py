@@ -8,6 +8,8 @@ import json
 import math
 import mimetypes
 import os
+import sys
+import threading
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -206,12 +208,70 @@ def _worth_showing(rows):
 # ---- panels
 
 
-class RunPanel(widgets.VBox):
-    """A panel that works on a run and, chosen by `arc` and `frame`, one of its frames; `message` is a line.
+class Panel(widgets.VBox):
+    """A panel with a line of words, `message`.
 
-    Core ipywidgets only, in the forms that 7.7 (Colab) and 8.1 share. runs: folders to offer, or (label,
-    folder) of each, of which `run_dir` is chosen where it is among them. A panel adds two methods: `fill`,
-    called when a run was chosen, offers its frames; `frame_chosen` is called when one of these was chosen.
+    Core ipywidgets only, in the forms that 7.7 (Colab) and 8.1 share.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.message = widgets.HTML()
+
+    def attempt(self, action):
+        """Do what was asked for and show the words that it returns; an error becomes one red line.
+
+        A traceback inside a callback would reach nobody.
+        """
+        try:
+            self.say(action() or "")
+        except (Exception, KeyboardInterrupt) as error:
+            self.fail(error_line(error))
+
+    def say(self, text, colour="inherit"):
+        self.message.value = in_colour(text, colour)
+
+    def fail(self, text):
+        self.say(text, RED)
+
+
+class Cancellable:
+    """For a `Panel` with a long work: it runs in a thread of its own, so that the notebook stays usable.
+
+    `button` starts it and `cancel` ends it; `worker` is its thread. On Colab, which shows no change that a
+    thread made, it holds the click until it is done. A panel adds `_make`, which does the work and
+    returns words to show; where `_cancelled` is set meanwhile, it raises a UserError that says so.
+    """
+
+    def add_buttons(self, text):
+        """Make the two buttons. text: what the first one says."""
+        self.button = widgets.Button(description=text, button_style="primary")
+        self.cancel = widgets.Button(description="Cancel", disabled=True)
+        self.worker = threading.Thread()
+        self._cancelled = threading.Event()
+        self.button.on_click(lambda _: self._begin())
+        self.cancel.on_click(lambda _: self._cancelled.set())
+
+    def _begin(self):
+        self._cancelled.clear()
+        self.button.disabled, self.cancel.disabled = True, False
+        self.worker = threading.Thread(target=self._work, daemon=True)
+        if "google.colab" in sys.modules:
+            self.worker.run()
+        else:
+            self.worker.start()
+
+    def _work(self):
+        self.attempt(self._make)
+        self.button.disabled, self.cancel.disabled = False, True
+
+
+class RunPanel(Panel):
+    """A panel that works on a run and, chosen by `arc` and `frame`, one of its frames.
+
+    runs: folders to offer, or (label, folder) of each, of which `run_dir` is chosen where it is among them. A
+    panel adds two methods: `fill`, called when a run was chosen, offers its frames; `frame_chosen` is called
+    when one of these was chosen.
     """
 
     NO_RUN = "there is no run yet: train one (notebooks/02_train)"
@@ -224,7 +284,7 @@ class RunPanel(widgets.VBox):
             self.run.value = chosen
         self.arc = widgets.Dropdown(options=[], description="arc")
         self.frame = widgets.SelectionSlider(options=[0], description="frame", continuous_update=False)
-        self.message, self.video, self.links = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self.video, self.links = widgets.HTML(), widgets.HTML()
         self._frames, self._offering = {}, False
         self.run.observe(lambda _: self.attempt(self.fill), "value")
         self.arc.observe(self._start_chosen, "value")
@@ -248,22 +308,6 @@ class RunPanel(widgets.VBox):
         if change.owner is self.arc:
             self.offer_frames(self._frames, self.arc.value)
         self.frame_chosen()
-
-    def attempt(self, action):
-        """Do what was asked for and show the words that it returns; an error becomes one red line.
-
-        A traceback inside a callback would reach nobody.
-        """
-        try:
-            self.say(action() or "")
-        except (Exception, KeyboardInterrupt) as error:
-            self.fail(error_line(error))
-
-    def say(self, text, colour="inherit"):
-        self.message.value = in_colour(text, colour)
-
-    def fail(self, text):
-        self.say(text, RED)
 
 
 def error_line(error):

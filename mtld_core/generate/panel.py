@@ -1,15 +1,12 @@
 """A form to generate with: choose a run and a start, press Generate, and the video appears beside the truth.
 
-Generating runs in a thread of its own, so that it can be cancelled and the notebook stays usable. On Colab,
-which shows no change that a thread made, it holds the click until it is done. What was generated hangs below.
+Generating can be cancelled, and the notebook stays usable. What was generated hangs below.
 """
 
 import contextlib
 import json
 import shutil
-import sys
 import tempfile
-import threading
 from base64 import b64decode
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from mtld_core.generate.jobs import generate, kept
 from mtld_core.generate.source import NOISE, domain_of, path_of, pictures, starts_in
 from mtld_core.judge.task import summary
 from mtld_core.pages import (
+    Cancellable,
     RunPanel,
     data_url,
     download_links,
@@ -121,7 +119,7 @@ if (!window.mtldUpload) {
 </script>"""
 
 
-class GeneratePanel(RunPanel):
+class GeneratePanel(Cancellable, RunPanel):
     """A form for the runs beside `run_dir` and in examples/. Its parts are fields: `panel.button.click()`
     generates, `panel.worker.join()` waits for it, `panel.cancel.click()` ends it.
     """
@@ -145,14 +143,11 @@ class GeneratePanel(RunPanel):
         self.fps = widgets.IntSlider(round(fps), 1, 60, description="fps")
         self.seed = widgets.IntText(seed, description="seed")
         self.actions = widgets.Text(description="actions", placeholder="as recorded; or a list: [0, 2, ...]")
-        self.button = widgets.Button(description="Generate", button_style="primary")
-        self.cancel = widgets.Button(description="Cancel", disabled=True)
+        self.add_buttons("Generate")
         self.bar = widgets.IntProgress(layout={"width": "300px"} | BESIDE_LABELS)
         self.strip = widgets.Image(layout={"max_width": "100%", "align_self": "flex-start"})
         self.gallery = widgets.HBox(layout={"flex_flow": "row wrap", "grid_gap": "12px"})
         self.result = None  # what generation.json holds, of the latest click
-        self.worker = threading.Thread()
-        self._cancelled = threading.Event()
         self._folder, self._file = tempfile.TemporaryDirectory(), None  # of the uploaded picture
         self._dataset, self._size = None, (0, 0)
         self._lay_out()
@@ -161,8 +156,6 @@ class GeneratePanel(RunPanel):
         self.upload.observe(lambda _: self.attempt(self._uploaded), "value")
         self.sent.observe(lambda _: self._sent(), "value")
         self.path.observe(lambda _: self.attempt(self.frame_chosen), "value")
-        self.button.on_click(lambda _: self._generate())
-        self.cancel.on_click(lambda _: self._cancelled.set())
         self.attempt(self.fill)
 
     def _lay_out(self):
@@ -260,17 +253,6 @@ class GeneratePanel(RunPanel):
 
     # ---- what it makes
 
-    def _generate(self):
-        self._cancelled.clear()
-        self.bar.value, self.bar.max = 0, self.num_frames.value
-        self.button.disabled, self.cancel.disabled = True, False
-        show(self.bar, True)
-        self.worker = threading.Thread(target=self._work, daemon=True)
-        if "google.colab" in sys.modules:
-            self.worker.run()
-        else:
-            self.worker.start()
-
     def _asked(self):
         hidden = self.actions.layout.display  # then they are of the run before
         return {
@@ -285,8 +267,9 @@ class GeneratePanel(RunPanel):
         }
 
     def _work(self):
-        self.attempt(self._make)
-        self.button.disabled, self.cancel.disabled = False, True
+        self.bar.value, self.bar.max = 0, self.num_frames.value
+        show(self.bar, True)
+        super()._work()
         show(self.bar, False)
 
     def _make(self):

@@ -1,13 +1,10 @@
 """A gallery of runs to compare: tick some, press Compare, and the table and its pictures appear below.
 
-Comparing runs in a thread of its own, so that it can be cancelled and the notebook stays usable. On Colab,
-which shows no change that a thread made, it holds the click until it is done.
+Comparing can be cancelled, and the notebook stays usable.
 """
 
 import base64
 import contextlib
-import sys
-import threading
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -15,14 +12,14 @@ import ipywidgets as widgets
 from mtld_core.config import UserError, check, find
 from mtld_core.judge.compare import compare
 from mtld_core.judge.task import summary
-from mtld_core.pages import RED, data_url, error_line, in_colour, small
+from mtld_core.pages import Cancellable, Panel, data_url, small
 from mtld_core.runs.folder import CONFIG, EXAMPLES, age_of, newest_preview, read_config, read_report, runs_in
 
 THUMBNAIL = "width:200px; height:112px; object-fit:cover; object-position:top left; display:block"
 HINT = "Tick the runs to compare."
 
 
-class ComparePanel(widgets.VBox):
+class ComparePanel(Cancellable, Panel):
     """All runs beside those that are `chosen`, which are ticked at first, and in examples/.
 
     how: further arguments of `compare`. `panel.button.click()` compares the runs whose box in `panel.ticks`,
@@ -35,50 +32,29 @@ class ComparePanel(widgets.VBox):
         self.how, chosen = how, [Path(find(path)).resolve() for path in chosen]
         found = runs_in("runs", *(path.parent for path in chosen), EXAMPLES)
         self.ticks = {run: widgets.Checkbox(Path(run).resolve() in chosen, indent=False) for run in found}
-        self.button = widgets.Button(description="Compare", button_style="primary")
-        self.cancel = widgets.Button(description="Cancel", disabled=True)
-        self.message, self.shown = widgets.HTML(small(HINT)), widgets.Output()
-        self.worker = threading.Thread()
-        self._cancelled = threading.Event()
-        self.button.on_click(lambda _: self._begin())
-        self.cancel.on_click(lambda _: self._cancelled.set())
+        self.add_buttons("Compare")
+        self.message.value, self.shown = small(HINT), widgets.Output()
         cards = [_card(run, tick) for run, tick in self.ticks.items()]
         gallery = widgets.HBox(cards, layout={"flex_flow": "row wrap", "grid_gap": "16px"})
         self.children = [gallery, widgets.HBox([self.button, self.cancel]), self.message, self.shown]
         self.add_class("mtld-compare")  # by which tests find it
 
-    def _begin(self):
-        self._cancelled.clear()
-        self.button.disabled, self.cancel.disabled = True, False
-        self.worker = threading.Thread(target=self._run, daemon=True)
-        if "google.colab" in sys.modules:
-            self.worker.run()
-        else:
-            self.worker.start()
-
-    def _run(self):
+    def _make(self):
         self.shown.outputs, self._done = (), 0
-        try:
-            self._make([run for run, tick in self.ticks.items() if tick.value])
-        except (Exception, KeyboardInterrupt) as error:  # a traceback inside a callback would reach nobody
-            self.message.value = in_colour(error_line(error), RED)
-        finally:
-            self.button.disabled, self.cancel.disabled = False, True
-
-    def _make(self, runs):
+        runs = [run for run, tick in self.ticks.items() if tick.value]
         made = compare(runs, **self.how, tick=self._count)
         folder = Path(made["out_dir"])
-        self.message.value = in_colour(f"table, pictures and all figures are in {folder}")
         shown = [("text/markdown", (folder / "table.md").read_text())]
         for path in sorted(folder.glob("*.png")):
             shown.append(("image/png", base64.b64encode(path.read_bytes()).decode()))
         outputs = [{"output_type": "display_data", "data": dict([one]), "metadata": {}} for one in shown]
         self.shown.outputs = tuple(outputs)
+        return f"table, pictures and all figures are in {folder}"
 
     def _count(self):
         check(not self._cancelled.is_set(), f"cancelled after {self._done} pieces of work")
         self._done += 1
-        self.message.value = in_colour(f"comparing: {self._done} pieces of work are done")
+        self.say(f"comparing: {self._done} pieces of work are done")
 
 
 def _card(run, tick):

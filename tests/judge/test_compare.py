@@ -24,7 +24,7 @@ from mtld_core.judge.compare import compare, runs_to_compare
 from mtld_core.judge.panel import ComparePanel
 from mtld_core.judge.rollouts import Judge
 from mtld_core.judge.words import compared
-from mtld_core.pages import RED
+from mtld_core.pages import RED, Cancellable, Panel
 from mtld_core.systems import SYSTEMS
 from mtld_core.systems.baselines import BASELINES
 from mtld_core.train import train
@@ -258,8 +258,11 @@ def test_runs_of_the_gallery_are_ticked_and_compared(runs, tmp_path, monkeypatch
     root = runs[0]
     panel = ComparePanel([str(root / "mtld")], horizon=2, out_dir=str(tmp_path / "out"))
     # a front end makes ipywidgets call methods of its own by these names
-    own = {name for name, value in vars(ComparePanel).items() if inspect.isfunction(value)}
-    assert "_run" in own and not [name for name in own - {"__init__"} if hasattr(VBox, name)]
+    classes = ComparePanel, Cancellable, Panel
+    own = {name for cls in classes for name, value in vars(cls).items() if inspect.isfunction(value)}
+    assert {"_make", "_work", "attempt"} <= own and not [
+        name for name in own - {"__init__"} if hasattr(VBox, name)
+    ]
     ticks = {run.rpartition("/")[2]: tick for run, tick in panel.ticks.items()}
     assert {*ALIKE, "tokenizer", "pong"} <= set(ticks)
     assert [name for name, tick in ticks.items() if tick.value] == ["mtld"]
