@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from mtld_core.nn.conv import zeroed
+
 
 class Norm(nn.Module):
     """LayerNorm over the last axis, whose scale and shift may come from a condition (Peebles & Xie 2023).
@@ -21,9 +23,7 @@ class Norm(nn.Module):
         self.norm = nn.LayerNorm(dim, elementwise_affine=not condition_dim)
         self.modulation = None
         if condition_dim:
-            self.modulation = nn.Linear(condition_dim, 2 * dim)
-            nn.init.zeros_(self.modulation.weight)
-            nn.init.zeros_(self.modulation.bias)
+            self.modulation = zeroed(nn.Linear(condition_dim, 2 * dim))
 
     def forward(self, x, condition=None):
         """condition: `[..., condition_dim]`, broadcast against x."""

@@ -25,6 +25,13 @@ def laid_out(maps):
     return maps
 
 
+def zeroed(layer):
+    """Let a layer give 0 at first, whatever it is given. Returns the layer."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 def norm2d(kind, channels):
     """Make the normalisation layer that a `NormKind` names. A group has 8 channels, or a few more."""
     if kind == "instance":
@@ -122,9 +129,7 @@ class ResBlock(nn.Module):
         super().__init__()
         self.conv1 = Conv3x3(channels, channels)
         self.norm = norm2d(norm, channels)
-        self.conv2 = Conv3x3(channels, channels)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        self.conv2 = zeroed(Conv3x3(channels, channels))
 
     def forward(self, x):
         change = self.conv1(F.silu(x))

@@ -22,7 +22,7 @@ from mtld_core.chance import keyed_uniform, keyed_uniforms, normal_of
 from mtld_core.config import AtLeastTwo, BelowOne, NotNegative, Positive, Widths, WidthsOrNone, check
 from mtld_core.frames import to_float
 from mtld_core.nn.actions import ActionEncoder, action_fields, action_space
-from mtld_core.nn.conv import ConvTokenizer, NormKind, erases, laid_out
+from mtld_core.nn.conv import ConvTokenizer, NormKind, erases, laid_out, zeroed
 from mtld_core.nn.gan import (
     PatchDiscriminator,
     check_discriminator,
@@ -357,8 +357,7 @@ class TinyDreams(System):
         else:
             self.decoder = AttentionDecoder(c)
         if c.output != "direct":
-            nn.init.zeros_(self.decoder.head.weight)
-            nn.init.zeros_(self.decoder.head.bias)
+            zeroed(self.decoder.head)
         self.discriminator = None
         if c.lambda_gan:
             seen = 6 + self.action.values if c.gan_conditional else 3

@@ -17,6 +17,7 @@ from mtld_core.chance import keyed_uniform, keyed_uniforms, normal_of
 from mtld_core.config import NotNegative, Positive, WidthsOrNone, check
 from mtld_core.frames import to_float
 from mtld_core.nn.actions import ActionEncoder, action_fields, action_space
+from mtld_core.nn.conv import zeroed
 from mtld_core.nn.moving import heal
 from mtld_core.nn.precision import in_fp32
 from mtld_core.nn.sample import sample
@@ -161,8 +162,7 @@ class Dynamics(BuiltOn, InventsActions, Stage):
         if c.objective == "masked":
             self.unknown = nn.Parameter(torch.randn(c.embed_dim) * 0.02)
         elif c.residual:
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
+            zeroed(self.head)
         # of each latent channel over the data
         self.register_buffer("mean", torch.zeros(c.latent_dim))
         self.register_buffer("std", torch.ones(c.latent_dim))

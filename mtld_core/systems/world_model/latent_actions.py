@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mtld_core.config import AtLeastTwo, Positive, check
-from mtld_core.nn.conv import ConvTokenizer
+from mtld_core.nn.conv import ConvTokenizer, zeroed
 from mtld_core.systems.base import InventsActions, Loss, Needs
 from mtld_core.systems.world_model.patches import PatchEmbedding
 from mtld_core.systems.world_model.quantise import FSQ, Whitening
@@ -110,9 +110,7 @@ class LatentActions(InventsActions, Stage):
         self.embed = PatchEmbedding(c.patches, c.patch_values, c.embed_dim)
         self.act = nn.Linear(c.action_dim, c.embed_dim)
         self.decoder = SpaceTimeTransformer(*c.transformer, condition_dim=c.embed_dim)
-        self.head = nn.Linear(c.embed_dim, c.patch_values)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = zeroed(nn.Linear(c.embed_dim, c.patch_values))
         self.register_buffer("mean", torch.zeros(c.patches, c.patch_values))
 
     def needs(self):
