@@ -29,8 +29,21 @@ class Arc:
         return self.stop - self.start
 
 
+class Domains:
+    """What a `Dataset` and a `DomainPair` have in common: `domains` of one frame `size` at one `path`."""
+
+    def describe(self):
+        """What a run keeps of its dataset: {"path", "arcs": how many, "frames": how many, "size": [H, W]}."""
+        return {
+            "path": self.path,
+            "arcs": sum(len(domain.arcs) for domain in self.domains),
+            "frames": sum(len(domain.frames) for domain in self.domains),
+            "size": list(self.size),
+        }
+
+
 @dataclasses.dataclass
-class Dataset:
+class Dataset(Domains):
     """Frames of one folder or file.
 
     path: absolute. kind: "arcs", "images" (no number orders them), "recording" or "hdf5".
@@ -61,12 +74,16 @@ class Dataset:
         """(H, W) of the frames, in pixels."""
         return tuple(self.frames.shape[1:3])
 
-    def arc_windows(self, arc, length, cross_cuts=False):
-        """Start rows of all windows of `length` frames in `arc`, int64; across cuts only if `cross_cuts`."""
+    def shots(self, arc, cross_cuts=False):
+        """Yield (first row, row behind the last) of each shot in `arc`; all of it is one if `cross_cuts`."""
         cuts = []
         if not cross_cuts:
             cuts = self.cuts[(self.cuts > arc.start) & (self.cuts < arc.stop)].tolist()
-        shots = itertools.pairwise([arc.start, *cuts, arc.stop])
+        yield from itertools.pairwise([arc.start, *cuts, arc.stop])
+
+    def arc_windows(self, arc, length, cross_cuts=False):
+        """Start rows of all windows of `length` frames in `arc`, int64; across cuts only if `cross_cuts`."""
+        shots = self.shots(arc, cross_cuts)
         return torch.cat([torch.arange(start, max(start, stop - length + 1)) for start, stop in shots])
 
     def windows(self, length, cross_cuts=False):
@@ -109,15 +126,6 @@ class Dataset:
             )
         return found.start + int(rows[0])
 
-    def describe(self):
-        """What a run keeps of its dataset: {"path", "arcs": how many, "frames": how many, "size": [H, W]}."""
-        return {
-            "path": self.path,
-            "arcs": len(self.arcs),
-            "frames": len(self.frames),
-            "size": list(self.size),
-        }
-
     def to(self, device):
         """Move the frames to `device`, unless they take over 40 % of its free memory. Returns a dataset."""
         device = torch.device(device)
@@ -128,7 +136,7 @@ class Dataset:
 
 
 @dataclasses.dataclass
-class DomainPair:
+class DomainPair(Domains):
     """Two unpaired domains, X and Y, of one frame size. path: the absolute folder that holds both."""
 
     x: Dataset
@@ -149,15 +157,6 @@ class DomainPair:
     def warnings(self):
         """The warnings of both domains, each behind the letter of its own."""
         return [f"X: {line}" for line in self.x.warnings] + [f"Y: {line}" for line in self.y.warnings]
-
-    def describe(self):
-        """What a run keeps of its dataset: {"path", "arcs" and "frames" of both domains, "size": [H, W]}."""
-        return {
-            "path": self.path,
-            "arcs": len(self.x.arcs) + len(self.y.arcs),
-            "frames": len(self.x.frames) + len(self.y.frames),
-            "size": list(self.size),
-        }
 
     def to(self, device):
         """Move the frames of each domain to `device`, unless they take over 40 % of its free memory by then.

@@ -1,7 +1,6 @@
 """What the three stages share: settings, a split, trained stages below, and signs of a collapse."""
 
 import dataclasses
-import itertools
 import math
 
 import torch
@@ -167,21 +166,17 @@ def common_split(dataset):
     """
     if len(dataset.domains) > 1:
         return ()
-    longest_shots = sorted((_longest_shot(dataset, arc) for arc in dataset.arcs), reverse=True)
-    longest = longest_shots[0]
-    fifth = longest_shots[4] if len(longest_shots) >= 5 else 0
+    longest_of_arc = []
+    for arc in dataset.arcs:
+        longest_of_arc.append(max(stop - start for start, stop in dataset.shots(arc)))
+    longest_of_arc.sort(reverse=True)
+    longest = longest_of_arc[0]
+    fifth = longest_of_arc[4] if len(longest_of_arc) >= 5 else 0
     short = longest < 2 * WINDOW + JUDGED
     if fifth >= WINDOW or (short and fifth >= WINDOW // 2):
         return min(WINDOW, fifth), min(JUDGED, longest)
     window = max(1, min(WINDOW, longest // 3))
     return window, max(1, min(JUDGED, longest - 2 * window))
-
-
-def _longest_shot(dataset, arc):
-    """How many frames the longest shot of an arc has."""
-    cuts = dataset.cuts[(dataset.cuts > arc.start) & (dataset.cuts < arc.stop)]
-    borders = [arc.start, *cuts, arc.stop]
-    return int(max(stop - start for start, stop in itertools.pairwise(borders)))
 
 
 # ---- stages below
