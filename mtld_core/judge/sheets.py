@@ -2,12 +2,15 @@
 
 import csv
 import io
+import threading
 
 import numpy as np
 
 # columns of table.csv that table.md leaves out
 QUIET = ("run", "kind", "psnr_low", "psnr_high", "mse", "ms_ssim", "warping_error")
 MUTED = ("#7f7f7f", "#b09060", "#7fa060", "#a07aa0", "#5a90a8")  # of the baselines
+# matplotlib's caches of fonts are shared, and panels draw from several threads
+_one_at_a_time = threading.Lock()
 
 
 def as_csv(result):
@@ -74,11 +77,24 @@ def draw_horizons(section):
         band = np.array(row["psnr_interval_by_horizon"], float).T
         axes.fill_between(horizons, *band, alpha=0.06 if free else 0.2, linewidth=0, **look)
     shaded = "frames ahead (shaded: what the choice of windows leaves open, 95 %)"
-    axes.set(xlabel=shaded, ylabel="PSNR, dB")
+    tidy(axes, shaded)
+    axes.set_ylabel("PSNR, dB")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside upper left", ncols=4, frameon=False)
+    return png_of(figure)
+
+
+def tidy(axes, label, title=""):
+    """Give the axes of a plot what all plots have. label: of the horizontal one."""
+    axes.set_xlabel(label)
+    axes.set_title(title, fontsize="medium")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper left", ncols=4, frameon=False)
+
+
+def png_of(figure):
+    """Draw a figure of matplotlib's -> PNG bytes."""
     file = io.BytesIO()
-    figure.savefig(file, format="png")
+    with _one_at_a_time:
+        figure.savefig(file, format="png")
     return file.getvalue()

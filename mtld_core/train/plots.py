@@ -4,12 +4,12 @@ Drawn without pyplot, whose global state belongs to the person's own cells.
 """
 
 import contextlib
-import io
 import json
 import os
-import threading
 
 import numpy as np
+
+from mtld_core.judge.sheets import png_of, tidy
 
 # what a line of the log holds beside losses, or such a name begins with
 OTHERS = ("step", "seconds", "frames_per_second", "temperature", "lr_", "skipped_")
@@ -32,8 +32,6 @@ NOTED = {  # figure that judgement.png says in words: (those words, unit)
     "action_shuffle_gap_db": ("worse under shuffled actions by", " dB"),
     "controllability_db": ("controllability", " dB"),
 }
-# matplotlib's caches of fonts are shared, and a panel draws from several threads
-_one_at_a_time = threading.Lock()
 
 
 class Log:
@@ -70,13 +68,13 @@ def draw(lines):
 
     figure = Figure((4.8, 2.8), dpi=150)
     axes = figure.add_axes((0.17, 0.17, 0.8, 0.66))  # fixed: constrained layout would draw twice
-    _tidy(axes, "step")
+    tidy(axes, "step")
     names = [name for name in (lines[-1] if lines else ()) if not name.startswith(OTHERS)]
     if not names:
         words = "the curves begin with the first lines of the log"
         axes.text(0.5, 0.5, words, ha="center", transform=axes.transAxes)
         axes.set(xticks=[], yticks=[])
-        return _png(figure)
+        return png_of(figure)
     # a power of two: the points stay the same for long
     every = 2 ** (len(lines) // MOST_POINTS).bit_length()
     shown = lines[::every]
@@ -92,7 +90,7 @@ def draw(lines):
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     axes.legend(loc="lower right", bbox_to_anchor=(1.03, 1), ncols=3, frameon=False, fontsize="small")
-    return _png(figure)
+    return png_of(figure)
 
 
 def draw_judgement(metrics):
@@ -109,14 +107,14 @@ def draw_judgement(metrics):
     # one below the other: side by side the words would be too small on a laptop
     figure = Figure((4.8, 0.3 + 2.5 * rows), dpi=150, layout="constrained")
     first, *others = figure.subplots(rows, 1, squeeze=False)[:, 0]
-    _tidy(first, "horizon, frames" if skill else "frame of the window", "PSNR, dB")
+    tidy(first, "horizon, frames" if skill else "frame of the window", "PSNR, dB")
     for label, (name, style) in PSNRS.items():
         if values := metrics.get(name):
             _plot_over_horizons(first, values, style, label)
     if skill:
         first.legend(frameon=False, fontsize="small")
         second = others[0]
-        _tidy(second, "horizon, frames", "skill over the best baseline, dB")
+        tidy(second, "horizon, frames", "skill over the best baseline, dB")
         second.axhline(0, color="0.4", linewidth=0.8)
         _plot_over_horizons(second, skill, "C0-o", "all pixels")
         if moving := metrics.get("moving_skill_db_by_horizon"):
@@ -129,47 +127,31 @@ def draw_judgement(metrics):
         if (value := metrics.get(name)) is not None:
             noted.append(f"{words}: {value:.3g}{unit}")
     figure.supxlabel("\n".join(noted), fontsize="small")
-    return _png(figure)
+    return png_of(figure)
 
 
 def _draw_life(static, others, life):
-    _tidy(static, "steps of a dream", "PSNR of what is static, dB")
-    _plot_over_windows(static, life, "static_psnr", "C0-o")
-    _tidy(others, "steps of a dream", "what moves")
+    tidy(static, "steps of a dream", "PSNR of what is static, dB")
+    ends = life["until"]
+    _plot(static, ends, life["static_psnr"], "C0-o", None, ends)
+    tidy(others, "steps of a dream", "what moves")
     others.axhline(1, color="0.4", linewidth=0.8)
     for label, (name, style) in LIFE.items():
-        _plot_over_windows(others, life, name, style, label)
+        _plot(others, ends, life[name], style, label, ends)
     others.set_ylim(0, 3)
     others.legend(frameon=False, fontsize="small")
 
 
-def _tidy(axes, label, title=""):
-    axes.set_xlabel(label)
-    axes.set_title(title, fontsize="medium")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def _plot_over_horizons(axes, values, style, label=None):
     """values: of horizons 1, 2, 3, ..., of which the powers of two are marked."""
-    values = np.array(values, float)  # None is nan, a gap
-    marked = [2**i for i in range(len(values).bit_length())]
-    places = [horizon - 1 for horizon in marked]
     horizons = range(1, len(values) + 1)
+    _plot(axes, horizons, values, style, label, [2**i for i in range(len(values).bit_length())])
+
+
+def _plot(axes, steps, values, style, label, marked):
+    """marked: those of the steps at which the curve has a mark and the axis a number."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(marked, marked)
-    axes.plot(horizons, values, style, label=label, markevery=places, markersize=3, linewidth=1.2)
-
-
-def _plot_over_windows(axes, life, name, style, label=None):
-    ends = life["until"]
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ends, ends)
-    axes.plot(ends, np.array(life[name], float), style, label=label, markersize=3, linewidth=1.2)
-
-
-def _png(figure):
-    file = io.BytesIO()
-    with _one_at_a_time:
-        figure.savefig(file, format="png")
-    return file.getvalue()
+    places = [steps.index(step) for step in marked]
+    values = np.array(values, float)  # None is nan, a gap
+    axes.plot(steps, values, style, label=label, markevery=places, markersize=3, linewidth=1.2)
