@@ -24,7 +24,6 @@ from mtld_core.runtime import (
     ASKED_TO_STOP,
     ENDED,
     command,
-    peak_memory_mb,
     pick_device,
     stop_on_signal,
     warm_memory,
@@ -33,7 +32,7 @@ from mtld_core.train.controls import Controls
 from mtld_core.train.fitting import fitted, is_busy, training_here, tried
 from mtld_core.train.launch import launch, obeying, processes_for
 from mtld_core.train.loop import Training
-from mtld_core.train.report import backends_of, peak_gpu_memory_mb
+from mtld_core.train.report import backends_of, peak_gigabytes
 from mtld_core.train.schedule import clock
 from mtld_core.train.settings import TrainConfig, build, open_data, plan
 
@@ -129,14 +128,13 @@ def outlook(system, dataset, config):
     run = tried(system, dataset, config, TRIED, LONGEST_TRY, look_at_end=not config.time_budget_minutes)
     schedule = run.schedule
     steps = schedule.last_step(0)
-    megabytes = peak_gpu_memory_mb(run.device) or peak_memory_mb() or 0
     lasts = schedule.time_left(0) or "an unknown time"
     if config.time_budget_minutes:
         lasts = f"at most {config.time_budget_minutes:g} minutes"
     judging = schedule.cost("judging")
     takes = f" (about {clock(judging)})" if judging else ""
     return (
-        f"{run.parameters:,} parameters, which take about {megabytes / 1000:.1f} GB of memory on "
+        f"{run.parameters:,} parameters, which take about {peak_gigabytes(run.device):.1f} GB of memory on "
         f"{run.device} in {run.precision}. {steps:,} steps of {schedule.step_seconds:.2g} s take {lasts}, "
         f"judging included. It saves {_every(config.save_every_steps, config.save_every_minutes)}, draws a "
         f"preview {_every(config.preview_every_steps)} and judges it on {len(run.task.judge.starts)} windows"

@@ -37,14 +37,13 @@ from mtld_core.runs.folder import (
 from mtld_core.runs.resume import check_origin, checkpoint_to_resume, other_settings
 from mtld_core.runtime import (
     name_of,
-    peak_memory_mb,
     pick_device,
     pick_judged_precision,
     pick_precision,
 )
 from mtld_core.train.controls import SECONDS_BETWEEN_LINES, Progress
 from mtld_core.train.plots import Log, draw, draw_judgement
-from mtld_core.train.report import Alarms, about, peak_gpu_memory_mb, report
+from mtld_core.train.report import Alarms, about, peak_gigabytes, report
 from mtld_core.train.schedule import Schedule, clock
 from mtld_core.train.stepper import Stepper, to_channels_last
 
@@ -216,8 +215,7 @@ class Training:
     def _tell_needs(self):
         """Say what the run will need: memory, time a step, and all of it where a length or budget says."""
         schedule, step = self.schedule, self.step
-        megabytes = peak_gpu_memory_mb(self.device) or peak_memory_mb() or 0
-        line = f"a step takes {schedule.step_seconds:.2g} s and {megabytes / 1000:.1f} GB"
+        line = f"a step takes {schedule.step_seconds:.2g} s and {peak_gigabytes(self.device):.1f} GB"
         steps, left = schedule.last_step(step), schedule.time_left(step)
         if left:
             line += f": until step {steps:,} about {left} more"
@@ -520,9 +518,8 @@ class Training:
     def _judge_few(self, share):
         """(share of the windows that was judged, its seconds, whether it was done or took too long)."""
         _, share = self.task.few(share)
-        judged = self._judged()
-        began, paused = time.monotonic(), self.paused_seconds
-        until = began + (MOST_TO_EXPECT * self.schedule.budget or LONGEST_LOOK)
+        judged, began = self._judged(), self._clock()
+        until = time.monotonic() + (MOST_TO_EXPECT * self.schedule.budget or LONGEST_LOOK)
         whole = True
 
         def look():
@@ -533,14 +530,18 @@ class Training:
             self._guarded(lambda: self.task.few(share)[0].figures(judged, look))
         except GivenUp:
             whole = False
-        return share, time.monotonic() - began - (self.paused_seconds - paused), whole
+        return share, self._clock() - began, whole
 
     @contextlib.contextmanager
     def _timed(self, work):
-        began, paused = time.monotonic(), self.paused_seconds
+        began = self._clock()
         with self.threads.settled():
             yield
-        self.schedule.took(work, time.monotonic() - began - (self.paused_seconds - paused))
+        self.schedule.took(work, self._clock() - began)
+
+    def _clock(self):
+        """Seconds of a clock that stands still in pauses."""
+        return time.monotonic() - self.paused_seconds
 
     # ---- every log_every_steps
 
@@ -566,8 +567,7 @@ class Training:
         self.alarms.look("log", values, self.step)
 
         name, value = next(iter(values.items()))
-        megabytes = peak_gpu_memory_mb(self.device) or peak_memory_mb() or 0
-        text = f"{name} {value:.4f}  {speed:.0f} frames/s  {megabytes / 1000:.1f} GB"
+        text = f"{name} {value:.4f}  {speed:.0f} frames/s  {peak_gigabytes(self.device):.1f} GB"
         left = self.schedule.time_left(self.step)
         self.progress.update(self.step, self.schedule.last_step(self.step), left, text)
         self.controls.pace = [f"{speed:.0f} frames/s"]

@@ -100,6 +100,11 @@ def peak_gpu_memory_mb(device):
     return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
 
 
+def peak_gigabytes(device):
+    """The most memory that was held so far, a GPU's where it is one, in GB (10^9 bytes); 0 if not known."""
+    return (peak_gpu_memory_mb(device) or peak_memory_mb() or 0) / 1000
+
+
 class Alarms:
     """Warns of what looks like a collapse, when it appears. say: takes the lines."""
 
