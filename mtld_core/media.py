@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from PIL import ExifTags, Image, ImageDraw, ImageFont, JpegImagePlugin
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, JpegImagePlugin
 
 from mtld_core.config import UserError, check, reason_of
 from mtld_core.files import atomic_path
@@ -32,16 +32,7 @@ MOST_BYTES = 200_000_000  # that are fetched from an address
 TAIL = 2  # seconds at a video's end in which its last frames are looked for first
 UNSPECIFIED, HDR = 2, (16, 18)  # no matrix, and the curves PQ and HLG: numbers of ITU-T H.273
 GIF_MOST_FPS = 50  # browsers slow a GIF with shorter delays down to 10 frames a second
-UPRIGHT = {  # EXIF orientation -> what a viewer does to the stored picture; 1 is upright already
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 
 # ---- reading
 
@@ -82,27 +73,19 @@ def _open(path):
 def upright(image):
     """Pillow image -> uint8 `[H, W, 3]` as a viewer shows it: turned as EXIF says, in RGB (see `to_rgb`)."""
     image.load()  # here Pillow turns a TIFF by itself, and finds the EXIF that a PNG has behind its pixels
-    turn = UPRIGHT.get(orientation_of(image))
-    return to_rgb(image if turn is None else image.transpose(turn))
+    with contextlib.suppress(Exception):  # Pillow fails on damaged EXIF in many ways; viewers pass it over
+        ImageOps.exif_transpose(image, in_place=True)
+    return to_rgb(image)
 
 
 def upright_size(image):
     """(H, W) that `upright` will give, from the head of the file alone."""
     width, height = image.size
-    return (width, height) if orientation_of(image) in SIDEWAYS else (height, width)
-
-
-def orientation_of(image):
-    """The EXIF orientation of a Pillow image that is still to be done, 1 to 8; 1 where there is none."""
-    if image.format == "TIFF":  # whose size Pillow gives as it will be after turning
-        return 1
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except (
-        Exception
-    ):  # Pillow's readers fail on damaged EXIF in many ways, and a viewer shows the picture as it is
-        return 1
-    return orientation if orientation in UPRIGHT else 1
+    with contextlib.suppress(Exception):  # as above
+        is_sideways = image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
+        if is_sideways and image.format != "TIFF":  # whose size Pillow gives as it will be after turning
+            return width, height
+    return height, width
 
 
 def last_frames(path, count, say=print):
