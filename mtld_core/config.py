@@ -92,10 +92,6 @@ class Range(typing.NamedTuple):
     words: str  # said behind the field's name; {} stands for the value
 
 
-def _all_positive(widths):
-    return all(width > 0 for width in widths)
-
-
 T = typing.TypeVar("T")
 Positive = typing.Annotated[T, Range(lambda value: value > 0, "must be positive, not {}")]
 NotNegative = typing.Annotated[T, Range(lambda value: value >= 0, "must not be negative, it is {}")]
@@ -104,7 +100,9 @@ AtLeastTwo = typing.Annotated[T, Range(lambda value: value >= 2, "must be at lea
 BelowOne = typing.Annotated[T, Range(lambda value: 0 <= value < 1, "must be in [0, 1), not {}")]
 Share = typing.Annotated[T, Range(lambda value: 0 <= value <= 1, "must be in [0, 1], not {}")]
 PositiveShare = typing.Annotated[T, Range(lambda value: 0 < value <= 1, "must be in (0, 1], not {}")]
-WidthsOrNone = typing.Annotated[tuple[int, ...], Range(_all_positive, "must list positive widths")]
+WidthsOrNone = typing.Annotated[
+    tuple[int, ...], Range(lambda widths: all(width > 0 for width in widths), "must list positive widths")
+]
 Widths = typing.Annotated[WidthsOrNone, Range(bool, "must list positive widths")]
 
 

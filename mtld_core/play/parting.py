@@ -29,14 +29,11 @@ class Parting:
         """Look at the frames of a step, uint8 `[H, W, 3]` each; steps come in order."""
         if self.step is not None:
             return
-        self._apart = self._apart + 1 if self._differ(dream, real) else 0
-        if self._apart == IN_A_ROW:
-            self.step = step - IN_A_ROW + 1
-
-    def _differ(self, dream, real):
         shown = differs(torch.stack([dream, real]), self._median, SHOWS)
         alone = shown & ~near(shown).flip(0)
-        return alone.sum().item() >= LEAST
+        self._apart = self._apart + 1 if alone.sum().item() >= LEAST else 0
+        if self._apart == IN_A_ROW:
+            self.step = step - IN_A_ROW + 1
 
 
 def median_frame(dataset):

@@ -147,10 +147,11 @@ class Stepper:
                 share = share * loss.weight.detach()
                 weight = share if weight is None else weight + share
             self.scalers[phase].scale(loss.total * share).backward(inputs=parameters)
-            total = total + loss.total.detach() * share
+            loss = _detached(loss)
+            total = total + loss.total * share
             for name, value in loss.logs.items():
-                logs[name] = logs.get(name, 0) + value.detach() * share
-            carries.append({name: value.detach() for name, value in loss.carry.items()})
+                logs[name] = logs.get(name, 0) + value * share
+            carries.append(loss.carry)
         carry = carries[0]
         if len(parts) > 1:
             carry = {name: torch.cat([each[name] for each in carries]) for name in carry}

@@ -270,12 +270,9 @@ class WeightRNN(Reconstructs, Samples, System):
         return phases
 
     def training_step(self, batches, step):
-        if self.config.learning == "together":
-            return self._step_together(batches, step)
-        return self._step_apart(batches, step)
-
-    def _step_together(self, batches, step):
-        """Move the VAE and the predictor in one phase, then the critic."""
+        if self.config.learning == "apart":
+            return self._step_apart(batches, step)
+        # the VAE and the predictor in one phase, then the critic
         made = step("generator", self.generator_loss, batches[0])
         return made.logs | self._step_critic(batches, made.carry, step)
 
@@ -335,12 +332,15 @@ class WeightRNN(Reconstructs, Samples, System):
         return Loss(loss + c.lambda_gp * penalty, {"critic": loss, "penalty": penalty})
 
     def _prior(self, keys):
-        noise = keyed_normal(keys, "prior", 2 * self.config.latent_dim).to(self.vae.stem.weight)
-        return Code(*noise.chunk(2, 1))
+        return Code(*self._noise(keys, "prior"))
 
     def _posterior(self, frames, keys):
-        noise = keyed_normal(keys, "posterior", 2 * self.config.latent_dim).to(frames)
-        return self.encode(frames, *noise.chunk(2, 1))
+        return self.encode(frames, *self._noise(keys, "posterior"))
+
+    def _noise(self, keys, purpose):
+        """What the first code and the second one are drawn by, `[B, L]` each."""
+        noise = keyed_normal(keys, purpose, 2 * self.config.latent_dim)
+        return noise.to(self.vae.stem.weight).chunk(2, 1)
 
     # ---- drawing
 

@@ -35,31 +35,29 @@ class CausalTimeAttention(nn.Module):
         """
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim))
         q, k, v = qkv.permute(3, 0, 2, 4, 1, 5)  # [B, P, H, T, D]
-        if x.is_cuda and past is None:
-            mixed = self.out(self.fused(q, k, v))
-            first = max(0, x.shape[1] - self.span + 1)
-            return mixed, (k[..., first:, :], v[..., first:, :]) if keep else None
         seen = [(k, v)] if past is None else [past, (k, v)]
+        mixed = self.fused(q, k, v) if x.is_cuda and past is None else self.mixed(q, seen)
+        out = self.out(mixed.permute(0, 3, 1, 2, 4).flatten(-2))  # [B, T, P, E]
+        if not keep:
+            return out, None
+        joined = (k, v) if past is None else [torch.cat(pair, 3) for pair in zip(*seen, strict=True)]
+        first = max(0, joined[0].shape[3] - self.span + 1)
+        return out, tuple(one[..., first:, :] for one in joined)
+
+    def mixed(self, q, seen):
+        """Attention of q `[B, P, H, T, D]` to parts, (keys, values) `[B, P, H, S, D]` each: shaped as q."""
         scores = [q @ keys.transpose(-1, -2) for keys, _ in seen]
-        scores = scores[0] if past is None else torch.cat(scores, -1)  # [B, P, H, T, S]
+        scores = torch.cat(scores, -1) if len(seen) > 1 else scores[0]  # [B, P, H, T, S]
         weights = torch.softmax(scores * self.head_dim**-0.5 + self.bias(*scores.shape[-2:]), -1)
         parts = weights.split([keys.shape[3] for keys, _ in seen], -1)
-        mixed = sum(part @ values for part, (_, values) in zip(parts, seen, strict=True))
-        mixed = mixed.permute(0, 3, 1, 2, 4).flatten(-2)  # [B, T, P, E]
-        if not keep:
-            return self.out(mixed), None
-        joined = (k, v) if past is None else [torch.cat(pair, 3) for pair in zip(*seen, strict=True)]
-        first = max(0, scores.shape[-1] - self.span + 1)
-        return self.out(mixed), tuple(one[..., first:, :] for one in joined)
+        return sum(part @ values for part, (_, values) in zip(parts, seen, strict=True))
 
     def fused(self, q, k, v):
-        """Attention of a whole clip in torch's fused kernel: `[B, P, H, T, D]` each -> `[B, T, P, E]`."""
-        size = q.shape[:2]
-        frames = q.shape[3]
+        """Attention of a whole clip in torch's fused kernel: `[B, P, H, T, D]` each, and what comes out."""
+        size, frames = q.shape[:2], q.shape[3]
         bias = self.bias(frames, frames).to(q.dtype)
         q, k, v = (each.flatten(0, 1) for each in (q, k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
-        return mixed.unflatten(0, size).permute(0, 3, 1, 2, 4).flatten(-2)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None]).unflatten(0, size)
 
     def bias(self, frames, seen):
         """What is added to the scores, `[H, T, S]`: minus infinity for what lies ahead or too far back.
