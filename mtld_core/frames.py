@@ -13,18 +13,13 @@ Fit = typing.Literal["crop", "pad", "stretch"]
 MOVED = 13  # levels of 255, a twentieth: a pixel that is so far from the median frame shows something
 
 
-def to_float(frames, out=None):
-    """uint8 tensor `[..., H, W, 3]` -> float32 `[..., 3, H, W]` in [-1, 1].
-
-    out: a float32 tensor of the input's shape to write into (a warm buffer spares the page faults that make a
-    fresh one slow). The result is a view of it with the channel axis moved.
-    """
+def to_float(frames):
+    """uint8 tensor `[..., H, W, 3]` -> float32 `[..., 3, H, W]` in [-1, 1]."""
     import torch
 
-    if out is None:
-        out = torch.empty(frames.shape, dtype=torch.float32, device=frames.device)
     # convert first, scale in place: torch vectorises each, but not one operation on mixed types
-    return scale_in_place(out.copy_(frames))
+    pixels = torch.empty(frames.shape, dtype=torch.float32, device=frames.device)
+    return scale_in_place(pixels.copy_(frames))
 
 
 def scale_in_place(pixels):

@@ -189,7 +189,7 @@ def show_folded(title, rows):
     display(HTML(f"<details><summary>{html.escape(title)}</summary>{table_html(rows)}</details>"))
 
 
-def picture_tag(data, words=""):
+def picture_tag(data, words):
     """HTML of a PNG, whose bytes are in it: as wide as its place, and as high before it is decoded."""
     width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
     style = f"width:100%; max-width:{width}px; aspect-ratio:{width}/{height}"
@@ -320,7 +320,7 @@ def error_line(error):
     return f"{type(error).__name__}: {words}".removesuffix(": ")
 
 
-def in_colour(text, colour="inherit"):
+def in_colour(text, colour):
     return f'<span style="color:{colour}">{html.escape(text)}</span>'
 
 

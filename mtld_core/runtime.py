@@ -186,7 +186,7 @@ def pick_precision(device, wanted="auto"):
     return torch.float16, f"{_named(capability)} has no bf16 units"
 
 
-def pick_judged_precision(device, wanted="auto"):
+def pick_judged_precision(device, wanted):
     """The torch dtype in which a run is judged, generates and plays: that of its training, on a CPU fp32."""
     import torch
 
@@ -406,7 +406,7 @@ def core_count():
         return os.cpu_count() or 1
 
 
-def for_each(function, count, workers=0, label=None):
+def for_each(function, count, workers, label=None):
     """Call `function(i)` for every i in range(count), in `workers` threads (0: one a core).
 
     label: what the progress bar says; None shows none. Raises the first error.

@@ -40,15 +40,6 @@ def test_axes(lead):
     assert back.is_contiguous() and torch.equal(back, frames)
 
 
-def test_out_is_written_and_viewed():
-    first, second = torch.randint(0, 256, (2, 3, 4, 6, 3), dtype=torch.uint8)
-    out = torch.full((3, 4, 6, 3), torch.nan)
-    x = to_float(first, out)
-    assert x.data_ptr() == out.data_ptr() and x.shape == (3, 3, 4, 6) and torch.equal(x, to_float(first))
-    y = to_float(second, out)
-    assert torch.equal(x, y) and torch.equal(to_uint8(x), second)
-
-
 def test_to_uint8_clips_rounds_and_takes_any_float_type_with_gradient():
     x = torch.tensor([-9.0, -1.0, 0.0, 1.0, 9.0]).reshape(1, 1, 5).expand(3, 1, 5)
     assert to_uint8(x)[0, :, 0].tolist() == [0, 0, 128, 255, 255]

@@ -45,7 +45,7 @@ def find_cuts(thumbs):
     return found
 
 
-def cuts_of_arcs(frames, borders, workers=0):
+def cuts_of_arcs(frames, borders, workers):
     """Find the rows of a store that begin a new shot inside an arc: int64, sorted.
 
     frames: uint8 `[N, H, W, 3]`, an array or `LazyFrames`. borders: (start, stop) of each arc. Arcs are read

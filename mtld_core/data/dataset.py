@@ -105,7 +105,7 @@ class Dataset(Domains):
             f"{longest.name!r}, has {len(longest)} frames); use a shorter window, or cross_cuts=true"
         )
 
-    def too_short(self, length, cross_cuts=False):
+    def too_short(self, length, cross_cuts):
         """Names of the arcs that hold no window of `length` frames."""
         return [arc.name for arc in self.arcs if not len(self.arc_windows(arc, length, cross_cuts))]
 

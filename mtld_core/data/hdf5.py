@@ -69,7 +69,7 @@ class Hdf5:
         """(N, H, W, 3) of the frames to come."""
         return len(self.order), *self._size(self._parts[0])
 
-    def fill(self, store, workers=0, label=None):
+    def fill(self, store, workers, label):
         """Copy the frames into `store`, a uint8 array of the shape measured. Returns how many there are."""
         place = np.argsort(self.order)  # row of the files -> row of the store
         frames = self._frames(np.arange(len(place)), store.shape)

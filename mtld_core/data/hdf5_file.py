@@ -247,7 +247,7 @@ class LazyFrames:
     device = torch.device("cpu")
     dtype = torch.uint8
 
-    def __init__(self, parts, order, shape, fit="crop"):
+    def __init__(self, parts, order, shape, fit):
         self.parts = parts
         self.order = torch.from_numpy(order)
         self.shape = torch.Size(shape)

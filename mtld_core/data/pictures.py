@@ -102,7 +102,7 @@ class PictureFiles:
             height, width = max(sizes, key=sizes.get, default=(1, 1))
         return len(self.names), height, width, 3
 
-    def fill(self, store, workers=0, label=None):
+    def fill(self, store, workers, label):
         """Decode every file into `store`, a uint8 array of the shape measured, without the bad ones.
 
         Returns how many rows hold frames. Raises UserError, which lists the bad files, where they are more

@@ -97,7 +97,7 @@ def _split_tail(arc, windows, candidates, length, judged, holdout):
     return kept, candidates[candidates >= tail]
 
 
-def split_alike(dataset, like, length, judged, holdout=0.1, cross_cuts=False):
+def split_alike(dataset, like, length, judged, holdout, cross_cuts):
     """Divide windows so that systems with windows of different lengths hold out the same frames.
 
     like: (frames of a training window, of a judged one) by which `split_windows` divides the frames. Returns

@@ -75,9 +75,9 @@ def compare(run_dirs, dataset_root="", horizon=0, out_dir="", tick=lambda: None)
     return result | {"out_dir": str(out_dir)}
 
 
-def runs_to_compare(folder="runs"):
-    """Paths of the trained runs in `folder` that learned what the newest one did; none: of examples/pong."""
-    trained = [path for path in runs_in(folder) if Path(path, LATEST).exists()]
+def runs_to_compare():
+    """Paths of the trained runs in runs/ that learned what the newest one did; none: of examples/pong."""
+    trained = [path for path in runs_in("runs") if Path(path, LATEST).exists()]
     times = {path: os.path.getmtime(f"{path}/{LATEST}") for path in trained}
     if not times:
         return [path for path in runs_in(EXAMPLES) if path.endswith("/pong")]

@@ -65,7 +65,7 @@ def reachable(dataset, starts, context, horizon, long_horizon, cross_cuts=False)
     return starts[room >= reach], reach
 
 
-def borders(dataset, cross_cuts=False):
+def borders(dataset, cross_cuts):
     """Rows at which shots begin and end, sorted, int64; across cuts there is no new shot."""
     edges = {0, *(arc.stop for arc in dataset.arcs)}
     return torch.tensor(sorted(edges if cross_cuts else {*edges, *dataset.cuts.tolist()}))

@@ -31,7 +31,7 @@ class Threads:
     itself (compiled code is compiled anew): "auto" stays as it begins.
     """
 
-    def __init__(self, setting="auto", device=CPU, say=print, trials=True):
+    def __init__(self, setting, device=CPU, say=print, trials=True):
         self.setting, self.say = setting, say
         self.before = torch.get_num_threads()
         self.auto = setting == "auto" and device.type == "cpu" and self.before > 1

@@ -20,7 +20,7 @@ SECONDS_FOR_THE_LAST = 300  # at a run's end, for the last checkpoint
 
 
 @contextlib.contextmanager
-def mirrored(run_dir, mirror_dir, say=print):
+def mirrored(run_dir, mirror_dir, say):
     """Keep a copy of the run in `mirror_dir/<its name>` while the block runs; "" for none.
 
     say: told when copying begins to fail, and in the end where the copy is. No error is raised.

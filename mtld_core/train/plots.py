@@ -142,7 +142,7 @@ def _draw_life(static, others, life):
     others.legend(frameon=False, fontsize="small")
 
 
-def _plot_over_horizons(axes, values, style, label=None):
+def _plot_over_horizons(axes, values, style, label):
     """values: of horizons 1, 2, 3, ..., of which the powers of two are marked."""
     horizons = range(1, len(values) + 1)
     _plot(axes, horizons, values, style, label, [2**i for i in range(len(values).bit_length())])

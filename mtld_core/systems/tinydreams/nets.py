@@ -86,7 +86,7 @@ class ConvDecoder(nn.Module):
     given, coarsest first, and adds one a level; () for none.
     """
 
-    def __init__(self, config, skips=()):
+    def __init__(self, config, skips):
         super().__init__()
         filters = config.decoder_filters
         sizes = [config.embed_dim, *filters]

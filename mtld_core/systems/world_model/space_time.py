@@ -79,7 +79,7 @@ class SpaceTimeBlock(nn.Module):
     condition: `[B, T, 1, condition_dim]`, which moves the norms. past, keep: see `CausalTimeAttention`.
     """
 
-    def __init__(self, dim, heads, hidden, span, condition_dim=0):
+    def __init__(self, dim, heads, hidden, span, condition_dim):
         super().__init__()
         self.norm1 = Norm(dim, condition_dim)
         self.space = Attention(dim, heads)
