@@ -3,10 +3,10 @@
 import collections
 import io
 import math
-import os
 import struct
 import warnings
 from hashlib import blake2b
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -33,7 +33,7 @@ def read_picture(path):
     OpenCV refuses, and every other format, Pillow reads: of a JPEG that is cut short, OpenCV would make a
     partly grey picture.
     """
-    content = _content(path)
+    content = path.read_bytes()
     size = _plain_png_size(content)
     if size and math.prod(size) <= (Image.MAX_IMAGE_PIXELS or math.inf):
         picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -77,7 +77,7 @@ class PictureFiles:
         parts = [b""] * len(self.names)
 
         def read(i):
-            content, why = self._attempt(_content, i)
+            content, why = self._attempt(Path.read_bytes, i)
             digest = blake2b(why.encode() if why else content, digest_size=16)
             if not why and _is_turned_png(content):
                 # so that cache entries from before such files were turned are passed over, and only those
@@ -142,7 +142,7 @@ class PictureFiles:
         Any exception counts: the bytes come from anywhere, and Pillow's readers fail on them in many ways.
         """
         try:
-            return function(os.path.join(self.base, self.names[i])), None
+            return function(Path(self.base, self.names[i])), None
         except Exception as error:
             return None, reason_of(error)
 
@@ -161,14 +161,9 @@ def refuse_many(path, what, bad, count):
     )
 
 
-def _content(path):
-    with open(path, "rb") as file:
-        return file.read()
-
-
 def _size(path):
     """Read (H, W) of a picture from the head of its file, as `read_picture` would turn it."""
-    content = _content(path)
+    content = path.read_bytes()
     size = _plain_png_size(content)
     if size:
         return size

@@ -129,9 +129,14 @@ class Recording(PictureFiles):
         """({line: why it is left out}, the entries in the order of the log)."""
         malformed = {}
         entries = []
-        for number, line in self._numbered_lines():
+        try:
+            lines = self.log.read_bytes().split(b"\n")
+        except OSError as error:
+            raise UserError(f"{self.log} cannot be read ({error.strerror}); name another recording") from None
+        for number, line in enumerate(lines, 1):
             try:
-                entries.append(self._entry(number, line, len(malformed)))
+                if line.strip():
+                    entries.append(self._entry(number, line, len(malformed)))
             except ValueError as error:
                 malformed[number] = str(error)
         bad = [f"line {number} ({why})" for number, why in malformed.items()]
@@ -140,16 +145,6 @@ class Recording(PictureFiles):
             raise UserError(f"{self.log} holds no usable entry; wanted are lines such as {EXAMPLE}")
         self.notes += [f"{self.log.name}: line {number} left out, {why}" for number, why in malformed.items()]
         return malformed, entries
-
-    def _numbered_lines(self):
-        """Yield (number, line) for each line of the log that is not blank; numbers count from 1."""
-        try:
-            with open(self.log, "rb") as file:
-                for number, line in enumerate(file, 1):
-                    if line.strip():
-                        yield number, line
-        except OSError as error:
-            raise UserError(f"{self.log} cannot be read ({error.strerror}); name another recording") from None
 
     def _entry(self, number, line, lost):
         """The `Entry` of a line.

@@ -19,7 +19,7 @@ import numpy as np
 
 from mtld_core.config import UserError, check
 from mtld_core.data.cuts import cuts_of_arcs
-from mtld_core.files import write_json
+from mtld_core.files import read_json, write_json
 from mtld_core.runtime import free_memory
 
 RAM_SHARE = 0.8  # of the free memory that frames may take
@@ -150,7 +150,7 @@ def _find(key):
     """
     folder = cache_root() / key
     try:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = read_json(folder / "meta.json")
         if meta["sample"] != _sample(_open(key, meta["rows"], in_ram=False)):
             return None
     except (OSError, ValueError, KeyError, TypeError, EOFError):

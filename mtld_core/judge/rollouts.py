@@ -286,15 +286,20 @@ def held_actions(space):
 
 
 def errors_of(a, b):
-    """MSE `[B, h]`, a horizon at a time: as integers, frames take four times their room."""
-    pairs = zip(*(frames.unbind(1) for frames in torch.broadcast_tensors(a, b)), strict=True)
-    return torch.stack([metrics.mse(*pair) for pair in pairs], 1)
+    """MSE `[B, h]` of clips `[B, h, H, W, 3]`, either of which may have one frame that stands for all."""
+    return torch.stack([metrics.mse(*pair) for pair in _by_horizon(a, b)], 1)
+
+
+def _by_horizon(*clips):
+    """Yield what clips show at each horizon, a tuple: as integers, frames take four times their room."""
+    return zip(*(frames.unbind(1) for frames in torch.broadcast_tensors(*clips)), strict=True)
 
 
 def _moving(still, *clips):
     """Where any of the clips, uint8 `[B, h or 1, H, W, 3]`, differs from `still`: uint8 `[B, h, H, W, 1]`."""
-    at = zip(*(frames.unbind(1) for frames in torch.broadcast_tensors(*clips)), strict=True)
-    masks = [torch.stack([differs(frames, still) for frames in each]).any(0) for each in at]
+    masks = []
+    for each in _by_horizon(*clips):
+        masks.append(torch.stack([differs(frames, still) for frames in each]).any(0))
     return torch.stack(masks, 1)[..., None].byte()
 
 

@@ -99,9 +99,8 @@ class ConvDecoder(nn.Module):
         self.skips = nn.ModuleList([nn.Conv2d(skip, width, 1) for skip, width in pairs])
         self.levels = nn.ModuleList()
         for width in filters:
-            level = []
-            for _ in range(config.decoder_blocks):
-                level.append(ResNetBlock(width, width, 1, config.norm, activation))
+            blocks = range(config.decoder_blocks)
+            level = [ResNetBlock(width, width, 1, config.norm, activation) for _ in blocks]
             self.levels.append(nn.Sequential(*level))
         self.head = Conv3x3(sizes[-1], channels_drawn(config) * fold**2)
         self.unfold = nn.PixelShuffle(fold) if fold > 1 else nn.Identity()  # by 1 it copies

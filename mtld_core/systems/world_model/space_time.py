@@ -10,7 +10,7 @@ from torch import nn
 from mtld_core.nn.attention import Attention, Mlp, Norm
 
 
-class CausalTimeAttention(nn.Module):
+class CausalTimeAttention(Attention):
     """Attention of `[B, T, P, E]` over time, each patch by itself, to the last `span` frames with its own.
 
     Time is coded by a learned bias for each head and distance (Shaw et al. 2018). So what a frame sees does
@@ -19,12 +19,9 @@ class CausalTimeAttention(nn.Module):
     """
 
     def __init__(self, dim, heads, span):
-        super().__init__()
-        self.heads = heads
+        super().__init__(dim, heads)
         self.head_dim = dim // heads
         self.span = span
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
         self.distance = nn.Parameter(torch.zeros(heads, span))
 
     def forward(self, x, past=None, keep=True):
