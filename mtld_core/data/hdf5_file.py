@@ -78,7 +78,7 @@ def find_dataset(file, name):
         raise UserError(f"{file.filename}: {_a_group(file, name, found)}")
     if not isinstance(found, h5py.Dataset):
         return None
-    _check_whole(found, f"{file.filename}: dataset {name!r}", set())
+    _check_whole(found, f"{file.filename}: dataset {name!r}")
     return found
 
 
@@ -114,20 +114,16 @@ def _dead(file, name, link):
 # ---- parts of a dataset that lie elsewhere
 
 
-def _check_whole(dataset, what, seen):
+def _check_whole(dataset, what):
     """Raise UserError where a part of `dataset` is gone, or a filter that it needs.
 
-    what: names it in the error. seen: (file, name) of datasets that were looked at; this one is added.
+    what: names it in the error.
     """
-    where = (dataset.file.filename, dataset.name)
-    if where in seen:
-        return
-    seen.add(where)
     _check_filters(dataset, what)
     if dataset.external:
         _check_external(dataset, what)
     if dataset.is_virtual:
-        _check_virtual(dataset, what, seen)
+        _check_virtual(dataset, what)
 
 
 def _check_filters(dataset, what):
@@ -169,7 +165,7 @@ def _check_external(dataset, what):
             )
 
 
-def _check_virtual(dataset, what, seen):
+def _check_virtual(dataset, what):
     """Raise UserError where a dataset of another file that holds rows of this one is gone, or too short."""
     covered = 0
     for source in dataset.virtual_sources():
@@ -193,7 +189,6 @@ def _check_virtual(dataset, what, seen):
                     "now, not what it was when that part was taken: bring the earlier file back, or join the "
                     "parts anew"
                 )
-            _check_whole(part, f"{path}: dataset {source.dset_name!r}", seen)
         covered += source.vspace.get_select_npoints()
     if covered < dataset.size:
         raise UserError(
