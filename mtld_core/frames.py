@@ -49,10 +49,7 @@ def fit_frame(frame, height, width, fit="crop"):
     if fit not in known:
         raise ValueError(f"fit={fit!r} is not one of {', '.join(known)}")
     h, w = frame.shape[:2]
-    if not height and not width:
-        return frame
-    height = height or max(2, 2 * round(width * h / w / 2))
-    width = width or max(2, 2 * round(height * w / h / 2))
+    height, width = fitted_size(h, w, height, width)
     if (h, w) == (height, width):
         return frame
     if fit == "pad":
@@ -65,6 +62,14 @@ def fit_frame(frame, height, width, fit="crop"):
         scale = min(h / height, w / width)
         frame = _centre(frame, round(height * scale), round(width * scale))
     return _resized(frame, height, width)
+
+
+def fitted_size(h, w, height, width):
+    """(height, width) of what `fit_frame` makes of a picture of h x w pixels."""
+    if not height and not width:
+        return h, w
+    height = height or max(2, 2 * round(width * h / w / 2))
+    return height, width or max(2, 2 * round(height * w / h / 2))
 
 
 def cut_away(h, w, height, width):

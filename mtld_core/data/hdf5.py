@@ -16,7 +16,7 @@ from mtld_core.config import UserError
 from mtld_core.data.dataset import Arc
 from mtld_core.data.hdf5_file import LazyFrames, find_dataset, missing_dataset, open_file
 from mtld_core.data.recording import read_about
-from mtld_core.frames import fit_frame
+from mtld_core.frames import fitted_size
 from mtld_core.runtime import for_each
 
 SUFFIXES = (".h5", ".hdf5")
@@ -67,7 +67,7 @@ class Hdf5:
 
     def measure(self):
         """(N, H, W, 3) of the frames to come."""
-        return len(self.order), *self._size(self._parts[0])
+        return len(self.order), *self._size(self._parts[0]), 3
 
     def fill(self, store, workers, label):
         """Copy the frames into `store`, a uint8 array of the shape measured. Returns how many there are."""
@@ -106,7 +106,8 @@ class Hdf5:
         return part.path.stem if len(alike) == 1 else part.path.name
 
     def _size(self, part):
-        return fit_frame(np.zeros(part.shape[1:], np.uint8), *self.size).shape
+        height, width, _ = self.size
+        return fitted_size(*part.shape[1:3], height, width)
 
     def _frames(self, order, shape):
         parts = [(str(part.path), part.shape[0]) for part in self._parts]

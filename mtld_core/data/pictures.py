@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mtld_core.config import UserError, reason_of
-from mtld_core.frames import fit_frame
+from mtld_core.frames import fit_frame, fitted_size
 from mtld_core.media import upright, upright_size
 from mtld_core.runtime import for_each
 
@@ -98,7 +98,7 @@ class PictureFiles:
             for i in np.unique(np.linspace(0, len(self.names) - 1, 64).astype(int)):
                 size, why = self._attempt(_size, i)
                 if not why:
-                    sizes[self._fitted(np.zeros((*size, 3), np.uint8)).shape[:2]] += 1
+                    sizes[fitted_size(*size, height, width)] += 1
             height, width = max(sizes, key=sizes.get, default=(1, 1))
         return len(self.names), height, width, 3
 
@@ -112,7 +112,7 @@ class PictureFiles:
         def read(i):
             frame, why = self._attempt(read_picture, i)
             if not why:
-                fitted = self._fitted(frame)
+                fitted = fit_frame(frame, *self.size)
                 if fitted.shape == store[i].shape:
                     store[i] = fitted
                     return
@@ -132,9 +132,6 @@ class PictureFiles:
             if row != i:
                 store[row] = store[i]
         return len(kept)
-
-    def _fitted(self, frame):
-        return fit_frame(frame, *self.size)
 
     def _attempt(self, function, i):
         """(what `function` gives for the path of file `i`, None), or (None, why) where it raises anything.
