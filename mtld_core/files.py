@@ -1,9 +1,10 @@
-"""Files that appear whole or not at all, and their digests."""
+"""Files and folders that appear whole or not at all, and digests of files."""
 
 import contextlib
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 
@@ -24,6 +25,25 @@ def atomic_path(path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path):
+    """Yield a temporary folder beside the `Path` path, which takes its place where the block ends well.
+
+    What lay there before goes. A process that dies may leave `.<name>.<its number>.tmp` or `.old` behind.
+    """
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path, value):

@@ -24,7 +24,7 @@ import psutil
 from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, JpegImagePlugin
 
 from mtld_core.config import UserError, check, reason_of
-from mtld_core.files import atomic_path
+from mtld_core.files import atomic_folder, atomic_path
 
 MOST_PIXELS = 64_000_000  # that are decoded at once: 8000 x 8000
 LARGE = 2048  # a JPEG whose shorter side is a multiple of this is decoded at 1/2, 1/4 or 1/8
@@ -171,28 +171,21 @@ def frame_writer(folder):
     The folder replaces an earlier one. Raises UserError where that holds anything but such frames.
     """
     folder = Path(folder)
-    temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
     there = os.listdir(folder) if folder.exists() else []
     if not all(re.fullmatch(r"frame_\d+\.png", name) for name in there):
         raise UserError(
             f"{folder} holds other files than frames, so it is not replaced; choose another out_dir"
         )
     _sweep(folder)
-    temporary.mkdir(parents=True)
     numbers = itertools.count()
+    with atomic_folder(folder) as temporary:
 
-    def write(frame):
-        file = temporary / f"frame_{next(numbers):04d}.png"
-        _picture(frame).save(file, compress_level=1)  # three times as fast as the default, a tenth more room
+        def write(frame):
+            file = temporary / f"frame_{next(numbers):04d}.png"
+            # three times as fast as the default, a tenth more room
+            _picture(frame).save(file, compress_level=1)
 
-    try:
         yield write
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _sweep(folder):

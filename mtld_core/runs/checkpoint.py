@@ -12,7 +12,6 @@ with every checkpoint.
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 
 from mtld_core.config import UserError, reason_of
-from mtld_core.files import atomic_path, flush, read_json, sha256, write_json
+from mtld_core.files import atomic_folder, atomic_path, flush, read_json, sha256, write_json
 from mtld_core.runs.folder import BEST, CHECKPOINTS, LATEST, WEIGHTS, checkpoint_name, read_pointer
 
 SCHEMA = 1
@@ -53,10 +52,7 @@ def save(run_dir, step, weights, train_state, config, ema=None, files=None):
     """
     run_dir, name = Path(run_dir), checkpoint_name(step)
     final = run_dir / name
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
+    with atomic_folder(final) as temporary:  # the same step saved twice: the new one is as good
         _save_tensors(weights, temporary / WEIGHTS)
         if ema is not None:
             _save_tensors(ema, temporary / AVERAGED)
@@ -66,12 +62,7 @@ def save(run_dir, step, weights, train_state, config, ema=None, files=None):
         write_json(temporary / MANIFEST, manifest | {"self": _digest(manifest)})
         for file in temporary.iterdir():
             flush(file)
-        if final.exists():  # the same step saved twice: the new one is as good, and was just checked
-            shutil.rmtree(final)
-        os.replace(temporary, final)
-        flush(final.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    flush(final.parent)
     write_json(run_dir / LATEST, {"checkpoint": name, "step": step, "sha256": sha256(final / MANIFEST)})
     return name
 
@@ -108,7 +99,7 @@ def prune(run_dir, keep=2):
     kept = believed[:keep]
     if best:
         kept.append(run_dir / best["checkpoint"])
-    for path in [*found, *(run_dir / CHECKPOINTS).glob(".step_*.tmp")]:
+    for path in [*found, *(run_dir / CHECKPOINTS).glob(".step_*")]:
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
     named = _files(run_dir)
