@@ -342,6 +342,11 @@ def values_of(options):
     return [option[1] if isinstance(option, tuple) else option for option in options]
 
 
+def displayed(*parts):
+    """What an Output widget takes as its `outputs`. parts: (kind, content) of each, as "text/html"."""
+    return tuple({"output_type": "display_data", "data": dict([part]), "metadata": {}} for part in parts)
+
+
 def show(widget, visible):
     """Let a widget take its place on the page, or none."""
     widget.layout.display = "" if visible else "none"

@@ -22,6 +22,7 @@ from mtld_core.pages import (
     Cancellable,
     RunPanel,
     data_url,
+    displayed,
     download_links,
     offer,
     png_bytes,
@@ -159,9 +160,9 @@ class GeneratePanel(Cancellable, RunPanel):
         self.attempt(self.fill)
 
     def _lay_out(self):
-        script = {"output_type": "display_data", "data": {"text/html": SHRINK}, "metadata": {}}
+        script = widgets.Output(outputs=displayed(("text/html", SHRINK)))
         self.limit = widgets.HTML(small(LIMIT), layout={"width": "300px"} | BESIDE_LABELS)
-        own = [self.upload, self.path, self.limit, self.sent, widgets.Output(outputs=(script,))]
+        own = [self.upload, self.path, self.limit, self.sent, script]
         begin = [self.start, self.arc, self.frame, *own, self.picture]
         buttons = widgets.HBox([self.button, self.cancel], layout=BESIDE_LABELS)
         options = [self.num_frames, self.fps, self.seed, self.actions, buttons, self.bar]

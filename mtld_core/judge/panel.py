@@ -12,7 +12,7 @@ import ipywidgets as widgets
 from mtld_core.config import UserError, check, find
 from mtld_core.judge.compare import compare
 from mtld_core.judge.task import summary
-from mtld_core.pages import Cancellable, Panel, data_url, small
+from mtld_core.pages import Cancellable, Panel, data_url, displayed, small
 from mtld_core.runs.folder import CONFIG, EXAMPLES, age_of, newest_preview, read_config, read_report, runs_in
 
 THUMBNAIL = "width:200px; height:112px; object-fit:cover; object-position:top left; display:block"
@@ -47,8 +47,7 @@ class ComparePanel(Cancellable, Panel):
         shown = [("text/markdown", (folder / "table.md").read_text())]
         for path in sorted(folder.glob("*.png")):
             shown.append(("image/png", base64.b64encode(path.read_bytes()).decode()))
-        outputs = [{"output_type": "display_data", "data": dict([one]), "metadata": {}} for one in shown]
-        self.shown.outputs = tuple(outputs)
+        self.shown.outputs = displayed(*shown)
         return f"table, pictures and all figures are in {folder}"
 
     def _count(self):

@@ -12,7 +12,7 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from mtld_core.config import UserError, from_dict
-from mtld_core.pages import RunPanel, download_links, error_line, png_bytes, show, video_tag
+from mtld_core.pages import RunPanel, displayed, download_links, error_line, png_bytes, show, video_tag
 from mtld_core.play.dream import PARTED, Play, together
 from mtld_core.play.keys import SCRIPT, keys_of, sign_of
 from mtld_core.play.policies import ways
@@ -90,8 +90,7 @@ class PlayPanel(RunPanel):
         dream = widgets.VBox([widgets.HTML(f"{STYLE}the dream"), self.dream])
         pictures = widgets.HBox([self._beside, dream], layout={"grid_gap": "8px"})
         controls = widgets.HBox([self.live, self.step, self.sync, self.reset, self.save], layout=ROW)
-        keys = {"output_type": "display_data", "data": {"text/html": SCRIPT}, "metadata": {}}
-        script = widgets.Output(outputs=(keys,))
+        script = widgets.Output(outputs=displayed(("text/html", SCRIPT)))
         hint = widgets.HTML(f"<small>{HINT}</small>")
         played = [pictures, self.message, self._actions, controls, hint, self.held, script]
         left = widgets.VBox(played, layout={"max_width": f"{BESIDE}px"})
