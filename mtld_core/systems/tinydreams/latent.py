@@ -5,6 +5,8 @@ the prior. After SVG-LP (Denton and Fergus 2018), with codes in place of Gaussia
 latents, K classes of each, P places of the grid, E width of a token. A choice is one-hot, `[N, G, K]`.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -26,7 +28,7 @@ class StochasticLatent(nn.Module):
         c = config
         self.groups, self.classes = c.latents, c.latent_classes
         outputs = self.groups * self.classes
-        places = (c.height // c.patch_size) * (c.width // c.patch_size)
+        places = math.prod(c.grid)
         self.tokenizer = ConvTokenizer(6, FILTERS, 1, PER_PLACE, c.patch_size, c.norm, c.activation)
         self.compare = nn.Linear(PER_PLACE * places, outputs)
         self.gather = nn.Linear(c.embed_dim, PER_PLACE)

@@ -11,6 +11,7 @@ P = h w; other letters as in base.py.
 """
 
 import dataclasses
+import math
 import typing
 
 import torch
@@ -163,9 +164,8 @@ class TinyDreamsConfig(FrameSize):
         if self.lambda_gan:
             check_discriminator(self, "lambda_gan=0")
         if self.tokenizer == "conv":
-            grid = self.height // self.patch_size, self.width // self.patch_size
             check(
-                not erases(self.norm, self.tokenizer_filters[-1], *grid),
+                not erases(self.norm, self.tokenizer_filters[-1], *self.grid),
                 f"frames of one patch (patch_size={self.patch_size}) leave nothing to norm={self.norm!r}; "
                 "use a smaller patch_size, or norm='none'",
             )
@@ -210,6 +210,11 @@ class TinyDreamsConfig(FrameSize):
             f"{field} change the grid {grids} times, and patch_size={self.patch_size} is no multiple of "
             "that; use fewer of them or a larger patch_size",
         )
+
+    @property
+    def grid(self):
+        """(h, w), how many tokens stand for places."""
+        return self.height // self.patch_size, self.width // self.patch_size
 
     @property
     def ffn_hidden(self):
@@ -340,8 +345,7 @@ class TinyDreams(System):
             )
         else:
             self.tokenizer = PatchTokenizer(frames, dim, c.patch_size)
-        places = (c.height // c.patch_size) * (c.width // c.patch_size)
-        self.place = nn.Parameter(torch.randn(places, dim) * 0.02)
+        self.place = nn.Parameter(torch.randn(math.prod(c.grid), dim) * 0.02)
         self.registers = nn.Parameter(torch.randn(c.registers, dim) * 0.02)
         self.encoder = nn.ModuleList([self._block() for _ in range(c.layers)])
         self.latent = self.compose = None
@@ -457,7 +461,7 @@ class TinyDreams(System):
             tokens = self.latent(seen.tokens, choice)
             seen = seen._replace(tokens=self._layer(self.compose, tokens, seen.action))
         x = self.norm(self.places_of(seen))
-        x = x.transpose(1, 2).unflatten(2, (c.height // c.patch_size, -1))  # [B, E, h, w]
+        x = x.transpose(1, 2).unflatten(2, c.grid)  # [B, E, h, w]
         drawn = self._layer(self.decoder, x, seen.maps).to(seen.last.dtype)
         if c.output == "direct":
             return drawn
@@ -507,17 +511,18 @@ class TinyDreams(System):
         k = self.needs().context
         frames = batch["frames"]
         past = frames[:, :k].unbind(1)
-        real = frames[:, k:]
+        before, real = frames[:, k - 1 : -1], frames[:, k:]
+        truth = real.flatten(0, 1)
         actions = batch["actions"][:, k - 1 :]
         if c.context_noise or c.context_fade:
             past = self._worn(past, batch["key"])
         told = None
         if self.latent:
-            told = self.latent.tell(frames[:, k - 1 : -1].flatten(0, 1), real.flatten(0, 1))
+            told = self.latent.tell(before.flatten(0, 1), truth)
             told = told.unflatten(0, real.shape[:2])  # [B, n, G, K]
         made, nats = self.unroll(past, actions, told)
 
-        fake, truth = made.flatten(0, 1), real.flatten(0, 1)
+        fake = made.flatten(0, 1)
         logs = self._pixel_losses(fake, truth)
         if self.latent:
             logs["prior"] = nats.mean()
@@ -527,7 +532,6 @@ class TinyDreams(System):
             logs["still"] = F.l1_loss(self.predict(torch.stack(past, 1), None), frames[:, k - 1])
         carry = {}
         if self.discriminator:
-            before = frames[:, k - 1 : -1]
             fake_before = torch.cat([before[:, :1], made[:, :-1].detach()], 1)  # it goes on from a fake one
             shown = self._shown(made, fake_before, actions)
             logits, _ = self.discriminator(shown.flatten(0, 1))
