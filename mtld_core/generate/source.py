@@ -135,18 +135,14 @@ def from_dataset(system, dataset, source="", direction="x_to_y"):
     """`Source` from an opened dataset: "dataset:<arc>/<frame>", or "" for the first held-out window."""
     dataset = domain_of(dataset, direction)
     if source:
-        row = _named_row(dataset, source)
+        arc, _, number = source.removeprefix("dataset:").rpartition("/")
+        wanted = '"dataset:<arc>/<frame number>", such as "dataset:arc_1/120"'
+        check(arc and number.isdecimal(), f"source={source!r} is not {wanted}")
+        row = dataset.row(arc, int(number))
     else:
         _, judged = windows_of(system, dataset)
         row = int(judged[0]) + context_of(system) - 1
     return _from_row(system, dataset, row, direction)
-
-
-def _named_row(dataset, source):
-    arc, _, number = source.removeprefix("dataset:").rpartition("/")
-    wanted = '"dataset:<arc>/<frame number>", such as "dataset:arc_1/120"'
-    check(arc and number.isdecimal(), f"source={source!r} is not {wanted}")
-    return dataset.row(arc, int(number))
 
 
 def _from_row(system, dataset, row, direction):

@@ -129,17 +129,15 @@ class LPIPS(nn.Module):
         return maps
 
     def forward(self, fake, real):
-        half_weights = HalfWeights(self.trunk, _autocast_type(fake.device.type))
+        kind = fake.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        half_weights = HalfWeights(self.trunk, dtype)
         with half_weights():
             with torch.no_grad():
                 targets = self.features(real)
             features = self.features(fake)
         heads = [getattr(self, f"head{i}") for i in range(len(self.taps))]
         return sum(map(MapDistance.apply, features, targets, heads))
-
-
-def _autocast_type(device):
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
 
 
 class MapDistance(torch.autograd.Function):

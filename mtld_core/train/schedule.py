@@ -196,11 +196,8 @@ class Schedule:
         if not self.budget or not self.knows_the_speed:
             return None
         left = self.budget - self.reserve - self.elapsed
-        return max(0.0, left) / self._seconds_a_step()
-
-    def _seconds_a_step(self):
         beside = sum(self.cost(work) / every for work, every in self.every.items() if every)
-        return max(LEAST_SECONDS, self.step_seconds + beside)
+        return max(0.0, left) / max(LEAST_SECONDS, self.step_seconds + beside)
 
     def last_step(self, step):
         """The step that the run will end at, as far as is known at `step`; 0: not yet."""
