@@ -95,9 +95,14 @@ def _resized(frame, height, width):
 
 
 def evenly(rows, most):
-    """At most `most` elements of a tensor, evenly spaced from the first to the last."""
+    """At most `most` elements of a tensor, evenly spaced from the first to the last.
+
+    rows: a whole number n stands for the numbers 0 to n - 1.
+    """
     import torch
 
+    if isinstance(rows, int):
+        rows = torch.arange(rows)
     if len(rows) <= most:
         return rows
     return rows[torch.linspace(0, len(rows) - 1, most).round().long()]

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtld_core.frames import fit_frame, to_float, to_uint8
+from mtld_core.frames import evenly, fit_frame, to_float, to_uint8
 
 
 def all_values():
@@ -170,3 +170,9 @@ def test_the_shape_is_always_as_asked(h, w, height, width, fit):
 )
 def test_a_flat_picture_stays_flat(h, w, height, width, fit, grey):
     assert (fit_frame(np.full((h, w, 3), grey, np.uint8), height, width, fit) == grey).all()
+
+
+def test_evenly_from_the_first_to_the_last():
+    assert evenly(10, 4).tolist() == [0, 3, 6, 9] and evenly(3, 4).tolist() == [0, 1, 2]
+    rows = torch.arange(10) ** 2
+    assert evenly(rows, 4).equal(rows[evenly(10, 4)]) and evenly(rows, 10).equal(rows)

@@ -210,7 +210,7 @@ class _Seen:
         self.parts = collections.defaultdict(list)
 
     def __call__(self, made, truth):
-        some = evenly(torch.arange(made.shape[1]), SHOWN)
+        some = evenly(made.shape[1], SHOWN)
         few, true = (frames[:: self.every] for frames in (made, truth))
         found = {
             "mse": errors_of(made, truth),

@@ -147,7 +147,7 @@ class Life:
         """`_things` of as many real frames as are looked at in a window of `length` steps."""
         length = min(length, len(self.rows))
         first = torch.linspace(0, len(self.rows) - length, clips).round().long()
-        steps = evenly(torch.arange(length), SEEN // clips)
+        steps = evenly(length, SEEN // clips)
         return self._things(self.dataset.frames[self.rows[(first[:, None] + steps).flatten()]])
 
     def _things(self, frames):

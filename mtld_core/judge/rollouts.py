@@ -131,7 +131,7 @@ class Judge:
         errors, moving = collections.defaultdict(list), collections.defaultdict(list)
         made, true = [], []
         seen = torch.zeros(len(self.starts) * self.horizon, dtype=torch.bool)
-        seen[evenly(torch.arange(len(seen)), self.pictures)] = True
+        seen[evenly(len(seen), self.pictures)] = True
         seen = seen.view(-1, self.horizon)
         parts = zip(self.starts.split(self.batch_size), seen.split(self.batch_size), strict=True)
         for part, chosen in parts:
@@ -177,7 +177,7 @@ class Judge:
         actions = held_actions(system.action_space)
         if len(actions) == 1:
             return figures
-        rows = evenly(torch.arange(len(self.starts)), self.steered_windows)
+        rows = evenly(len(self.starts), self.steered_windows)
         apart = self._apart(system, self.starts[rows], actions, tick)
         moved = still[rows, :h]
         self.steerable = self.starts[rows[apart.sum(1).argmax().item()]][None]
@@ -254,7 +254,7 @@ class Judge:
     def preview(self, system, windows=2, columns=6):
         """(rows of uint8 frames, their labels, labels of the columns): truth, the system's and the error."""
         starts = evenly(self.starts, windows)
-        shown = evenly(torch.arange(self.horizon), columns)
+        shown = evenly(self.horizon, columns)
         truth = self.truth(starts)[:, shown].cpu()
         made = self.made_by(system, starts, self.horizon)[:, shown].cpu()
         rows = []
@@ -280,7 +280,7 @@ class Judge:
 def held_actions(space):
     """The actions that controllability compares: int64 `[n]`, n <= 4, or all low, middle, high: `[3, A]`."""
     if isinstance(space, int):
-        return evenly(torch.arange(space), HELD)
+        return evenly(space, HELD)
     low, high = map(torch.tensor, space)
     return torch.stack([low, (low + high) / 2, high])
 

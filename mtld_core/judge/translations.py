@@ -49,7 +49,7 @@ class TranslationJudge:
         """(rows of uint8 frames, their labels, labels of the columns): a clip of each domain, translated."""
         rows, labels = [], []
         for way in self.ways:
-            shown = evenly(torch.arange(way.window), columns)
+            shown = evenly(way.window, columns)
             source, target = way.direction.split("_to_")
             names = [source, f"{source} in {target}", "truth"]
             clips = way.example(system)
@@ -69,7 +69,7 @@ class _Way:
         self.direction = DIRECTIONS[source]
         self.dataset, self.starts = pair.domains[source], starts[source]
         self.window = window
-        self.liked = evenly(torch.arange(window), LIKED)
+        self.liked = evenly(window, LIKED)
         rows = starts[target][:, None] + self.liked
         self.likeness = Likeness(pair.domains[target].frames[rows.flatten()])
         self.truth = None  # uint8 [windows, T, H, W, 3]

@@ -38,7 +38,7 @@ class Parting:
 
 def median_frame(dataset):
     """The median of at most 128 of a dataset's frames, evenly spaced: uint8 `[H, W, 3]`."""
-    rows = evenly(torch.arange(len(dataset.frames)), SAMPLE)
+    rows = evenly(len(dataset.frames), SAMPLE)
     return dataset.frames[rows].cpu().median(0).values
 
 

@@ -60,7 +60,7 @@ def ways(play):
     k = play.system.needs().context
     frames = torch.cat([play.source.context, play.source.truth.cpu()])
     moved = []
-    for i in evenly(torch.arange(len(frames) - k + 1), STARTS).tolist():
+    for i in evenly(len(frames) - k + 1, STARTS).tolist():
         _, shows, steered = _imagined(play, frames[i : i + k])
         places = _places(shows & steered)
         moved.append((places - places[0]).nan_to_num(0))
