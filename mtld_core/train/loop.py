@@ -636,9 +636,11 @@ class Training:
         write_part(self.run_dir, JUDGEMENT, draw_judgement(self.metrics))
         self.alarms.look("judgement", self.metrics)
         figure, value = best_by(self.metrics, self.config.restitution, self.step)
-        self.better = best is None or best["metric"] != figure or value > best["value"] - NOISE
+        comparable = best is not None and best["metric"] == figure
+        gain = value - best["value"] if comparable else math.inf
+        self.better = gain > -NOISE
         self.write_report("stopped", "still running, or killed")
-        if best is None or best["metric"] != figure or value > best["value"]:
+        if gain > 0:
             checkpoints.mark_best(self.run_dir, self._save(), figure, value)
 
     def _tell_progress(self, tick):
