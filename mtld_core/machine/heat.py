@@ -12,7 +12,7 @@ import typing
 
 import torch
 
-from mtld_core.config import AtLeastOne, NotNegative, Settings, check
+from mtld_core.config import AtLeastOne, NotNegative, Positive, Settings, check
 
 SECONDS_TO_END = 5  # for a reading in progress: a call into a broken driver may never come back
 MINUTES_A_DAY = 24 * 60
@@ -37,13 +37,13 @@ class HeatConfig(Settings):
     heat_patience_minutes: float = 15.0  # after a rest as long as this, the run is saved and stopped
     # so many rests begun within heat_window_minutes: the run is saved and stopped
     heat_alerts: AtLeastOne[int] = 5
-    heat_window_minutes: float = 5.0
+    heat_window_minutes: Positive[float] = 5.0
 
     def __post_init__(self):
         super().__post_init__()
         low, high = self.resume_temperature, self.max_temperature
         shortest, longest = self.heat_rest_minutes, self.heat_patience_minutes
-        poll, window = self.heat_poll_seconds, self.heat_window_minutes
+        poll = self.heat_poll_seconds
         check(
             not high or 0 < low < high,
             f"resume_temperature must be above 0 and below max_temperature={high}, not {low}",
@@ -54,7 +54,6 @@ class HeatConfig(Settings):
             f"heat_patience_minutes must be above heat_rest_minutes={shortest} and at most "
             f"{MINUTES_A_DAY}, not {longest}",
         )
-        check(window > 0, f"heat_window_minutes must be above 0, not {window}")
 
 
 class Reading(typing.NamedTuple):

@@ -113,11 +113,10 @@ def speed(system, dataset, config):
     memory.peak_share(pick_device(config.device, say=lambda line: None))  # from here on
     try:
         run = tried(system, dataset, config, STEPS, LONGEST)
-        split = max(run.stepper.splits.values()) > config.accumulate
-        full = memory.peak_share(run.device) > ROOM
-        seconds = run.schedule.step_seconds
     except Exception as error:
         if not memory.is_full(error):
             raise
-        split = True
-    return 0.0 if split or full else config.batch_size / seconds
+        return 0.0
+    split = max(run.stepper.splits.values()) > config.accumulate
+    full = memory.peak_share(run.device) > ROOM
+    return 0.0 if split or full else config.batch_size / run.schedule.step_seconds

@@ -140,7 +140,7 @@ def test_each_rest_from_heat_says_its_beginning_and_its_end():
         ({"heat_rest_minutes": 15}, "heat_patience_minutes must be above heat_rest_minutes=15"),
         ({"heat_patience_minutes": float("inf")}, "at most 1440, not inf"),
         ({"heat_alerts": 0}, "heat_alerts must be at least 1"),
-        ({"heat_window_minutes": 0}, "heat_window_minutes must be above 0"),
+        ({"heat_window_minutes": 0}, "heat_window_minutes must be positive"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(settings, message):
