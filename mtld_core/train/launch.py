@@ -26,7 +26,6 @@ JOB, ASKED, ANSWER = "job.json", "asked.json", "told.json"  # files in a folder 
 BEAT = 0.2  # seconds between two looks at what the other side has written
 SILENCE = 20  # seconds without a beat, after which the one who started all this is gone: save and end
 DEATH = 45  # seconds after which a process that could not end by then is ended
-EVENTS = ("stop", "pause")  # of `Controls`, as they are
 TOLD = ("doing", "step", "total", "pace", "ending")  # what comes back
 LAST_WORDS = 200  # lines of what went wrong that are looked through
 FAILED = ("error: ", "given up: ")  # how the last line of a command that failed begins
@@ -153,7 +152,8 @@ class Line:
         if controls.save.is_set() and not self.saving:
             self.saves += 1
             self.saving = True
-        asked = {name: getattr(controls, name).is_set() for name in EVENTS} | {"saves": self.saves}
+        stop, pause = controls.stop.is_set(), controls.pause.is_set()
+        asked = {"stop": stop, "pause": pause, "saves": self.saves}
         if asked == self.asked:
             os.utime(self.folder / ASKED)
         else:
