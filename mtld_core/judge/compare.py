@@ -269,9 +269,11 @@ def _speed(entry):
 
 
 def _strips(entries):
-    """A picture: for two windows the truth, and what each makes of them."""
+    """A picture: for one or two windows the truth, or what is translated, and what each makes of it."""
     previews = [entry.task.preview(entry.system) for entry in entries]
-    (first, _, columns), rows, labels = previews[0], [], ["truth", *(entry.name for entry in entries)]
-    for i in (0, len(first) // 2):  # a window has a row of the truth, one of what is made, and perhaps more
-        rows += [first[i], *(made[i + 1] for made, _, _ in previews)]
-    return media.strip(rows, labels * 2, columns)
+    (first, labels, columns), rows, names = previews[0], [], []
+    for i, label in enumerate(labels):
+        if label in (labels[0], "y"):  # where a window begins; the next row is what is made of it
+            rows += [first[i], *(made[i + 1] for made, _, _ in previews)]
+            names += [label, *(entry.name for entry in entries)]
+    return media.strip(rows, names, columns)

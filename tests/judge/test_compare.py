@@ -7,7 +7,7 @@ import math
 import shutil
 import sys
 import threading
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +17,10 @@ from ipywidgets import VBox
 from PIL import Image
 from steered import write_recording
 
-from mtld_core import metrics
+from mtld_core import media, metrics
 from mtld_core.config import UserError
 from mtld_core.judge import checkpoint, frechet
-from mtld_core.judge.compare import compare, runs_to_compare
+from mtld_core.judge.compare import _strips, compare, runs_to_compare
 from mtld_core.judge.panel import ComparePanel
 from mtld_core.judge.rollouts import Judge
 from mtld_core.judge.words import compared
@@ -311,3 +311,22 @@ def test_on_colab_the_click_lasts_until_it_is_compared(tmp_path, monkeypatch):
     panel, before = ComparePanel([]), threading.active_count()
     panel.button.click()
     assert "name runs to compare" in panel.message.value and threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("labels", "begins"),
+    [
+        (["truth", "rollout", "error x4"] * 2, [0, 3]),
+        (["truth", "rollout", "error x4"], [0]),  # a single window is held out
+        (["x", "x in y", "truth", "y", "y in x"], [0, 3]),  # the truth of one direction is not known
+    ],
+)
+def test_rows_of_the_strips_are_what_they_are_called(labels, begins, monkeypatch):
+    def entry(name):
+        preview = [(name, i) for i in range(len(labels))], labels, ["+1"]
+        return SimpleNamespace(name=name, system=None, task=SimpleNamespace(preview=lambda system: preview))
+
+    monkeypatch.setattr(media, "strip", lambda rows, names, columns: (rows, names))
+    rows, names = _strips([entry("a"), entry("b")])
+    assert rows == [row for i in begins for row in (("a", i), ("a", i + 1), ("b", i + 1))]
+    assert names == [name for i in begins for name in (labels[i], "a", "b")]
