@@ -96,7 +96,7 @@ class Continuation:
             self.compared = ["truth", "generated"]
             self.rows = [*self.compared, "error x4"]
         if context is None:
-            self.columns = _columns(torch.arange(count))
+            self.columns = _columns(count)
         else:
             self.columns = _columns(torch.arange(1, count + 1), "+")
 
@@ -138,7 +138,7 @@ class Translation:
         if len(truth):
             self.compared.append("truth")
         self.rows = self.compared
-        self.columns = _columns(torch.arange(len(clip)))
+        self.columns = _columns(len(clip))
 
     def __iter__(self):
         latest = []  # up to three frames of the shot, and their sources

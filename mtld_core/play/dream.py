@@ -17,12 +17,12 @@ import torch.nn.functional as F
 
 from mtld_core import media
 from mtld_core.config import UserError, check, reason_of
-from mtld_core.frames import differs
+from mtld_core.frames import differs, evenly
 from mtld_core.generate.rollouts import check_actions, stepping
 from mtld_core.generate.source import from_dataset, read_source, starts_in
 from mtld_core.machine import memory
 from mtld_core.play.keys import WORDS
-from mtld_core.play.parting import SHOWS, Parting, median_frame
+from mtld_core.play.parting import SHOWS, Parting
 from mtld_core.play.policies import POLICIES
 from mtld_core.play.real_game import RealGame
 from mtld_core.runs.folder import read_report
@@ -33,6 +33,7 @@ ROOM = 96 * 2**20  # bytes of frames that are kept, and as many of the real game
 LOOKED_AT = 1024  # frames among which a lively one is sought
 WHILE = 24  # frames that it has to stay lively
 PLACES = 8  # along a side
+SAMPLE = 128  # frames of the recording that its median frame is made of, at most
 PARTED = "parted"
 
 
@@ -162,8 +163,9 @@ class Play:
 
     @functools.cached_property
     def median(self):
-        """The recording's median frame, uint8 `[H, W, 3]`: what is there when nothing moves."""
-        return median_frame(self.dataset)
+        """The median of some frames of the recording, uint8 `[H, W, 3]`: what is there when nothing moves."""
+        rows = evenly(len(self.dataset.frames), SAMPLE)
+        return self.dataset.frames[rows].cpu().median(0).values
 
     @property
     def recent(self):

@@ -3,9 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from mtld_core.frames import differs, evenly
+from mtld_core.frames import differs
 
-SAMPLE = 128  # frames of the recording that its median frame is made of
 SHOWS = 26  # levels of 255, a tenth: a pixel that is this far from the median frame shows something
 REACH = 1 / 32  # of the longer side: what is this near in the other picture counts as there
 LEAST = 3  # pixels that the other picture knows nothing of
@@ -34,12 +33,6 @@ class Parting:
         self._apart = self._apart + 1 if alone.sum().item() >= LEAST else 0
         if self._apart == IN_A_ROW:
             self.step = step - IN_A_ROW + 1
-
-
-def median_frame(dataset):
-    """The median of at most 128 of a dataset's frames, evenly spaced: uint8 `[H, W, 3]`."""
-    rows = evenly(len(dataset.frames), SAMPLE)
-    return dataset.frames[rows].cpu().median(0).values
 
 
 def near(pixels):

@@ -5,7 +5,6 @@ import itertools
 import json
 import statistics
 import time
-import types
 
 import av
 import gymnasium
@@ -24,7 +23,7 @@ from mtld_core.data import open_dataset
 from mtld_core.frames import to_float
 from mtld_core.generate import rollout
 from mtld_core.play import Play, dream, policies
-from mtld_core.play.parting import Parting, median_frame
+from mtld_core.play.parting import Parting
 from mtld_core.play.real_game import RealGame
 
 MOVES = np.array([1, 0, 2, 1, 1, 2, 0, 1] * 3)
@@ -600,7 +599,7 @@ def test_parted_is_when_something_is_in_one_picture_alone(pong, tmp_path, monkey
 def test_what_is_a_little_beside_has_not_parted(moved, side, parted):
     frames = torch.full((300, side, side, 3), 90, dtype=torch.uint8)
     frames[:100, 20:30, 20:30] = 200  # it is there for a third of the time
-    parting = Parting(median_frame(types.SimpleNamespace(frames=frames)))
+    parting = Parting(frames.median(0).values)
     for step in (1, 2, 3):
         parting.compare(step, frames[0], frames[0].roll(moved, 1))
     assert parting.step == parted
