@@ -22,7 +22,7 @@ class Batches:
     frames begin. `next()` gives `count` fresh batches, each a dict:
         "frames": float32 `[B, T, 3, H, W]` in [-1, 1] on `device` (None: where the dataset lives),
         "frames_y": windows of the second domain, if there is one, drawn independently,
-        "key": int64 `[B]`, one number a sample that depends on (seed, purpose, position in the stream) alone,
+        "key": int64 `[B]`, one number a sample that depends on (seed, domain, position in the stream) alone,
         "actions": `[B, T - 1]` or `[B, T - 1, A]` where the dataset has them; actions[:, t] leads from frame
             t to t + 1.
     On a CPU the frames lie in buffers that the next call fills again: a batch is valid until then. group: of
@@ -39,11 +39,10 @@ class Batches:
         seed,
         count=1,
         device=None,
-        purpose="train",
         group=ALONE,
     ):
         self.count = count
-        purposes = (purpose, f"{purpose}/y")[: len(dataset.domains)]
+        purposes = ("train", "train/y")[: len(dataset.domains)]
         own = slice(*group.share(batch_size))
         self.streams = [
             _Stream(domain, rows, length, batch_size, seed, device, name, own)

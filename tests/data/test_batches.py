@@ -187,18 +187,18 @@ def test_a_position_beyond_the_windows_is_refused():
         Batches(data, [data.windows(3)], 3, 2, seed=0).load_state({"epoch": 0, "index": 10})
 
 
-def test_seeds_purposes_and_epochs_have_orders_of_their_own():
+def test_seeds_and_epochs_have_orders_of_their_own():
     data = make([200])
 
-    def draw(seed, purpose, skip=0):
-        batches = Batches(data, [data.windows(1)], 1, 200, seed, purpose=purpose)
+    def draw(seed, skip=0):
+        batches = Batches(data, [data.windows(1)], 1, 200, seed)
         for _ in range(skip):
             batches.next()
         return batches.next()[0]["frames"].clone()
 
-    orders = [draw(0, "train"), draw(1, "train"), draw(0, "judge"), draw(0, "train", 1)]
+    orders = [draw(0), draw(1), draw(0, 1)]
     assert all(not torch.equal(a, b) for i, a in enumerate(orders) for b in orders[:i])
-    assert torch.equal(draw(0, "train"), orders[0])
+    assert torch.equal(draw(0), orders[0])
 
 
 def test_frames_are_the_windows_in_floats_and_actions_lead_on():
