@@ -164,14 +164,19 @@ def to_dict(config):
     return values
 
 
-def parse_object(text, what):
-    """Read a dict from JSON text. Raises ConfigError, which names `what` and the place, where it is none."""
-    check(isinstance(text, str), f"{what} must be JSON text, not {text!r}")
+def parse_json(text, what):
+    """Read a value from JSON text. Raises ConfigError, which names `what` and the place, where it is none."""
     try:
-        values = json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}: {error.msg}"
         raise ConfigError(f"{what} is not valid JSON ({place})") from None
+
+
+def parse_object(text, what):
+    """Read a dict from JSON text. Raises ConfigError, which names `what`, where it is none."""
+    check(isinstance(text, str), f"{what} must be JSON text, not {text!r}")
+    values = parse_json(text, what)
     found = type(values).__name__
     check(isinstance(values, dict), f'{what} must be a JSON object like {{"name": value}}, not {found}')
     return values

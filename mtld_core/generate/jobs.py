@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from mtld_core.config import UserError, can_write, check
+from mtld_core.config import UserError, can_write, check, parse_json
 from mtld_core.data.truth import DIRECTIONS
 from mtld_core.files import read_json, write_json
 from mtld_core.frames import to_float
@@ -117,15 +117,7 @@ def _parse_actions(given):
     """A list from JSON text; a list as it is; None where nothing is given."""
     if not given:
         return None
-    actions = given
-    if isinstance(given, str):
-        try:
-            actions = json.loads(given)
-        except json.JSONDecodeError as error:
-            reason = f"column {error.colno}: {error.msg}"
-            raise UserError(
-                f"actions is not valid JSON ({reason}); wanted is a list like [0, 2, 1]"
-            ) from None
+    actions = parse_json(given, "actions, a list like [0, 2, 1],") if isinstance(given, str) else given
     check(isinstance(actions, (list, tuple)), f"actions must be a JSON list like [0, 2, 1], not {given!r}")
     return list(actions)
 
