@@ -85,7 +85,7 @@ class SpaceTimeBlock(nn.Module):
         self.norm3 = Norm(dim, condition_dim)
         self.mlp = Mlp(dim, hidden)
 
-    def forward(self, x, condition=None, past=None, keep=True):
+    def forward(self, x, condition, past, keep):
         x = x + self.space(self.norm1(x, condition).flatten(0, 1)).view_as(x)
         mixed, past = self.time(self.norm2(x, condition), past, keep)
         x = x + mixed
