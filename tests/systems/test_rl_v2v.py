@@ -11,7 +11,7 @@ from torch import nn
 from mtld_core.config import ConfigError, from_dict, to_dict
 from mtld_core.frames import to_float, to_uint8
 from mtld_core.systems.rl_v2v import decisions
-from mtld_core.systems.rl_v2v.losses import bce_discriminator_loss, bce_generator_loss
+from mtld_core.systems.rl_v2v.losses import bce_discriminator_loss, bce_generator_loss, structure
 from mtld_core.systems.rl_v2v.nets import ConvLSTM, Discriminator, ResBlock3d, Translator, Value
 from mtld_core.systems.rl_v2v.system import FRAMES, RLV2V
 from mtld_core.train.settings import build, plan
@@ -220,6 +220,48 @@ def test_a_translation_is_to_be_as_predictable_as_a_clip():
     plain, steady = (stubbed(lambda_steady=weight).generator_loss(data, t=3) for weight in (0.0, 2.0))
     assert steady.logs["steady_x"].item() == pytest.approx(1.0) and steady.logs["steady_y"].item() == 0
     assert "steady_x" not in plain.logs and (steady.total - plain.total).item() == pytest.approx(2.0)
+
+
+def disc(at=32, inside=(1.0, -1.0, -1.0), ground=(-1.0, -1.0, 1.0), stripes=0.0):
+    """A picture `[1, 3, 64, 64]` of a disc, striped over 8 pixels or not."""
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    shown = ((y - 32) ** 2 + (x - at) ** 2 < 14**2).float()
+    wave = stripes * torch.sin(2 * torch.pi * y / 8)
+    inside, ground = (torch.tensor(each).view(3, 1, 1) for each in (inside, ground))
+    return (ground + shown * (inside + wave - ground))[None]
+
+
+def test_structure_is_where_things_are_and_not_their_colours():
+    def apart(a, b):
+        return (structure(a) - structure(b)).abs().mean().item()
+
+    plain = disc()
+    moved = apart(plain, disc(at=36))
+    assert apart(plain, disc(inside=(-1.0, -1.0, 1.0), ground=(1.0, -1.0, -1.0))) < 1e-6  # exchanged
+    assert apart(plain, disc(inside=(0.2, 0.6, 0.2), ground=(-0.2, -0.2, 0.6))) < 0.25 * moved
+    assert apart(plain, disc(stripes=0.5)) < 0.5 * moved
+    assert moved > 0.05 and apart(plain, torch.zeros(1, 3, 64, 64)) > 0.1
+    assert (
+        structure(plain).shape == (1, 16, 15, 15)
+        and 0 <= structure(plain).min() <= structure(plain).max() <= 1
+    )
+
+
+@pytest.mark.parametrize("t", [3, T - 1])
+def test_a_translation_is_to_have_the_structure_of_its_frames(t):
+    """Translators that add a number to all pixels keep it. One that shows the clip mirrored does not."""
+    data = still()
+    data["frames"] = data["frames"].clone()
+    data["frames"][..., :4] = 1
+    kept = stubbed(lambda_structure=2.0).generator_loss(data, t)
+    assert kept.logs["structure_x"].item() == pytest.approx(0, abs=1e-6)
+    plain, mirrored = stubbed(), stubbed(lambda_structure=2.0)
+    for system in (plain, mirrored):
+        system.g["y"] = Frames(lambda f: f.flip(-1))
+    losses = [system.generator_loss(data, t) for system in (plain, mirrored)]
+    found = losses[1].logs["structure_x"].item()
+    assert found > 0.1 and "structure_x" not in losses[0].logs
+    assert (losses[1].total - losses[0].total).item() == pytest.approx(2 * found)
 
 
 def test_a_state_is_translated_with_the_memory_of_its_clip():
@@ -523,7 +565,7 @@ def trained(tmp_path, **settings):
 
 CHANGES = {
     "gan": "bce", "lambda_rr": 5.0, "lambda_rc": 5.0, "lr": 1e-2, "lr_policy": 1e-2, "beta1": 0.9, "beta2": 0.9, "rl_every": 0,
-    "lr_d": 1e-2, "lambda_steady": 5.0,
+    "lr_d": 1e-2, "lambda_steady": 5.0, "lambda_structure": 5.0,
 }  # fmt: skip
 
 
