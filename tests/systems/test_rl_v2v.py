@@ -3,11 +3,13 @@
 import gc
 import types
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from torch import nn
 
+from data_prep import make_domains
 from mtld_core.config import ConfigError, from_dict, to_dict
 from mtld_core.frames import to_float, to_uint8
 from mtld_core.systems.rl_v2v import decisions
@@ -245,6 +247,20 @@ def test_structure_is_where_things_are_and_not_their_colours():
         structure(plain).shape == (1, 16, 15, 15)
         and 0 <= structure(plain).min() <= structure(plain).max() <= 1
     )
+
+
+def test_a_true_translation_has_the_structure_and_another_clips_has_not():
+    """The palette whose colours point to wrong shapes, with its stripes."""
+    worlds = [make_domains._world(np.random.default_rng(seed), 8) for seed in range(6)]
+    source, truth = (
+        to_float(torch.from_numpy(np.concatenate([make_domains._draw(world, style, 64) for world in worlds])))
+        for style in (make_domains.X, make_domains.PALETTES["crossed"])
+    )
+    wanted = structure(source)
+    found, wrong = (
+        (structure(frames) - wanted).abs().mean().item() for frames in (truth, truth.roll(8, dims=0))
+    )
+    assert found < 0.04 and wrong > 0.15
 
 
 @pytest.mark.parametrize("t", [3, T - 1])
@@ -804,6 +820,13 @@ def test_a_clip_of_its_last_step_alone_is_not_trained_and_opens():
     ):
         build(RLV2V, config, data)
     assert build(RLV2V, plan("rl_v2v", "sanity")[1], data).config.context_frames == 2
+
+
+def test_frames_too_small_for_their_structure_are_refused():
+    _, config, _ = plan("rl_v2v", "tiny", {"lambda_structure": 2.0})
+    with pytest.raises(ConfigError, match="lambda_structure=2 compares squares of 8 pixels.*are 4x16"):
+        build(RLV2V, config, types.SimpleNamespace(size=(4, 16)))
+    assert build(RLV2V, config, types.SimpleNamespace(size=(8, 16))).config.height == 8
 
 
 def test_memory_is_flat_over_hundreds_of_steps(tmp_path):

@@ -38,7 +38,7 @@ def structure(frames):
     of other colours the same is found (Zheng et al. 2021 do so with features). Colours are means of 8x8
     pixels, for a fine pattern is not to count.
     """
-    colours = F.avg_pool2d(frames, 2 * CELL, CELL)
+    colours = F.avg_pool2d(in_fp32(frames), 2 * CELL, CELL)
     around = F.pad(colours, (2, 2, 2, 2), mode="replicate")
     h, w = colours.shape[-2:]
     shifted = [around[..., 2 + y : 2 + y + h, 2 + x : 2 + x + w] for y, x in RING]

@@ -25,7 +25,7 @@ from mtld_core.nn.conv import erases
 from mtld_core.nn.precision import in_fp32
 from mtld_core.systems.base import FrameSize, Loss, Needs, Reconstructs, System, Translates, adam
 from mtld_core.systems.rl_v2v.decisions import choose, last_reward, next_state, q_target, reward, soft_update
-from mtld_core.systems.rl_v2v.losses import GAN_LOSSES, structure
+from mtld_core.systems.rl_v2v.losses import CELL, GAN_LOSSES, structure
 from mtld_core.systems.rl_v2v.nets import Discriminator, Translator, Value
 from mtld_core.systems.rl_v2v.replay import Replay
 
@@ -37,7 +37,8 @@ SMALL = {
     "lr_d": 5e-4,
     "lambda_rr": 10.0,
     "lambda_rc": 10.0,
-    "lambda_steady": 40.0,
+    "lambda_steady": 100.0,
+    "lambda_structure": 20.0,
     "rl_every": 4,
     "batch_size": 4,
 }
@@ -216,7 +217,13 @@ class RLV2V(Reconstructs, Translates, System):
             "of a clip, at which predictors learn nothing; "
             f"use sequence_length={past + 2} or more, or fewer context_frames",
         )
-        return super().fit_config(config, dataset)
+        config = super().fit_config(config, dataset)
+        check(
+            not config.lambda_structure or min(config.height, config.width) >= 2 * CELL,
+            f"lambda_structure={config.lambda_structure:g} compares squares of {2 * CELL} pixels, but frames "
+            f"are {config.height}x{config.width}; use larger ones, or lambda_structure=0",
+        )
+        return config
 
     def needs(self):
         return Needs(window=self.config.sequence_length, domains=2)
