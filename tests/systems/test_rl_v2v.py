@@ -824,7 +824,7 @@ def test_a_clip_of_its_last_step_alone_is_not_trained_and_opens():
 
 def test_frames_too_small_for_their_structure_are_refused():
     _, config, _ = plan("rl_v2v", "tiny", {"lambda_structure": 2.0})
-    with pytest.raises(ConfigError, match="lambda_structure=2 compares squares of 8 pixels.*are 4x16"):
+    with pytest.raises(ConfigError, match=r"lambda_structure=2 compares squares of 8 pixels.*are 4x16"):
         build(RLV2V, config, types.SimpleNamespace(size=(4, 16)))
     assert build(RLV2V, config, types.SimpleNamespace(size=(8, 16))).config.height == 8
 
