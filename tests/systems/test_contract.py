@@ -65,9 +65,7 @@ OTHER_WAYS = {
         {"update": "low_rank", "target_layers": ("mu", "stem", "decoder.0")},
         {"update": "per_channel", "lambda_adv": 0.0, "watched": "features"},
     ],
-    "rl_v2v": [
-        {"lambda_steady": 1.0, "lambda_structure": 1.0, "gan": "bce", "dense_head": True, "rl_every": 2}
-    ],
+    "rl_v2v": [{"lambda_steady": 1.0, "gan": "bce", "dense_head": True, "rl_every": 2}],
 }
 WAYS = [(name, {}) for name in EVERY] + [(name, way) for name, ways in OTHER_WAYS.items() for way in ways]
 every_way = pytest.mark.parametrize(("name", "way"), WAYS, ids=str)

@@ -249,18 +249,35 @@ def test_structure_is_where_things_are_and_not_their_colours():
     )
 
 
-def test_a_true_translation_has_the_structure_and_another_clips_has_not():
-    """The palette whose colours point to wrong shapes, with its stripes."""
-    worlds = [make_domains._world(np.random.default_rng(seed), 8) for seed in range(6)]
-    source, truth = (
-        to_float(torch.from_numpy(np.concatenate([make_domains._draw(world, style, 64) for world in worlds])))
-        for style in (make_domains.X, make_domains.PALETTES["crossed"])
-    )
+@pytest.fixture(scope="module")
+def worlds():
+    """Six clips of moving shapes, `[48, 3, 64, 64]`, and the same in the palette whose colours are crossed."""
+    moving = [make_domains._world(np.random.default_rng(seed), 8) for seed in range(6)]
+    styles = make_domains.X, make_domains.PALETTES["crossed"]
+    drawn = [np.concatenate([make_domains._draw(one, style, 64) for one in moving]) for style in styles]
+    return [to_float(torch.from_numpy(frames)) for frames in drawn]
+
+
+def test_a_true_translation_has_the_structure_and_another_clips_has_not(worlds):
+    source, truth = worlds
     wanted = structure(source)
     found, wrong = (
         (structure(frames) - wanted).abs().mean().item() for frames in (truth, truth.roll(8, dims=0))
     )
     assert found < 0.04 and wrong > 0.15
+
+
+def test_half_precision_hardly_changes_the_gradient_of_the_structure(worlds):
+    source, truth = worlds
+    made = truth + 0.05 * torch.randn(truth.shape, generator=torch.manual_seed(0))
+    gradients = []
+    for kind in (torch.float32, torch.float16):
+        frames = made.to(kind).requires_grad_()
+        found = structure(frames)
+        assert found.dtype == torch.float32
+        (gradient,) = torch.autograd.grad(1000 * (found - structure(source)).abs().mean(), frames)
+        gradients.append(gradient.float())
+    assert (gradients[1] - gradients[0]).norm() <= 0.02 * gradients[0].norm()
 
 
 @pytest.mark.parametrize("t", [3, T - 1])
