@@ -26,8 +26,8 @@ ROWS = {
     "gain Y to X, dB": lambda m: m["psnr_y_to_x"] - m["baseline_psnr_y_to_x"],
     "PSNR X to Y, dB": lambda m: m["psnr_x_to_y"],
     "PSNR Y to X, dB": lambda m: m["psnr_y_to_x"],
-    "flicker X to Y over source's": lambda m: m["flicker_x_to_y"] / m["flicker_source_x_to_y"],
-    "flicker Y to X over source's": lambda m: m["flicker_y_to_x"] / m["flicker_source_y_to_x"],
+    "flicker X to Y over the truth's": lambda m: m["flicker_x_to_y"] / m["flicker_truth_x_to_y"],
+    "flicker Y to X over the truth's": lambda m: m["flicker_y_to_x"] / m["flicker_truth_y_to_x"],
     "recycle PSNR, dB": lambda m: m["psnr"],
     "processor seconds": lambda m: m["processor_seconds"],
 }

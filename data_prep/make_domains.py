@@ -2,6 +2,7 @@
 
     python data_prep/make_domains.py OUT [--clips 40 --frames 24 --seed 0]    moving shapes, in two styles
     python data_prep/make_domains.py OUT --film SOURCE                        a film, and the same film graded
+    python data_prep/make_domains.py OUT --film SOURCE --look night           some shots, and others by night
     python data_prep/make_domains.py OUT --x SOURCE --y SOURCE                videos or folders of arcs
 
 All take --size, pixels of a side, which is 64 otherwise.
@@ -18,6 +19,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 if __name__ == "__main__":
@@ -29,19 +31,28 @@ from mtld_core.config import UserError
 from mtld_core.data import open_dataset
 from mtld_core.runtime import command
 
-# domain -> part -> (colour, colour of its pattern), RGB in 0..1; the ground runs from the one to the other
-STYLES = {
-    "X": {
-        "ground": ((0.10, 0.14, 0.36), (0.22, 0.30, 0.56)),
-        "disc": ((0.86, 0.22, 0.16), (0.86, 0.22, 0.16)),
-        "box": ((0.94, 0.84, 0.28), (0.94, 0.84, 0.28)),
-        "wedge": ((0.62, 0.92, 0.94), (0.62, 0.92, 0.94)),
-    },
-    "Y": {
-        "ground": ((0.16, 0.30, 0.16), (0.40, 0.52, 0.24)),
-        "disc": ((0.92, 0.40, 0.74), (0.60, 0.16, 0.50)),
+# part -> (colour, colour of its pattern), RGB in 0..1; the ground runs from the one to the other
+X = {
+    "ground": ((0.10, 0.14, 0.36), (0.22, 0.30, 0.56)),
+    "disc": ((0.86, 0.22, 0.16), (0.86, 0.22, 0.16)),
+    "box": ((0.94, 0.84, 0.28), (0.94, 0.84, 0.28)),
+    "wedge": ((0.62, 0.92, 0.94), (0.62, 0.92, 0.94)),
+}
+GROUND = ((0.16, 0.30, 0.16), (0.40, 0.52, 0.24))
+PINK = ((0.92, 0.40, 0.74), (0.60, 0.16, 0.50))
+# palette -> Y. "crossed": of Y's parts X's disc lies nearest to the box in colour, its box to the wedge
+PALETTES = {
+    "easy": {
+        "ground": GROUND,
+        "disc": PINK,
         "box": ((0.98, 0.66, 0.20), (0.84, 0.40, 0.08)),
         "wedge": ((0.30, 0.78, 0.94), (0.30, 0.78, 0.94)),
+    },
+    "crossed": {
+        "ground": GROUND,
+        "disc": ((0.26, 0.46, 0.94), (0.14, 0.20, 0.60)),
+        "box": PINK,
+        "wedge": ((0.97, 0.90, 0.55), (0.97, 0.90, 0.55)),
     },
 }
 # radius over the picture's side: what tells them apart in either domain
@@ -50,54 +61,73 @@ PERIOD = 8  # pixels at 64, of the patterns
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # by which a folder of arcs is known
 BLOCKS = 3  # of a film, for each domain
 STEP = 1.2  # pixels a frame at 64, of the shapes
+LEAST_ARCS = 2  # of each domain by night, so that one can be held out
+NIGHT = np.float32([0.70, 0.85, 1.15])  # of red, green and blue
+LAMP = np.float32([1.6, 1.1, 0.5])
 # of the graded film: what lights and shadows gain, and how red, green and blue are mixed
 LIGHTS = np.float32([0.25, 0.05, -0.25])
 SHADOWS = np.float32([-0.10, 0.02, 0.12])
 MIX = np.float32([[0.55, 0.15, 0.20], [0.35, 0.60, 0.20], [0.10, 0.25, 0.60]])
 
 
-def shapes(out, clips=40, frames=24, size=64, seed=0):
+def shapes(out, clips=40, frames=24, size=64, seed=0, palette="easy"):
     """Write clips of moving shapes: the same world in two styles, but no clip of X is one of Y.
 
     X is plain: a red disc, a yellow box, a pale wedge over blue. Y is another palette with patterns that move
     with their shapes. Shape tells which colour belongs to which, so the right translation can be found
-    without pairs. The same arguments give the same bytes.
+    without pairs. palette: "easy", where colour points to the right part, too, or "crossed", where it points
+    to wrong ones. The same arguments give the same bytes.
     """
     _at_least(clips=(clips, 1), frames=(frames, 2), size=(size, 16))
+    styles = {"X": X, "Y": PALETTES[palette]}
     arcs = {}
     for domain, other in (("X", "Y"), ("Y", "X")):
         for n in range(clips):
             world = _world(np.random.default_rng(seed_of("domains", seed, domain, n)), frames)
-            arcs[f"{domain}/clip_{n:03d}"] = functools.partial(_draw, world, STYLES[domain], size)
+            arcs[f"{domain}/clip_{n:03d}"] = functools.partial(_draw, world, styles[domain], size)
             truth = f"truth/{domain}_in_{other}/clip_{n:03d}"
-            arcs[truth] = functools.partial(_draw, world, STYLES[other], size)
+            arcs[truth] = functools.partial(_draw, world, styles[other], size)
     return _write(out, arcs)
 
 
-def film(out, source, size=64):
-    """Write every other block of a film's frames as X, and the others, graded by a known look-up, as Y.
+def film(out, source, size=64, look="graded"):
+    """Write some clips of a film as X, and others, in another look that is known, as Y.
 
+    look: "graded", every other block of each arc's frames by `grade`; "night", every other arc by `night`.
     source: "sample", a video, a folder of videos, or a folder of arcs. size: pixels of a side.
     """
     _at_least(size=(size, 16))
+    found = _arcs(out, source, size)
+    if look == "night" and len(found) < 2 * LEAST_ARCS:
+        raise UserError(
+            f"{source} has {len(found)} arcs, and the night takes every other one of {2 * LEAST_ARCS} or "
+            "more: extract it with split_scenes, or name more videos"
+        )
+    clips = found if look == "night" else _blocks(source, found)
     arcs = {}
-    for arc, frames in _arcs(out, source, size):
+    for n, (name, frames) in enumerate(clips):
+        plain = functools.partial(np.asarray, frames)
+        other = functools.partial(LOOKS[look], frames)
+        if n % 2 == 0:
+            arcs[f"X/{name}"] = plain
+            arcs[f"truth/X_in_Y/{name}"] = other
+        else:
+            arcs[f"Y/{name}"] = other
+            arcs[f"truth/Y_in_X/{name}"] = plain
+    return _write(out, arcs)
+
+
+def _blocks(source, arcs):
+    """[(name, frames)] of the blocks that each arc is cut into."""
+    blocks = []
+    for arc, frames in arcs:
         if len(frames) < 2 * BLOCKS:
             raise UserError(
                 f"{source}: arc {arc!r} has {len(frames)} frames, and {2 * BLOCKS} blocks are cut from each"
             )
         edges = np.linspace(0, len(frames), 2 * BLOCKS + 1).astype(int)
-        for n in range(2 * BLOCKS):
-            block, name = frames[edges[n] : edges[n + 1]], f"{arc}_{n}"
-            plain = functools.partial(np.asarray, block)
-            graded = functools.partial(grade, block)
-            if n % 2 == 0:
-                arcs[f"X/{name}"] = plain
-                arcs[f"truth/X_in_Y/{name}"] = graded
-            else:
-                arcs[f"Y/{name}"] = graded
-                arcs[f"truth/Y_in_X/{name}"] = plain
-    return _write(out, arcs)
+        blocks += [(f"{arc}_{n}", frames[edges[n] : edges[n + 1]]) for n in range(2 * BLOCKS)]
+    return blocks
 
 
 def pair(out, x, y, size=64):
@@ -121,6 +151,31 @@ def grade(frames):
     tint = light[..., None] * LIGHTS + SHADOWS
     graded = 0.14 + 0.72 * (x @ MIX) + tint
     return np.clip(graded * 255, 0, 255).round().astype(np.uint8)
+
+
+def night(frames):
+    """Turn uint8 RGB `[n, H, W, 3]` into a night that no map of colours alone makes.
+
+    Reds and yellows go darker than blues, a lamp's glow surrounds what is bright, the corners are dark, and
+    there is grain, the same whenever the same frames are given.
+    """
+    height, width = frames.shape[1:3]
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    corner = ((2 * y / height - 1) ** 2 + (2 * x / width - 1) ** 2) / 2  # 0 in the middle, 1 in the corners
+    vignette = (1 - 0.6 * corner)[..., None]
+    noise = np.random.default_rng(seed_of("night", len(frames))).standard_normal(frames.shape[:3])
+    made = []
+    for picture, grain in zip(frames.astype(np.float32) / 255, noise, strict=True):
+        hue, lightness, saturation = cv2.split(cv2.cvtColor(picture, cv2.COLOR_RGB2HLS))
+        kept = 0.45 + 0.2 * saturation * np.cos(np.deg2rad(hue - 230))  # of the light: most of blue
+        dark = picture * kept[..., None] * NIGHT
+        bright = np.clip(lightness - 0.6, 0, None)
+        glow = cv2.GaussianBlur(bright, None, height / 20)[..., None] * LAMP
+        made.append((dark + glow) * vignette + 0.012 * grain[..., None])
+    return np.clip(np.stack(made) * 255, 0, 255).round().astype(np.uint8)
+
+
+LOOKS = {"graded": grade, "night": night}
 
 
 # ---- moving shapes
@@ -238,21 +293,23 @@ def main():
     parser.add_argument("--clips", type=int, default=40, help="shapes: clips of each domain")
     parser.add_argument("--frames", type=int, default=24, help="shapes: frames a clip")
     parser.add_argument("--seed", type=int, default=0, help="shapes")
+    parser.add_argument("--palette", choices=sorted(PALETTES), default="easy", help="shapes: Y's colours")
     parser.add_argument("--size", type=int, default=64, help="pixels of a side")
     parser.add_argument(
         "--film", default="", help='grade this: "sample", a video, a folder of videos or of arcs'
     )
+    parser.add_argument("--look", choices=sorted(LOOKS), default="graded", help="film: of Y")
     parser.add_argument("--x", default="", help="domain X, the same kinds of source")
     parser.add_argument("--y", default="", help="domain Y")
     a = parser.parse_args()
     if bool(a.x) != bool(a.y) or (a.film and a.x):
         raise UserError("give --x and --y together, or --film, or none of them for moving shapes")
     if a.film:
-        counts = film(a.out, a.film, a.size)
+        counts = film(a.out, a.film, a.size, a.look)
     elif a.x:
         counts = pair(a.out, a.x, a.y, a.size)
     else:
-        counts = shapes(a.out, a.clips, a.frames, a.size, a.seed)
+        counts = shapes(a.out, a.clips, a.frames, a.size, a.seed, a.palette)
     for folder, (clips, frames) in counts.items():
         print(f"{a.out}/{folder}: {clips} arcs, {frames} frames")
 

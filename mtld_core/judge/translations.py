@@ -91,24 +91,25 @@ class _Way:
 
     def figures(self, system, tick):
         errors = collections.defaultdict(list)  # figure -> MSE of the clips' frames
-        flicker, flicker_source, shown = [], [], []
+        flicker, shown = collections.defaultdict(list), []
         for clips, truth in self._clips():
             tick()
             made, _ = translated(system, clips, self.direction)
-            flicker.append(metrics.flicker(made))
-            flicker_source.append(metrics.flicker(clips))
+            watched = {"flicker": made, "flicker_source": clips, "flicker_truth": truth}
+            for name, frames in watched.items():
+                if frames is not None:
+                    flicker[name].append(metrics.flicker(frames))
             shown.append(made[:, self.liked].flatten(0, 1))
             if truth is not None:
                 compared = {"psnr": made} | self._baselines(clips)
                 for name, frames in compared.items():
                     errors[name].append(metrics.mse(frames, truth))
-        figures = {"psnr": None, "baseline_psnr": None}
+        figures = {"psnr": None, "baseline_psnr": None, "flicker_truth": None}
         for name, parts in errors.items():
             figures[name] = metrics.mean_psnr(torch.cat(parts))
         if self.truth is not None:
             figures["baseline_psnr"] = max(figures[name] for name in BASELINES)
-        figures["flicker"] = torch.cat(flicker).mean().item()
-        figures["flicker_source"] = torch.cat(flicker_source).mean().item()
+        figures |= {name: torch.cat(parts).mean().item() for name, parts in flicker.items()}
         named = {f"{name}_{self.direction}": value for name, value in figures.items()}
         return named | self.likeness(torch.cat(shown), tick, f"_{self.direction}")
 

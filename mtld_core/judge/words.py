@@ -42,8 +42,9 @@ codebook_perplexity: number of codes that are in use evenly; near 1 they have co
 action_codebook: how the invented actions are used; near 1 of perplexity they have collapsed
 action_latent_variance: how much the invented actions vary; near 0 they have collapsed
 frechet: how far the frames as a whole are from real ones, as a network sees them; 0: the same
-flicker: how much the translated frames change from one to the next; best near flicker_source
+flicker: how much the translated frames change from one to the next; best near flicker_truth
 flicker_source: how much the source's frames change from one to the next
+flicker_truth: how much the true translation's frames change from one to the next
 judged at step: the training step that these figures are of
 """
 

@@ -13,6 +13,7 @@ from toys import ToyConfig, ToyTranslator
 from data_prep import make_domains
 from mtld_core.config import UserError
 from mtld_core.data import open_dataset
+from mtld_core.metrics import colour_transfer
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,6 +69,25 @@ def test_the_truth_shows_the_same_world_in_the_other_style(shapes):
     assert abs(means[1] - means[2]).max() < 12 < abs(means[0] - means[2]).max()
 
 
+def test_in_the_crossed_palette_colour_points_to_the_wrong_part(tmp_path):
+    """Where the colour transfer between the domains takes X's parts. The worlds are the same ones."""
+    nearest = {}
+    for name, palette in make_domains.PALETTES.items():
+        make_domains.shapes(tmp_path / name, clips=8, frames=4, size=32, palette=name)
+        pair = open_dataset(tmp_path / name, cache=False, progress=False)
+        matrix, shift = colour_transfer(pair.x.frames, pair.y.frames)
+        for part in make_domains.PARTS:
+            colour = matrix.numpy() @ (255 * np.array(make_domains.X[part]).mean(0)) + shift.numpy()
+            apart = {
+                to: np.abs(255 * np.array(palette[to]).mean(0) - colour).sum() for to in make_domains.PARTS
+            }
+            nearest[name, part] = min(apart, key=apart.get)
+    assert nearest["easy", "disc"] == "disc" and nearest["crossed", "disc"] == "box", nearest
+    easy, crossed = files(tmp_path / "easy"), files(tmp_path / "crossed")
+    same = {path for path in easy if easy[path] == crossed[path]}
+    assert same == {path for path in easy if path.startswith(("X/", "truth/Y_in_X/"))}
+
+
 def test_shapes_move_smoothly_and_stay_inside():
     world = make_domains._world(np.random.default_rng(0), 400)
     for part, radius in make_domains.PARTS.items():
@@ -91,6 +111,44 @@ def test_a_film_is_graded_in_turn_and_its_truth_known(tmp_path):
         frames(tmp_path / "out/truth/X_in_Y") == make_domains.grade(blocks[::2]).reshape(-1, 16, 16, 3)
     ).all()
     assert (frames(tmp_path / "out/truth/Y_in_X") == blocks[1::2].reshape(-1, 16, 16, 3)).all()
+
+
+def test_by_night_every_other_arc_is_y_and_its_truth_known(tmp_path):
+    write_arcs(tmp_path / "film", [6, 7, 8, 9], 32, 32)
+    make_domains.film(tmp_path / "out", tmp_path / "film", size=32, look="night")
+    original = open_dataset(tmp_path / "film", cache=False, progress=False)
+    pair = open_dataset(tmp_path / "out", cache=False, progress=False)
+    plain = {arc.name: original.frames[arc.start : arc.stop].numpy() for arc in original.arcs}
+    assert [[arc.name for arc in part.arcs] for part in (pair.x, pair.y)] == [
+        ["arc_0", "arc_2"],
+        ["arc_1", "arc_3"],
+    ]
+    dark = {name: make_domains.night(clip) for name, clip in plain.items()}
+    for folder, clips in (("X", plain), ("truth/X_in_Y", dark)):
+        assert (frames(tmp_path / "out" / folder) == np.concatenate([clips["arc_0"], clips["arc_2"]])).all()
+    for folder, clips in (("Y", dark), ("truth/Y_in_X", plain)):
+        assert (frames(tmp_path / "out" / folder) == np.concatenate([clips["arc_1"], clips["arc_3"]])).all()
+
+
+def test_a_night_is_no_map_of_colours():
+    """Reds lose more light than blues, corners more than the middle; a lamp glows; grain changes with time."""
+    patches = np.zeros((3, 96, 96, 3), np.uint8)
+    patches[:, 40:44, 40:44] = (200, 40, 40)
+    patches[:, 40:44, 52:56] = (40, 40, 200)
+    patches[:, :4, :4] = (40, 40, 200)
+    made = make_domains.night(patches).astype(float)
+    red, blue, corner = (
+        made[:, y : y + 4, x : x + 4].sum(-1).mean() for y, x in ((40, 40), (40, 52), (0, 0))
+    )
+    assert red < 0.75 * blue and corner < 0.75 * blue
+    lamp = np.zeros_like(patches)
+    lamp[:, 44:52, 44:52] = 255
+    around = make_domains.night(lamp)[:, 40:44, 44:52].astype(float).mean((0, 1, 2))
+    assert around[0] > 20 and around[0] > 2 * around[2]  # warm, where nothing was
+    grain = make_domains.night(np.full((3, 32, 32, 3), 90, np.uint8))
+    assert (grain[0] != grain[1]).mean() > 0.5 and (
+        grain == make_domains.night(np.full((3, 32, 32, 3), 90, np.uint8))
+    ).all()
 
 
 def test_the_grade_keeps_apart_what_was_apart():
@@ -138,6 +196,10 @@ def test_a_source_that_makes_no_domains_is_said(shapes, tmp_path):
     write_arcs(tmp_path / "film", [5])
     with pytest.raises(UserError, match="arc 'arc_0' has 5 frames, and 6 blocks are cut"):
         make_domains.film(tmp_path / "out", tmp_path / "film", size=16)
+    with pytest.raises(
+        UserError, match=r"has 1 arcs, and the night takes every other one of 4 or more: .*split_scenes"
+    ):
+        make_domains.film(tmp_path / "out", tmp_path / "film", size=16, look="night")
 
 
 def test_what_is_there_is_not_overwritten(shapes):

@@ -3,15 +3,17 @@
 import gc
 import types
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from torch import nn
 
+from data_prep import make_domains
 from mtld_core.config import ConfigError, from_dict, to_dict
 from mtld_core.frames import to_float, to_uint8
 from mtld_core.systems.rl_v2v import decisions
-from mtld_core.systems.rl_v2v.losses import bce_discriminator_loss, bce_generator_loss
+from mtld_core.systems.rl_v2v.losses import bce_discriminator_loss, bce_generator_loss, structure
 from mtld_core.systems.rl_v2v.nets import ConvLSTM, Discriminator, ResBlock3d, Translator, Value
 from mtld_core.systems.rl_v2v.system import FRAMES, RLV2V
 from mtld_core.train.settings import build, plan
@@ -220,6 +222,79 @@ def test_a_translation_is_to_be_as_predictable_as_a_clip():
     plain, steady = (stubbed(lambda_steady=weight).generator_loss(data, t=3) for weight in (0.0, 2.0))
     assert steady.logs["steady_x"].item() == pytest.approx(1.0) and steady.logs["steady_y"].item() == 0
     assert "steady_x" not in plain.logs and (steady.total - plain.total).item() == pytest.approx(2.0)
+
+
+def disc(at=32, inside=(1.0, -1.0, -1.0), ground=(-1.0, -1.0, 1.0), stripes=0.0):
+    """A picture `[1, 3, 64, 64]` of a disc, striped over 8 pixels or not."""
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    shown = ((y - 32) ** 2 + (x - at) ** 2 < 14**2).float()
+    wave = stripes * torch.sin(2 * torch.pi * y / 8)
+    inside, ground = (torch.tensor(each).view(3, 1, 1) for each in (inside, ground))
+    return (ground + shown * (inside + wave - ground))[None]
+
+
+def test_structure_is_where_things_are_and_not_their_colours():
+    def apart(a, b):
+        return (structure(a) - structure(b)).abs().mean().item()
+
+    plain = disc()
+    moved = apart(plain, disc(at=36))
+    assert apart(plain, disc(inside=(-1.0, -1.0, 1.0), ground=(1.0, -1.0, -1.0))) < 1e-6  # exchanged
+    assert apart(plain, disc(inside=(0.2, 0.6, 0.2), ground=(-0.2, -0.2, 0.6))) < 0.25 * moved
+    assert apart(plain, disc(stripes=0.5)) < 0.5 * moved
+    assert moved > 0.05 and apart(plain, torch.zeros(1, 3, 64, 64)) > 0.1
+    assert (
+        structure(plain).shape == (1, 16, 15, 15)
+        and 0 <= structure(plain).min() <= structure(plain).max() <= 1
+    )
+
+
+@pytest.fixture(scope="module")
+def worlds():
+    """Six clips of moving shapes, `[48, 3, 64, 64]`, and the same in the palette whose colours are crossed."""
+    moving = [make_domains._world(np.random.default_rng(seed), 8) for seed in range(6)]
+    styles = make_domains.X, make_domains.PALETTES["crossed"]
+    drawn = [np.concatenate([make_domains._draw(one, style, 64) for one in moving]) for style in styles]
+    return [to_float(torch.from_numpy(frames)) for frames in drawn]
+
+
+def test_a_true_translation_has_the_structure_and_another_clips_has_not(worlds):
+    source, truth = worlds
+    wanted = structure(source)
+    found, wrong = (
+        (structure(frames) - wanted).abs().mean().item() for frames in (truth, truth.roll(8, dims=0))
+    )
+    assert found < 0.04 and wrong > 0.15
+
+
+def test_half_precision_hardly_changes_the_gradient_of_the_structure(worlds):
+    source, truth = worlds
+    made = truth + 0.05 * torch.randn(truth.shape, generator=torch.manual_seed(0))
+    gradients = []
+    for kind in (torch.float32, torch.float16):
+        frames = made.to(kind).requires_grad_()
+        found = structure(frames)
+        assert found.dtype == torch.float32
+        (gradient,) = torch.autograd.grad(1000 * (found - structure(source)).abs().mean(), frames)
+        gradients.append(gradient.float())
+    assert (gradients[1] - gradients[0]).norm() <= 0.02 * gradients[0].norm()
+
+
+@pytest.mark.parametrize("t", [3, T - 1])
+def test_a_translation_is_to_have_the_structure_of_its_frames(t):
+    """Translators that add a number to all pixels keep it. One that shows the clip mirrored does not."""
+    data = still()
+    data["frames"] = data["frames"].clone()
+    data["frames"][..., :4] = 1
+    kept = stubbed(lambda_structure=2.0).generator_loss(data, t)
+    assert kept.logs["structure_x"].item() == pytest.approx(0, abs=1e-6)
+    plain, mirrored = stubbed(), stubbed(lambda_structure=2.0)
+    for system in (plain, mirrored):
+        system.g["y"] = Frames(lambda f: f.flip(-1))
+    losses = [system.generator_loss(data, t) for system in (plain, mirrored)]
+    found = losses[1].logs["structure_x"].item()
+    assert found > 0.1 and "structure_x" not in losses[0].logs
+    assert (losses[1].total - losses[0].total).item() == pytest.approx(2 * found)
 
 
 def test_a_state_is_translated_with_the_memory_of_its_clip():
@@ -523,7 +598,7 @@ def trained(tmp_path, **settings):
 
 CHANGES = {
     "gan": "bce", "lambda_rr": 5.0, "lambda_rc": 5.0, "lr": 1e-2, "lr_policy": 1e-2, "beta1": 0.9, "beta2": 0.9, "rl_every": 0,
-    "lr_d": 1e-2, "lambda_steady": 5.0,
+    "lr_d": 1e-2, "lambda_steady": 5.0, "lambda_structure": 5.0,
 }  # fmt: skip
 
 
@@ -762,6 +837,13 @@ def test_a_clip_of_its_last_step_alone_is_not_trained_and_opens():
     ):
         build(RLV2V, config, data)
     assert build(RLV2V, plan("rl_v2v", "sanity")[1], data).config.context_frames == 2
+
+
+def test_frames_too_small_for_their_structure_are_refused():
+    _, config, _ = plan("rl_v2v", "tiny", {"lambda_structure": 2.0})
+    with pytest.raises(ConfigError, match=r"lambda_structure=2 compares squares of 8 pixels.*are 4x16"):
+        build(RLV2V, config, types.SimpleNamespace(size=(4, 16)))
+    assert build(RLV2V, config, types.SimpleNamespace(size=(8, 16))).config.height == 8
 
 
 def test_memory_is_flat_over_hundreds_of_steps(tmp_path):

@@ -25,7 +25,7 @@ from mtld_core.nn.conv import erases
 from mtld_core.nn.precision import in_fp32
 from mtld_core.systems.base import FrameSize, Loss, Needs, Reconstructs, System, Translates, adam
 from mtld_core.systems.rl_v2v.decisions import choose, last_reward, next_state, q_target, reward, soft_update
-from mtld_core.systems.rl_v2v.losses import GAN_LOSSES
+from mtld_core.systems.rl_v2v.losses import CELL, GAN_LOSSES, structure
 from mtld_core.systems.rl_v2v.nets import Discriminator, Translator, Value
 from mtld_core.systems.rl_v2v.replay import Replay
 
@@ -37,7 +37,8 @@ SMALL = {
     "lr_d": 5e-4,
     "lambda_rr": 10.0,
     "lambda_rc": 10.0,
-    "lambda_steady": 40.0,
+    "lambda_steady": 100.0,
+    "lambda_structure": 20.0,
     "rl_every": 4,
     "batch_size": 4,
 }
@@ -71,6 +72,8 @@ class RLV2VConfig(FrameSize):
     lambda_rc: NotNegative[float] = 0.1  # recycle: |g(p(g(s_t))) - f_t+1|
     # |p(g(s_t)) - g(f_t+1)|: a translation that is as predictable as its domain does not flicker
     lambda_steady: NotNegative[float] = 0.0
+    # of the clip and its translation: what lies where, whatever the colours (losses.structure)
+    lambda_structure: NotNegative[float] = 0.0
     rl_every: NotNegative[int] = 1  # steps; 0: no RL half
     gamma: Share[float] = 0.99
     tau: Share[float] = 0.001  # of slow copies
@@ -214,7 +217,13 @@ class RLV2V(Reconstructs, Translates, System):
             "of a clip, at which predictors learn nothing; "
             f"use sequence_length={past + 2} or more, or fewer context_frames",
         )
-        return super().fit_config(config, dataset)
+        config = super().fit_config(config, dataset)
+        check(
+            not config.lambda_structure or min(config.height, config.width) >= 2 * CELL,
+            f"lambda_structure={config.lambda_structure:g} compares squares of {2 * CELL} pixels, but frames "
+            f"are {config.height}x{config.width}; use larger ones, or lambda_structure=0",
+        )
+        return config
 
     def needs(self):
         return Needs(window=self.config.sequence_length, domains=2)
@@ -285,6 +294,8 @@ class RLV2V(Reconstructs, Translates, System):
                 loss = loss + c.lambda_rr * parts["recurrent"] + c.lambda_rc * parts["recycle"]
                 if c.lambda_steady:
                     loss = loss + c.lambda_steady * parts["steady"]
+            if c.lambda_structure:
+                loss = loss + c.lambda_structure * parts["structure"]
             total = total + loss.mean()
             logs |= {f"{name}_{d}": value.mean() for name, value in parts.items()}
             carry[f"fake_{o}"] = fake
@@ -315,6 +326,12 @@ class RLV2V(Reconstructs, Translates, System):
             fake = torch.cat([there, onward], 1)
             frames, whole = self.d[o](fake)
             parts["adversarial"] = self.generator_gan(frames) + self.generator_gan(whole)
+        if c.lambda_structure:
+            seen = clip[:, t + 1 - fake.shape[1] : t + 1]
+            wanted, found = (
+                structure(each.flatten(0, 1)).unflatten(0, each.shape[:2]) for each in (seen, fake)
+            )
+            parts["structure"] = _distance(found, wanted)
         return parts, fake
 
     def discriminator_loss(self, batch, t):
