@@ -219,8 +219,7 @@ class ShuffleDecoder(nn.Module):
         change = self._draw(x + self.embed(given).repeat_interleave(repeats, 0))
         given = given.repeat_interleave(repeats, 0)
         if self.skip == "warp":
-            flow = change[:, 3:]
-            return warp(given, flow) + change[:, :3]
+            return warp(given, change[:, 3:]) + change[:, :3]
         return given + change
 
     def _draw(self, x):
@@ -245,7 +244,5 @@ def feature_matching_loss(fake_features, real_features):
 
     Only the maps of the fake pictures get a gradient.
     """
-    total = 0
-    for fake, real in zip(fake_features, real_features, strict=True):
-        total = total + F.l1_loss(in_fp32(fake), in_fp32(real.detach()))
-    return total
+    pairs = zip(fake_features, real_features, strict=True)
+    return sum(F.l1_loss(in_fp32(fake), in_fp32(real.detach())) for fake, real in pairs)
