@@ -1,6 +1,6 @@
 """A film as a few hundred pictures that are added up: what latent="components" is made of.
 
-Letters: N pictures, H W pixels, L components, P = 3 H W numbers of a picture, M known frames.
+Letters: N pictures, H W pixels, L components, P = 3 H W numbers of a picture.
 """
 
 import torch
@@ -84,10 +84,13 @@ class Components(nn.Module):
     def find(self, picture):
         """The latent `[1, L]` of the known frame that a picture `[1, 3, H, W]` is most like.
 
-        The picture is zoomed and moved along x and y, by `MOVES`, to where it is most like a frame.
+        The picture is zoomed and moved along x and y, by `MOVES`, to where it is most like a frame: likeness
+        is the cosine of latents, whose components count by the root of their spread. So contrast does not
+        count, nor brightness much, which the first components hold.
         """
         with without_autocast(picture):
-            known = self.marks(self.known).T
+            weights = self.spread.sqrt()
+            known = F.normalize(self.known * weights).T
             ways = picture.new_tensor([0, -1, 1])
             ways = torch.cartesian_prod(ways, ways[:1], ways, ways[:1], ways, ways).view(-1, 2, 3)
             pictures = picture.expand(len(ways), -1, -1, -1)
@@ -96,15 +99,9 @@ class Components(nn.Module):
                 tried = way + size * ways
                 grid = F.affine_grid(tried, pictures.shape, align_corners=False)
                 moved = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
-                likeness, places = (self.marks(self(moved)) @ known).max(1)
-                best = likeness.argmax(0, keepdim=True)
+                likeness, places = (F.normalize(self(moved) * weights) @ known).max(1)
+                best = likeness.argmax()
                 if likeness[best] > SAME:
                     break
                 way = tried[best]
-            return self.known[places[best]]
-
-    def marks(self, z):
-        """What tells latents `[N, L]`, whatever the contrast and the mean of each colour: unit vectors."""
-        z = z * self.spread
-        plain = self.pictures.mean((2, 3))  # [L, 3]
-        return F.normalize(z - z @ plain @ plain.T * self.mean[0].numel())
+            return self.known[places[best], None]

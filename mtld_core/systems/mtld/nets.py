@@ -58,10 +58,10 @@ class Trajectory(nn.Module):
         as_map = config.latent == "map"
         dense = Conv3x3 if as_map else nn.Linear
         cell = ConvGRUCell if as_map else nn.GRUCell
-        first = dense(config.context_frames * latent, hidden)
-        self.init = nn.Sequential(first, nn.ReLU(), dense(hidden, hidden))
-        cells = [cell(hidden if i else latent, hidden) for i in range(config.gru_layers)]
-        self.cells = nn.ModuleList(cells)
+        self.init = nn.Sequential(
+            dense(config.context_frames * latent, hidden), nn.ReLU(), dense(hidden, hidden)
+        )
+        self.cells = nn.ModuleList(cell(hidden if i else latent, hidden) for i in range(config.gru_layers))
         self.head = dense(hidden, latent)
         self.changes = config.gru_gives == "change"
         if self.changes:

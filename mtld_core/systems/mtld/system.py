@@ -504,8 +504,8 @@ class MTLD(System):
     def _start(self, context, generator):
         z = self._encode(context)
         if self.config.places:
-            pictures = context.flatten(0, 1).split(1)
-            z = torch.cat([self.encoder.find(picture) for picture in pictures]).view_as(z)
+            found = [self.encoder.find(picture) for picture in context.flatten(0, 1).split(1)]
+            z = torch.cat(found).view_as(z)
         return z[:, -1], self.trajectory.start(z), context[:, -1]
 
     def step(self, state, action=None):
