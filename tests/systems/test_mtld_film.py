@@ -285,7 +285,7 @@ def shots(count=24, height=32, width=48):
     frames = []
     for t in range(count):
         spots = [
-            torch.exp(-6 * ((x - math.sin(t / 2 + c)) ** 2 + (y - math.cos(t / 3 + 2 * c)) ** 2))
+            torch.exp(-6 * ((x - math.sin(t / 8 + c)) ** 2 + (y - math.cos(t / 12 + 2 * c)) ** 2))
             for c in range(3)
         ]
         frames.append(torch.stack(spots, 2))
@@ -303,10 +303,10 @@ def knowing(**overrides):
 def disturbances(x):
     """name -> pictures `[N, 3, H, W]` as they may come from elsewhere."""
     logo = x.clone()
-    logo[..., 2:8, 36:46] = torch.tensor([0.8, -0.7, -0.7])[:, None, None]
+    logo[..., 2:8, 36:46] = torch.tensor([0.4, -0.7, -0.7])[:, None, None]
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
     cropped = F.interpolate(x[..., 2:-2, 2:-2], size=x.shape[2:], mode="bilinear", align_corners=False)
-    shifted = torch.cat([x[..., :1].expand(-1, -1, -1, 3), x[..., :-3]], 3)
+    shifted = torch.cat([x[..., :1].expand(-1, -1, -1, 2), x[..., :-2]], 3)
     return {
         "clean": x,
         "a logo": logo,
@@ -325,7 +325,7 @@ def test_a_disturbed_priming_frame_is_taken_for_the_films_own(name):
     given = disturbances(x)[name]
     z, _, _ = system.start(given[:, None])
     right = (z == system.encoder.known).all(1)
-    assert right.float().mean() > 0.9, right
+    assert right.float().mean() > 0.95, right
     off = system.encoder(given)
     if name != "clean":
         assert (off - system.encoder.known).abs().max() > 0.05  # which it would have begun with
