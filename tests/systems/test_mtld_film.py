@@ -1,5 +1,6 @@
 """MTLD on a film: latents that are its principal components, rolls that grow, the preset series."""
 
+import dataclasses
 import math
 import shutil
 
@@ -244,6 +245,8 @@ def test_components_are_no_parameters_and_have_no_discriminator():
         ({"lambda_l1": 1, "lambda_fm": 2}, "no weights of others: give lambda_l1=0, lambda_fm=0"),
         ({"latent": "vector", "lambda_l1": 1, "grow_until": 0.3}, "grow_until needs latent='components'"),
         ({"latent": "map", "lambda_l1": 1, "latent_dim": 0}, "latent_dim must be positive, except with"),
+        ({"latent": "vector", "lambda_l1": 1, "places": 9}, "places needs latent='components'"),
+        ({"places": 5000}, "places must be at most 4096, not 5000"),
         ({"gru_gives": "both"}, "gru_gives must be one of"),
         ({"context_frames": 4}, "context_frames must be from 1 to sequence_length - 1"),
     ],
@@ -271,3 +274,109 @@ def test_series_learns_a_film_of_any_size_by_heart(tmp_path):
     rolled = torch.cat(list(system.rollout(context, 20)), 1)
     torch.testing.assert_close(rolled, torch.stack(frames, 1), atol=1e-3, rtol=0)
     assert F.mse_loss(rolled[:, 0], to_float(context)[None]) < 1
+
+
+# ---- priming frames that are none of the film's
+
+
+def shots(count=24, height=32, width=48):
+    """Frames of smooth blobs that wander, uint8 `[count, H, W, 3]`."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    frames = []
+    for t in range(count):
+        spots = [
+            torch.exp(-6 * ((x - math.sin(t / 8 + c)) ** 2 + (y - math.cos(t / 12 + 2 * c)) ** 2))
+            for c in range(3)
+        ]
+        frames.append(torch.stack(spots, 2))
+    return (40 + 160 * torch.stack(frames)).to(torch.uint8)
+
+
+def knowing(**overrides):
+    """A model that knows every frame of `shots`."""
+    frames = shots()
+    system = model(height=32, width=48, latent_dim=12, places=len(frames), **overrides)
+    system.prepare(frames)
+    return system, to_float(frames)
+
+
+def disturbances(x):
+    """name -> pictures `[N, 3, H, W]` as they may come from elsewhere."""
+    logo = x.clone()
+    logo[..., 2:8, 36:46] = torch.tensor([0.4, -0.7, -0.7])[:, None, None]
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
+    cropped = F.interpolate(x[..., 2:-2, 2:-2], size=x.shape[2:], mode="bilinear", align_corners=False)
+    shifted = torch.cat([x[..., :1].expand(-1, -1, -1, 2), x[..., :-2]], 3)
+    return {
+        "clean": x,
+        "a logo": logo,
+        "brighter": 1.15 * (x + 1) - 1,
+        "darker": 0.85 * (x + 1) - 1,
+        "tinted": x + torch.tensor([0.1, 0.0, -0.1])[:, None, None],
+        "noise": x + 0.1 * noise,
+        "cropped": cropped,
+        "shifted": shifted,
+    }
+
+
+@pytest.mark.parametrize("name", disturbances(torch.zeros(1, 3, 32, 48)))
+def test_a_disturbed_priming_frame_is_taken_for_the_films_own(name):
+    system, x = knowing()
+    given = disturbances(x)[name]
+    z, _, _ = system.start(given[:, None])
+    right = (z == system.encoder.known).all(1)
+    assert right.float().mean() > 0.95, right
+    off = system.encoder(given)
+    if name != "clean":
+        assert (off - system.encoder.known).abs().max() > 0.05  # which it would have begun with
+
+
+def test_a_frame_of_the_film_is_itself_and_a_rollout_begins_at_it():
+    system, x = knowing()
+    with torch.no_grad():
+        rolled = torch.cat(list(system.rollout(x[:, None], 3)), 1)
+        system.config = dataclasses.replace(system.config, places=0)
+        torch.testing.assert_close(torch.cat(list(system.rollout(x[:, None], 3)), 1), rolled)
+
+
+def test_each_of_several_priming_frames_is_looked_up():
+    system, x = knowing(context_frames=2)
+    given = disturbances(x)["brighter"]
+    pairs = torch.stack([given[3:9], given[4:10]], 1)
+    z, hidden, _ = system.start(pairs)
+    known = system.encoder.known
+    torch.testing.assert_close(z, known[4:10], atol=0, rtol=0)
+    clean = system.trajectory.start(torch.stack([known[3:9], known[4:10]], 1))
+    torch.testing.assert_close(hidden[0], clean[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_places_are_found_in_full_precision(dtype):
+    system, x = knowing()
+    given = disturbances(x)["cropped"][:4]
+    z, _, _ = system.start(given[:, None])
+    with torch.autocast("cpu", dtype):
+        torch.testing.assert_close(system.start(given[:, None])[0], z, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(("places", "kept"), [(0, 0), (29, 0), (30, 30), (4096, 30)])
+def test_a_film_is_known_whole_or_not_at_all(tmp_path, places, kept):
+    dataset = open_dataset(write_arcs(tmp_path, [12, 18]))
+    cls, config, training = plan("mtld", "tiny", overrides=FILM | {"places": places})
+    system = build(cls, config, dataset, training.seed)
+    assert system.config.places == kept and len(system.encoder.known) == kept
+    assert ("encoder.known" in system.state_dict()) == bool(kept)  # a run of before has none
+
+
+def test_places_change_nothing_in_training_and_come_back_with_the_run(tmp_path):
+    data = str(write_arcs(tmp_path / "data", [24]))
+    states = []
+    for places in (0, 100):
+        settings = FILM | {"places": places, "restitution": True, "threads": 1}
+        train("mtld", "tiny", data, settings, run_dir=str(tmp_path / str(places)), steps=3)
+        states.append(open_run(tmp_path / str(places), device="cpu").state_dict())
+    known = states[1].pop("encoder.known")
+    system = open_run(tmp_path / "100", device="cpu")
+    torch.testing.assert_close(known, system.encoder(to_float(open_dataset(data).frames)))
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, atol=0, rtol=0)

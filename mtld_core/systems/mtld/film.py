@@ -4,6 +4,7 @@ Letters: N pictures, H W pixels, L components, P = 3 H W numbers of a picture.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mtld_core.frames import to_float
@@ -13,6 +14,8 @@ LEAST_SPREAD = 1e-3  # of the first component's: below that a component is fp32'
 FRAMES_EACH, MOST = 3, 512  # components: one for so many frames of the film, and how many at most
 SAMPLE = 4096  # frames that they are taken of, evenly spaced
 FLOOR = 1e-5  # of what a frame loses: half a level of 255
+MOVES = 0.08, 0.04, 0.02  # zooms, and ways in half sides, that are tried one after the other
+SAME = 0.9999  # likeness from which on nothing else is tried
 
 
 def components_for(frames):
@@ -35,12 +38,14 @@ class Components(nn.Module):
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("pictures", torch.zeros(count, *size))  # orthonormal rows, or zeros
         self.register_buffer("spread", torch.ones(count))
+        # latents of the film's frames; runs without them have no such tensor
+        self.register_buffer("known", torch.zeros(config.places, count), persistent=config.places > 0)
 
     @torch.no_grad()
     def learn(self, frames):
-        """Take mean, components and their spread from frames uint8 `[n, H, W, 3]`.
+        """Take mean, components and their spread from frames uint8 `[n, H, W, 3]`, and know these.
 
-        Components beyond what n frames hold stay 0.
+        Components beyond what n frames hold stay 0, and so do known frames beyond n.
         """
         x = to_float(frames).flatten(1)
         self.mean.copy_(x.mean(0).view_as(self.mean))
@@ -53,6 +58,7 @@ class Components(nn.Module):
         rows = (sides / lengths).T.to(x.dtype) @ x
         self.pictures.zero_()[: len(rows)] = rows.view(-1, *self.mean.shape)
         self.spread.fill_(1)[: len(rows)] = (lengths / len(x) ** 0.5).to(x.dtype)
+        self.known[: len(frames)] = self(to_float(frames))[: len(self.known)]
 
     @property
     def weights(self):
@@ -74,3 +80,28 @@ class Components(nn.Module):
         with without_autocast(z):
             change = (in_fp32(z) * self.spread) @ self.pictures.flatten(1)
             return self.mean + change.unflatten(1, self.mean.shape)
+
+    def find(self, picture):
+        """The latent `[1, L]` of the known frame that a picture `[1, 3, H, W]` is most like.
+
+        The picture is zoomed and moved along x and y, by `MOVES`, to where it is most like a frame: likeness
+        is the cosine of latents, whose components count by the root of their spread. So contrast does not
+        count, nor brightness much, which the first components hold.
+        """
+        with without_autocast(picture):
+            weights = self.spread.sqrt()
+            known = F.normalize(self.known * weights).T
+            ways = picture.new_tensor([0, -1, 1])
+            ways = torch.cartesian_prod(ways, ways[:1], ways, ways[:1], ways, ways).view(-1, 2, 3)
+            pictures = picture.expand(len(ways), -1, -1, -1)
+            way = torch.eye(2, 3).to(picture)  # at first it stays where it is
+            for size in MOVES:
+                tried = way + size * ways
+                grid = F.affine_grid(tried, pictures.shape, align_corners=False)
+                moved = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+                likeness, places = (F.normalize(self(moved) * weights) @ known).max(1)
+                best = likeness.argmax()
+                if likeness[best] > SAME:
+                    break
+                way = tried[best]
+            return self.known[places[best], None]

@@ -58,10 +58,10 @@ class Trajectory(nn.Module):
         as_map = config.latent == "map"
         dense = Conv3x3 if as_map else nn.Linear
         cell = ConvGRUCell if as_map else nn.GRUCell
-        first = dense(config.context_frames * latent, hidden)
-        self.init = nn.Sequential(first, nn.ReLU(), dense(hidden, hidden))
-        cells = [cell(hidden if i else latent, hidden) for i in range(config.gru_layers)]
-        self.cells = nn.ModuleList(cells)
+        self.init = nn.Sequential(
+            dense(config.context_frames * latent, hidden), nn.ReLU(), dense(hidden, hidden)
+        )
+        self.cells = nn.ModuleList(cell(hidden if i else latent, hidden) for i in range(config.gru_layers))
         self.head = dense(hidden, latent)
         self.changes = config.gru_gives == "change"
         if self.changes:
@@ -219,8 +219,7 @@ class ShuffleDecoder(nn.Module):
         change = self._draw(x + self.embed(given).repeat_interleave(repeats, 0))
         given = given.repeat_interleave(repeats, 0)
         if self.skip == "warp":
-            flow = change[:, 3:]
-            return warp(given, flow) + change[:, :3]
+            return warp(given, change[:, 3:]) + change[:, :3]
         return given + change
 
     def _draw(self, x):
@@ -245,7 +244,5 @@ def feature_matching_loss(fake_features, real_features):
 
     Only the maps of the fake pictures get a gradient.
     """
-    total = 0
-    for fake, real in zip(fake_features, real_features, strict=True):
-        total = total + F.l1_loss(in_fp32(fake), in_fp32(real.detach()))
-    return total
+    pairs = zip(fake_features, real_features, strict=True)
+    return sum(F.l1_loss(in_fp32(fake), in_fp32(real.detach())) for fake, real in pairs)

@@ -54,6 +54,9 @@ class MTLDConfig(FrameSize):
     gru_gives: typing.Literal["latent", "change"] = "latent"  # the next latent, or the change to it
     # components: share of the training after which rolls fill the window; they begin with one frame
     grow_until: Share[float] = 0.0
+    # components: a priming frame is taken for the film's frame that it is most like, if the film has no more
+    # frames than so many; they are kept as latents
+    places: NotNegative[int] = 0
     encoder_channels: Widths = (32, 64, 128, 256)  # each halves the picture
     encoder_norm: NormKind = "instance"
     decoder: typing.Literal["shuffle", "resize", "transposed"] = "shuffle"
@@ -90,6 +93,7 @@ class MTLDConfig(FrameSize):
             return
         check(self.latent_dim > 0, "latent_dim must be positive, except with latent='components'")
         check(not self.grow_until, "grow_until needs latent='components'")
+        check(not self.places, "places needs latent='components'")
         self._check_decoder()
         self._check_sizes()
         check(
@@ -114,9 +118,10 @@ class MTLDConfig(FrameSize):
         )
 
     def _check_components(self):
-        unused = [name for name, value in vars(self).items() if name.startswith("lambda_") and value]
-        zeros = ", ".join(f"{name}=0" for name in unused)
-        check(not unused, f"latent='components' has a loss of its own and no weights of others: give {zeros}")
+        zeros = [f"{name}=0" for name, value in vars(self).items() if name.startswith("lambda_") and value]
+        way = ", ".join(zeros)
+        check(not zeros, f"latent='components' has a loss of its own and no weights of others: give {way}")
+        check(self.places <= SAMPLE, f"places must be at most {SAMPLE}, not {self.places}")
 
     def _check_decoder(self):
         if self.decoder == "shuffle":
@@ -244,6 +249,7 @@ class MTLD(System):
             "gru_layers": 1,
             "gru_gives": "change",
             "grow_until": 0.7,
+            "places": SAMPLE,
             "lr_g": 3e-3,
             "beta1": 0.9,
             "weight_decay": 0.3,
@@ -317,9 +323,12 @@ class MTLD(System):
     @classmethod
     def fit_config(cls, config, dataset):
         config = super().fit_config(config, dataset)
-        if config.latent_dim:
-            return config
-        return dataclasses.replace(config, latent_dim=components_for(len(dataset.frames)))
+        count = len(dataset.frames)
+        return dataclasses.replace(
+            config,
+            latent_dim=config.latent_dim or components_for(count),
+            places=count if count <= config.places else 0,
+        )
 
     def needs(self):
         window, context = self.config.sequence_length, self.config.context_frames
@@ -350,10 +359,9 @@ class MTLD(System):
         return phases
 
     def training_step(self, batches, step):
-        if self.discriminator:
-            self.discriminator.iterate()
-        if self.temporal:
-            self.temporal.iterate()
+        for critic in self.discriminator, self.temporal:
+            if critic:
+                critic.iterate()
         loss = self.film_loss if self.config.latent == "components" else self.generator_loss
         made = step("generator", loss, batches[0])
         logs = made.logs
@@ -375,8 +383,7 @@ class MTLD(System):
 
         m = max(1, round(c.rebuild_frames * n))  # the first m of the n are also rebuilt
         z = self._encode(torch.cat([frames[:, :k], real[:, :m]], 1))  # [B, k+m, Z]
-        z_given = z[:, :k]
-        z_rebuilt = z[:, k:]
+        z_given, z_rebuilt = z.split([k, m], 1)
         z_real = z_rebuilt.detach()
         if m < n:
             with torch.no_grad():
@@ -496,6 +503,9 @@ class MTLD(System):
 
     def _start(self, context, generator):
         z = self._encode(context)
+        if self.config.places:
+            found = [self.encoder.find(picture) for picture in context.flatten(0, 1).split(1)]
+            z = torch.cat(found).view_as(z)
         return z[:, -1], self.trajectory.start(z), context[:, -1]
 
     def step(self, state, action=None):
