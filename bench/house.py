@@ -52,7 +52,7 @@ MOST_ROOMS, MOST_STOREYS, MOST_ARROWS = 24, 8, 115
 MOST_FILES_AT_THE_TOP, MOST_FILES = 10, 13  # directly in mtld_core/, and in any folder inside it
 # of mtld_core; the plan aimed at 70,000 for what there was before dreams were judged by their life; before
 # graphs, few kernels and several processes for GPUs the cap was 111,500
-MOST_TOKENS, MOST_TOKENS_A_LINE = 124_350, 10.4
+MOST_TOKENS, MOST_TOKENS_A_LINE = 124_000, 10.4
 LONGEST_FUNCTION, LONGEST_LINE = 60, 110  # lines, characters
 MOST_MEMBERS = 21  # in the table of the contract's docstring
 
