@@ -261,13 +261,19 @@ def test_a_domain_of_which_nothing_can_be_held_out(tmp_path, two_domains, short)
     refused(lambda: two_domains((lengths["X"],), (lengths["Y"],)), f"{tmp_path / 'data' / short}: ", *words)
 
 
-def test_one_domain_for_two_and_two_for_one(trained, tmp_path, two_domains):
+def test_one_domain_for_two(trained, tmp_path, monkeypatch):
+    monkeypatch.setitem(systems.SYSTEMS, "toy_translator", "toys:ToyTranslator")
     refused(
         lambda: train("toy_translator", "tiny", str(trained[0]), run_dir=str(tmp_path / "run")),
         "needs 2 domain(s)",
     )
+
+
+@pytest.mark.parametrize("preset", ["tiny", "series"])
+def test_two_domains_for_one(tmp_path, two_domains, preset):
     two_domains(([20] * 6,), ([20] * 6,))
-    refused(lambda: tiny(tmp_path / "data", tmp_path / "other"), "mtld needs 1 domain(s)", "holds 2")
+    words = ("mtld needs 1 domain(s)", "holds 2")
+    refused(lambda: tiny(tmp_path / "data", tmp_path / "other", preset=preset), *words)
 
 
 # ---- settings

@@ -323,7 +323,7 @@ class MTLD(System):
     @classmethod
     def fit_config(cls, config, dataset):
         config = super().fit_config(config, dataset)
-        count = len(dataset.frames)
+        count = sum(len(domain.frames) for domain in dataset.domains)
         return dataclasses.replace(
             config,
             latent_dim=config.latent_dim or components_for(count),
