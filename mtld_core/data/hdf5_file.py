@@ -61,11 +61,11 @@ def _why_not(path, error):
     return f"{path} is no HDF5 file, or a damaged one ({error}); record or download it again"
 
 
-def find_dataset(file, name):
+def find_dataset(file, name, of=()):
     """Find the dataset `name` in an open file, and make sure that it is whole. None where there is none.
 
-    Raises UserError where `name` is a group, a link that leads nowhere, or a dataset that lacks a part or a
-    filter.
+    of: (file, dataset) of those that it is a part of. Raises UserError where `name` is a group, a link that
+    leads nowhere, a dataset that lacks a part or a filter, or one that is a part of itself.
     """
     link = file.get(name, getlink=True)
     if link is None:
@@ -78,7 +78,11 @@ def find_dataset(file, name):
         raise UserError(f"{file.filename}: {_a_group(file, name, found)}")
     if not isinstance(found, h5py.Dataset):
         return None
-    _check_whole(found, f"{file.filename}: dataset {name!r}")
+    what = f"{file.filename}: dataset {name!r}"
+    this = os.path.realpath(file.filename), found.name
+    if this in of:
+        raise UserError(f"{what} is a part of itself and has no frames of its own: make it anew")
+    _check_whole(found, what, (*of, this))
     return found
 
 
@@ -114,16 +118,16 @@ def _dead(file, name, link):
 # ---- parts of a dataset that lie elsewhere
 
 
-def _check_whole(dataset, what):
+def _check_whole(dataset, what, of):
     """Raise UserError where a part of `dataset` is gone, or a filter that it needs.
 
-    what: names it in the error.
+    what: names it in the error. of: as in `find_dataset`, with the dataset.
     """
     _check_filters(dataset, what)
     if dataset.external:
         _check_external(dataset, what)
     if dataset.is_virtual:
-        _check_virtual(dataset, what)
+        _check_virtual(dataset, what, of)
 
 
 def _check_filters(dataset, what):
@@ -165,7 +169,7 @@ def _check_external(dataset, what):
             )
 
 
-def _check_virtual(dataset, what):
+def _check_virtual(dataset, what, of):
     """Raise UserError where a dataset of another file that holds rows of this one is gone, or too short."""
     covered = 0
     for source in dataset.virtual_sources():
@@ -180,7 +184,7 @@ def _check_virtual(dataset, what):
                 f"{what} has a part in {name}, which is missing: bring that file back to {wanted}"
             )
         with open_file(path) as file:
-            part = find_dataset(file, source.dset_name)
+            part = find_dataset(file, source.dset_name, of)
             if part is None:
                 raise UserError(f"{what} has a part in {path}: {missing_dataset(file, source.dset_name)}")
             if not _is_covered(source, part.shape):

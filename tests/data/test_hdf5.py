@@ -346,6 +346,17 @@ def test_a_slice_of_a_part_that_has_become_shorter(tmp_path):
     refused(tmp_path / "all.h5", "part.h5, whose dataset 'data' is [6, 6, 8, 3] now")
 
 
+@pytest.mark.parametrize("names", [["."], ["y.h5", "x.h5"]])
+def test_a_dataset_that_is_a_part_of_itself(tmp_path, names):
+    """By its own file, or in a circle of two."""
+    for name, part in zip(["x.h5", "y.h5"], names, strict=False):
+        layout = h5py.VirtualLayout((4, 6, 8, 3), np.uint8)
+        layout[:] = h5py.VirtualSource(part, "frames", (4, 6, 8, 3))
+        with h5py.File(tmp_path / name, "w") as file:
+            file.create_virtual_dataset("frames", layout)
+    refused(tmp_path / "x.h5", "dataset 'frames' is a part of itself", "make it anew")
+
+
 def test_rows_that_no_part_holds_are_refused(tmp_path):
     refused(virtual(tmp_path, covered=2), f"{10 * 6 * 8 * 3} of its {30 * 6 * 8 * 3} values lie in none")
 
