@@ -424,6 +424,7 @@ except UserError as error:
 """
 
 
+@pytest.mark.versionless  # the disk's doing
 @pytest.mark.skipif(os.name == "nt", reason="no such limits on Windows")
 def test_files_that_cannot_grow(trained, run, tmp_path):
     job = {"preset": "tiny", "dataset_root": str(trained[0]), "run_dir": str(run), "steps": 15}
@@ -500,6 +501,7 @@ def test_a_report_that_cannot_be_written_hides_nothing(trained, run, monkeypatch
 # ---- two at once, and killed
 
 
+@pytest.mark.versionless  # our own lock
 def test_a_second_process_is_refused_and_the_first_goes_on(trained, tmp_path, capsys):
     job, run = tmp_path / "job.json", tmp_path / "run"
     settings = {"preset": "tiny", "dataset_root": str(trained[0]), "run_dir": str(run), "steps": 10**6}

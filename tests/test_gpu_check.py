@@ -252,6 +252,7 @@ def small_as_tiny(steps):
     return lambda self, name, preset, *more, **named: steps(self, name, "tiny", *more, **named)
 
 
+@pytest.mark.versionless  # our own log
 def test_a_run_is_timed_by_its_log_and_two_of_them_are_the_same(bench):
     one, weights, said = bench.timed_run(*STEP, bench.folder / "timed_1", {"threads": 1}, steps=8)
     two, others, _ = bench.timed_run(*STEP, bench.folder / "timed_2", {"threads": 1}, steps=8)

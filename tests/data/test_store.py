@@ -217,6 +217,7 @@ print((max(peak[0], me.memory_info().rss) - before) / data.frames.nbytes)
 """
 
 
+@pytest.mark.versionless  # into which array frames are read
 def test_the_peak_of_memory_is_the_frames_and_hardly_more(tmp_path):
     root, small = put_frames(tmp_path / "d", 760, 256), put_frames(tmp_path / "small", 2)
     for start in ("decoding", "from the cache"):

@@ -485,6 +485,7 @@ for length in (200, 2000):
 """
 
 
+@pytest.mark.versionless  # frames are handed on one by one
 def test_ten_times_the_frames_take_no_more_memory(tmp_path):
     root = Path(__file__).parents[2]
     done = subprocess.run(

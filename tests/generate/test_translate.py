@@ -397,6 +397,7 @@ for length in (100, 1000):
 """
 
 
+@pytest.mark.versionless  # frames are handed on one by one
 def test_ten_times_the_frames_take_no_more_memory(tmp_path):
     save(tmp_path / "long", np.broadcast_to(np.uint8([0, 128, 128]), (1000, 96, 128, 3)))
     root = Path(__file__).parents[2]

@@ -569,6 +569,7 @@ def spot(size, weakness=0):
     return draw
 
 
+@pytest.mark.versionless  # our own choice of pixels
 def test_parted_is_when_something_is_in_one_picture_alone(pong, tmp_path, monkeypatch):
     system = open_run(steered_run(monkeypatch, tmp_path, pong))
     for change, first, last, parted in (

@@ -846,6 +846,7 @@ def test_frames_too_small_for_their_structure_are_refused():
     assert build(RLV2V, config, types.SimpleNamespace(size=(8, 16))).config.height == 8
 
 
+@pytest.mark.versionless  # what the system itself keeps
 def test_memory_is_flat_over_hundreds_of_steps(tmp_path):
     """A graph, a list or a replay that grew with every step would show; the first steps fill caches and the
     replay.

@@ -645,6 +645,7 @@ SPLIT = {  # setting: what a run begins with, and another value
 }
 
 
+@pytest.mark.versionless  # a run's own settings
 @pytest.mark.parametrize("name", SPLIT)
 def test_a_run_keeps_what_decides_its_split_and_refuses_another_by_name(arcs, tmp_path, name):
     began, other = SPLIT[name]
