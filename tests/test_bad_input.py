@@ -461,6 +461,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.versionless  # the disk's doing
 def test_a_full_disk(trained, small_disk, tmp_path):
     run = Path(shutil.copytree(trained[1], small_disk / "run"))
     before = files(run / "checkpoints")

@@ -109,6 +109,7 @@ def test_a_section_that_does_not_exist_is_refused(tmp_path, monkeypatch, capsys)
     assert "there is no section 'agian'; did you mean 'again'" in capsys.readouterr().err
 
 
+@pytest.mark.versionless  # our own processes
 def test_the_rest_goes_on_in_another_process_where_the_card_answers_no_more(section, tmp_path, monkeypatch):
     section("precisions", failing)
     monkeypatch.setattr(gpu_check, "answers", lambda device: False)

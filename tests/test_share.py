@@ -196,6 +196,7 @@ def test_the_tail_of_a_long_episode(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.versionless  # our own command line
 def test_a_real_pong_from_the_command_line(tmp_path):
     record("ALE/Pong-v5", 300, tmp_path / "pong.h5", episode_steps=50, progress=False)
     train("tinydreams", "tiny", str(tmp_path / "pong.h5"), QUICK, steps=1, run_dir=str(tmp_path / "run"))

@@ -119,6 +119,7 @@ def test_pip_failing_is_told_in_one_line(tmp_path, monkeypatch):
         convert(None, tmp_path)
 
 
+@pytest.mark.versionless  # our own command line
 def test_the_script(tmp_path, layers):
     checkpoint = write_checkpoint(tmp_path, {"AlexNet_0": layers})
     command = [sys.executable, convert_lpips.__file__, checkpoint, tmp_path / "out", "--net", "alex"]

@@ -183,6 +183,7 @@ def test_videos_of_ones_own(tmp_path):
         (["--film", "sample", "--size", "0"], "size must be 16 or more"),
     ],
 )
+@pytest.mark.versionless  # our own errors
 def test_bad_input_is_said_in_one_line(arguments, words, tmp_path):
     command = [sys.executable, ROOT / "data_prep/make_domains.py", tmp_path / "out", *arguments]
     result = subprocess.run(command, capture_output=True, text=True)

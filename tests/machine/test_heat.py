@@ -389,6 +389,7 @@ def test_a_gpu_is_read_by_its_uuid_whatever_its_place(nvml, libraries, driver, b
         ("sensor.close(); os.remove(os.environ['FAKE_NVML'])", "Driver Not Loaded"),
     ],
 )
+@pytest.mark.versionless  # the tests below read by every version of pynvml
 def test_whatever_fails_is_no_sensor_said_once_and_used_again_when_it_returns(nvml, libraries, trouble, said):
     code = f"""
     good = [gpu(FIRST, 40), gpu(SECOND, 70)]

@@ -25,6 +25,7 @@ def run(folder, *arguments):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
+@pytest.mark.versionless  # test_notebooks.py runs pages on every version
 def test_of_three_runs_one_fails_and_the_table_says_it_at_its_top(tmp_path):
     write_arcs(tmp_path / "arcs", [20] * 6)
     (tmp_path / "sweep.yaml").write_text(SWEEP)
@@ -62,6 +63,7 @@ def test_what_has_finished_is_not_done_again(tmp_path, monkeypatch):
     assert batch.sweep("sweep.yaml") == 1 and "- **b** failed: too hot" in Path("out/table.md").read_text()
 
 
+@pytest.mark.versionless  # test_notebooks.py runs pages on every version
 def test_a_mistake_is_one_line(tmp_path):
     done = run(tmp_path, "01_extract_frames", "page.ipynb", "-p", "hight", "16")
     assert done.returncode == 1 and "Traceback" not in done.stderr

@@ -189,11 +189,13 @@ def test_from_a_video_to_a_generated_sequence_and_its_figures_through_papermill(
         ("04_compare", {"run_dir": "a"}, "did you mean 'run_dirs'"),
     ],
 )
+@pytest.mark.versionless  # our own check of names
 def test_an_unknown_parameter_is_an_error(page, wrong, message, tmp_path):
     code, text, _ = papermill(page, tmp_path, **wrong)
     assert code != 0 and message in text
 
 
+@pytest.mark.versionless  # names of folders
 def test_training_does_not_resume_by_chance_into_a_dated_folder(tmp_path):
     write_arcs(tmp_path / "arcs", [20] * 6)
     code, text, _ = papermill("02_train", tmp_path, preset="tiny", dataset_root="arcs", steps=2, run_dir="")

@@ -97,6 +97,7 @@ def test_epochs_count_every_window_once(arcs, tmp_path):
     assert tiny(arcs, tmp_path / "run", epochs=2, batch_size=5)["step"] == 34
 
 
+@pytest.mark.versionless  # arithmetic of our own
 def test_a_time_budget_alone_is_used_each_night_and_the_cosine_ends_with_it(arcs, tmp_path):
     settings = {"lr_schedule": "cosine", "log_every_steps": 1, "warmup_steps": 2}
     tiny(arcs, tmp_path / "warm", steps=1)  # imports what judging does, which takes as long as the budget
@@ -265,6 +266,7 @@ sys.exit(main(["--config", sys.argv[1]]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.versionless  # our own handlers
 def test_a_signal_saves_and_ends_cleanly(arcs, tmp_path, number):
     job = tmp_path / "job.json"
     run = tmp_path / "run"
