@@ -1,5 +1,7 @@
 """The adversarial losses that RL-V2V-GAN can choose from, by name, and what its translations keep."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 
@@ -27,7 +29,8 @@ GAN_LOSSES = {
 
 
 CELL = 4  # pixels from one place to the next
-RING = [(y, x) for far in (1, 2) for y in (-far, 0, far) for x in (-far, 0, far) if y or x]  # in places
+WAYS = [way for way in itertools.product((-1, 0, 1), repeat=2) if way != (0, 0)]
+RING = [(far * y, far * x) for far in (1, 2) for y, x in WAYS]  # in places
 FAINT = 0.1  # a difference of colours, in [-1, 1], that hardly counts
 
 
