@@ -9,17 +9,17 @@ from torch import nn
 from mtld_core.config import check
 
 
-def action_fields(dataset):
+def action_fields(dataset, otherwise):
     """What a config keeps of a dataset's actions: {"action_count": int}, or {"control_low", "control_high"}.
 
     These are tuples of floats, the least and the largest value of each control. Raises ConfigError where the
-    dataset has no actions.
+    dataset has no actions. otherwise: the setting that does without them, such as "actions='latent'".
     """
     actions = dataset.actions
     check(
         actions is not None,
-        f"{dataset.path} has no actions, which this system needs: use a recording "
-        "(data_prep/record_game.py makes one)",
+        f"{dataset.path} has no actions: use a recording that has (data_prep/record_game.py makes one), or "
+        f"{otherwise}",
     )
     if actions.dtype == torch.int64:
         taken = int(actions.max()) + 1

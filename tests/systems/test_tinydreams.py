@@ -79,6 +79,8 @@ ON = [
     {"action_widths": (8, 12)},
     {"action_mode": "cross", "layers": 2},
     {"action_mode": "modulate"},
+    {"action_mode": "none", "latents": 2},
+    {"action_mode": "none", "lambda_gan": 1},
     {"registers": 3},
     {"registers": 0},
     {"decoder_filters": ()},
@@ -575,7 +577,7 @@ def moving_bar(arcs=6, length=60, actions=3, seed=0):
     return Dataset("memory", "arcs", frames, spans, torch.zeros(0, dtype=torch.int64).numpy(), chosen)
 
 
-def learned(dataset, folder):
+def learned(dataset, folder, **overrides):
     """A system after a short run with teacher forcing and MSE."""
     settings = PLAIN | {
         "lambda_l1": 0,
@@ -586,6 +588,7 @@ def learned(dataset, folder):
         "ema_decay": 0,
     }
     settings |= {"tokenizer_filters": (16,), "decoder_filters": (16,), "norm": "none", "rollout_frames": 1}
+    settings |= overrides
     cls, config, training = plan(
         "tinydreams", "tiny", overrides=settings, run_dir=str(folder / "run"), steps=150
     )
@@ -648,8 +651,20 @@ def test_a_dataset_with_other_actions_is_refused():
     with pytest.raises(ConfigError, match="3 actions and those of memory are 2 floats"):
         TinyDreams.fit_config(fitted, dataset)
     dataset.actions = None
-    with pytest.raises(ConfigError, match="memory has no actions"):
+    with pytest.raises(ConfigError, match="memory has no actions.*or action_mode='none'"):
         TinyDreams.fit_config(fitted, dataset)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_plain_video_goes_on_by_itself(recorded, tmp_path):
+    """A bar that moves by one pixel a frame. Where there are actions, none is asked for either."""
+    dataset = moving_bar(actions=1)  # what it moves by is one number: always to the left
+    if not recorded:
+        dataset.actions = None
+    system = learned(dataset, tmp_path, action_mode="none")
+    assert system.action_space is None and not system.needs().actions
+    assert not [name for name, _ in system.named_parameters() if name.startswith("action")]
+    assert min(skills(system, dataset)) > 6
 
 
 # ---- bad settings and presets
@@ -688,6 +703,10 @@ def test_a_dataset_with_other_actions_is_refused():
         ),
         ({"decoder_blocks": 0}, "decoder_blocks must be positive, not 0"),
         ({"action_mode": "add"}, "action_mode must be one of"),
+        (
+            {"action_mode": "none", "lambda_still": 1},
+            "action_mode='none' there never is one; use lambda_still=0",
+        ),
         (
             {"patch_size": 16},
             r"one patch \(patch_size=16\) leave nothing to norm='instance'; use .* norm='none'",

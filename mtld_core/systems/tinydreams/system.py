@@ -104,7 +104,8 @@ class TinyDreamsConfig(FrameSize):
     norm: NormKind = "instance"  # of all ResNet blocks
     activation: typing.Literal["gelu", "relu", "silu"] = "gelu"  # of the ResNet blocks
     action_widths: Widths = (64,)  # hidden layers of the controls' MLP
-    action_mode: typing.Literal["concat", "cross", "modulate"] = "concat"
+    # none: plain video, without controls
+    action_mode: typing.Literal["concat", "cross", "modulate", "none"] = "concat"
     embed_dim: Positive[int] = 128  # E
     heads: Positive[int] = 4
     layers: Positive[int] = 4
@@ -174,6 +175,11 @@ class TinyDreamsConfig(FrameSize):
             "there is no loss that compares the frame with the truth: give lambda_l1 or lambda_mse a "
             "positive weight",
         )
+        check(
+            not self.lambda_still or self.action_mode != "none",
+            "lambda_still says what comes under no action, and with action_mode='none' there never is one; "
+            "use lambda_still=0",
+        )
 
     def _check_widths(self):
         check(
@@ -237,7 +243,7 @@ class Seen(typing.NamedTuple):
     last: torch.Tensor  # [B, 3, H, W], the present frame
     tokens: torch.Tensor  # [B, P + others, E], those of the places first
     maps: list  # what the tokenizer saw on the way, coarsest first
-    action: torch.Tensor  # [B, 1, E]
+    action: torch.Tensor | None  # [B, 1, E]
 
 
 class State(typing.NamedTuple):
@@ -337,8 +343,10 @@ class TinyDreams(System):
         c = config
         dim = c.embed_dim
         frames = 3 * len(c.ages)
-        self.action_space = action_space(c)
-        self.action = ActionEncoder(self.action_space, c.action_widths, dim)
+        self.action = None
+        if c.action_mode != "none":
+            self.action_space = action_space(c)
+            self.action = ActionEncoder(self.action_space, c.action_widths, dim)
         if c.tokenizer == "conv":
             self.tokenizer = ConvTokenizer(
                 frames, c.tokenizer_filters, c.tokenizer_blocks, dim, c.patch_size, c.norm, c.activation
@@ -364,7 +372,9 @@ class TinyDreams(System):
             zeroed(self.decoder.head)
         self.discriminator = None
         if c.lambda_gan:
-            seen = 6 + self.action.values if c.gan_conditional else 3
+            seen = 3
+            if c.gan_conditional:
+                seen = 6 + (self.action.values if self.action else 0)
             self.discriminator = PatchDiscriminator(c.discriminator_channels, in_channels=seen)
         self.frozen = {}  # networks of the loss: a dict, so that no checkpoint and no optimizer sees them
 
@@ -379,8 +389,12 @@ class TinyDreams(System):
 
     @classmethod
     def fit_config(cls, config, dataset):
-        found = {"action_count": 0, "control_low": (), "control_high": ()} | action_fields(dataset)
-        fitted = dataclasses.replace(super().fit_config(config, dataset), **found)
+        fitted = super().fit_config(config, dataset)
+        if config.action_mode == "none":
+            return fitted
+        found = {"action_count": 0, "control_low": (), "control_high": ()}
+        found |= action_fields(dataset, "action_mode='none'")
+        fitted = dataclasses.replace(fitted, **found)
         given, there = _actions_of(config), _actions_of(fitted)
         check(
             given in ("0 floats", there),
@@ -391,7 +405,7 @@ class TinyDreams(System):
 
     def needs(self):
         k, n = self.config.ages[0] + 1, self.config.rollout_frames
-        return Needs(window=k + n, context=k, actions=True)
+        return Needs(window=k + n, context=k, actions=self.action is not None)
 
     def prepare(self, frames, frames_y=None):
         if self.median is not None:
@@ -430,15 +444,17 @@ class TinyDreams(System):
     def look(self, past, action):
         """See the present: k or more frames `[B, 3, H, W]`, the newest last, and an action -> `Seen`.
 
-        action: `[B]` or `[B, A]`; None for no action at all, see `ActionEncoder.idle`.
+        action: `[B]` or `[B, A]`; None for no action at all, see `ActionEncoder.idle`, or without controls.
         """
         # joined by their channels a batch of one has strides for which torch (2.14, on a CPU) computes wrong
         # gradients
         pictures = torch.stack([past[-1 - age] for age in self.config.ages], 1).flatten(1, 2)
         x, maps = self._layer(self.tokenizer, laid_out(pictures))  # [B, E, h, w]
         x = x.flatten(2).transpose(1, 2) + self.place  # [B, P, E]
-        token = self.action.idle(len(x)) if action is None else self.action(action)
-        token = token[:, None]  # [B, 1, E]
+        token = None
+        if self.action:
+            token = self.action.idle(len(x)) if action is None else self.action(action)
+            token = token[:, None]  # [B, 1, E]
         tokens = [x, self.registers.expand(len(x), -1, -1)]
         if self.config.action_mode == "concat":
             tokens.append(token)
@@ -486,13 +502,14 @@ class TinyDreams(System):
         """Draw n frames, each from those before: (frames `[B, n, 3, H, W]`, nats `[B, n]`).
 
         past: k frames `[B, 3, H, W]`. actions: `[B, n]` or `[B, n, A]`; actions[:, t] leads to the frame t of
-        these. told: the choice of latents for each frame, `[B, n, G, K]`. nats: those of it that were not
-        expected. Without latents both are None.
+        these; without controls None. told: the choice of latents for each frame, `[B, n, G, K]`. nats: those
+        of it that were not expected. Without latents both are None.
         """
         frames = []
         nats = []
         past = list(past)
-        for t, action in enumerate(actions.unbind(1)):
+        steps = [None] * self.config.rollout_frames if actions is None else actions.unbind(1)
+        for t, action in enumerate(steps):
             seen = self.look(past, action)
             choice = None
             if told is not None:
@@ -513,7 +530,7 @@ class TinyDreams(System):
         past = frames[:, :k].unbind(1)
         before, real = frames[:, k - 1 : -1], frames[:, k:]
         truth = real.flatten(0, 1)
-        actions = batch["actions"][:, k - 1 :]
+        actions = batch["actions"][:, k - 1 :] if self.action else None
         if c.context_noise or c.context_fade:
             past = self._worn(past, batch["key"])
         told = None
@@ -583,10 +600,12 @@ class TinyDreams(System):
         """What the discriminator sees of frames `[B, n, 3, H, W]`: `[B, n, C, H, W]`.
 
         With gan_conditional these are also the frames before, `[B, n, 3, H, W]`, and a plane for each number
-        of the actions `[B, n, ...]`.
+        of the actions `[B, n, ...]`, where there are any.
         """
         if not self.config.gan_conditional:
             return frames
+        if actions is None:
+            return torch.cat([frames, before], 2)
         controls = self.action.to_values(actions).to(frames.dtype)[..., None, None]  # [B, n, A, 1, 1]
         planes = controls.expand(-1, -1, -1, *frames.shape[-2:])
         return torch.cat([frames, before, planes], 2)

@@ -177,7 +177,7 @@ class Dynamics(BuiltOn, InventsActions, Stage):
         config = dataclasses.replace(config, tokenizer=tokenizer, split=config.split or below)
         config = super().fit_config(config, dataset)
         if config.actions == "recorded":
-            return dataclasses.replace(config, **action_fields(dataset))
+            return dataclasses.replace(config, **action_fields(dataset, "actions='latent'"))
         latent_actions = config.latent_actions or read_stage(
             config.latent_actions_run, "latent_actions_run", LatentActions, dataset
         )
