@@ -577,6 +577,7 @@ assert not [thread for thread in threading.enumerate() if thread.name == "heat"]
 """
 
 
+@pytest.mark.versionless  # our own pauses
 def test_a_run_rests_goes_on_and_ends_saved_where_rests_do_not_help(nvml, libraries, arcs, tmp_path):
     run = tmp_path / "run"
     out = nvml(libraries["new"], RUN, arcs, run)

@@ -651,7 +651,7 @@ def test_a_dataset_with_other_actions_is_refused():
     with pytest.raises(ConfigError, match="3 actions and those of memory are 2 floats"):
         TinyDreams.fit_config(fitted, dataset)
     dataset.actions = None
-    with pytest.raises(ConfigError, match="memory has no actions.*or action_mode='none'"):
+    with pytest.raises(ConfigError, match=r"memory has no actions.*or action_mode='none'"):
         TinyDreams.fit_config(fitted, dataset)
 
 

@@ -593,7 +593,7 @@ def test_latent_actions_of_another_patch_size_are_refused(runs, tmp_path):
 def test_dynamics_without_recorded_actions_say_what_to_do(runs):
     dataset = data()
     dataset.actions = None
-    with pytest.raises(ConfigError, match="has no actions.*or actions='latent'"):
+    with pytest.raises(ConfigError, match=r"has no actions.*or actions='latent'"):
         dynamics(runs, dataset)
 
 

@@ -202,6 +202,7 @@ def job(tmp_path, monkeypatch):
     assert not workers(tmp_path)
 
 
+@pytest.mark.versionless  # our own messages
 def test_buttons_reach_all_and_one_speaks(job, tmp_path):
     controls = job.controls
     assert sorted(workers(tmp_path)) == [0, 1]
@@ -227,6 +228,7 @@ def test_buttons_reach_all_and_one_speaks(job, tmp_path):
     assert max(took.values()) < 5, took  # each within 1 s on a core of its own
 
 
+@pytest.mark.versionless  # our own watch
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_death_of_any_process_ends_the_run_with_a_line_and_it_goes_on(rank, job, tmp_path):
     job.controls.save.set()
@@ -260,6 +262,7 @@ job.thread.join()
 """
 
 
+@pytest.mark.versionless  # our own watch
 def test_no_process_outlives_the_one_who_started_it(tmp_path):
     """Killed without a word, like a notebook's kernel: the run is saved, judges nothing, and ends."""
     told = {"root": str(ROOT), "tests": str(ROOT / "tests"), "folder": str(tmp_path)}
