@@ -1,9 +1,9 @@
 """How fast every system draws frames, beside its floor, and whether a frame costs the same for ever.
 
-    python bench/rollouts.py [--frames 1000]
+    python bench/rollouts.py [--frames 1000] [--plot docs/rollout_times.png]
 
 One stream of each system's presets, untrained: what a frame costs does not depend on what was learned. The
-floors are those of bench/steps.py.
+floors are those of bench/steps.py. The plot has the time of each frame over its number.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import statistics
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import psutil
 import torch
 
@@ -33,6 +34,7 @@ DRAWN = (
     "rl_v2v `small`, no RL half",
 )
 WARM, COUNTED = 20, 100  # frames that do not count; frames at each end that the medians are of
+SMOOTHED = 25  # frames that a point of the plot is the median of
 
 
 def stream(system, context):
@@ -59,8 +61,11 @@ def stream(system, context):
     return torch.inference_mode()(draw)
 
 
-def rows_of(about, frames=1000):
-    """A row each, a dict. about: `machine()`, whose rates are the floors. frames: of a rollout."""
+def rows_of(about, frames=1000, seen=lambda name, times: None):
+    """A row each, a dict. about: `machine()`, whose rates are the floors. frames: of a rollout.
+
+    seen: is told the seconds of each of its frames.
+    """
     rows = []
     for name in DRAWN:
         steps = Steps(*CASES[name])
@@ -75,6 +80,7 @@ def rows_of(about, frames=1000):
             memory = psutil.Process().memory_info().rss
             times = [seconds(draw) for _ in range(frames)]
             grown = psutil.Process().memory_info().rss - memory
+        seen(name, times)
         taken = statistics.median(times)
         arithmetic = work.flop / about["gflops"] / 1e9
         rows.append(
@@ -94,12 +100,29 @@ def rows_of(about, frames=1000):
     return rows
 
 
+def plot(times, path):
+    """Save a plot of the time of each frame over its number. times: name -> seconds of each frame."""
+    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    for name, taken in times.items():
+        parts = [taken[i : i + SMOOTHED] for i in range(0, len(taken), SMOOTHED)]
+        middle = [WARM + SMOOTHED * (i + 0.5) for i in range(len(parts))]
+        axes.plot(middle, [1000 * statistics.median(part) for part in parts], label=name.replace("`", ""))
+    axes.set(xlabel="frame of the rollout", ylabel="ms a frame", yscale="log")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+
+
 @command
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=1000, help="of each rollout")
+    parser.add_argument("--plot", type=Path, help="a picture of the time of each frame")
     given = parser.parse_args()
-    print_table(rows_of(machine(), given.frames))
+    times = {}
+    print_table(rows_of(machine(), given.frames, times.__setitem__))
+    if given.plot:
+        plot(times, given.plot)
 
 
 if __name__ == "__main__":
