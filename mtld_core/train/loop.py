@@ -345,10 +345,6 @@ class Training:
             self._average()
         return logs
 
-    def _forget_graph(self):
-        """Let go of the recorded step, which holds all the memory that a step takes."""
-        self.do_step.forget()
-
     def _make_room(self):
         """Take the frames from RAM from now on, where they lie on the GPU. Returns whether they did."""
         if self.dataset is self.given:
@@ -363,7 +359,8 @@ class Training:
     def _guarded(self, work):
         """`work()`, and again with room for it where the GPU is full. Raises GivenUp if it stays so."""
         with backends.without_trials():
-            for make_room in (self._forget_graph, self._make_room, None):
+            # first of all a recorded step, which holds all the memory that a step takes
+            for make_room in (self.do_step.forget, self._make_room, None):
                 try:
                     return work()
                 except Exception as error:
