@@ -2,7 +2,6 @@
 
 import torch
 
-from mtld_core.nn.conv import laid_out
 from mtld_core.nn.precision import in_fp32, without_autocast
 
 
@@ -32,7 +31,7 @@ class SlopeConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         layer = ctx.layer
-        slope = torch.conv_transpose2d(laid_out(grad), layer.weight, None, layer.stride, layer.padding)
+        slope = torch.conv_transpose2d(grad, layer.weight, None, layer.stride, layer.padding)
         return None, slope, None
 
 
