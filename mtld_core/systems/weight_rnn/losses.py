@@ -19,8 +19,8 @@ class SlopeConv(torch.autograd.Function):
     """A convolution in a net whose slope is penalised: its weight learns from the gradient of `x` alone.
 
     That is exact where all between the convolutions is linear piece by piece (ReLU, pooling), for then no
-    score bends the slope. torch's own convolution also goes back through the scores, with zeros, and takes
-    the weight's gradient from transposed maps: on a CPU the penalty took 1.6 to 2.3 times as long.
+    score bends the slope. torch's own convolution (2.14) also goes back through the scores, with zeros, and
+    takes the weight's gradient from transposed maps, which is slower, on a CPU, too.
     """
 
     @staticmethod
