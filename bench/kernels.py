@@ -1,6 +1,6 @@
 """How many kernels a training step of each system launches on a GPU, counted without one.
 
-    python bench/kernels.py [--system NAME] [--preset small] [--precision fp16]
+    python bench/kernels.py [--system NAME] [--preset small] [--precision fp16] [--operators] [--lines]
 
 The step runs on fake tensors that claim to be on a card: shapes, types, memory layouts and CUDA's own rules
 of autocast, but no numbers. What torch's engine does for gradients is done by `backward` here, since that
@@ -14,7 +14,9 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import re
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from unittest.mock import patch
@@ -43,6 +45,7 @@ ACTIONS = 3
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # of torch's multi_tensor_apply: numbers that a block works on, blocks of a launch, and tensors of a launch by
 # how many lists there are
+BACKWARD = []  # nodes of autograd whose gradients are computed now, the innermost last
 CHUNK, BLOCKS, TENSORS = 65536, 320, {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
 
 
@@ -51,14 +54,16 @@ class Count(TorchDispatchMode):
     """What is launched inside `with Count() as count`."""
 
     kernels: collections.Counter  # operator -> launches
+    lines: collections.Counter  # where `by_line`: line of mtld_core that asks for them -> launches
     convolutions: int = 0
     nchw: int = 0  # convolutions, and their gradients, of an input that is not in channels_last
     waits: list = dataclasses.field(default_factory=list)  # operators that make the host wait for the card
 
-    def __init__(self):
+    def __init__(self, by_line=False):
         super().__init__()
-        self.kernels, self.waits = collections.Counter(), []
+        self.kernels, self.lines, self.waits = collections.Counter(), collections.Counter(), []
         self.convolutions = self.nchw = 0
+        self.by_line = by_line
 
     @property
     def total(self):
@@ -68,6 +73,7 @@ class Count(TorchDispatchMode):
         keywords = keywords or {}
         result = function(*arguments, **keywords)
         packet = function._overloadpacket
+        before = self.total
         if function.namespace not in ("prim", "profiler") and not looks_on(function):
             if waits(packet, arguments, keywords, result):
                 self.waits.append(str(packet))
@@ -75,6 +81,8 @@ class Count(TorchDispatchMode):
                 self.kernels[str(packet)] += launches(packet, arguments, result)
         if packet in (ATEN.convolution, ATEN.convolution_backward) and arguments[0].dim() == 4:
             self._look_at_convolution(packet, arguments)
+        if self.by_line and self.total > before:
+            self.lines[_line()] += self.total - before
         return result
 
     def _look_at_convolution(self, packet, arguments):
@@ -85,6 +93,17 @@ class Count(TorchDispatchMode):
         copied = [each for each in pictures if not each.is_contiguous(memory_format=torch.channels_last)]
         self.nchw += any(each is pictures[-1] for each in copied)  # the first is a gradient
         self.kernels["copies inside of convolutions"] += len(copied)
+
+
+def _line():
+    """The line of mtld_core that asks for what is computed now; of a gradient the line that it belongs to."""
+    if BACKWARD:
+        text = "".join(BACKWARD[-1].metadata.get("traceback_", ()))
+        frames = re.findall(r'File "([^"]+)", line (\d+)', text)
+    else:
+        frames = [(frame.filename, frame.lineno) for frame in traceback.extract_stack()]
+    ours = [f"{file.split('/mtld_core/')[1]}:{number}" for file, number in frames if "/mtld_core/" in file]
+    return (ours[-1] if ours else "torch") + (", its gradient" if BACKWARD else "")
 
 
 def launches(packet, arguments, result):
@@ -164,7 +183,7 @@ def gradients(outputs, grads, inputs, create_graph=False):
             continue
         taken = [here.get(number) for number in range(len(node._input_metadata))]
         for (after, number), gradient in zip(
-            node.next_functions, _call(node, taken, create_graph), strict=True
+            node.next_functions, _call_in_turn(node, taken, create_graph), strict=True
         ):
             if after is None or gradient is None or not (leads[after] or (after, number) in wanted):
                 continue
@@ -196,6 +215,14 @@ def _order(roots, wanted):
             stack.append((node, True))
             stack += [(each, False) for each, _ in after if each not in seen]
     return order[::-1], leads
+
+
+def _call_in_turn(node, taken, create_graph):
+    BACKWARD.append(node)
+    try:
+        return _call(node, taken, create_graph)
+    finally:
+        BACKWARD.pop()
 
 
 def _call(node, taken, create_graph):
@@ -333,9 +360,10 @@ def make_batch(system, size):
     return batch
 
 
-def count_step(name, preset="small", precision="fp16", overrides=None):
+def count_step(name, preset="small", precision="fp16", overrides=None, by_line=False):
     """The `Count` of one whole step: losses, gradients, clipping, updates and the moving average."""
-    with card():
+    remembering = torch.autograd.set_detect_anomaly(by_line, check_nan=False)  # each node its line
+    with card(), remembering:
         system, training = build(name, preset, overrides or {})
         averaged, _ = build(name, preset, overrides or {})
         to_channels_last(system)
@@ -349,7 +377,7 @@ def count_step(name, preset="small", precision="fp16", overrides=None):
         )
         for _ in range(2):  # the first step also makes what stays
             batches = [make_batch(system, training.batch_size) for _ in range(system.needs().batches)]
-            with Count() as count:
+            with Count(by_line) as count:
                 system.training_step(batches, stepper)
                 move(averaged, system, 0.1)
     return count
@@ -362,10 +390,11 @@ def main():
     parser.add_argument("--preset", default="small")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp16")
     parser.add_argument("--operators", action="store_true", help="and which ones")
+    parser.add_argument("--lines", action="store_true", help="and which lines of mtld_core ask for them")
     given = parser.parse_args()
     rows = []
     for name in [given.system] if given.system else COUNTED:
-        count = count_step(name, given.preset, given.precision)
+        count = count_step(name, given.preset, given.precision, by_line=given.lines)
         rows.append(
             {
                 "step of": f"{name} `{given.preset}`",
@@ -377,6 +406,8 @@ def main():
         )
         if given.operators:
             print_table([{"operator": each, "kernels": n} for each, n in count.kernels.most_common()])
+        if given.lines:
+            print_table([{"line": each, "kernels": n} for each, n in count.lines.most_common()])
     print_table(rows)
 
 

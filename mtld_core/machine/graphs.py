@@ -27,19 +27,25 @@ def can_record(device):
     return device.type == "cuda"
 
 
-def are_wanted(setting, device, alike, accumulate, processes=1):
-    """Whether training steps are recorded, by the setting `graphs` ("auto", "on" or "off").
+def why_not(setting, device, alike, accumulate, processes=1):
+    """Why training steps are not recorded, by the setting `graphs` ("auto", "on" or "off"); "": they are.
 
     "auto" does so on a GPU, where the system's steps are `alike`, one process trains, and a batch is computed
     in one part. Raises UserError for "on" where they cannot be.
     """
-    if setting == "on":
-        check(can_record(device), f"graphs='on' needs a CUDA device, and this is {device}; use 'auto'")
-        check(alike, "graphs='on': the steps of this system differ from each other; use graphs='auto'")
-        check(processes == 1, f"graphs='on' is for one process, and these are {processes}; use graphs='auto'")
-        return True
-    simple = processes == 1 and accumulate == 1
-    return setting == "auto" and can_record(device) and alike and simple
+    if setting == "off":
+        return "graphs='off'"
+    missing = ""
+    if not can_record(device):
+        missing = f"graphs need a CUDA device, and this is {device}"
+    elif not alike:
+        missing = "the steps of this system differ from each other"
+    elif processes > 1:
+        missing = f"graphs are for one process, and these are {processes}"
+    elif accumulate > 1 and setting == "auto":
+        missing = f"a batch is computed in {accumulate} parts (accumulate)"
+    check(setting == "auto" or not missing, f"graphs='on': {missing}; use graphs='auto'")
+    return missing
 
 
 def is_recording():
@@ -55,14 +61,14 @@ class Recorded:
     drawing. Each call does the work once. Inputs are copied to memory that stays, and outputs are in memory
     that the next call writes to again. Where the inputs' shapes change, all begins anew. Whatever goes wrong
     on the way is said in a line, and from then on `work` is called as it is. name: of the work, for that
-    line, which `say` takes.
+    line, which `say` takes. why_not: a reason to call it as it is from the first time on; "" for none.
     """
 
-    def __init__(self, work, device, name, say=print):
+    def __init__(self, work, device, name, say=print, why_not=""):
         self.work, self.device = work, device
         self.name, self.say = name, say
-        self.gave_up = False
-        self.tries = 0
+        self.why_not = why_not
+        self.tries = self.replays = 0
         self._side = None  # the stream that work runs on before it is recorded, and is recorded on
         self.forget()
 
@@ -72,7 +78,7 @@ class Recorded:
         self.static, self.replay, self.outputs = [], None, None
 
     def __call__(self, inputs):
-        if self.gave_up:
+        if self.why_not:
             return self.work(inputs)
         leaves, spec = pytree.tree_flatten(inputs)
         form = spec, [_form(leaf) for leaf in leaves]
@@ -102,6 +108,7 @@ class Recorded:
     def _replayed(self, leaves):
         self._fill(leaves)
         self.replay()
+        self.replays += 1
         return self.outputs
 
     def _run(self, inputs):
@@ -140,9 +147,8 @@ class Recorded:
         full = memory.is_full(error) or memory.is_full(hidden)
         if full and self.tries < MOST_TRIES:
             return
-        self.gave_up = True
-        why = reason_of(error)[:200]
-        self.say(f"{self.name} cannot be recorded as a CUDA graph ({why}): going on without")
+        self.why_not = reason_of(error)[:200]
+        self.say(f"{self.name} cannot be recorded as a CUDA graph ({self.why_not}): going on without")
 
 
 def record(work, stream, generators):

@@ -73,7 +73,7 @@ class Attention(nn.Module):
 
     def forward(self, x):
         parts = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [N, P, 3, H, D]
-        q, k, v = parts.permute(2, 0, 3, 1, 4)  # [N, H, P, D] each
+        q, k, v = (part.transpose(1, 2) for part in parts.unbind(2))  # [N, H, P, D] each
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.out(mixed.transpose(1, 2).flatten(2))
 

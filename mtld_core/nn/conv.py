@@ -41,22 +41,25 @@ def norm2d(kind, channels):
     return nn.Identity()
 
 
-class InstanceNorm(nn.InstanceNorm2d):
-    """torch's own; on a GPU what comes out is in channels_last."""
-
-    def forward(self, x):
-        if _in_torchs_way(x):
-            return super().forward(x)
-        return ChannelsLastNorm.apply(x, x.shape[1], self.eps)
-
-
-class GroupNorm(nn.GroupNorm):
-    """torch's own; on a GPU what comes out is in channels_last, and in half precision where the input is."""
+class OnCards:
+    """A mixin for torch's norms: on a GPU they give out channels_last, in the type of the input."""
 
     def forward(self, x):
         if _in_torchs_way(x):
             return super().forward(x)
         return ChannelsLastNorm.apply(x, self.num_groups, self.eps, self.weight, self.bias)
+
+
+class GroupNorm(OnCards, nn.GroupNorm):
+    """Norm over groups of channels, with a scale and a shift for each channel."""
+
+
+class InstanceNorm(OnCards, nn.InstanceNorm2d):
+    """Norm of each channel by itself."""
+
+    @property
+    def num_groups(self):
+        return self.num_features
 
 
 def _in_torchs_way(x):

@@ -159,7 +159,7 @@ class Training:
 
         if config.compile:
             self._compile()
-        self._do_step = self._step_work()
+        self.do_step = self._step_work()
         if group.leads:
             rewind(run_dir, self.step)
             write_part(run_dir, CONFIG, self._about())
@@ -216,6 +216,8 @@ class Training:
         """Say what the run will need: memory, time a step, and all of it where a length or budget says."""
         schedule, step = self.schedule, self.step
         line = f"a step takes {schedule.step_seconds:.2g} s and {peak_gigabytes(self.device):.1f} GB"
+        if self.do_step.replays:
+            line += ", as a CUDA graph"
         steps, left = schedule.last_step(step), schedule.time_left(step)
         if left:
             line += f": until step {steps:,} about {left} more"
@@ -338,15 +340,10 @@ class Training:
         for name, rates in self.learning_rates.items():
             for group, rate in zip(self.optimizers[name].param_groups, rates, strict=True):
                 graphs.set_rate(group, rate * factor)
-        logs = self._do_step(self.batches.next())
+        logs = self.do_step(self.batches.next())
         if self.ema is not None:
             self._average()
         return logs
-
-    def _forget_graph(self):
-        """Let go of the recorded step, which holds all the memory that a step takes."""
-        if isinstance(self._do_step, graphs.Recorded):
-            self._do_step.forget()
 
     def _make_room(self):
         """Take the frames from RAM from now on, where they lie on the GPU. Returns whether they did."""
@@ -362,7 +359,8 @@ class Training:
     def _guarded(self, work):
         """`work()`, and again with room for it where the GPU is full. Raises GivenUp if it stays so."""
         with backends.without_trials():
-            for make_room in (self._forget_graph, self._make_room, None):
+            # first of all a recorded step, which holds all the memory that a step takes
+            for make_room in (self.do_step.forget, self._make_room, None):
                 try:
                     return work()
                 except Exception as error:
@@ -375,17 +373,17 @@ class Training:
         raise GivenUp
 
     def _step_work(self):
-        """The function of a list of batches that trains on them and returns what is to be logged."""
+        """What takes a list of batches, trains on them and returns what is to be logged: a `Recorded`."""
 
         def work(batches):
             return self.system.training_step(batches, self.stepper)
 
         config, device, alike = self.config, self.device, self.system.steps_are_alike
-        if not graphs.are_wanted(config.graphs, device, alike, config.accumulate, self.group.size):
-            return work
-        for optimizer in self.optimizers.values():
-            graphs.with_rates_in_tensors(optimizer, device)
-        return graphs.Recorded(work, device, "a training step", self.controls.say)
+        why_not = graphs.why_not(config.graphs, device, alike, config.accumulate, self.group.size)
+        if not why_not:
+            for optimizer in self.optimizers.values():
+                graphs.with_rates_in_tensors(optimizer, device)
+        return graphs.Recorded(work, device, "a training step", self.controls.say, why_not)
 
     def _average(self):
         short = (1 + self.step) / (10 + self.step)  # a short memory while much still moves

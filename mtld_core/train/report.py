@@ -58,6 +58,7 @@ def report(run, status, reason):
         "precision": run.precision,
         "precision_judged": name_of(run.system.precision),
         "backends": backends_of(config, device, run.system),
+        "graphs": {"replayed_steps": run.do_step.replays, "why_not": run.do_step.why_not},
         "parameters": run.parameters,
         "seed": config.seed,
         "restitution": config.restitution,

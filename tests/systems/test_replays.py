@@ -15,6 +15,7 @@ from mtld_core.machine.threads import Threads
 from mtld_core.runs.checkpoint import list_checkpoints, load_train_state
 from mtld_core.train.controls import Controls
 from mtld_core.train.loop import Training
+from mtld_core.train.report import report
 from mtld_core.train.settings import build
 
 pytestmark = pytest.mark.versionless  # whether steps are alike is the systems' own doing
@@ -29,7 +30,7 @@ def no_graph(work, stream, generators):
 
 @pytest.fixture(autouse=True)
 def on_one_thread(monkeypatch):
-    monkeypatch.setattr(graphs, "are_wanted", lambda *rule: True)
+    monkeypatch.setattr(graphs, "why_not", lambda *rule: "")
     monkeypatch.setattr(graphs, "record", replaying.record)
     for module in ("mtld", "tinydreams"):
         monkeypatch.setattr(f"mtld_core.systems.{module}.system.load_trunk", lambda given: trunk())
@@ -90,14 +91,20 @@ def both(name, way, folder, monkeypatch, **settings):
         eager = started(name, folder / "eager", way, said, **settings)
         plain = trained(eager, steps)
     assert len([line for line in said if "a training step cannot be recorded as a CUDA graph" in line]) == 1
+    assert reported(eager) == {"replayed_steps": 0, "why_not": "no graph here"}
 
     said.clear()
     run = started(name, folder / "replayed", way, said, **settings)
     assert trained(run, steps) == plain
-    assert run._do_step.replay is not None
+    assert run.do_step.replay is not None
     assert not [line for line in said if "recorded" in line]
+    assert reported(run) == {"replayed_steps": steps - graphs.WARM, "why_not": ""}
     assert_same(run, eager)
     return run, eager
+
+
+def reported(run):
+    return report(run, "finished", "of a test")["graphs"]
 
 
 @pytest.mark.parametrize(("name", "way"), WAYS, ids=str)
@@ -123,7 +130,7 @@ def test_a_run_goes_on_in_the_middle(name, way, tmp_path):
     second = started(name, tmp_path / "parts", way, [])
     assert second.step == 7
     trained(second, 14)
-    assert second._do_step.replay is not None
+    assert second.do_step.replay is not None
     assert_same(second, whole)
 
 
@@ -137,19 +144,32 @@ def test_a_checkpoint_holds_plain_learning_rates(tmp_path, monkeypatch):
     assert type(group["lr"]) is float
     assert group["capturable"] is False
     with monkeypatch.context() as patch:
-        patch.setattr(graphs, "are_wanted", lambda *rule: False)
+        patch.setattr(graphs, "why_not", lambda *rule: "not today")
         without = started("tokenizer", tmp_path, {}, [])
     trained(without, 6)
     assert not any(map(torch.is_tensor, _rates_of(without)))
     without._save()
     again = started("tokenizer", tmp_path, {}, [])
     trained(again, 12)
-    assert again._do_step.replay is not None
+    assert again.do_step.replay is not None
     assert all(map(torch.is_tensor, _rates_of(again)))
 
 
 def _rates_of(run):
     return [group["lr"] for optimizer in run.optimizers.values() for group in optimizer.param_groups]
+
+
+def test_replayed_steps_are_said(tmp_path, monkeypatch):
+    """In report.json, also those before a failure; and in the line after some steps."""
+    said = []
+    run = started("tokenizer", tmp_path, {}, said)
+    trained(run, 8)
+    run._tell_needs()
+    assert said[-1].startswith("a step takes") and said[-1].endswith(" GB, as a CUDA graph")
+    run.do_step.forget()
+    monkeypatch.setattr(graphs, "record", no_graph)
+    trained(run, 12)
+    assert reported(run) == {"replayed_steps": 5, "why_not": "no graph here"}
 
 
 def test_updates_are_counted_in_replayed_steps(tmp_path):
@@ -164,17 +184,17 @@ def test_updates_are_counted_in_replayed_steps(tmp_path):
 def test_judging_takes_the_memory_of_the_graph_where_it_needs_some(tmp_path):
     run, full = started("tokenizer", tmp_path, {}, []), [True]
     trained(run, 6)
-    assert run._do_step.replay is not None
+    assert run.do_step.replay is not None
 
     def judged():
         if full:
             full.pop()
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return run._do_step.replay
+        return run.do_step.replay
 
     assert run._guarded(judged) is None
     trained(run, 12)
-    assert run._do_step.replay is not None
+    assert run.do_step.replay is not None
 
 
 def test_a_full_gpu_gives_a_graph_in_parts(tmp_path, monkeypatch):
@@ -203,5 +223,5 @@ def test_a_full_gpu_gives_a_graph_in_parts(tmp_path, monkeypatch):
     trained(run, 12)
     assert "out of memory in phase 'model': going on with the batch in 2 parts" in said
     assert run.stepper.splits == {"model": 2}
-    assert run._do_step.replay is not None
-    assert not run._do_step.gave_up
+    assert run.do_step.replay is not None
+    assert not run.do_step.why_not

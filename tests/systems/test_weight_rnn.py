@@ -341,12 +341,31 @@ def test_the_penalty_of_a_linear_critic_is_known():
     weight = torch.randn(3 * 4 * 4)
     weight *= 2.5 / weight.norm()
     real, fake = torch.randn(2, 6, 3, 4, 4)
-    penalty = gradient_penalty(lambda x: x.flatten(1) @ weight, real, fake, torch.rand(6))
+    penalty = gradient_penalty(lambda x, **how: x.flatten(1) @ weight, real, fake, torch.rand(6))
     assert penalty.item() == pytest.approx((2.5 - 1) ** 2, rel=1e-5)
     system = model()
-    system.critic.forward = lambda x: x.flatten(1) @ weight.repeat(16)  # |weight| is 4 times 2.5
+    system.critic.forward = lambda x, **how: x.flatten(1) @ weight.repeat(16)  # |weight| is 4 times 2.5
     logs = system.critic_loss(batch()).logs
     assert logs["penalty"].item() == pytest.approx(81.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("downsample", ["stride", "pool"])
+@pytest.mark.parametrize("activation", ["leaky_relu", "relu"])
+def test_the_penalty_teaches_what_torchs_own_convolutions_would(downsample, activation):
+    torch.manual_seed(0)
+    critic = model(downsample=downsample, activation=activation, critic_widths=(5,)).critic.double()
+    real, fake = torch.randn(2, 4, 3, 16, 16, dtype=torch.float64)
+    alpha = torch.rand(4)
+    penalty = gradient_penalty(critic, real, fake, alpha)
+    expected = gradient_penalty(lambda points, **how: critic(points), real, fake, alpha)
+    torch.testing.assert_close(penalty, expected)
+    learning = dict(critic.named_parameters())
+    mine, torchs = (
+        torch.autograd.grad(each, learning.values(), materialize_grads=True) for each in (penalty, expected)
+    )
+    torch.testing.assert_close(mine, torchs)
+    moved = {name for name, grad in zip(learning, mine, strict=True) if grad.any()}
+    assert moved == {name for name in learning if name.endswith("weight")}
 
 
 def test_the_divergence_in_closed_form():

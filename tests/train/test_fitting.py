@@ -346,25 +346,41 @@ def test_after_some_steps_a_run_says_what_it_needs(planned):
 
 
 def test_graphs_are_refused_where_there_are_none(planned):
-    with pytest.raises(ConfigError, match="graphs='on' needs a CUDA device"):
+    with pytest.raises(ConfigError, match="graphs='on': graphs need a CUDA device, and this is cpu"):
         fit(*planned(graphs="on"))
 
 
 @pytest.mark.parametrize(
-    ("setting", "device", "capturable", "accumulate", "wanted"),
+    ("setting", "why"), [("auto", "graphs need a CUDA device, and this is cpu"), ("off", "graphs='off'")]
+)
+def test_the_report_says_why_there_are_no_graphs(setting, why, planned):
+    said = []
+    report = fit(*planned(graphs=setting, steps=10), Controls(said.append))
+    assert report["graphs"] == {"replayed_steps": 0, "why_not": why}
+    assert not [line for line in said if "CUDA graph" in line]
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "capturable", "accumulate", "processes", "why_not"),
     [
-        ("auto", "cuda", True, 1, True),
-        ("auto", "cuda", True, 2, False),
-        ("auto", "cuda", False, 1, False),
-        ("auto", "cpu", True, 1, False),
-        ("on", "cuda", True, 2, True),
-        ("off", "cuda", True, 1, False),
+        ("auto", "cuda", True, 1, 1, ""),
+        ("auto", "cuda", True, 2, 1, "a batch is computed in 2 parts (accumulate)"),
+        ("auto", "cuda", True, 1, 2, "graphs are for one process, and these are 2"),
+        ("auto", "cuda", False, 1, 1, "the steps of this system differ from each other"),
+        ("auto", "cpu", True, 1, 1, "graphs need a CUDA device, and this is cpu"),
+        ("on", "cuda", True, 2, 1, ""),
+        ("off", "cuda", True, 1, 1, "graphs='off'"),
     ],
 )
-def test_when_graphs_are_wanted(setting, device, capturable, accumulate, wanted):
-    assert graphs.are_wanted(setting, torch.device(device), capturable, accumulate) is wanted
+def test_when_graphs_are_wanted(setting, device, capturable, accumulate, processes, why_not):
+    rule = setting, torch.device(device), capturable, accumulate, processes
+    assert graphs.why_not(*rule) == why_not
 
 
-def test_graphs_of_a_system_whose_steps_differ_are_refused():
-    with pytest.raises(ConfigError, match="steps of this system differ"):
-        graphs.are_wanted("on", torch.device("cuda"), False, 1)
+@pytest.mark.parametrize(
+    ("capturable", "processes", "why"),
+    [(False, 1, "steps of this system differ"), (True, 2, "for one process, and these are 2")],
+)
+def test_graphs_are_refused_where_they_cannot_be(capturable, processes, why):
+    with pytest.raises(ConfigError, match=why):
+        graphs.why_not("on", torch.device("cuda"), capturable, 1, processes)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, vmap
 
+from mtld_core.nn.conv import laid_out
 from mtld_core.nn.precision import FullWeights
 
 ACTIVATIONS = {"leaky_relu": functools.partial(F.leaky_relu, negative_slope=0.2), "relu": F.relu}
@@ -69,24 +70,22 @@ class LayerUpdate(nn.Module):
         first, *second, last = vectors.to(own.dtype).split(self.parts, 1)
         shift = last * own / self.out**0.5
         if self.kind == "per_channel":
-            change = {"scale": first, "shift": shift}
             moved = torch.addcmul(shift, first, bias)
             squares = (first.square() * norms.square()).sum(1)
         else:
             for rows in second:  # low_rank
                 columns = first.unflatten(1, (self.out, self.rank)) / self.rank**0.5
                 first = (columns @ rows.unflatten(1, (self.rank, self.rest))).flatten(1)
-            matrix = first * own / (self.out * self.rest) ** 0.5  # [B, out * rest]
-            change = {"weight": matrix.unflatten(1, self.shape).movedim(1, 1 + self.axis), "bias": shift}
+            first = first * own / (self.out * self.rest) ** 0.5  # [B, out * rest]
             moved = shift
-            squares = matrix.square().sum(1)
+            squares = first.square().sum(1)
         limit = self.bound * own
-        squeeze = limit / (limit.square() + squares + moved.square().sum(1)).sqrt()  # [B]
-        squeezed = {}
-        for name, part in change.items():
-            room = [1] * (part.dim() - 1)
-            squeezed[name] = part * squeeze.view(-1, *room)
-        return squeezed
+        squeeze = limit / (limit.square() + squares + moved.square().sum(1)).sqrt()[:, None]  # [B, 1]
+        first = first * squeeze
+        shift = shift * squeeze
+        if self.kind == "per_channel":
+            return {"scale": first, "shift": shift}
+        return {"weight": first.unflatten(1, self.shape).movedim(1, 1 + self.axis), "bias": shift}
 
 
 def changed_layer(layer, x, change=None):
@@ -124,10 +123,10 @@ class Trunk(nn.ModuleList):
         self.activation = ACTIVATIONS[config.activation]
         self.features = channels[-1] * (height >> len(channels)) * (width >> len(channels))
 
-    def forward(self, x, changes=UNCHANGED):
+    def forward(self, x, changes=UNCHANGED, convolve=changed_layer):
         """changes: of the layers, named as in a `VAE`."""
         for i, layer in enumerate(self):
-            x = self.activation(changed_layer(layer, x, changes.get(f"encoder.{i}")))
+            x = self.activation(convolve(layer, x, changes.get(f"encoder.{i}")))
             if self.pool:
                 x = F.max_pool2d(x, 2)
         return x.flatten(1)
@@ -156,7 +155,7 @@ class VAE(FullWeights, nn.Module):
 
     def features(self, z, changes=UNCHANGED):
         """What the first layer makes of latents, the coarsest grid of an image: `[N, C, h, w]`, unbounded."""
-        return changed_layer(self.stem, z, changes.get("stem")).unflatten(1, self.grid)
+        return laid_out(changed_layer(self.stem, z, changes.get("stem")).unflatten(1, self.grid))
 
     def decode(self, z, changes=UNCHANGED):
         """Images in (-1, 1)."""

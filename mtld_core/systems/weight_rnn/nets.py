@@ -5,6 +5,7 @@ import itertools
 import torch
 from torch import nn
 
+from mtld_core.nn.conv import laid_out
 from mtld_core.nn.precision import FullWeights
 from mtld_core.systems.weight_rnn.hyper import Trunk
 
@@ -22,8 +23,9 @@ class Critic(FullWeights, nn.Module):
         self.dense = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.head = nn.Linear(widths[-1], 1, bias=False)  # a bias would cancel out
 
-    def forward(self, images):
-        x = self.trunk(images)
+    def forward(self, images, **how):
+        """how: of the trunk."""
+        x = self.trunk(images, **how)
         for layer in self.dense:
             x = self.trunk.activation(layer(x))
         return self.head(x).squeeze(1)
@@ -52,6 +54,6 @@ class WeightPredictor(nn.Module):
             self.head.bias.copy_(initial)
 
     def forward(self, video):
-        read = self.frames(video.flatten(0, 1)).flatten(1)  # [B * V, features]
+        read = self.frames(laid_out(video.flatten(0, 1))).flatten(1)  # [B * V, features]
         seen, _ = self.gru(read.unflatten(0, video.shape[:2]))  # [B, V, hidden]
         return self.head(seen[:, -1])
