@@ -43,9 +43,9 @@ COUNTED = [name for name in SYSTEMS if name != "rl_v2v"]  # which draws the leng
 SIZE = 64  # pixels along a side
 ACTIONS = 3
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BACKWARD = []  # nodes of autograd whose gradients are computed now, the innermost last
 # of torch's multi_tensor_apply: numbers that a block works on, blocks of a launch, and tensors of a launch by
 # how many lists there are
-BACKWARD = []  # nodes of autograd whose gradients are computed now, the innermost last
 CHUNK, BLOCKS, TENSORS = 65536, 320, {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
 
 
