@@ -14,7 +14,6 @@ import itertools
 import os
 import re
 import shutil
-import string
 import tempfile
 import urllib.parse
 import urllib.request
@@ -132,11 +131,8 @@ def _shown(frame):
 def fetch(address):
     """Fetch what a web address gives -> path of a file that the process takes along. Raises UserError."""
     way = "save it and give the file's path"
+    plain = urllib.parse.quote(address, safe="%/:=&?~#+!$,;'@()*[]")
     try:
-        parts = urllib.parse.urlsplit(address)
-        host = parts.netloc.encode("idna").decode()
-        path, query = (urllib.parse.quote(part, string.punctuation) for part in (parts.path, parts.query))
-        plain = parts._replace(netloc=host, path=path, query=query).geturl()
         request = urllib.request.Request(plain, headers={"User-Agent": "mtld"})
         with urllib.request.urlopen(request, timeout=20) as reply:
             kind, content = reply.headers.get_content_type(), reply.read(MOST_BYTES + 1)
@@ -145,7 +141,7 @@ def fetch(address):
     check(kind != "text/html", f"{address} is a web page: give the address of the picture or video itself")
     check(len(content) <= MOST_BYTES, f"{address} has more than 200 MB: {way}")
     check(not getattr(reply, "length", 0), f"{address}: the connection broke on the way; try again, or {way}")
-    name = urllib.parse.unquote(path).rpartition("/")[2]
+    name = urllib.parse.unquote(urllib.parse.urlsplit(plain).path).rpartition("/")[2]
     path = Path(_fetched().name, re.sub(r"[^\w. -]", "", name)[-LONGEST:].strip(". ") or "fetched")
     path.write_bytes(content)
     return path

@@ -228,6 +228,10 @@ class Panel(widgets.VBox):
         except (Exception, KeyboardInterrupt) as error:
             self.fail(error_line(error))
 
+    def on_change(self, widget, action):
+        """Attempt something whenever the value of a widget changes."""
+        widget.observe(lambda _: self.attempt(action), "value")
+
     def say(self, text, colour="inherit"):
         self.message.value = in_colour(text, colour)
 
@@ -286,7 +290,7 @@ class RunPanel(Panel):
         self.frame = widgets.SelectionSlider(options=[0], description="frame", continuous_update=False)
         self.video, self.links = widgets.HTML(), widgets.HTML()
         self._frames, self._offering = {}, False
-        self.run.observe(lambda _: self.attempt(self.fill), "value")
+        self.on_change(self.run, self.fill)
         self.arc.observe(self._start_chosen, "value")
         self.frame.observe(self._start_chosen, "value")
 

@@ -24,17 +24,8 @@ NUMBERS = "iubf"  # kinds of dtype
 WANTED = "wanted is uint8 [N, H, W, 3]"
 # in a file without `episode`, each of these may say that a frame is the last of its episode
 FLAGS = (
-    "done",
-    "dones",
-    "terminal",
-    "terminals",
-    "terminated",
-    "terminations",
-    "truncated",
-    "truncations",
-    "timeouts",
-    "is_last",
-    "episode_ends",
+    "done dones terminal terminals terminated terminations truncated truncations timeouts is_last "
+    "episode_ends"
 )
 
 
@@ -164,11 +155,7 @@ class Hdf5:
 def _said_by_all(abouts):
     """What all of some dicts say alike."""
     first, *others = abouts
-    alike = {}
-    for key, value in first.items():
-        if all(other.get(key) == value for other in others):
-            alike[key] = value
-    return alike
+    return {key: first[key] for key in first if all(other.get(key) == first[key] for other in others)}
 
 
 # ---- reading one file
@@ -264,7 +251,7 @@ def _finite(file, name, found):
 def _counted(file, count):
     """int64 `[N]`: the episode of each row, from 0; the next begins after a row that ends one, by `FLAGS`."""
     last = np.zeros(count, bool)
-    for name in FLAGS:
+    for name in FLAGS.split():
         found = find_dataset(file, name)
         if found is not None:
             last |= _last_rows(file, name, found, count)

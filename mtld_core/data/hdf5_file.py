@@ -16,16 +16,6 @@ import torch
 from mtld_core.config import UserError, nearest
 from mtld_core.frames import fit_frame
 
-FILTERS = {
-    4: "szip",
-    307: "bzip2",
-    32001: "blosc",
-    32004: "lz4",
-    32008: "bitshuffle",
-    32013: "zfp",
-    32015: "zstd",
-    32026: "blosc2",
-}
 UNLIMITED = 2**64 - 1  # HDF5's size of an external file that is used as far as needed, or of a growing part
 PIECE = 2**22  # bytes that are read at once, so that reading adds next to nothing to what the frames take
 MOST_OPEN = 32  # files that are kept open at once
@@ -133,19 +123,22 @@ def _check_whole(dataset, what, of):
 def _check_filters(dataset, what):
     """Raise UserError where values are compressed with a filter that is not installed here."""
     plist = dataset.id.get_create_plist()
-    codes = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
-    if not all(map(h5py.h5z.filter_avail, codes)):
+    filters = [plist.get_filter(i) for i in range(plist.get_nfilters())]
+    if not all(h5py.h5z.filter_avail(code) for code, *_ in filters):
         with contextlib.suppress(ImportError):
             import hdf5plugin  # noqa: F401  (h5py knows its filters from then on)
-    missing = [code for code in codes if not h5py.h5z.filter_avail(code)]
+    missing = [
+        f"{code} {name.decode(errors='replace')}".strip()
+        for code, _, _, name in filters
+        if not h5py.h5z.filter_avail(code)
+    ]
     try:
         if missing:
             dataset[:1]  # can be read where the filter was missing when that was written, too
     except OSError:
-        names = ", ".join(f"{code} ({FILTERS.get(code, 'unknown')})" for code in missing)
         raise UserError(
-            f"{what} is compressed with filter {names}, which is not installed here: `pip install "
-            "hdf5plugin`, or write the file anew with compression='gzip' where it can be read"
+            f"{what} is compressed with filter {', '.join(missing)}, which is not installed here: `pip "
+            "install hdf5plugin`, or write the file anew with compression='gzip' where it can be read"
         ) from None
 
 

@@ -250,8 +250,8 @@ def _row(entry, free):
 
 
 def _interval(values):
-    """(low, high) of a mean over windows; a single one leaves it open."""
-    return metrics.interval(values)[:2] if len(values) > 1 else (None, None)
+    """[low, high] of a mean over windows; a single one leaves it open."""
+    return metrics.interval(values) if len(values) > 1 else [None, None]
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ import shutil
 import threading
 from pathlib import Path
 
-from mtld_core.config import UserError, check
+from mtld_core.config import check
 from mtld_core.files import atomic_folder, sha256
 from mtld_core.runs.checkpoint import list_checkpoints, newest_good, prune
 from mtld_core.runs.folder import BEST, LATEST, SAMPLES
@@ -31,13 +31,9 @@ def mirrored(run_dir, mirror_dir, say):
         yield
         return
     copy, over, seen = Path(mirror_dir, run_dir.name), threading.Event(), {}
-    here = newest_good(list_checkpoints(run_dir), say=lambda line: None)
-    there = newest_good(list_checkpoints(copy), say=lambda line: None, hashed=False)
-    if there and (here is None or here.name < there.name):
-        raise UserError(
-            f"{there} is newer than all in {run_dir}, and would be lost: choose another run_dir or "
-            "mirror_dir, or remove the one that you do not need"
-        )
+    here, there = ([path.name for path in list_checkpoints(each)[:1]] for each in (run_dir, copy))
+    way = "choose another run_dir or mirror_dir, or remove the one that you do not need"
+    check(here >= there, f"{copy} has {there}, which is newer than all in {run_dir} and would be lost: {way}")
 
     def work():
         failed = ""
@@ -100,17 +96,14 @@ def _copy(source, target):
 
 
 def bring_back(run_dir, mirror_dir, resume="auto"):
-    """Copy a run from its mirror, where `run_dir` holds none and is to go on (`resume` is "auto").
+    """Copy a run from its mirror, where nothing is in `run_dir` and it is to go on (`resume` is "auto").
 
-    It appears whole or not at all. Raises UserError where something else is in its place.
+    It appears there whole or not at all.
     """
-    if not (run_dir and mirror_dir) or resume != "auto" or list_checkpoints(run_dir):
+    if not (run_dir and mirror_dir) or resume != "auto" or any(Path(run_dir).glob("[!.]*")):
         return
-    run_dir = Path(run_dir)
-    copy = Path(mirror_dir, run_dir.name)
+    copy = Path(mirror_dir, Path(run_dir).name)
     if newest_good(list_checkpoints(copy)):
-        way = f"{run_dir} is in the way of the copy {copy}: choose another run_dir, or remove it"
-        check(not any(run_dir.glob("[!.]*")), way)
         print(f"going on with the copy in {copy}")
-        with atomic_folder(run_dir) as temporary:
+        with atomic_folder(Path(run_dir)) as temporary:
             shutil.copytree(copy, temporary, dirs_exist_ok=True)

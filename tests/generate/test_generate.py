@@ -311,14 +311,6 @@ def test_what_is_fetched_has_a_name_that_a_file_can_have(path, name):
     assert fetched.name == name and fetched.read_bytes() == b"abc"
 
 
-def test_an_address_with_other_letters_in_its_host(monkeypatch):
-    asked = []
-    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: asked.append(host) or [])
-    with pytest.raises(UserError, match="cannot be fetched"):
-        media.fetch("http://b\u00fccher.example/a.png")
-    assert asked == ["xn--bcher-kva.example"]
-
-
 # ---- a folder for each
 
 

@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 import threading
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -330,3 +331,13 @@ def test_rows_of_the_strips_are_what_they_are_called(labels, begins, monkeypatch
     rows, names = _strips([entry("a"), entry("b")])
     assert rows == [row for i in begins for row in (("a", i), ("a", i + 1), ("b", i + 1))]
     assert names == [name for i in begins for name in (labels[i], "a", "b")]
+
+
+def test_what_is_no_run_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("other_program", '{"model_type": "bert"}'), ("damaged", "{")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.json").write_text(text)
+        (tmp_path / "runs" / name / "latest.json").write_text("{}")
+    assert [Path(path).name for path in runs_to_compare()] == ["pong"]
+    assert [Path(path).name for path in ComparePanel([]).ticks] == ["pong"]
