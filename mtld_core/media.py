@@ -47,8 +47,7 @@ def read_image(path):
     is missing, damaged, cut short, no picture, or larger than 64 million pixels.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such image file")
+    check(os.path.isfile(path), f"{path}: no such image file")  # `Path.is_file` raises for a long name
     try:
         with _open(path) as image:
             whole = image.size

@@ -107,8 +107,7 @@ def share_weights(run_dir, file):
     file)`. Raises UserError where `file` is taken or cannot be written, or the run has no good checkpoint.
     """
     file = Path(file)
-    if file.exists():
-        raise UserError(f"{file} is there already: name another file, or delete it")
+    check(not file.exists(), f"{file} is there already: name another file, or delete it")
     checkpoint = checkpoints.find(find(run_dir))
     with can_write(file, "make room there or name another file"):
         checkpoints.export_pth(checkpoint, file)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mtld_core.config import UserError
+from mtld_core.config import UserError, check
 from mtld_core.data.dataset import Arc
 from mtld_core.data.hdf5_file import LazyFrames, find_dataset, missing_dataset, open_file
 from mtld_core.data.recording import read_about
@@ -210,8 +210,7 @@ def _checked_frames(file):
         )
     if len(shape) != 4 or no_rgb or 0 in shape:
         raise UserError(what)
-    if found.dtype != np.uint8:
-        raise UserError(f"{what}: scale the values to 0..255 and store them as uint8")
+    check(found.dtype == np.uint8, f"{what}: scale the values to 0..255 and store them as uint8")
     return found
 
 
@@ -273,8 +272,7 @@ def _last_rows(file, name, found, count):
     if len(values) in (count, count - 1) and np.isin(values, (0, 1)).all():
         last[: len(values)] = values != 0
         return last
-    if name != "episode_ends":
-        raise UserError(f"{what} is 0 or 1 for each row, and 'frames' has N = {count}")
+    check(name == "episode_ends", f"{what} is 0 or 1 for each row, and 'frames' has N = {count}")
     ends = values.astype(np.int64)
     rising = (ends == values).all() and (np.diff(ends, prepend=0) > 0).all()
     if not len(ends) or not rising or ends[-1] != count:
