@@ -123,16 +123,16 @@ class Hdf5:
         """Raise UserError where files have frames of different sizes, or actions of different widths."""
         first = self._parts[0]
         for part in self._parts:
-            if self._size(part) != self._size(first):
-                raise UserError(
-                    f"{self.path}: {first.tell_size()} and {part.tell_size()}; set height and width to fit "
-                    "both, or name one file"
-                )
-            if part.width() != first.width():
-                raise UserError(
-                    f"{self.path}: {first.tell_actions()} and {part.tell_actions()}; give both the same "
-                    "actions, or name one file"
-                )
+            check(
+                self._size(part) == self._size(first),
+                f"{self.path}: {first.tell_size()} and {part.tell_size()}; set height and width to fit both, "
+                "or name one file",
+            )
+            check(
+                part.width() == first.width(),
+                f"{self.path}: {first.tell_actions()} and {part.tell_actions()}; give both the same actions, "
+                "or name one file",
+            )
 
     def _joined_actions(self):
         """int64 `[N]` where all are whole numbers from 0 on, else float32 `[N, A]`; None where none is."""
@@ -237,10 +237,10 @@ def _told(file, name, found):
 def _finite(file, name, found):
     """Read the dataset `found`. Raises UserError where it holds NaN or infinity."""
     values = found[()]
-    if not np.isfinite(values).all():
-        raise UserError(
-            f"{file.filename}: dataset {name!r} holds values that are not finite (NaN or infinity)"
-        )
+    check(
+        np.isfinite(values).all(),
+        f"{file.filename}: dataset {name!r} holds values that are not finite (NaN or infinity)",
+    )
     return values
 
 

@@ -80,7 +80,8 @@ class Task:
             if unused := domain.too_short(needs.window, config.cross_cuts):
                 say(
                     f"{domain.path}: nothing is learnt from {len(unused)} of {len(domain.arcs)} arcs, which "
-                    f"hold no window of {needs.window} frames without a cut: {', '.join(unused)}"
+                    f"hold no window of {needs.window} frames without a cut: {', '.join(unused[:20])}"
+                    f"{', ...' if len(unused) > 20 else ''}"
                 )
             splits.append(split_of(system, domain, vars(config)))
         self.dataset = dataset

@@ -314,6 +314,12 @@ def test_what_is_fetched_has_a_name_that_a_file_can_have(path, name):
 # ---- a folder for each
 
 
+def test_a_folder_under_ones_home(opened, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert generation.generate("run", "dataset:moves/13", 2, "~/out")["out_dir"] == f"{tmp_path}/out"
+
+
 def test_a_long_name_is_shortened(opened, tmp_path):
     start = tmp_path / (
         "\u3042" * 80 + ".png"
