@@ -234,8 +234,9 @@ def test_a_sentence_says_what_is_good_and_what_is_bad():
     assert "of these" not in compared(rows[0], [rows[0], *rows[3:]], 2.0)
 
 
-def test_the_command_prints_the_table(runs, tmp_path, capsys, quick):
-    words = ["--compare", str(runs[0] / "mtld"), "--horizon", "2", "--out", str(tmp_path / "out")]
+def test_the_command_prints_the_table(runs, tmp_path, capsys, quick, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["--compare", str(runs[0] / "mtld"), "--horizon", "2", "--out", "~/out"]
     assert checkpoint.main(words) == 0
     assert (tmp_path / "out/table.md").read_text() in capsys.readouterr().out
     assert json.loads((tmp_path / "out/compare.json").read_text())["sections"][0]["rows"][0]["run"] == "mtld"
