@@ -84,7 +84,7 @@ def extract(
         "split_scenes": split_scenes,
     }
     _check(settings, workers)
-    root = Path(dataset_root)
+    root = Path(dataset_root).expanduser()
     was_there = root.exists()
     jobs, unusable = find_jobs(source, root, settings, progress)
     _sweep(root)
@@ -300,13 +300,14 @@ def _own_arcs(root, job, digest):
             continue
         try:
             record = json.loads((folder / RECORD).read_text())
-        except (OSError, ValueError):
+            made_from = record["source"], record["made_from"]["sha256"]
+        except (OSError, ValueError, TypeError, KeyError):
             if split != (folder.name == job.arc):
                 raise UserError(
                     f"{folder} is in the way, and this tool did not make it: move it away"
                 ) from None
             continue
-        if record["source"] != job.source and record["made_from"]["sha256"] != digest:
+        if job.source != made_from[0] and digest != made_from[1]:
             raise UserError(
                 f"{folder} was made from {record['source']}: rename one of the videos, or delete that arc"
             )

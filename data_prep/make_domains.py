@@ -29,6 +29,7 @@ from data_prep.picture import png_bytes
 from mtld_core.chance import seed_of
 from mtld_core.config import UserError
 from mtld_core.data import open_dataset
+from mtld_core.data.folder import SUFFIXES
 from mtld_core.runtime import command
 
 # part -> (colour, colour of its pattern), RGB in 0..1; the ground runs from the one to the other
@@ -58,7 +59,6 @@ PALETTES = {
 # radius over the picture's side: what tells them apart in either domain
 PARTS = {"disc": 0.22, "box": 0.15, "wedge": 0.12}
 PERIOD = 8  # pixels at 64, of the patterns
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # by which a folder of arcs is known
 BLOCKS = 3  # of a film, for each domain
 STEP = 1.2  # pixels a frame at 64, of the shapes
 LEAST_ARCS = 2  # of each domain by night, so that one can be held out
@@ -225,6 +225,7 @@ def _draw(world, style, size):
 
 def _arcs(out, source, size):
     """[(name, uint8 `[n, size, size, 3]`)] of a folder of arcs, or of anything that `extract` takes."""
+    _free(out)  # before what takes minutes
     folder = Path(source).expanduser()
     scratch = _scratch(out, "frames")
     try:
@@ -250,14 +251,20 @@ def _has_pictures(folder):
     return any(file.suffix.lower() in SUFFIXES for file in folder.rglob("*"))
 
 
+def _free(out):
+    """The absolute path of the folder `out`. Raises UserError where it is taken."""
+    out = Path(out).expanduser().absolute()
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise UserError(f"{out} is there already: name another folder, or delete it")
+    return out
+
+
 def _write(out, arcs):
     """Write {path of an arc: function that gives its frames}. Returns {folder of arcs: (arcs, frames)}.
 
     Raises UserError where `out` is taken, or cannot be written.
     """
-    out = Path(out).expanduser().absolute()
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise UserError(f"{out} is there already: name another folder, or delete it")
+    out = _free(out)
     scratch, counts = _scratch(out, "new"), {}
     try:
         for path, make_frames in arcs.items():

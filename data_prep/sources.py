@@ -33,7 +33,10 @@ def find_jobs(source, root, settings, progress):
     """
     path = SAMPLE if source == "sample" else Path(find(source))
     if os.path.isdir(path):
-        paths = sorted(p for p in path.iterdir() if _is_video(p) and not p.name.startswith("."))
+        try:
+            paths = sorted(p for p in path.iterdir() if _is_video(p) and not p.name.startswith("."))
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); make it readable first") from None
         if not paths:
             looked_for = ", ".join(sorted(VIDEO_SUFFIXES))
             raise UserError(f"{path}: no video in this folder (looked for {looked_for} and animated .webp)")

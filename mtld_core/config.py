@@ -121,10 +121,12 @@ class Settings:
 
 
 def nearest(name, known):
-    """`"; did you mean 'x'?"` for the known name closest to `name`, else the list of all known names."""
+    """`"; did you mean 'x'?"` for the known name closest to `name`, else the list of the known names."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(known[:200])}{', ...' if len(known) > 200 else ''}"
 
 
 def field_names(cls):

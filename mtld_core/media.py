@@ -9,6 +9,7 @@ import collections
 import contextlib
 import functools
 import glob
+import http.client
 import itertools
 import os
 import re
@@ -29,6 +30,7 @@ from mtld_core.files import atomic_folder, atomic_path
 MOST_PIXELS = 64_000_000  # that are decoded at once: 8000 x 8000
 LARGE = 2048  # a JPEG whose shorter side is a multiple of this is decoded at 1/2, 1/4 or 1/8
 MOST_BYTES = 200_000_000  # that are fetched from an address
+LONGEST = 50  # letters, 200 bytes at most, of a name that goes into a longer one: file systems take 255
 TAIL = 2  # seconds at a video's end in which its last frames are looked for first
 UNSPECIFIED, HDR = 2, (16, 18)  # no matrix, and the curves PQ and HLG: numbers of ITU-T H.273
 GIF_MOST_FPS = 50  # browsers slow a GIF with shorter delays down to 10 frames a second
@@ -45,8 +47,7 @@ def read_image(path):
     is missing, damaged, cut short, no picture, or larger than 64 million pixels.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such image file")
+    check(os.path.isfile(path), f"{path}: no such image file")  # `Path.is_file` raises for a long name
     try:
         with _open(path) as image:
             whole = image.size
@@ -130,15 +131,17 @@ def fetch(address):
     """Fetch what a web address gives -> path of a file that the process takes along. Raises UserError."""
     way = "save it and give the file's path"
     plain = urllib.parse.quote(address, safe="%/:=&?~#+!$,;'@()*[]")
-    request = urllib.request.Request(plain, headers={"User-Agent": "mtld"})
     try:
+        request = urllib.request.Request(plain, headers={"User-Agent": "mtld"})
         with urllib.request.urlopen(request, timeout=20) as reply:
             kind, content = reply.headers.get_content_type(), reply.read(MOST_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{address} cannot be fetched ({error}): {way}") from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise UserError(f"{address} cannot be fetched ({reason_of(error)}): {way}") from None
     check(kind != "text/html", f"{address} is a web page: give the address of the picture or video itself")
     check(len(content) <= MOST_BYTES, f"{address} has more than 200 MB: {way}")
-    path = Path(_fetched().name, Path(urllib.parse.urlsplit(address).path).name or "fetched")
+    check(not getattr(reply, "length", 0), f"{address}: the connection broke on the way; try again, or {way}")
+    name = urllib.parse.unquote(urllib.parse.urlsplit(plain).path).rpartition("/")[2]
+    path = Path(_fetched().name, re.sub(r"[^\w. -]", "", name)[-LONGEST:].strip(". ") or "fetched")
     path.write_bytes(content)
     return path
 

@@ -21,7 +21,7 @@ from IPython.display import HTML, Image, display
 from mtld_core.config import UserError, check, find, nearest, places, seconds
 
 # the kinds of parameters; all others are texts
-WHOLE = ("height", "width", "workers", "steps", "batch_size", "seed", "devices", "num_frames", "horizon")
+WHOLE = "height width workers steps batch_size seed devices num_frames horizon"
 NUMBERS = ("fps", "time_budget_minutes")
 TIMES = ("start", "duration")
 SWITCHES = ("drop_duplicates", "split_scenes")
@@ -60,8 +60,7 @@ def parameters(namespace, names, inputs=""):
     for source in namespace.get("In", []):  # IPython's record of the cells run so far
         if source.startswith("# Parameters\n"):  # the cell that papermill puts in
             for name in _assigned(source):
-                if name not in names:
-                    raise UserError(f"this notebook has no parameter {name!r}{nearest(name, names)}")
+                check(name in names, f"this notebook has no parameter {name!r}{nearest(name, names)}")
     values = {name: parameter(name, namespace[name]) for name in names}
     for name in inputs.split():
         values[name] = _beside(name, values[name])
@@ -82,7 +81,7 @@ def parameter(name, value):
     for a name ("2024"). Nothing else is bent.
     """
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if name in WHOLE:
+    if name in WHOLE.split():
         check(is_number and value % 1 == 0, f"{name} must be a whole number, not {value!r}")
         return int(value)
     if name in NUMBERS:
@@ -228,6 +227,10 @@ class Panel(widgets.VBox):
         except (Exception, KeyboardInterrupt) as error:
             self.fail(error_line(error))
 
+    def on_change(self, widget, action):
+        """Attempt something whenever the value of a widget changes."""
+        widget.observe(lambda _: self.attempt(action), "value")
+
     def say(self, text, colour="inherit"):
         self.message.value = in_colour(text, colour)
 
@@ -286,7 +289,7 @@ class RunPanel(Panel):
         self.frame = widgets.SelectionSlider(options=[0], description="frame", continuous_update=False)
         self.video, self.links = widgets.HTML(), widgets.HTML()
         self._frames, self._offering = {}, False
-        self.run.observe(lambda _: self.attempt(self.fill), "value")
+        self.on_change(self.run, self.fill)
         self.arc.observe(self._start_chosen, "value")
         self.frame.observe(self._start_chosen, "value")
 

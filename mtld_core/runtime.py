@@ -19,7 +19,7 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mtld_core.config import RunGivenUp, UserError
+from mtld_core.config import RunGivenUp, UserError, check
 
 # ---- commands and signals
 
@@ -123,16 +123,22 @@ def pick_device(wanted="auto", say=print):
     """
     import torch
 
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", wanted):
-        raise UserError(f"device={wanted!r} is not 'auto', 'cpu', 'cuda' or 'cuda:<number>'")
+    check(
+        re.fullmatch(r"auto|cpu|cuda(:\d+)?", wanted),
+        f"device={wanted!r} is not 'auto', 'cpu', 'cuda' or 'cuda:<number>'",
+    )
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UserError(f"device={wanted!r}: no CUDA device here; use device='auto' or 'cpu'")
+    check(
+        torch.cuda.is_available(),
+        f"device={wanted!r}: no CUDA device here; use device='auto' or 'cpu'",
+    )
     device = torch.device("cuda" if wanted == "auto" else wanted)
     count = torch.cuda.device_count()
-    if (device.index or 0) >= count:
-        raise UserError(f"device={wanted!r}: the CUDA devices here are numbered from 0 to {count - 1}")
+    check(
+        (device.index or 0) < count,
+        f"device={wanted!r}: the CUDA devices here are numbered from 0 to {count - 1}",
+    )
     reason = _lacks_code(device)
     if not reason:
         return device
@@ -337,18 +343,10 @@ def machine():
 
 # ---- front end
 
-SERVERS = {
-    "jupyter-lab",
-    "jupyter-notebook",
-    "jupyter-server",
-    "jupyter-labhub",
-    "jupyter-voila",
-    "jupyterhub-singleuser",
-    "jupyterlab",
-    "notebook",
-    "jupyter_server",
-    "voila",
-}
+SERVERS = (  # programs that show notebooks to people
+    "jupyter-lab jupyter-notebook jupyter-server jupyter-labhub jupyter-voila jupyterhub-singleuser "
+    "jupyterlab notebook jupyter_server voila"
+)
 
 
 def is_interactive(setting="auto"):
@@ -360,8 +358,7 @@ def is_interactive(setting="auto"):
     """
     if isinstance(setting, bool):
         return setting
-    if setting != "auto":
-        raise UserError(f"interactive must be 'auto', True or False, not {setting!r}")
+    check(setting == "auto", f"interactive must be 'auto', True or False, not {setting!r}")
     if "ipykernel" not in sys.modules or os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch":
         return False
     import psutil
@@ -380,7 +377,7 @@ def _is_server(command):
         names.pop(0)
     if names[:1] == ["jupyter"]:
         names = ["-".join(names[:2])]
-    return bool(names) and (names[0] in SERVERS or names[0].startswith("colab"))
+    return bool(names) and (names[0] in SERVERS.split() or names[0].startswith("colab"))
 
 
 def progress_bar(**options):

@@ -25,11 +25,11 @@ import h5py
 import safetensors.torch
 import torch
 
-from mtld_core.config import UserError, can_write, check
+from mtld_core.config import UserError, can_write, check, find
 from mtld_core.files import atomic_path, write_json
 from mtld_core.judge.task import summary
 from mtld_core.judge.windows import windows_of
-from mtld_core.runs.checkpoint import export_pth, find
+from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import (
     CONFIG,
     JUDGEMENT,
@@ -78,6 +78,7 @@ def share(run_dir, out, frames=256, half=False):
     out, system = Path(out), open_run(run_dir, device="cpu")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already: name another folder, or delete it")
+    run_dir = system.run.dir
     about, report = read_config(run_dir), read_report(run_dir)
     starts = _starts(system, frames) if frames else {}
     place = "." if isinstance(system, Translates) else RECORDING
@@ -92,7 +93,6 @@ def share(run_dir, out, frames=256, half=False):
         safetensors.torch.save_file(weights, file, {"format": "pt"})
     for name, start in starts.items():
         _write_recording(out / name, *start)
-    run_dir = Path(run_dir)
     for name, picture in {PREVIEW: newest_preview(run_dir), JUDGEMENT: run_dir / JUDGEMENT}.items():
         if picture.is_file():
             shutil.copyfile(picture, out / name)
@@ -107,11 +107,10 @@ def share_weights(run_dir, file):
     file)`. Raises UserError where `file` is taken or cannot be written, or the run has no good checkpoint.
     """
     file = Path(file)
-    if file.exists():
-        raise UserError(f"{file} is there already: name another file, or delete it")
-    checkpoint = find(run_dir)
+    check(not file.exists(), f"{file} is there already: name another file, or delete it")
+    checkpoint = checkpoints.find(find(run_dir))
     with can_write(file, "make room there or name another file"):
-        export_pth(checkpoint, file)
+        checkpoints.export_pth(checkpoint, file)
     return file
 
 

@@ -44,7 +44,9 @@ print(runtime.machine())
 # `source` is `"sample"`, a video, a folder of videos, or a text file with lines `url name [start]
 # [duration]`. A 0 for `fps`, `height` or `width` leaves it as it is; `fit` says what happens when the shape
 # differs: `"crop"` keeps the centre (the table says how much is lost, and which shape would keep more),
-# `"pad"` adds black borders, `"stretch"` squashes.
+# `"pad"` adds black borders, `"stretch"` squashes. `start` and `duration` are seconds or `"m:ss"`, and a
+# duration of 0 goes to the end. `drop_duplicates` leaves out frames that repeat the one before,
+# `split_scenes` makes an arc of each shot, and `workers` are threads, 0 for one a core.
 
 # %% tags=["parameters"]
 source = "sample"

@@ -42,11 +42,13 @@ print(runtime.machine())
 # ## What to train
 #
 # The presets: `demo` learns a short clip by heart in a few minutes on a laptop, `small` is for a GPU and an
-# evening, `original` has the source's own values, `tiny` takes seconds. `dataset_root="auto"` is what
-# notebook 01 left in `dataset`, or where it was not run `"sample"`, the bundled clip. `steps=0` uses all of
-# `time_budget_minutes`, or takes the preset's own number where that is 0, too. `batch_size=0` is the
-# preset's. `devices=0` trains on every GPU of this machine at once. Any other setting goes into `overrides`,
-# as JSON: `{"latent_dim": 128, "restitution": true}`.
+# evening, `original` has the source's own values, `tiny` takes seconds; docs/systems has a page for each
+# system, with the others. `dataset_root="auto"` is what notebook 01 left in `dataset`, or where it was not
+# run `"sample"`, the bundled clip. `steps=0` uses all of `time_budget_minutes`, or takes the preset's own
+# number where that is 0, too. `batch_size=0` is the preset's. `resume` is `"auto"` (go on with what `run_dir`
+# holds), `"never"`, or another run to begin from. `devices=0` trains on every GPU of this machine at once.
+# `interactive` is whether somebody watches, which `"auto"` finds out. Any other setting goes into
+# `overrides`, as JSON: `{"latent_dim": 128, "restitution": true}`; docs/training.md explains them.
 #
 # `mtld` continues pictures. `weight_rnn` draws pictures from noise, and goes on by watching them and
 # re-weighting itself. `rl_v2v` translates clips between two domains, which nobody paired: the folders X and Y

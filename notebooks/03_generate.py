@@ -43,11 +43,11 @@ print(runtime.machine())
 #
 # `source` is an image, a video (which goes on from its last frames), the web address of either, a folder of
 # frames, or `"dataset:<arc>/<frame number>"` of the data that the run learned from; empty, it is the first
-# window that the run is judged on (of the bundled clip, too: `"sample"` is no source). `checkpoint` is empty
-# for the newest good one, `"best"`, a name such as `"step_00001000"`, or a file of weights (.pth, which
-# `python -m mtld_core.share RUN weights.pth` writes). `num_frames` counts the given frame, too. `actions` is
-# a JSON list, one for each predicted frame, for systems that are steered; empty, it is what was recorded
-# after the frame.
+# window that the run is judged on. `checkpoint` is empty for the newest good one, `"best"`, a name such as
+# `"step_00001000"`, or a file of weights (.pth, which `python -m mtld_core.share RUN weights.pth` writes).
+# `num_frames` counts the given frame, too. `actions` is a JSON list, one for each predicted frame, for
+# systems that are steered; empty, it is what was recorded after the frame. `fps` is that of the videos, and
+# `interactive` is whether somebody watches, which `"auto"` finds out.
 #
 # A translator goes in the `direction` `"x_to_y"` or `"y_to_x"`: `source` then is a clip of the domain that it
 # starts from (its folder, a single image, or from that frame on), of which at most `num_frames` frames are

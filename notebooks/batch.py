@@ -80,7 +80,10 @@ def read_sweep(path):
         name = "_".join([str(run), *(f"{key}_{value}" for key, value in chosen.items())])
         if not isinstance(own or {}, dict):
             raise Refused(f"{path}: runs: {run} must be a mapping of parameters, not {own!r}")
-        runs[name] = _joined(sweep.get("all", {}), own or {}, chosen)
+        try:
+            runs[name] = _joined(sweep.get("all", {}), own or {}, chosen)
+        except (ValueError, TypeError):
+            raise Refused(f"{path}: runs: {run}: overrides must be a mapping, or JSON text of one") from None
     return Path(sweep["out"]), runs
 
 
@@ -89,12 +92,19 @@ def _list(values):
 
 
 def _joined(*parts):
-    """One dict of several, of which the later ones win; overrides are joined, too."""
+    """One dict of several, of which the later ones win; overrides, which may be JSON text, are joined, too.
+
+    Its values are those of JSON: a date becomes a text. Raises ValueError or TypeError where overrides are no
+    mapping.
+    """
     joined, overrides = {}, {}
     for part in parts:
         joined |= part
-        overrides |= part.get("overrides", {})
-    return joined | ({"overrides": overrides} if overrides else {})
+        own = part.get("overrides") or {}
+        overrides |= json.loads(own) if isinstance(own, str) else own
+    if overrides:
+        joined["overrides"] = overrides
+    return json.loads(json.dumps(joined, default=str))
 
 
 def sweep(path):

@@ -1,6 +1,7 @@
 """A toy system that rolls its picture to the right, and a run of it that `generate` opens."""
 
 import dataclasses
+import json
 import types
 
 import numpy as np
@@ -62,6 +63,10 @@ def write_rolling_arcs(root):
         (root / arc).mkdir(parents=True)
         for i in range(20):
             Image.fromarray(np.roll(smooth, i, 1)).save(root / arc / f"frame_{i + 10:04d}.png")
+
+
+# what config.json of a run that nothing opens says
+ABOUT = json.dumps({"system": "toy", "preset": "", "config": {}, "training": {}, "dataset": {}})
 
 
 def open_toy(monkeypatch, folder, action_space=None, **config):

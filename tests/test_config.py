@@ -137,6 +137,9 @@ def test_an_unknown_key_names_the_nearest():
     with pytest.raises(ConfigError, match=r"no setting 'zzzzzz'; known: count, mode, .*widths, word"):
         from_dict(Everything, {"zzzzzz": 1})
     assert nearest("mltd", ["rl_v2v", "mtld"]) == "; did you mean 'mtld'?"
+    assert nearest("mltd", ["b", "a"]) == "; known: a, b"
+    many = nearest("mltd", [f"arc_{i:04d}" for i in range(3000)])
+    assert many.startswith("; known: arc_0000, ") and many.endswith("arc_0199, ...")
 
 
 def test_a_value_out_of_range_is_refused_by_the_dataclass():

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from steered import QUICK, steered_run, write_recording
 
 from data_prep.record_game import record
-from mtld_core import open_run
+from mtld_core import config, open_run
 from mtld_core.config import UserError
 from mtld_core.data import open_dataset
 from mtld_core.generate import generate, rollout
@@ -72,6 +72,14 @@ def test_a_shared_run_is_played_on_another_machine(run, tmp_path):
         and result["checkpoint"] == "model.safetensors"
     )
     assert (tmp_path / "elsewhere/samples/episode_3_1_1/video.mp4").is_file()
+
+
+def test_a_run_that_lies_in_the_project_is_shared_from_another_folder(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "places", [Path(run).parent])
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert names(share(Path(run).name, "out", 12)) == ALL
+    assert share_weights(Path(run).name, "weights.pth").is_file()
 
 
 def test_weights_in_half_precision_dream_the_same(run, tmp_path):

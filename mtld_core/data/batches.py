@@ -8,7 +8,7 @@ import math
 import torch
 
 from mtld_core.chance import seed_of
-from mtld_core.config import UserError
+from mtld_core.config import check
 from mtld_core.frames import scale_in_place, to_float
 from mtld_core.machine.group import ALONE
 
@@ -88,8 +88,7 @@ class _Stream:
     """The batches of one domain."""
 
     def __init__(self, dataset, starts, length, batch_size, seed, device, purpose, own):
-        if not len(starts):
-            raise UserError(f"{dataset.path}: there is no window to draw batches from")
+        check(len(starts), f"{dataset.path}: there is no window to draw batches from")
         self.dataset = dataset
         self.starts = starts
         self.length = length
@@ -108,11 +107,11 @@ class _Stream:
         return {"epoch": epoch, "index": index}
 
     def load_state(self, epoch, index):
-        if not 0 <= index < len(self.starts):
-            raise UserError(
-                f"{self.dataset.path}: the saved position is window {index} of an epoch and there are "
-                f"{len(self.starts)} windows; resume with the dataset the run began with"
-            )
+        check(
+            0 <= index < len(self.starts),
+            f"{self.dataset.path}: the saved position is window {index} of an epoch and there are "
+            f"{len(self.starts)} windows; resume with the dataset the run began with",
+        )
         self.position = epoch * len(self.starts) + index
 
     def next(self, slot):

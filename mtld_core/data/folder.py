@@ -155,7 +155,7 @@ def _listing(folder):
     for entry in entries:
         if entry.name.startswith(".") or entry.name == CONTACT_SHEET:
             continue
-        if entry.is_dir():
+        if os.path.isdir(entry):  # of a link that leads to itself `entry.is_dir` raises an error
             folders.append(entry.name)
         elif entry.name.lower().endswith(SUFFIXES):
             images.append(entry.name)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mtld_core.config import UserError
+from mtld_core.config import UserError, check
 from mtld_core.data.dataset import Arc
 from mtld_core.data.hdf5_file import LazyFrames, find_dataset, missing_dataset, open_file
 from mtld_core.data.recording import read_about
@@ -24,17 +24,8 @@ NUMBERS = "iubf"  # kinds of dtype
 WANTED = "wanted is uint8 [N, H, W, 3]"
 # in a file without `episode`, each of these may say that a frame is the last of its episode
 FLAGS = (
-    "done",
-    "dones",
-    "terminal",
-    "terminals",
-    "terminated",
-    "terminations",
-    "truncated",
-    "truncations",
-    "timeouts",
-    "is_last",
-    "episode_ends",
+    "done dones terminal terminals terminated terminations truncated truncations timeouts is_last "
+    "episode_ends"
 )
 
 
@@ -132,16 +123,16 @@ class Hdf5:
         """Raise UserError where files have frames of different sizes, or actions of different widths."""
         first = self._parts[0]
         for part in self._parts:
-            if self._size(part) != self._size(first):
-                raise UserError(
-                    f"{self.path}: {first.tell_size()} and {part.tell_size()}; set height and width to fit "
-                    "both, or name one file"
-                )
-            if part.width() != first.width():
-                raise UserError(
-                    f"{self.path}: {first.tell_actions()} and {part.tell_actions()}; give both the same "
-                    "actions, or name one file"
-                )
+            check(
+                self._size(part) == self._size(first),
+                f"{self.path}: {first.tell_size()} and {part.tell_size()}; set height and width to fit both, "
+                "or name one file",
+            )
+            check(
+                part.width() == first.width(),
+                f"{self.path}: {first.tell_actions()} and {part.tell_actions()}; give both the same actions, "
+                "or name one file",
+            )
 
     def _joined_actions(self):
         """int64 `[N]` where all are whole numbers from 0 on, else float32 `[N, A]`; None where none is."""
@@ -164,11 +155,7 @@ class Hdf5:
 def _said_by_all(abouts):
     """What all of some dicts say alike."""
     first, *others = abouts
-    alike = {}
-    for key, value in first.items():
-        if all(other.get(key) == value for other in others):
-            alike[key] = value
-    return alike
+    return {key: first[key] for key in first if all(other.get(key) == first[key] for other in others)}
 
 
 # ---- reading one file
@@ -223,8 +210,7 @@ def _checked_frames(file):
         )
     if len(shape) != 4 or no_rgb or 0 in shape:
         raise UserError(what)
-    if found.dtype != np.uint8:
-        raise UserError(f"{what}: scale the values to 0..255 and store them as uint8")
+    check(found.dtype == np.uint8, f"{what}: scale the values to 0..255 and store them as uint8")
     return found
 
 
@@ -251,10 +237,10 @@ def _told(file, name, found):
 def _finite(file, name, found):
     """Read the dataset `found`. Raises UserError where it holds NaN or infinity."""
     values = found[()]
-    if not np.isfinite(values).all():
-        raise UserError(
-            f"{file.filename}: dataset {name!r} holds values that are not finite (NaN or infinity)"
-        )
+    check(
+        np.isfinite(values).all(),
+        f"{file.filename}: dataset {name!r} holds values that are not finite (NaN or infinity)",
+    )
     return values
 
 
@@ -264,7 +250,7 @@ def _finite(file, name, found):
 def _counted(file, count):
     """int64 `[N]`: the episode of each row, from 0; the next begins after a row that ends one, by `FLAGS`."""
     last = np.zeros(count, bool)
-    for name in FLAGS:
+    for name in FLAGS.split():
         found = find_dataset(file, name)
         if found is not None:
             last |= _last_rows(file, name, found, count)
@@ -286,8 +272,7 @@ def _last_rows(file, name, found, count):
     if len(values) in (count, count - 1) and np.isin(values, (0, 1)).all():
         last[: len(values)] = values != 0
         return last
-    if name != "episode_ends":
-        raise UserError(f"{what} is 0 or 1 for each row, and 'frames' has N = {count}")
+    check(name == "episode_ends", f"{what} is 0 or 1 for each row, and 'frames' has N = {count}")
     ends = values.astype(np.int64)
     rising = (ends == values).all() and (np.diff(ends, prepend=0) > 0).all()
     if not len(ends) or not rising or ends[-1] != count:

@@ -13,19 +13,9 @@ import h5py
 import numpy as np
 import torch
 
-from mtld_core.config import UserError, nearest
+from mtld_core.config import UserError, check, nearest
 from mtld_core.frames import fit_frame
 
-FILTERS = {
-    4: "szip",
-    307: "bzip2",
-    32001: "blosc",
-    32004: "lz4",
-    32008: "bitshuffle",
-    32013: "zfp",
-    32015: "zstd",
-    32026: "blosc2",
-}
 UNLIMITED = 2**64 - 1  # HDF5's size of an external file that is used as far as needed, or of a growing part
 PIECE = 2**22  # bytes that are read at once, so that reading adds next to nothing to what the frames take
 MOST_OPEN = 32  # files that are kept open at once
@@ -133,19 +123,22 @@ def _check_whole(dataset, what, of):
 def _check_filters(dataset, what):
     """Raise UserError where values are compressed with a filter that is not installed here."""
     plist = dataset.id.get_create_plist()
-    codes = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
-    if not all(map(h5py.h5z.filter_avail, codes)):
+    filters = [plist.get_filter(i) for i in range(plist.get_nfilters())]
+    if not all(h5py.h5z.filter_avail(code) for code, *_ in filters):
         with contextlib.suppress(ImportError):
             import hdf5plugin  # noqa: F401  (h5py knows its filters from then on)
-    missing = [code for code in codes if not h5py.h5z.filter_avail(code)]
+    missing = [
+        f"{code} {name.decode(errors='replace')}".strip()
+        for code, _, _, name in filters
+        if not h5py.h5z.filter_avail(code)
+    ]
     try:
         if missing:
             dataset[:1]  # can be read where the filter was missing when that was written, too
     except OSError:
-        names = ", ".join(f"{code} ({FILTERS.get(code, 'unknown')})" for code in missing)
         raise UserError(
-            f"{what} is compressed with filter {names}, which is not installed here: `pip install "
-            "hdf5plugin`, or write the file anew with compression='gzip' where it can be read"
+            f"{what} is compressed with filter {', '.join(missing)}, which is not installed here: `pip "
+            "install hdf5plugin`, or write the file anew with compression='gzip' where it can be read"
         ) from None
 
 
@@ -156,17 +149,17 @@ def _check_external(dataset, what):
         used = min(left, size)
         left -= used
         found, wanted = _look_for(dataset.file.filename, name, "HDF5_EXTFILE_PREFIX", beside=False)
-        if found is None:
-            raise UserError(
-                f"{what} keeps its values in the file {name}, which is not at {wanted}: bring it back, start "
-                "in the folder that it is relative to, or set HDF5_EXTFILE_PREFIX='${ORIGIN}'"
-            )
+        check(
+            found,
+            f"{what} keeps its values in the file {name}, which is not at {wanted}: bring it back, start "
+            "in the folder that it is relative to, or set HDF5_EXTFILE_PREFIX='${ORIGIN}'",
+        )
         there = os.path.getsize(found)
-        if there < offset + used:
-            raise UserError(
-                f"{what} keeps its values in the file {found}, which was cut short ({there} bytes, "
-                f"{offset + used} are needed): bring it back whole"
-            )
+        check(
+            there >= offset + used,
+            f"{what} keeps its values in the file {found}, which was cut short ({there} bytes, "
+            f"{offset + used} are needed): bring it back whole",
+        )
 
 
 def _check_virtual(dataset, what, of):
@@ -179,26 +172,23 @@ def _check_virtual(dataset, what, of):
         path, wanted = _look_for(dataset.file.filename, name, "HDF5_VDS_PREFIX")
         if name == ".":
             path = dataset.file.filename
-        if path is None:
-            raise UserError(
-                f"{what} has a part in {name}, which is missing: bring that file back to {wanted}"
-            )
+        check(path, f"{what} has a part in {name}, which is missing: bring that file back to {wanted}")
         with open_file(path) as file:
             part = find_dataset(file, source.dset_name, of)
             if part is None:
                 raise UserError(f"{what} has a part in {path}: {missing_dataset(file, source.dset_name)}")
-            if not _is_covered(source, part.shape):
-                raise UserError(
-                    f"{what} has a part in {path}, whose dataset {source.dset_name!r} is {list(part.shape)} "
-                    "now, not what it was when that part was taken: bring the earlier file back, or join the "
-                    "parts anew"
-                )
+            check(
+                _is_covered(source, part.shape),
+                f"{what} has a part in {path}, whose dataset {source.dset_name!r} is {list(part.shape)} now, "
+                "not what it was when that part was taken: bring the earlier file back, or join the parts "
+                "anew",
+            )
         covered += source.vspace.get_select_npoints()
-    if covered < dataset.size:
-        raise UserError(
-            f"{what} is made of parts of other files, and {dataset.size - covered} of its {dataset.size} "
-            "values lie in none: make it anew with all its parts"
-        )
+    check(
+        covered >= dataset.size,
+        f"{what} is made of parts of other files, and {dataset.size - covered} of its {dataset.size} values "
+        "lie in none: make it anew with all its parts",
+    )
 
 
 def _is_covered(source, shape):

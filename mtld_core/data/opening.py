@@ -84,7 +84,7 @@ def _source(path, size, controls_lead_to):
         raise UserError(f"{path} is a video, not frames: run notebooks/01_extract_frames on it first")
     if not path.is_dir():
         return Hdf5([path], size)
-    files = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != "."]
+    files = [file for file in path.glob("*") if file.suffix.lower() in SUFFIXES and file.name[0] != "."]
     if len(files) == 1 or (files and not has_images(path)):
         return Hdf5(sorted(files, key=lambda file: natural(file.name)), size)
     return Folder(path, size)

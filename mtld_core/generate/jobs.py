@@ -201,7 +201,7 @@ def _folder_for(run, name, out_dir):
     Raises UserError where it holds other frames, or cannot be written to.
     """
     step = Path(run.checkpoint).stem if run.step is None else run.step
-    folder = Path(out_dir or samples_of(run.dir) / f"{name}_{step}")
+    folder = Path(out_dir or samples_of(run.dir) / f"{name}_{step}").expanduser()
     with can_write(folder, "make room there or choose another out_dir"):
         if not out_dir:
             folder = _new_folder(folder)

@@ -152,11 +152,11 @@ class GeneratePanel(Cancellable, RunPanel):
         self._folder, self._file = tempfile.TemporaryDirectory(), None  # of the uploaded picture
         self._dataset, self._size = None, (0, 0)
         self._lay_out()
-        self.direction.observe(lambda _: self.attempt(self.fill), "value")
-        self.start.observe(lambda _: self.attempt(self.frame_chosen), "value")
-        self.upload.observe(lambda _: self.attempt(self._uploaded), "value")
+        self.on_change(self.direction, self.fill)
+        self.on_change(self.start, self.frame_chosen)
+        self.on_change(self.upload, self._uploaded)
         self.sent.observe(lambda _: self._sent(), "value")
-        self.path.observe(lambda _: self.attempt(self.frame_chosen), "value")
+        self.on_change(self.path, self.frame_chosen)
         self.attempt(self.fill)
 
     def _lay_out(self):

@@ -11,7 +11,7 @@ from mtld_core.data.folder import VIDEO_SUFFIXES
 from mtld_core.data.truth import open_truth, true_frames
 from mtld_core.frames import cut_away, fit_frame
 from mtld_core.judge.windows import windows_of
-from mtld_core.media import fetch, last_frames, read_image
+from mtld_core.media import LONGEST, fetch, last_frames, read_image
 from mtld_core.systems.base import Reconstructs, Samples, Translates
 from mtld_core.systems.opening import open_as_learned, own_dataset
 
@@ -58,7 +58,7 @@ def read_source(system, source, direction="x_to_y", say=print):
         given = _from_clip(system, path, direction)
     else:
         given = _from_pictures(system, path, say)
-    return given._replace(text=source, name=path.stem)
+    return given._replace(text=source, name=path.stem[:LONGEST])
 
 
 def _no_frames(system):
@@ -156,7 +156,7 @@ def _from_row(system, dataset, row, direction):
         )
     number = int(arc.numbers[row - arc.start])
     text = f"dataset:{arc.name}/{number}"
-    name = f"{arc.name}_{number}".replace("/", "_")
+    name = f"{arc.name[-LONGEST:]}_{number}".replace("/", "_")
     cuts = [cut for cut in dataset.cuts.tolist() if row < cut < arc.stop]
     if isinstance(system, Translates):
         truth = _truth(dataset, arc, row, direction)

@@ -3,19 +3,21 @@
     python -m mtld_core.judge RUN [--checkpoint step_00001000] [--life_horizon 1000]
     python -m mtld_core.judge --compare RUN RUN ... [--dataset_root DATA] [--horizon 16] [--out DIR]
 
-The figures are printed, and written to `<run>/judgements/<checkpoint>.json`. With --compare runs are judged
-side by side, and the table is printed: see `mtld_core.judge.compare`.
+The figures are printed, and written to `<run>/judgements/<checkpoint>.json` (of a read-only run into
+`samples/<its name>/` here). With --compare runs are judged side by side, and the table is printed: see
+`mtld_core.judge.compare`.
 """
 
 import argparse
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import torch
 
 from mtld_core.judge.task import Task, opened
-from mtld_core.runs.folder import JUDGEMENTS, write_part
+from mtld_core.runs.folder import JUDGEMENTS, samples_of, write_part
 from mtld_core.runtime import command, name_of, progress_bar
 from mtld_core.systems.opening import own_dataset
 
@@ -35,7 +37,10 @@ def judge(run_dir, checkpoint="", device="auto", life_horizon=None):
     with progress_bar(desc="judging", unit=" pieces") as bar:
         figures = task.figures(system, lambda: bar.update())
     figures["precision"] = name_of(system.precision)
-    write_part(run_dir, f"{JUDGEMENTS}/{Path(system.run.checkpoint).stem}.json", figures)
+    folder = system.run.dir
+    if not os.access(folder, os.W_OK):
+        folder = samples_of(folder)
+    write_part(folder, f"{JUDGEMENTS}/{Path(system.run.checkpoint).stem}.json", figures)
     return figures
 
 

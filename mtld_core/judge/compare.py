@@ -60,7 +60,7 @@ def compare(run_dirs, dataset_root="", horizon=0, out_dir="", tick=lambda: None)
         size = run.system.config.height, run.system.config.width
         check(size == dataset.size, f"{run.name} has frames of {size}, {runs[0].name} of {dataset.size}")
         run.task = Task(run.system, dataset, run.config, say=lambda line: None)
-    out_dir = Path(out_dir or f"runs/compare_{time.strftime('%Y%m%d_%H%M%S')}").absolute()
+    out_dir = Path(out_dir or f"runs/compare_{time.strftime('%Y%m%d_%H%M%S')}").expanduser().absolute()
     result = {"schema": 1, "dataset": dataset.describe(), "sections": []}
     for kind in KINDS:
         if some := [run for run in runs if run.kind == kind]:
@@ -250,8 +250,8 @@ def _row(entry, free):
 
 
 def _interval(values):
-    """(low, high) of a mean over windows; a single one leaves it open."""
-    return metrics.interval(values)[:2] if len(values) > 1 else (None, None)
+    """[low, high] of a mean over windows; a single one leaves it open."""
+    return metrics.interval(values) if len(values) > 1 else [None, None]
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 
 # columns of table.csv that table.md leaves out
-QUIET = ("run", "kind", "psnr_low", "psnr_high", "mse", "ms_ssim", "warping_error")
+QUIET = "run kind psnr_low psnr_high mse ms_ssim warping_error"
 MUTED = ("#7f7f7f", "#b09060", "#7fa060", "#a07aa0", "#5a90a8")  # of the baselines
 # matplotlib's caches of fonts are shared, and panels draw from several threads
 _one_at_a_time = threading.Lock()
@@ -39,7 +39,7 @@ def as_markdown(result):
 
 def _table(rows):
     names = [name for name in _columns(rows) if any(row[name] is not None for row in rows)]
-    names = [name for name in names if name not in QUIET]
+    names = [name for name in names if name not in QUIET.split()]
     yield f"| run | {' | '.join(names)} |".replace("_", " ")  # so that a page may break them
     yield f"|---|---|{'---:|' * (len(names) - 1)}"
     for row in rows:

@@ -80,7 +80,8 @@ class Task:
             if unused := domain.too_short(needs.window, config.cross_cuts):
                 say(
                     f"{domain.path}: nothing is learnt from {len(unused)} of {len(domain.arcs)} arcs, which "
-                    f"hold no window of {needs.window} frames without a cut: {', '.join(unused)}"
+                    f"hold no window of {needs.window} frames without a cut: {', '.join(unused[:20])}"
+                    f"{', ...' if len(unused) > 20 else ''}"
                 )
             splits.append(split_of(system, domain, vars(config)))
         self.dataset = dataset
@@ -120,12 +121,9 @@ class Task:
         some = copy.copy(self)
         some.judge, share = self.judge.few(share)
         some.draws = max(2, round(share * DRAWS))
-        if self.translations is not None:
-            some.translations = self.translations.few(share)
-        if self.likeness is not None:
-            some.likeness = self.likeness.few(share)
-        if self.life is not None:
-            some.life = self.life.few(share)
+        for name in ("translations", "likeness", "life"):
+            if part := getattr(self, name):
+                setattr(some, name, part.few(share))
         return some, share
 
     @torch.inference_mode()
@@ -135,15 +133,15 @@ class Task:
         tick: called before each piece of the work; it may raise to give it up.
         """
         figures = self.judge(system, tick)
-        if self.translations is not None:
+        if self.translations:
             figures |= self.translations(system, tick)
-        if self.likeness is not None:
+        if self.likeness:
             tick()
             chance = torch.Generator(system.device).manual_seed(0)
             with system.computing():
                 drawn = system.sample(self.draws, chance)
             figures |= self.likeness(to_uint8(drawn), tick)
-        if self.life is not None:
+        if self.life:
             figures |= self.life(system, tick)
         return figures
 

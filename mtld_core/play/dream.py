@@ -254,8 +254,7 @@ class Play:
         self.alone = ""
         try:
             check(self.start, "it starts from no recorded frame")
-            if not self.system.needs().actions:
-                raise UserError("the run's actions are its own, not the game's")
+            check(self.system.needs().actions, "the run's actions are its own, not the game's")
             self._game = RealGame(self.dataset, *self.start)
             self._parting = Parting(self.median)
             self.real = [self.frames[0]]

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import torch
 
-from mtld_core.config import UserError
+from mtld_core.config import UserError, check
 from mtld_core.frames import fit_frame
 
 GAME_FACTS = {"env", "env_options", "size"}  # what a recording must say of itself to be played again
@@ -23,8 +23,7 @@ class RealGame:
         first = row - number
         episode = re.fullmatch(r"episode_(\d+)([a-z]*)", arc)
         seeds = about.get("episode_seeds", [])
-        if not about.keys() >= GAME_FACTS:
-            raise UserError("the recording names no game that can be stepped")
+        check(about.keys() >= GAME_FACTS, "the recording names no game that can be stepped")
         # one of several files, or made of a clock that was set back
         if not episode or int(episode[1]) >= len(seeds):
             raise UserError("the recording does not say how this episode was seeded")

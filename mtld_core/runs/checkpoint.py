@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from mtld_core.config import UserError, reason_of
+from mtld_core.config import UserError, check, reason_of
 from mtld_core.files import atomic_folder, atomic_path, flush, read_json, sha256, write_json
 from mtld_core.runs.folder import BEST, CHECKPOINTS, LATEST, WEIGHTS, checkpoint_name, read_pointer
 
@@ -81,7 +81,7 @@ def list_checkpoints(run_dir):
     """Paths of the checkpoints of a run, newest first; they may still turn out damaged."""
     found = (Path(run_dir) / CHECKPOINTS).glob("step_*")
     named = [path for path in found if re.fullmatch(r"step_\d{8,}", path.name)]
-    return sorted(named, key=lambda path: path.name, reverse=True)
+    return sorted(named, reverse=True)
 
 
 def prune(run_dir, keep=2):
@@ -132,8 +132,7 @@ def read_manifest(path):
         whole = manifest.pop("self") == _digest(manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{type(error).__name__}: {error}") from None
-    if not whole:
-        raise UserError(f"{MANIFEST} does not match its own sha256")
+    check(whole, f"{MANIFEST} does not match its own sha256")
     if manifest["schema"] > SCHEMA:
         raise UserError(f"it has schema {manifest['schema']}, newer than this program's {SCHEMA}")
     return {"files": {}} | manifest  # manifests named no files once
@@ -169,15 +168,13 @@ def find(run_dir, wanted="", say=print, **how):
     UserError.
     """
     run_dir = Path(run_dir)
-    if not run_dir.is_dir():
-        raise UserError(f"{run_dir}: no such run folder")
+    check(run_dir.is_dir(), f"{run_dir}: no such run folder")
     if wanted:
         return _find_named(run_dir, wanted, **how)
     if not (run_dir / CHECKPOINTS).exists() and (run_dir / WEIGHTS).is_file():
         return run_dir / WEIGHTS
     found = list_checkpoints(run_dir)
-    if not found:
-        raise UserError(f"{run_dir} holds no checkpoint yet: train it first (notebooks/02_train)")
+    check(found, f"{run_dir} holds no checkpoint yet: train it first (notebooks/02_train)")
     good = newest_good(found, say, **how)
     if good is None:
         raise UserError(
@@ -199,16 +196,14 @@ def newest_good(paths, say=print, **how):
 def _find_named(run_dir, wanted, **how):
     if wanted == "best":
         best = read_pointer(run_dir / BEST)
-        if best is None:
-            raise UserError(f"{run_dir} has no best checkpoint yet: nothing was evaluated")
+        check(best, f"{run_dir} has no best checkpoint yet: nothing was evaluated")
         wanted = best["checkpoint"]
     names = [path.name for path in list_checkpoints(run_dir)]
     places = [run_dir / wanted, run_dir / CHECKPOINTS / wanted, Path(wanted)]
     if wanted.isdecimal():
         places.append(run_dir / checkpoint_name(int(wanted)))
     path = next((place for place in places if place.is_dir()), None)
-    if path is None:
-        raise UserError(f"{run_dir} has no checkpoint {wanted!r}; there are: {', '.join(names) or 'none'}")
+    check(path, f"{run_dir} has no checkpoint {wanted!r}; there are: {', '.join(names) or 'none'}")
     if reason := problem(path, **how):
         raise UserError(f"checkpoint {path} is damaged: {reason}; use another one: {', '.join(names)}")
     return path

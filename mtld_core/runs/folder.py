@@ -45,11 +45,16 @@ def samples_of(run_dir):
 
 
 def runs_in(*folders):
-    """Paths of the runs that lie in these folders, as text, sorted folder by folder; each run once."""
+    """Paths of the runs that lie in these folders, as text, sorted folder by folder; each run once.
+
+    A folder with a damaged config.json, or one of another program, is passed over.
+    """
     found = {}
     for folder in folders:
         for path in sorted(Path(find(folder)).glob(f"*/{CONFIG}")):
-            found.setdefault(path.resolve(), path.parent.as_posix())
+            with contextlib.suppress(UserError):
+                read_config(path.parent)
+                found.setdefault(path.resolve(), path.parent.as_posix())
     return list(found.values())
 
 

@@ -65,7 +65,7 @@ def run_lock(run_dir, say=print, stop=None):
     try:
         yield
     finally:
-        empty = made and os.listdir(run_dir) == [LOCK]
+        empty = made and [file.name for file in run_dir.glob("*")] == [LOCK]  # it may be gone
         lock.release(remove=empty)
         if empty:
             with contextlib.suppress(OSError):  # somebody else has begun in it

@@ -11,7 +11,8 @@ import shutil
 import threading
 from pathlib import Path
 
-from mtld_core.files import sha256
+from mtld_core.config import check
+from mtld_core.files import atomic_folder, sha256
 from mtld_core.runs.checkpoint import list_checkpoints, newest_good, prune
 from mtld_core.runs.folder import BEST, LATEST, SAMPLES
 
@@ -23,12 +24,16 @@ SECONDS_FOR_THE_LAST = 300  # at a run's end, for the last checkpoint
 def mirrored(run_dir, mirror_dir, say):
     """Keep a copy of the run in `mirror_dir/<its name>` while the block runs; "" for none.
 
-    say: told when copying begins to fail, and in the end where the copy is. No error is raised.
+    say: told when copying begins to fail, and in the end where the copy is, or what it lacks. Raises
+    UserError where the copy has a newer checkpoint than the run, which then would be lost.
     """
     if not mirror_dir:
         yield
         return
     copy, over, seen = Path(mirror_dir, run_dir.name), threading.Event(), {}
+    here, there = ([path.name for path in list_checkpoints(each)[:1]] for each in (run_dir, copy))
+    way = "choose another run_dir or mirror_dir, or remove the one that you do not need"
+    check(here >= there, f"{copy} has {there}, which is newer than all in {run_dir} and would be lost: {way}")
 
     def work():
         failed = ""
@@ -52,6 +57,8 @@ def mirrored(run_dir, mirror_dir, say):
     finally:
         over.set()
         thread.join(SECONDS_FOR_THE_LAST)
+        if thread.is_alive():
+            say(f"{copy} may lack what came last: copying takes longer than {SECONDS_FOR_THE_LAST} s")
 
 
 def update(run_dir, copy, seen):
@@ -89,10 +96,14 @@ def _copy(source, target):
 
 
 def bring_back(run_dir, mirror_dir, resume="auto"):
-    """Copy a run from its mirror, where `run_dir` holds none and is to go on (`resume` is "auto")."""
-    if not (run_dir and mirror_dir) or resume != "auto" or list_checkpoints(run_dir):
+    """Copy a run from its mirror, where nothing is in `run_dir` and it is to go on (`resume` is "auto").
+
+    It appears there whole or not at all.
+    """
+    if not (run_dir and mirror_dir) or resume != "auto" or any(Path(run_dir).glob("[!.]*")):
         return
     copy = Path(mirror_dir, Path(run_dir).name)
     if newest_good(list_checkpoints(copy)):
         print(f"going on with the copy in {copy}")
-        shutil.copytree(copy, run_dir, dirs_exist_ok=True)
+        with atomic_folder(Path(run_dir)) as temporary:
+            shutil.copytree(copy, temporary, dirs_exist_ok=True)

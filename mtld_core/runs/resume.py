@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mtld_core.config import UserError, field_names
+from mtld_core.config import UserError, check, field_names
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import CHECKPOINTS
 
@@ -40,8 +40,7 @@ def checkpoint_to_resume(run_dir, resume, say=print, hashed=True):
     if resume == "never" or (resume == "auto" and not own):
         return None, None
     path, name = Path(run_dir if resume == "auto" else resume), ""
-    if not path.exists():
-        raise UserError(f"resume={resume}: no such run folder")
+    check(path.exists(), f"resume={resume}: no such run folder")
     if path.parent.name == CHECKPOINTS:
         path, name = path.parent.parent, path.name
     folder = checkpoints.find(path, name, say, resuming=True, hashed=hashed)
@@ -58,8 +57,10 @@ def check_origin(folder, then, now, run_dir):
     That is another system, other data, another seed or another split. then, now: what a manifest keeps under
     "config", of the checkpoint and of this session. run_dir: this session's. Raises UserError.
     """
-    if then["system"] != now["system"]:
-        raise UserError(f"{folder} is a checkpoint of {then['system']!r}, not of {now['system']!r}")
+    check(
+        then["system"] == now["system"],
+        f"{folder} is a checkpoint of {then['system']!r}, not of {now['system']!r}",
+    )
     way = _way_out(folder, run_dir)
     parts = {"dataset": ("frames", "arcs", "size"), "training": KEPT, "config": WINDOW_FIELDS}
     for part, names in parts.items():

@@ -2,7 +2,7 @@
 
 import importlib
 
-from mtld_core.config import UserError, nearest
+from mtld_core.config import check, nearest
 
 SYSTEMS = {  # name -> "module:class", imported when asked for
     "mtld": "mtld_core.systems.mtld.system:MTLD",
@@ -17,7 +17,6 @@ SYSTEMS = {  # name -> "module:class", imported when asked for
 
 def system_class(name):
     """The `System` subclass called `name`. Raises UserError with the nearest known name."""
-    if name not in SYSTEMS:
-        raise UserError(f"there is no system {name!r}{nearest(name, SYSTEMS)}")
+    check(name in SYSTEMS, f"there is no system {name!r}{nearest(name, SYSTEMS)}")
     module, cls = SYSTEMS[name].split(":")
     return getattr(importlib.import_module(module), cls)

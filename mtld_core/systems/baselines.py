@@ -12,7 +12,7 @@ They see the last frames of the context and ignore actions. They stay on the dev
 import numpy as np
 import torch
 
-from mtld_core.config import UserError, nearest
+from mtld_core.config import check, nearest
 from mtld_core.data import covered
 from mtld_core.frames import evenly, to_float, to_uint8
 from mtld_core.nn.flow import optical_flow, pushed
@@ -143,8 +143,7 @@ def fit_baseline(name, dataset, learned, length):
     (`Task.learned[0]`). length: frames of such a window, `needs().window` of that model; no other frame is
     looked at. Raises UserError with the nearest known name.
     """
-    if name not in BASELINES:
-        raise UserError(f"there is no baseline {name!r}{nearest(name, BASELINES)}")
+    check(name in BASELINES, f"there is no baseline {name!r}{nearest(name, BASELINES)}")
     return BASELINES[name](dataset, learned, length).eval()
 
 

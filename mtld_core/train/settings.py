@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from pathlib import Path
 
 import torch
@@ -39,8 +40,7 @@ def plan(system, preset="small", overrides="{}", **settings):
     `_unsaid`. Raises ConfigError for unknown names, offering the nearest one.
     """
     cls = system_class(system)
-    if preset not in cls.PRESETS:
-        raise UserError(f"{system} has no preset {preset!r}{nearest(preset, cls.PRESETS)}")
+    check(preset in cls.PRESETS, f"{system} has no preset {preset!r}{nearest(preset, cls.PRESETS)}")
     said = {name: value for name, value in settings.items() if name not in LEFT_ALONE or value not in (0, "")}
     extra = overrides if isinstance(overrides, dict) else parse_object(overrides, "overrides")
     extra = with_new_names(cls.Config, extra)
@@ -52,8 +52,9 @@ def plan(system, preset="small", overrides="{}", **settings):
     chosen = cls.PRESETS[preset] | {"preset": preset} | said
     if any(said.get(name) for name in LENGTHS):  # it replaces the preset's own length
         chosen |= {name: said.get(name, 0) for name in LENGTHS}
-    for name in ("run_dir", "resume", "mirror_dir"):
-        check(isinstance(chosen.get(name, ""), str), f"{name} must be a text, not {chosen.get(name)!r}")
+    for name in {"run_dir", "resume", "mirror_dir"} & chosen.keys():
+        check(isinstance(chosen[name], str), f"{name} must be a text, not {chosen[name]!r}")
+        chosen[name] = os.path.expanduser(chosen[name])
     bring_back(chosen.get("run_dir"), chosen.get("mirror_dir"), chosen.get("resume", "auto"))
     unsaid = _unsaid(cls, chosen)
     chosen |= {name: value for name, value in unsaid.items() if name not in said}

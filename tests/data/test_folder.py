@@ -2,6 +2,8 @@
 read.
 """
 
+import errno
+import os
 import zlib
 
 import numpy as np
@@ -400,3 +402,24 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, suffix):
         part.write_bytes(content[:length])
         with pytest.raises((OSError, SyntaxError, ValueError)):
             read_picture(part)
+
+
+def test_a_link_that_leads_to_itself_is_left_out_by_name(tmp_path):
+    put(tmp_path / "d/a/f_1.png", 1)
+    for place in ("d/loop", "d/a/loop"):
+        (tmp_path / place).symlink_to("loop")
+    data = read(tmp_path / "d")
+    assert values(data) == [1]
+    assert [line.partition(":")[0] for line in data.warnings] == ["loop", "a/loop"]
+
+
+def test_a_folder_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "d").mkdir()
+
+    def refuse(path=None):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    for name in ("listdir", "scandir"):  # root may read everything
+        monkeypatch.setattr(os, name, refuse)
+    with pytest.raises(UserError, match=r"d cannot be read \(Permission denied\); make it readable"):
+        read(tmp_path / "d")

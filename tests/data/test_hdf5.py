@@ -432,7 +432,12 @@ def test_a_filter_that_is_not_installed_is_named(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, "hdf5plugin", None)
     path = put(tmp_path / "a.h5", **({} if name == "frames" else {"frames": ramp(4)}))
     compressed(path, name, np.array(ramp(4)) if name == "frames" else np.arange(4))
-    refused(path, f"dataset {name!r} is compressed with filter 32001 (blosc)", "pip install hdf5plugin")
+    refused(path, f"dataset {name!r} is compressed with filter 32001, which", "pip install hdf5plugin")
+    there = h5py.h5z.filter_avail
+    monkeypatch.setattr(h5py.h5z, "filter_avail", lambda code: code != 1 and there(code))
+    path = put(tmp_path / "b.h5", **({} if name == "frames" else {"frames": ramp(4)}))
+    compressed(path, name, np.array(ramp(4)) if name == "frames" else np.arange(4), 1)
+    refused(path, f"dataset {name!r} is compressed with filter 1 deflate, which", "pip install hdf5plugin")
 
 
 def test_a_filter_that_was_missing_when_a_file_was_written_does_no_harm(tmp_path, monkeypatch):

@@ -499,6 +499,32 @@ def test_what_others_made_is_never_deleted(clip, tmp_path):
     assert (tmp_path / "clip" / "frame_0000.png").read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"source": "a", "made_from": 3}'])
+def test_a_folder_with_another_ones_record_is_in_the_way(clip, tmp_path, text):
+    folder = tmp_path / "d" / clip.stem
+    folder.mkdir(parents=True)
+    (folder / ".arc.json").write_text(text)
+    with pytest.raises(UserError, match="is in the way, and this tool did not make it"):
+        extract(clip, tmp_path / "d", progress=False)
+
+
+def test_a_folder_of_videos_that_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(path=None):
+        raise PermissionError(13, "Permission denied", path)
+
+    for name in ("listdir", "scandir"):  # root may read everything
+        monkeypatch.setattr(os, name, refuse)
+    with pytest.raises(UserError, match=r"cannot be read \(Permission denied\)"):
+        extract(tmp_path, tmp_path / "d", progress=False)
+
+
+def test_a_folder_under_ones_home(clip, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert extract(clip, "~/d", progress=False).dataset_root == tmp_path / "d"
+    assert not (tmp_path / "~").exists()
+
+
 def test_another_video_of_the_same_name_does_not_replace_the_arc(clip, tmp_path):
     extract(clip, tmp_path / "root", progress=False)
     other = write_video(tmp_path / "clip.mp4", numbered(5))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_arcs
+from PIL import Image
 from toys import ToyConfig, ToyTranslator
 
 from data_prep import make_domains
@@ -208,6 +209,25 @@ def test_what_is_there_is_not_overwritten(shapes):
     with pytest.raises(UserError, match="is there already"):
         make_domains.shapes(shapes, clips=1, frames=2)
     assert files(shapes) == before
+
+
+def test_that_it_is_there_is_said_before_a_film_is_extracted(shapes, monkeypatch):
+    monkeypatch.setattr(make_domains, "extract", lambda *_, **__: pytest.fail("extracted"))
+    for make in (
+        lambda: make_domains.film(shapes, "sample"),
+        lambda: make_domains.pair(shapes, "sample", "sample"),
+    ):
+        with pytest.raises(UserError, match="is there already"):
+            make()
+
+
+def test_arcs_of_tiff_files_are_arcs(tmp_path):
+    root = write_arcs(tmp_path / "arcs", [6, 6])
+    for file in root.rglob("*.png"):
+        Image.open(file).save(file.with_suffix(".tif"))
+        file.unlink()
+    made = make_domains.pair(tmp_path / "out", root / "arc_0", root / "arc_1", 16)
+    assert made == {"X": (1, 6), "Y": (1, 6)}
 
 
 def test_the_baselines_leave_something_to_learn(shapes):

@@ -4,6 +4,7 @@ import functools
 import http.server
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -259,7 +260,76 @@ def test_a_picture_or_video_from_an_address(opened, tmp_path, site):
         assert "\n" not in str(error.value)
 
 
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n"
+
+
+def answering(answer):
+    """The address of a server that sends these bytes to one visitor, and closes."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def answer_one():
+        with listening, listening.accept()[0] as visitor:
+            visitor.recv(65536)
+            visitor.sendall(answer)
+
+    threading.Thread(target=answer_one, daemon=True).start()
+    return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"hello\r\n", "cannot be fetched"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n10\r\nabc", "cannot be fetched"),
+        (HEAD + b"Content-Length: 400\r\n\r\nabc", "the connection broke on the way; try again"),
+    ],
+)
+def test_what_a_server_does_wrong_is_one_line(answer, message):
+    with pytest.raises(UserError, match=message):
+        media.fetch(f"{answering(answer)}/a.png")
+
+
+@pytest.mark.parametrize("address", ["http://host:abc/a.png", "http://[::1/a.png", "http://a..b/a.png"])
+def test_an_address_that_cannot_be_is_one_line(address):
+    with pytest.raises(UserError, match="cannot be fetched"):
+        media.fetch(address)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a" * 300 + ".png", "a" * 46 + ".png"),
+        ("..", "fetched"),
+        ("", "fetched"),
+        ("a%2Fb%00.png", "b.png"),
+        ("%E3%81%82.png", "\u3042.png"),
+    ],
+)
+def test_what_is_fetched_has_a_name_that_a_file_can_have(path, name):
+    address = answering(HEAD + b"Content-Length: 3\r\n\r\nabc")
+    fetched = media.fetch(f"{address}/{path}")
+    assert fetched.name == name and fetched.read_bytes() == b"abc"
+
+
 # ---- a folder for each
+
+
+def test_a_folder_under_ones_home(opened, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert generation.generate("run", "dataset:moves/13", 2, "~/out")["out_dir"] == f"{tmp_path}/out"
+
+
+def test_a_long_name_is_shortened(opened, tmp_path):
+    start = tmp_path / (
+        "\u3042" * 80 + ".png"
+    )  # 244 bytes: with a step behind it no folder could be called so
+    Image.fromarray(picture()).save(start)
+    result = generation.generate("run", str(start), 2)
+    assert Path(result["out_dir"]).name == "\u3042" * 50 + "_7" and result["source"] == str(start)
+    (tmp_path / "data/moves").rename(tmp_path / "data" / ("m" * 250))
+    result = generation.generate("run", f"dataset:{'m' * 250}/13", 2)
+    assert Path(result["out_dir"]).name == f"{'m' * 50}_13_7"
 
 
 def test_each_has_a_folder_of_its_own(opened, tmp_path):

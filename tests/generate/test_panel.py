@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import write_arcs, write_video
 from PIL import Image
-from rolling import Toy, open_toy, picture, press_generate, write_rolling_arcs
+from rolling import ABOUT, Toy, open_toy, picture, press_generate, write_rolling_arcs
 from steered import QUICK, steered_run, write_recording
 
 from mtld_core import media
@@ -33,7 +33,7 @@ def form(tmp_path, monkeypatch):
     write_rolling_arcs(tmp_path / "runs/data")
     for name in ("runs/run", "runs/second", "examples/shared"):
         (tmp_path / name / "checkpoints/step_00000007").mkdir(parents=True)
-        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "config.json").write_text(ABOUT)
     open_toy(monkeypatch, tmp_path / "runs")
     return panel.GeneratePanel(str(tmp_path / "runs/run"), num_frames=5, fps=10)
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import shown
 from PIL import Image
-from rolling import press_generate
+from rolling import ABOUT, press_generate
 from torch import nn
 
 from mtld_core import media
@@ -433,7 +433,7 @@ def test_notebook_03_shows_the_translation(opened, tmp_path, capsys):
 @pytest.fixture
 def form(opened, tmp_path):
     (tmp_path / "runs/run/checkpoints/step_00000007").mkdir(parents=True)
-    (tmp_path / "runs/run/config.json").write_text("{}")
+    (tmp_path / "runs/run/config.json").write_text(ABOUT)
     (tmp_path / "data/Y/arc_5").rename(tmp_path / "data/Y/arc_of_y")
     return panel.GeneratePanel(str(tmp_path / "runs/run"), num_frames=30)
 

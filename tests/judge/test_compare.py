@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 import threading
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -233,8 +234,9 @@ def test_a_sentence_says_what_is_good_and_what_is_bad():
     assert "of these" not in compared(rows[0], [rows[0], *rows[3:]], 2.0)
 
 
-def test_the_command_prints_the_table(runs, tmp_path, capsys, quick):
-    words = ["--compare", str(runs[0] / "mtld"), "--horizon", "2", "--out", str(tmp_path / "out")]
+def test_the_command_prints_the_table(runs, tmp_path, capsys, quick, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["--compare", str(runs[0] / "mtld"), "--horizon", "2", "--out", "~/out"]
     assert checkpoint.main(words) == 0
     assert (tmp_path / "out/table.md").read_text() in capsys.readouterr().out
     assert json.loads((tmp_path / "out/compare.json").read_text())["sections"][0]["rows"][0]["run"] == "mtld"
@@ -330,3 +332,13 @@ def test_rows_of_the_strips_are_what_they_are_called(labels, begins, monkeypatch
     rows, names = _strips([entry("a"), entry("b")])
     assert rows == [row for i in begins for row in (("a", i), ("a", i + 1), ("b", i + 1))]
     assert names == [name for i in begins for name in (labels[i], "a", "b")]
+
+
+def test_what_is_no_run_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("other_program", '{"model_type": "bert"}'), ("damaged", "{")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.json").write_text(text)
+        (tmp_path / "runs" / name / "latest.json").write_text("{}")
+    assert [Path(path).name for path in runs_to_compare()] == ["pong"]
+    assert [Path(path).name for path in ComparePanel([]).ticks] == ["pong"]

@@ -1,12 +1,14 @@
 """Judging one saved checkpoint by its name; how much is judged; epochs of a length of their own."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import write_arcs
 
-from mtld_core import metrics
+from mtld_core import config, metrics
 from mtld_core.config import UserError
 from mtld_core.judge import checkpoint as judge
 from mtld_core.runs.resume import checkpoint_to_resume
@@ -31,6 +33,20 @@ def test_a_checkpoint_is_judged_as_training_judged_it(run, capsys):
     assert figures["psnr"] == pytest.approx(report["metrics"]["psnr"], abs=1e-3)
     earlier = judge.judge(folder, "step_00000010")
     assert earlier["psnr"] != figures["psnr"] and (folder / "judgements/step_00000010.json").exists()
+
+
+def test_a_run_that_is_found_elsewhere_or_cannot_be_written_to(run, tmp_path, monkeypatch):
+    folder = shutil.copytree(run[0], tmp_path / "project/examples/run")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(config, "places", [tmp_path / "project"])
+    figures = judge.judge("examples/run")
+    written = folder / "judgements/step_00000020.json"
+    assert json.loads(written.read_text()) == figures and not list(Path.cwd().iterdir())
+    written.unlink()
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    assert judge.judge("examples/run") == figures and not written.exists()
+    assert json.loads(Path("samples/run/judgements/step_00000020.json").read_text()) == figures
 
 
 def test_judging_changes_nothing_that_training_goes_on_from(run):

@@ -107,6 +107,17 @@ def test_every_run_with_each_value(tmp_path):
     assert runs["two_seed_1_preset_tiny"] == wanted
 
 
+def test_overrides_may_be_json_text_or_nothing_and_a_name_may_look_like_a_date(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        """out: x\nall: {overrides: '{"a": 1}', dataset_root: 2024-01-01}\n"""
+        """runs: {one: {overrides: }, two: {overrides: {b: 2}}}"""
+    )
+    _, runs = batch.read_sweep(file)
+    assert runs["two"] == {"overrides": {"a": 1, "b": 2}, "dataset_root": "2024-01-01"}
+    assert runs["one"] == {"overrides": {"a": 1}, "dataset_root": "2024-01-01"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -117,6 +128,8 @@ def test_every_run_with_each_value(tmp_path):
         ("out: x\nruns: [a]", "runs is none of out \\(str\\), all \\(dict\\), runs \\(dict\\)"),
         ("out: x\nruns: {a: 3}", "runs: a must be a mapping of parameters, not 3"),
         ("out: x\nruns: {a: {}}\nevery: {}", "every is none of"),
+        ("out: x\nruns: {a: {overrides: latent}}", "runs: a: overrides must be a mapping, or JSON text"),
+        ("out: x\nruns: {a: {overrides: [3]}}", "runs: a: overrides must be a mapping, or JSON text"),
     ],
 )
 def test_a_file_that_is_no_sweep_is_one_line(tmp_path, text, message):

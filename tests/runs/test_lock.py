@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -213,3 +214,13 @@ def test_of_two_that_take_over_at_once_one_succeeds(tmp_path, monkeypatch):
         second.acquire()
     assert json.loads((tmp_path / ".lock").read_text()) == first.owner and len(list(tmp_path.iterdir())) == 1
     first.release()
+
+
+def test_a_folder_that_was_deleted_meanwhile_hides_no_error_and_is_free(tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match="what happened"), run_lock(run):
+        shutil.rmtree(run)
+        raise UserError("what happened")
+    with run_lock(run):
+        assert (run / ".lock").exists()
+    assert not run.exists()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import write_arcs
 
+from mtld_core.config import UserError
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs import mirror
 from mtld_core.train import train
@@ -102,6 +103,7 @@ def test_a_drive_that_hangs_or_stays_away_ends_with_the_run(run, tmp_path, monke
     with mirror.mirrored(run, str(tmp_path / "drive"), said.append):
         pass
     assert time.monotonic() - began < 30
+    assert said[-1].endswith("drive/run may lack what came last: copying takes longer than 0.1 s")
     hangs.set()
 
 
@@ -130,3 +132,40 @@ def test_only_what_is_gone_is_brought_back(run, tmp_path):
     assert not (run / "checkpoints/step_00000010/manifest.json").exists() and not (tmp_path / "new").exists()
     mirror.bring_back(tmp_path / "new/run", tmp_path / "drive")
     assert checkpoints.find(tmp_path / "new/run").name == "step_00000010"
+
+
+def test_no_newer_checkpoint_is_lost_in_the_copy(run, tmp_path):
+    mirror.update(run, tmp_path / "drive/run", {})
+    new = tmp_path / "new/run"
+    for make in (lambda: new.mkdir(parents=True), lambda: save(new, 5)):
+        make()
+        with (
+            pytest.raises(
+                UserError, match=r"drive/run has \['step_00000010'\], which is newer than all in .*new"
+            ),
+            mirror.mirrored(new, str(tmp_path / "drive"), print),
+        ):
+            pass
+    assert checkpoints.find(tmp_path / "drive/run").name == "step_00000010"
+
+
+def test_a_run_is_brought_back_whole_or_not_at_all(run, tmp_path, monkeypatch):
+    mirror.update(run, tmp_path / "drive/run", {})
+    new = tmp_path / "new/run"
+
+    def interrupted(source, target, **options):
+        Path(target, "checkpoints/step_00000010").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as once:
+        once.setattr(shutil, "copytree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            mirror.bring_back(new, tmp_path / "drive")
+    assert not new.exists()
+    new.mkdir()
+    (new / "mine.txt").touch()
+    mirror.bring_back(new, tmp_path / "drive")
+    assert [path.name for path in new.iterdir()] == ["mine.txt"]  # nothing takes its place
+    (new / "mine.txt").unlink()
+    mirror.bring_back(new, tmp_path / "drive")
+    assert checkpoints.find(new).name == "step_00000010"

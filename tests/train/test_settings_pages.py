@@ -1,9 +1,10 @@
-"""Every setting stands on a page: the training's on docs/training.md with its default, a system's on the
+"""Every setting stands on a page with its default: the training's on docs/training.md, a system's on the
 system's own.
 """
 
 import json
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,52 @@ def test_every_setting_of_a_system_has_a_row_on_its_page(system):
     assert not named - fields, (
         f"{page.name} has a row for {', '.join(sorted(named - fields))}, which {system} lacks"
     )
+
+
+SAID_OTHERWISE = {"": [], "none": [], "the data's": None, "the decoder's": None, "[8, 20]": None}
+
+
+def values_of(cell, count):
+    """The values that a cell with defaults lists, `count` of them; None where it says in words who fills them in.
+
+    "1e-3 each, 0.5" and "1, 0 ..." repeat a value, as one alone does; "0; in `codes` 20" and "0 (all)" say more.
+    """
+    if cell in SAID_OTHERWISE:
+        return SAID_OTHERWISE[cell]
+    parts = [
+        re.sub(r" \(.*\)$", "", part) for part in re.split(r"[,;] ", cell) if not part.startswith("in `")
+    ]
+    values = []
+    for part in parts:
+        text = re.sub(r" (each|\.\.\.)$", "", part)
+        times = count - len(parts) + 1 if text != part or len(parts) == 1 else 1
+        values += [float(Fraction(text.replace(",", ""))) if re.match(r"[\d.]", text) else text] * times
+    return values
+
+
+def flat(value):
+    if isinstance(value, list):
+        return [float(one) for one in value]
+    if isinstance(value, bool):
+        return [str(value).lower()]
+    return [value or "none"] if isinstance(value, str) else [float(value)]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_defaults_of_a_system_are_those_on_its_page(system):
+    page = DOCS / "systems" / f"{'world_model' if system in WORLD_MODEL else system}.md"
+    defaults = to_dict(system_class(system).Config())
+    compared = 0
+    for row in settings_on(page):
+        if row.get("stage") not in (None, "all", system.replace("_", " ")):
+            continue
+        wanted = [value for name in names_in(row) for value in flat(defaults[name])]
+        if row["default"] in ("", "none"):
+            wanted = [value for value in wanted if value != "none"]
+        found = values_of(row["default"], len(wanted))
+        if found is not None:
+            assert found == wanted, (
+                f"{page.name}: {row['setting']}: {row['default']} there, {wanted} in the code"
+            )
+            compared += len(found)
+    assert compared > 15

@@ -695,3 +695,10 @@ def test_a_run_with_a_setting_that_is_gone_opens_is_judged_and_goes_on(arcs, tmp
     assert open_run(run, device="cpu").run.training["max_power_percent"] == 95
     assert judge(run, device="cpu")["psnr"] > 0
     assert tiny(arcs, run, steps=2)["step"] == 2
+
+
+def test_a_run_under_ones_home_is_there(tmp_path, monkeypatch):
+    """As `open_run` reads such a path."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _, _, training = plan("mtld", "tiny", run_dir="~/run", mirror_dir="~/drive")
+    assert (training.run_dir, training.mirror_dir) == (f"{tmp_path}/run", f"{tmp_path}/drive")
