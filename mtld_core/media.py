@@ -301,15 +301,14 @@ def side_by_side(left, right):
     return np.concatenate([left, line, right], axis=1)
 
 
-def strip(rows, labels=None, columns=None, smallest=96):
+def strip(rows, labels=None, columns=None):
     """Rows of frames -> one uint8 picture `[H', W', 3]` on white.
 
     rows: lists (or arrays) of frames, all of one size. labels: a word for each row, on its left; columns: a
-    word for each column, above it. Frames lower than `smallest` pixels are enlarged by a whole factor,
-    unsmoothed.
+    word for each column, above it. Frames lower than 96 pixels are enlarged by a whole factor, unsmoothed.
     """
     height, width = rows[0][0].shape[:2]
-    factor = max(1, -(-smallest // height))
+    factor = max(1, -(-96 // height))
     height, width = factor * height, factor * width
     font, gap = ImageFont.load_default(22), 4
     left = 2 * gap + round(max(map(font.getlength, labels))) if labels else 0

@@ -21,7 +21,7 @@ from IPython.display import HTML, Image, display
 from mtld_core.config import UserError, check, find, nearest, places, seconds
 
 # the kinds of parameters; all others are texts
-WHOLE = "height width workers steps batch_size seed devices num_frames horizon"
+WHOLE = ("height", "width", "workers", "steps", "batch_size", "seed", "devices", "num_frames", "horizon")
 NUMBERS = ("fps", "time_budget_minutes")
 TIMES = ("start", "duration")
 SWITCHES = ("drop_duplicates", "split_scenes")
@@ -81,7 +81,7 @@ def parameter(name, value):
     for a name ("2024"). Nothing else is bent.
     """
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if name in WHOLE.split():
+    if name in WHOLE:
         check(is_number and value % 1 == 0, f"{name} must be a whole number, not {value!r}")
         return int(value)
     if name in NUMBERS:

@@ -343,10 +343,18 @@ def machine():
 
 # ---- front end
 
-SERVERS = (  # programs that show notebooks to people
-    "jupyter-lab jupyter-notebook jupyter-server jupyter-labhub jupyter-voila jupyterhub-singleuser "
-    "jupyterlab notebook jupyter_server voila"
-)
+SERVERS = {
+    "jupyter-lab",
+    "jupyter-notebook",
+    "jupyter-server",
+    "jupyter-labhub",
+    "jupyter-voila",
+    "jupyterhub-singleuser",
+    "jupyterlab",
+    "notebook",
+    "jupyter_server",
+    "voila",
+}
 
 
 def is_interactive(setting="auto"):
@@ -377,7 +385,7 @@ def _is_server(command):
         names.pop(0)
     if names[:1] == ["jupyter"]:
         names = ["-".join(names[:2])]
-    return bool(names) and (names[0] in SERVERS.split() or names[0].startswith("colab"))
+    return bool(names) and (names[0] in SERVERS or names[0].startswith("colab"))
 
 
 def progress_bar(**options):

@@ -239,12 +239,12 @@ def test_a_folder_with_a_colon_is_no_address(tmp_path, monkeypatch):
 
 
 def test_a_strip_holds_its_frames():
-    frames = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 10, 3), np.uint8)
-    picture = media.strip(frames, smallest=16)
-    assert picture.shape == (16 * 2 + 4, 20 * 3 + 8, 3)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 3, 48, 60, 3), np.uint8)
+    picture = media.strip(frames)
+    assert picture.shape == (96 * 2 + 4, 120 * 3 + 8, 3)
     for i in range(2):
         for j in range(3):
-            cell = picture[20 * i : 20 * i + 16, 24 * j : 24 * j + 20]
+            cell = picture[100 * i : 100 * i + 96, 124 * j : 124 * j + 120]
             assert np.array_equal(cell[::2, ::2], frames[i, j]) and np.array_equal(
                 cell[1::2, 1::2], frames[i, j]
             )

@@ -24,8 +24,17 @@ NUMBERS = "iubf"  # kinds of dtype
 WANTED = "wanted is uint8 [N, H, W, 3]"
 # in a file without `episode`, each of these may say that a frame is the last of its episode
 FLAGS = (
-    "done dones terminal terminals terminated terminations truncated truncations timeouts is_last "
-    "episode_ends"
+    "done",
+    "dones",
+    "terminal",
+    "terminals",
+    "terminated",
+    "terminations",
+    "truncated",
+    "truncations",
+    "timeouts",
+    "is_last",
+    "episode_ends",
 )
 
 
@@ -250,7 +259,7 @@ def _finite(file, name, found):
 def _counted(file, count):
     """int64 `[N]`: the episode of each row, from 0; the next begins after a row that ends one, by `FLAGS`."""
     last = np.zeros(count, bool)
-    for name in FLAGS.split():
+    for name in FLAGS:
         found = find_dataset(file, name)
         if found is not None:
             last |= _last_rows(file, name, found, count)

@@ -251,10 +251,10 @@ class Judge:
 
     # ---- pictures
 
-    def preview(self, system, windows=2, columns=6):
+    def preview(self, system):
         """(rows of uint8 frames, their labels, labels of the columns): truth, the system's and the error."""
-        starts = evenly(self.starts, windows)
-        shown = evenly(self.horizon, columns)
+        starts = evenly(self.starts, 2)
+        shown = evenly(self.horizon, 6)
         truth = self.truth(starts)[:, shown].cpu()
         made = self.made_by(system, starts, self.horizon)[:, shown].cpu()
         rows = []

@@ -45,11 +45,11 @@ class TranslationJudge:
         """Floats and Nones. tick: called before each piece of the work; it may raise to give it up."""
         return self.ways[0].figures(system, tick) | self.ways[1].figures(system, tick)
 
-    def preview(self, system, columns=6):
+    def preview(self, system):
         """(rows of uint8 frames, their labels, labels of the columns): a clip of each domain, translated."""
         rows, labels = [], []
         for way in self.ways:
-            shown = evenly(way.window, columns)
+            shown = evenly(way.window, 6)
             source, target = way.direction.split("_to_")
             names = [source, f"{source} in {target}", "truth"]
             clips = way.example(system)
