@@ -308,7 +308,7 @@ def strip(rows, labels=None, columns=None):
     word for each column, above it. Frames lower than 96 pixels are enlarged by a whole factor, unsmoothed.
     """
     height, width = rows[0][0].shape[:2]
-    factor = max(1, -(-96 // height))
+    factor = -(-96 // height)  # rounded up
     height, width = factor * height, factor * width
     font, gap = ImageFont.load_default(22), 4
     left = 2 * gap + round(max(map(font.getlength, labels))) if labels else 0

@@ -2,6 +2,7 @@
 on names alone.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -20,7 +21,7 @@ import torch
 from mtld_core import runtime
 from mtld_core.chance import keyed_normal, keyed_uniform, seed_of
 from mtld_core.config import UserError
-from mtld_core.files import atomic_path, sha256, write_json
+from mtld_core.files import atomic_folder, atomic_path, sha256, write_json
 from mtld_core.runtime import free_memory, is_interactive, pick_device, pick_precision
 
 ROOT = Path(__file__).parents[1]
@@ -66,6 +67,25 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path, problem):
         temporary.write_text("half of the n")
         raise problem
     assert json.loads(path.read_text()) == "old" and names(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("refused", ["the block", "the new one's place", ""])
+def test_a_folder_takes_the_place_of_an_old_one_or_leaves_it(refused, tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    write_json(path / "a.json", "old")
+    replace = os.replace
+
+    def refusing(source, target):
+        if refused == "the new one's place" and source.suffix == ".tmp":
+            raise PermissionError("somebody looks into it")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refusing)
+    with contextlib.suppress(PermissionError), atomic_folder(path) as temporary:
+        (temporary / "b.json").write_text("1")
+        if refused == "the block":
+            raise PermissionError
+    assert names(tmp_path) == ["run"] and names(path) == (["a.json"] if refused else ["b.json"])
 
 
 def test_a_kill_in_the_middle_leaves_the_old_file_whole(tmp_path):
