@@ -22,8 +22,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from mtld_core.frames import to_uint8
+from mtld_core.media import strip
 from mtld_core.runtime import command
 from mtld_core.systems.opening import open_run
 from mtld_core.train import train
@@ -195,6 +198,18 @@ def score(model, clips):
     return torch.cat(squared).mean(0), torch.cat(absolute).mean(0)
 
 
+@torch.inference_mode()
+def draw(model, clips, path):
+    """Save a picture of what is predicted, below the truth. clips: uint8 `[2, 20, 64, 64]`."""
+    given = torch.from_numpy(clips[:, :GIVEN]).unsqueeze(2) / 255
+    made = to_uint8(2 * model.predict(given).clamp(0, 1).expand(-1, -1, 3, -1, -1) - 1).numpy()
+    rows = []
+    for clip, frames in zip(clips[..., None].repeat(3, -1), made, strict=True):
+        rows += [np.concatenate([clip[:GIVEN:3], clip[GIVEN:]]), np.concatenate([clip[:GIVEN:3], frames])]
+    numbers = [*range(1, GIVEN + 1, 3), *range(GIVEN + 1, LENGTH + 1)]
+    Image.fromarray(strip(rows, ["truth", "made"] * len(clips), list(map(str, numbers)))).save(path)
+
+
 class Last:
     """The last given frame repeated."""
 
@@ -232,6 +247,7 @@ def main():
     )
     parser.add_argument("--rate", type=float, default=1e-3, help="the cycle's highest learning rate")
     parser.add_argument("--sequences", type=int, default=10_000, help="of the test set, the first")
+    parser.add_argument("--picture", type=Path, help="of the first two of them")
     given = parser.parse_args()
     torch.manual_seed(given.seed)
     if given.openstl:
@@ -240,9 +256,12 @@ def main():
         model = Ours(given.data, given.run, given.steps, given.seed)
     else:
         model = Last()
-    squared, absolute = score(model, sequences(given.data / "test/test.h5", given.sequences))
+    clips = sequences(given.data / "test/test.h5", given.sequences)
+    squared, absolute = score(model, clips)
     print(f"MSE {squared.mean():.2f}, MAE {absolute.mean():.2f}; MSE by horizon:", end=" ")
     print(*(f"{value:.1f}" for value in squared))
+    if given.picture:
+        draw(model, clips[:2], given.picture)
 
 
 if __name__ == "__main__":
