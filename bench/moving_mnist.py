@@ -1,8 +1,8 @@
 """Moving MNIST, ten frames given and ten predicted: TinyDreams, and OpenSTL's models trained for as long.
 
     python data_prep/make_moving_mnist.py MNIST
-    python bench/moving_mnist.py MNIST RUN --steps 5000
-    python bench/moving_mnist.py MNIST --openstl FOLDER --model simvp --minutes 60 --widths 8 64 4 --rate 2e-3
+    python bench/moving_mnist.py MNIST RUN --steps 6000
+    python bench/moving_mnist.py MNIST --openstl FOLDER --model simvp --minutes 60 --widths 8 64 4 --rate 6e-3
 
 The first trains RUN, or goes on with it, and prints the processor time that it took, which the second gives
 to a model of OpenSTL. FOLDER is your own copy of chengtan9907/OpenSTL; its models also need `pip install
@@ -151,7 +151,7 @@ PLAIN = {
     "action_mode": "none",
     "context_frames": GIVEN,
     "older_frames": (),
-    "rollout_frames": 3,
+    "rollout_frames": 5,
     "output": "residual",
     "moving_weight": 0.0,
     "context_noise": 0.0,
@@ -237,7 +237,7 @@ def main():
     parser = argparse.ArgumentParser(description="Moving MNIST, ten frames of ten, beside OpenSTL.")
     parser.add_argument("data", type=Path, help="what data_prep/make_moving_mnist.py made")
     parser.add_argument("run", nargs="?", type=Path, help="of TinyDreams, trained into this folder")
-    parser.add_argument("--steps", type=int, default=5000, help="of that run")
+    parser.add_argument("--steps", type=int, default=6000, help="of that run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--openstl", type=Path, help="your own copy of chengtan9907/OpenSTL")
     parser.add_argument("--model", choices=MODELS, default="simvp")
