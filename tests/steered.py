@@ -46,7 +46,9 @@ class Steered(System):
 
     @classmethod
     def fit_config(cls, config, dataset):
-        return dataclasses.replace(super().fit_config(config, dataset), **action_fields(dataset))
+        return dataclasses.replace(
+            super().fit_config(config, dataset), **action_fields(dataset, "another system")
+        )
 
     def needs(self):
         return Needs(
