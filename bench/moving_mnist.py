@@ -22,6 +22,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -99,13 +100,10 @@ class ConvLSTM:
         clip = torch.cat([given, torch.zeros_like(given)], 1)
         told = torch.zeros(len(clip), LENGTH - GIVEN - 1)
         made, _ = self._draw(clip, told, return_loss=False)  # [B, 19, 16, 16, 16]
-        made = torch.nn.functional.pixel_shuffle(made[:, GIVEN - 1 :].permute(0, 1, 4, 2, 3), PATCH)
-        return made
+        return F.pixel_shuffle(made[:, GIVEN - 1 :].permute(0, 1, 4, 2, 3), PATCH)
 
     def _draw(self, clip, told, return_loss):
-        squares = torch.nn.functional.pixel_unshuffle(clip, PATCH).permute(
-            0, 1, 3, 4, 2
-        )  # [B, 20, 16, 16, 16]
+        squares = F.pixel_unshuffle(clip, PATCH).permute(0, 1, 3, 4, 2)  # [B, 20, 16, 16, 16]
         told = told.float()[:, :, None, None, None].expand(-1, -1, *squares.shape[2:])
         return self.net(squares, told, return_loss=return_loss)
 
