@@ -3,9 +3,9 @@
     python data_prep/make_domains.py domains
     python bench/rl_v2v.py domains runs/v2v [--seeds 0 1 2] [--rl 0 4] [--overrides '{"steps": 300}']
 
-The table of docs/systems/rl_v2v.md. Trains the preset "small" for every seed and every `rl_every` (0: the RL
-half is off), one after the other, and judges each against the known truth. Figures are medians over the
-seeds. A run that is there already is not trained again.
+The tables of docs/systems/rl_v2v.md and docs/experiments/rl_v2v.md. Trains the preset "small" for every seed
+and every `rl_every` (0: the RL half is off), one after the other, and judges each against the known truth.
+Figures are medians over the seeds. A run that is there already is not trained again.
 """
 
 import argparse
