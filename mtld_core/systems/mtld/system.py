@@ -194,7 +194,7 @@ class MTLD(System):
     name = "mtld"
     Config = MTLDConfig
     PRESETS: typing.ClassVar = {
-        # what predicts unseen video best (docs/systems/mtld.md has the table)
+        # what predicts unseen video best (docs/experiments/mtld.md has the table)
         "small": {
             "latent": "map",
             "latent_dim": 32,
