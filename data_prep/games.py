@@ -1,5 +1,7 @@
 """Gymnasium environments for recording and playing: made by name and options, one small picture a step."""
 
+import importlib
+
 import numpy as np
 
 from mtld_core.config import UserError, reason_of
@@ -68,8 +70,11 @@ def action_facts(env):
 
 def _is_atari(env):
     gymnasium = _gymnasium(env)
+    module, _, name = env.rpartition(":")  # "module:Game-v0", which `spec` alone would not import
     try:
-        return "ale_py" in str(gymnasium.spec(env).entry_point)
+        if module:
+            importlib.import_module(module)
+        return "ale_py" in str(gymnasium.spec(name).entry_point)
     except (gymnasium.error.Error, ImportError) as error:
         raise UserError(f"env={env!r} is not known to Gymnasium: {reason_of(error)}") from None
 

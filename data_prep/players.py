@@ -47,7 +47,7 @@ def player(policy, game, rng):
         raise UserError(f"policy={policy!r} is not 'random', 'sticky', 'lookahead' or 'MODULE:FUNCTION'")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
             f"policy={policy!r} cannot be loaded ({error}): run this beside MODULE.py, or set PYTHONPATH"
         ) from None

@@ -57,8 +57,8 @@ def record(
     episode_steps: a longer episode is ended there.
 
     Returns {"path", "frames", "episodes", "bytes", "copy_psnr": dB of each frame against the one before,
-    errors pooled}. Raises UserError for a bad setting, a game that cannot be recorded, or where `out` is
-    taken or too full a disk.
+    errors pooled, None where no frame has one before it}. Raises UserError for a bad setting, a game that
+    cannot be recorded, or where `out` is taken or too full a disk.
     """
     numbers = {"steps": steps, "size": size, "frameskip": frameskip, "episode_steps": episode_steps}
     _check_settings(numbers, repeat_probability, format)
@@ -68,7 +68,7 @@ def record(
     options = game_options(env, frameskip, repeat_probability)
     with contextlib.closing(make_env(env, options)) as game:
         skip = options.get("frameskip", 1)
-        fps = ATARI_FPS / skip if "frameskip" in options else game.metadata.get("render_fps", 30)
+        fps = ATARI_FPS / skip if "frameskip" in options else game.metadata.get("render_fps") or 30
         about = {
             "env": env,
             "env_options": options,
@@ -84,19 +84,18 @@ def record(
         write = {"h5": _h5, "jsonl": _jsonl}[format]
         bar = progress_bar(total=steps, desc=f"playing {env}", unit=" steps", disable=not progress)
         with bar, write(path, steps, about) as put:
-            change = _put_all(game, steps, about, put, bar)
-    mse = change / (size * size * 3 * 255**2)
+            copy_psnr = _put_all(game, steps, about, put, bar)
     return {
         "path": path,
         "frames": steps,
         "episodes": len(about["episode_seeds"]),
         "bytes": _bytes_in(path),
-        "copy_psnr": -10 * np.log10(max(mse, 1e-10)),
+        "copy_psnr": copy_psnr,
     }
 
 
 def _put_all(game, steps, about, put, bar):
-    """Play and `put` every step; returns the squared difference of two frames in a row, on average."""
+    """Play and `put` every step; returns `copy_psnr`, see `record`."""
     last_episode, last_frame = None, None
     error, pairs = 0.0, 0
     for row, (frame, action, episode) in enumerate(_play(game, steps, about)):
@@ -106,7 +105,10 @@ def _put_all(game, steps, about, put, bar):
             pairs += 1
         last_episode, last_frame = episode, frame
         bar.update()
-    return error / max(pairs, 1)
+    if not pairs:
+        return None
+    mse = error / (pairs * frame.size * 255**2)
+    return -10 * np.log10(max(mse, 1e-10))
 
 
 def _check_settings(numbers, repeat_probability, format):
@@ -155,14 +157,10 @@ def _play(game, steps, about):
         choose = players[episode % len(players)]
         observation, info = game.reset(seed=seeds[-1])
         for _ in range(min(about["episode_steps"], steps - row)):
-            action = choose(observation, info, rng)
-            # as it is stored, so that a replay is exact
-            action = np.asarray(action, None if discrete else np.float32)
-            whole = action.dtype.kind in "iu"
-            if (discrete and not whole) or not space.contains(action.astype(space.dtype)):
-                raise UserError(
-                    f"policy={about['policy']!r} chose {action.tolist()!r}, which is no action of {space}"
-                )
+            chosen = choose(observation, info, rng)
+            action = _as_stored(chosen, space, discrete)
+            if action is None:
+                raise UserError(f"policy={about['policy']!r} chose {chosen!r}, which is no action of {space}")
             frame = frame_of(game, observation, about["size"])
             yield frame, action, episode
             row += 1
@@ -170,6 +168,17 @@ def _play(game, steps, about):
             observation, _, terminated, truncated, info = game.step(taken)
             if terminated or truncated:
                 break
+
+
+def _as_stored(chosen, space, discrete):
+    """An action as the recording holds it, so that a replay is exact; None where it is none of `space`."""
+    try:
+        action = np.asarray(chosen, None if discrete else np.float32)
+    except (TypeError, ValueError):  # words, say
+        return None
+    whole = action.dtype.kind in "iu"
+    fits = (whole or not discrete) and space.contains(action.astype(space.dtype))
+    return action if fits else None
 
 
 # ---- writing
@@ -247,10 +256,11 @@ def main():
     parser.add_argument("--episode-steps", type=int, default=500, help="a longer episode is ended there")
     sys.path.append(os.getcwd())  # where --policy is looked for
     done = record(**vars(parser.parse_args()))
-    print(
-        f"{done['path']}: {done['frames']} frames in {done['episodes']} episodes, {done['bytes'] / 1e6:.1f} "
-        f"MB; a copy of the frame before makes {done['copy_psnr']:.2f} dB"
-    )
+    line = f"{done['path']}: {done['frames']} frames in {done['episodes']} episodes, "
+    line += f"{done['bytes'] / 1e6:.1f} MB"
+    if done["copy_psnr"] is not None:
+        line += f"; a copy of the frame before makes {done['copy_psnr']:.2f} dB"
+    print(line)
 
 
 if __name__ == "__main__":

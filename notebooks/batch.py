@@ -19,6 +19,8 @@ A run that fails does not stop the others: the table says it at its top. What ha
 """
 
 import argparse
+import collections
+import contextlib
 import itertools
 import json
 import logging
@@ -58,12 +60,25 @@ def run_page(page, out, parameters):
 # ---- several runs
 
 
+class Sweep(yaml.SafeLoader):
+    """Reads YAML in which a name that comes twice is an error: else the last one would win unnoticed."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for name, count in collections.Counter(names).items():
+            if count > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} comes twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_sweep(path):
     """(folder for what comes out, {run: its parameters}) of a YAML file. Raises Refused."""
     try:
-        sweep = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+        sweep = yaml.load(Path(path).read_text(), Sweep)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise Refused(f"{path}: {' '.join(str(error).split())}") from None
+    if isinstance(sweep, dict):  # what is empty in the file is as if left out
+        sweep = {name: value for name, value in sweep.items() if value is not None}
     if not isinstance(sweep, dict) or not sweep.get("runs"):
         raise Refused(f"{path}: wanted is a mapping with `out` and `runs` (python {__file__} --help)")
     for name, value in sweep.items():
@@ -77,13 +92,19 @@ def read_sweep(path):
     runs = {}
     for (run, own), values in itertools.product(sweep["runs"].items(), combinations):
         chosen = dict(zip(each, values, strict=True))
-        name = "_".join([str(run), *(f"{key}_{value}" for key, value in chosen.items())])
+        name = "_".join([str(run), *(f"{key}_{value}" for key, value in chosen.items())]).replace("/", "_")
+        if name in runs:
+            raise Refused(f"{path}: two runs are called {name!r}")
         if not isinstance(own or {}, dict):
             raise Refused(f"{path}: runs: {run} must be a mapping of parameters, not {own!r}")
         try:
             runs[name] = _joined(sweep.get("all", {}), own or {}, chosen)
         except (ValueError, TypeError):
             raise Refused(f"{path}: runs: {run}: overrides must be a mapping, or JSON text of one") from None
+        if "run_dir" in runs[name]:
+            raise Refused(f"{path}: runs: {run}: run_dir is {sweep['out']}/<the run's name>; leave it out")
+    if not runs:
+        raise Refused(f"{path}: each: a list without values leaves nothing to train")
     return Path(sweep["out"]), runs
 
 
@@ -134,7 +155,10 @@ def train(out, name, parameters):
 
 
 def _read(path):
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """What a JSON file holds; {} where it is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(path.read_text())
+    return {}
 
 
 def _row(report):
@@ -162,6 +186,15 @@ def _shown(value):
 # ---- the command
 
 
+def page_of(what):
+    """Path of the notebook that is meant: a file, or by its name one of the project's; None: neither."""
+    name = f"{what.removesuffix('.ipynb').removesuffix('.py')}.ipynb"
+    found = [place / name for place in (PAGES, PAGES.parent)]
+    if what.endswith(".ipynb"):
+        found.insert(0, Path(what))
+    return next((page for page in found if page.is_file()), None)
+
+
 def value_of(text):
     """A number or true or false where the text is one, else the text itself."""
     try:
@@ -184,8 +217,8 @@ def main(arguments=None):
     try:
         if given.what.endswith((".yaml", ".yml")):
             return MENDABLE if sweep(given.what) else None
-        page = PAGES / f"{Path(given.what).stem}.ipynb"
-        if not page.is_file():
+        page = page_of(given.what)
+        if page is None:
             names = ", ".join(path.stem for path in sorted(PAGES.glob("*.ipynb")))
             raise Refused(f"there is no notebook {given.what!r}; there are: {names}")
         run_page(page, given.out, {name: value_of(text) for name, text in given.parameters})

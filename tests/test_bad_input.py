@@ -636,12 +636,12 @@ def test_a_picture_that_cannot_be_used(run, tmp_path, kind):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"num_frames": "3"}, "num_frames must be a whole number, not '3'"),
-        ({"num_frames": 3.5}, "num_frames must be a whole number, not 3.5"),
+        ({"num_frames": "3"}, "num_frames must be a whole number from 1 on, not '3'"),
+        ({"num_frames": 3.5}, "num_frames must be a whole number from 1 on, not 3.5"),
         ({"fps": "12"}, "fps must be a number"),
-        ({"fps": float("nan")}, "fps must be from 0.01 to 1000"),
-        ({"fps": 1e-4}, "fps must be from 0.01 to 1000"),
-        ({"seed": 2**70}, "seed must be from 0"),
+        ({"fps": float("nan")}, "fps must be a number from 0.01 to 1000"),
+        ({"fps": 1e-4}, "fps must be a number from 0.01 to 1000"),
+        ({"seed": 2**70}, "seed must be a whole number from 0"),
         ({"num_frames": 1}, "num_frames must be at least 2 (the first frame is the given one), not 1"),
         ({"direction": "left"}, "direction must be 'x_to_y' or 'y_to_x', not 'left'"),
         ({"direction": "y_to_x"}, "direction='y_to_x' is for translators between two domains; use 'x_to_y'"),

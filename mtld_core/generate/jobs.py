@@ -60,7 +60,7 @@ def generate(
     writing, too. Any length takes the same memory. Raises UserError for whatever the user can mend; then
     nothing half-written is left.
     """
-    _check_settings(num_frames, fps, seed)
+    check_settings(num_frames, fps, seed)
     system = open_run(run_dir, checkpoint, device)
     _check_direction(system, direction)
     actions = _parse_actions(actions)
@@ -98,13 +98,20 @@ def generate_sequence(run_dir, image, num_frames, out_dir):
 # ---- what was asked for
 
 
-def _check_settings(num_frames, fps, seed):
-    check(isinstance(num_frames, numbers.Integral), f"num_frames must be a whole number, not {num_frames!r}")
-    check(isinstance(fps, numbers.Real), f"fps must be a number, not {fps!r}")
-    check(isinstance(seed, numbers.Integral), f"seed must be a whole number, not {seed!r}")
-    check(num_frames >= 1, f"num_frames must be at least 1, not {num_frames}")
-    check(0.01 <= fps <= 1000, f"fps must be from 0.01 to 1000, not {fps}")
-    check(0 <= seed < 2**63, f"seed must be from 0 to 2^63 - 1, not {seed}")
+def check_settings(num_frames=1, fps=12, seed=0):
+    """Raise UserError for what `generate` could not take."""
+    check(
+        isinstance(num_frames, numbers.Integral) and num_frames >= 1,
+        f"num_frames must be a whole number from 1 on, not {num_frames!r}",
+    )
+    check(
+        isinstance(fps, numbers.Real) and 0.01 <= fps <= 1000,
+        f"fps must be a number from 0.01 to 1000, not {fps!r}",
+    )
+    check(
+        isinstance(seed, numbers.Integral) and 0 <= seed < 2**63,
+        f"seed must be a whole number from 0 to 2^63 - 1, not {seed!r}",
+    )
 
 
 def _check_direction(system, direction):

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import itertools
 import random
+import re
 import statistics
 import time
 from pathlib import Path
@@ -16,8 +17,9 @@ import torch
 import torch.nn.functional as F
 
 from mtld_core import media
-from mtld_core.config import UserError, check, reason_of
+from mtld_core.config import UserError, can_write, check, reason_of
 from mtld_core.frames import differs, evenly
+from mtld_core.generate.jobs import check_settings
 from mtld_core.generate.rollouts import check_actions, stepping
 from mtld_core.generate.source import from_dataset, read_source, starts_in
 from mtld_core.machine import memory
@@ -60,10 +62,10 @@ class Play:
     offered. seed: what a system that draws is started with: 0, and one more at each reset. steps: how many
     were taken since the reset. frames: the newest, the start first while 96 MB hold them all (8,192 of
     64x64); actions: those between them. real: the real game's frames beside them, None where it cannot be
-    stepped: `alone` then says why. over: the real game has ended; its last frame stays. sync_when: None, or
-    after how many steps again and again, or "parted", `sync` is called by itself; synced: the step of the
-    latest one, or None. chance: a `random.Random`, for policies. Raises UserError where the system takes no
-    actions, the dataset is gone, or there is no such source.
+    stepped: `alone` then says why. over: the real game has ended, or failed (`alone` says how); its last
+    frame stays. sync_when: None, or after how many steps again and again, or "parted", `sync` is called by
+    itself; synced: the step of the latest one, or None. chance: a `random.Random`, for policies. Raises
+    UserError where the system takes no actions, the dataset is gone, or there is no such source.
     """
 
     def __init__(self, system, dataset=None, source=""):
@@ -91,10 +93,8 @@ class Play:
     @property
     def start(self):
         """(arc, number) of the recorded frame that this dream started from; None where it is none."""
-        if not self.source.text.startswith("dataset:"):
-            return None
-        arc, _, number = self.source.text.removeprefix("dataset:").rpartition("/")
-        return arc, int(number)
+        found = re.fullmatch(r"(?s)dataset:(.*)/(\d+)", self.source.text)
+        return found and (found[1], int(found[2]))
 
     @torch.inference_mode()
     @one_thread()
@@ -122,7 +122,7 @@ class Play:
         self._state, [frame] = self._step(self._state, checked)
         frame = memory.on_its_way(frame)()  # which waits for the device
         self._seconds.append(time.perf_counter() - began)
-        if self.real is not None:
+        if self.real:
             self._step_game(checked[0], frame)
         self.steps += 1
         self.frames.append(frame)
@@ -187,18 +187,26 @@ class Play:
         return 1 / statistics.median(self._seconds) if self._seconds else None
 
     def save(self, path, fps=12):
-        """Write the frames that are kept as an mp4 and a GIF -> their paths.
+        """Write the frames that are kept as `<path>.mp4` and `<path>.gif` -> their paths.
 
-        The real game, where it runs, is on the left.
+        Files of these names are replaced; a path that ends so already stays as it is. The real game, where it
+        runs, is on the left. Raises UserError where they cannot be written.
         """
+        check_settings(fps=fps)
+        base = re.sub(r"(?i)\.(mp4|gif)$", "", str(Path(path).expanduser()))
+        paths = Path(f"{base}.mp4"), Path(f"{base}.gif")
         shown = self.frames
         if self.real:
             shown = [media.side_by_side(*pair) for pair in zip(self.real, self.frames, strict=True)]
-        paths = Path(path).with_suffix(".mp4"), Path(path).with_suffix(".gif")
-        for path, writer in zip(paths, (media.video_writer, media.gif_writer), strict=True):
-            with writer(path, fps, *shown[0].shape[:2]) as write:
-                for frame in shown:
-                    write(frame)
+        size = shown[0].shape[:2]
+        with (
+            can_write(base, "make room there or choose another path"),
+            media.video_writer(paths[0], fps, *size) as video,
+            media.gif_writer(paths[1], fps, *size) as gif,
+        ):
+            for frame in shown:
+                video(frame)
+                gif(frame)
         return paths
 
     def _lively_start(self):
@@ -234,21 +242,24 @@ class Play:
         return self.steps % self.sync_when == 0
 
     def _step_game(self, action, frame):
-        if self.over:
-            self.real.append(self.real[-1])
-            return
-        self.real.append(self._game.step(action))
-        self._parting.compare(self.steps + 1, frame, self.real[-1])
+        seen = self.real[-1]
+        if not self.over:
+            try:
+                seen = self._game.step(action)
+            except Exception as error:  # foreign code, as in `_bring_game`
+                self._game.over, self.alone = True, reason_of(error)
+            self._parting.compare(self.steps + 1, frame, seen)
+        self.real.append(seen)
 
     def _forget(self):
         """Let go of the oldest frames, and the actions between them, where there is no room for more."""
         most = max(2, ROOM // self.frames[0].nbytes)
         del self.frames[:-most], self.actions[: 1 - most]
-        if self.real is not None:
+        if self.real:
             del self.real[:-most]
 
     def _bring_game(self):
-        if self._game is not None:
+        with contextlib.suppress(Exception):  # there is none, or it fails even now
             self._game.close()
         self._game = self.real = self.synced = None
         self.alone = ""
@@ -288,10 +299,11 @@ def choices(system, dataset):
     ("action_labels").
     """
     space = system.action_space
-    if system.needs().actions:
-        names = dataset.about.get("action_names", [])
-    else:
-        names = _learned_labels(system.run.dir)
+    names = dataset.about.get("action_names", [])
+    if not system.needs().actions:
+        names = []
+        with contextlib.suppress(UserError, KeyError):
+            names = read_report(system.run.dir)["metrics"]["action_labels"]
 
     def named(i):
         return names[i] if i < len(names) else str(i)
@@ -299,24 +311,11 @@ def choices(system, dataset):
     if isinstance(space, int):
         return [(named(i), i) for i in range(space)]
     ends = list(zip(*space, strict=True))
-    rest = [_rest(low, high) for low, high in ends]
+    # a control rests at 0, or else in the middle
+    rest = [0.0 if low <= 0 <= high else (low + high) / 2 for low, high in ends]
     found = [("neutral", rest)]
     for i, pair in enumerate(ends):
         for end in pair:
             if end != rest[i]:  # a control that rests at one end has the other only
                 found.append((f"{named(i)} {end:+.3g}", [*rest[:i], end, *rest[i + 1 :]]))
     return found
-
-
-def _rest(low, high):
-    """Where a control rests that goes from low to high: at 0, or else in the middle."""
-    if low == high:
-        return low
-    return 0.0 if low <= 0 <= high else (low + high) / 2
-
-
-def _learned_labels(run_dir):
-    try:
-        return read_report(run_dir)["metrics"].get("action_labels", [])
-    except (UserError, KeyError):
-        return []

@@ -162,7 +162,7 @@ class PlayPanel(RunPanel):
 
     def _press(self, action):
         """Do what needs something to play; where there is nothing, the line that says why stays."""
-        if self.play is not None:
+        if self.play:
             self.attempt(action)
 
     def _act(self, policy):
@@ -258,7 +258,7 @@ class PlayPanel(RunPanel):
         self.dream.value = png_bytes(play.frames[-1])
         for widget in (self._beside, self.sync, self.sync_when):
             show(widget, play.real is not None)
-        if play.real is not None:
+        if play.real:
             self.real.value = png_bytes(play.real[-1])
         said = [f"step {play.steps}"]
         if play.steps:
@@ -268,7 +268,7 @@ class PlayPanel(RunPanel):
             if play.synced:
                 said.append(f"synced at step {play.synced}")
             if play.over:
-                said.append("the real game is over")
+                said.append(f"the real game is over: {play.alone}".rstrip(": "))
         elif play.alone:
             said.append(f"no real game beside it: {play.alone}")
         return " · ".join(said)

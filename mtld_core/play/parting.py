@@ -26,7 +26,7 @@ class Parting:
 
     def compare(self, step, dream, real):
         """Look at the frames of a step, uint8 `[H, W, 3]` each; steps come in order."""
-        if self.step is not None:
+        if self.step:
             return
         shown = differs(torch.stack([dream, real]), self._median, SHOWS)
         alone = shown & ~near(shown).flip(0)

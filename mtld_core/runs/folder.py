@@ -163,7 +163,7 @@ def rewind(run_dir, step):
         made_at = picture.stem.rpartition("_")[2]
         if made_at.isdecimal() and int(made_at) > step:
             picture.unlink()
-    with contextlib.suppress(UserError, OSError, TypeError, AttributeError):  # none, or a damaged one
+    with contextlib.suppress(UserError, OSError, TypeError, LookupError):  # none, or a damaged one
         if (read_report(run_dir)["judged_at_step"] or 0) > step:
             for name in (REPORT, JUDGEMENT):
                 (run_dir / name).unlink(missing_ok=True)

@@ -192,6 +192,7 @@ def test_a_policy_of_ones_own(tmp_path, monkeypatch):
         "def right(observation, info, rng):\n    return 2 if observation[1] < 0.5 else rng.integers(3)\n"
         "def left(observation, info, rng):\n    return 0\ndef up(observation, info, rng):\n    return 1\n"
         "def far(observation, info, rng):\n    return 3\ndef none(observation, info, rng):\n    pass\n"
+        "def word(*_):\n    return 'up'\ndef ragged(*_):\n    return [[1], 2]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
@@ -205,9 +206,48 @@ def test_a_policy_of_ones_own(tmp_path, monkeypatch):
             rf"policy='{name}' chose {chosen}, which is no action of Discrete\(3\)",
             policy=name,
         )
+    for name, chosen in (("mine:word", "'up'"), ("mine:ragged", r"\[\[1\], 2\]"), ("mine:none", "None")):
+        match = rf"policy='{name}' chose {chosen}, which is no action of Box"
+        refused(tmp_path / "b", match, "DotBox-v0", policy=name)
+    refused(tmp_path / "b", "policy=':left' cannot be loaded", policy=":left")
     refused(tmp_path / "b", "policy='mine:down' cannot be loaded", policy="mine:down")
     refused(tmp_path / "b", "policy='nobody:left' cannot be loaded", policy="nobody:left")
     refused(tmp_path / "b", "policy='best' is not 'random', 'sticky', 'lookahead'", policy="best")
+
+
+def test_a_game_of_another_package_is_found_by_its_module(tmp_path, monkeypatch):
+    (tmp_path / "my_games.py").write_text(
+        "import gymnasium\nfrom test_record_game import Dot\n"
+        "gymnasium.register('DotMine-v0', Dot, kwargs={'space': gymnasium.spaces.Discrete(3)})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    importlib.invalidate_caches()
+    try:
+        done, data = play(tmp_path / "out", "my_games:DotMine-v0")
+    finally:
+        gymnasium.registry.pop("DotMine-v0", None)
+    assert done["frames"] == len(data.frames) == 40
+    refused(tmp_path / "no", "is not known to Gymnasium: No module named 'no_games'", env="no_games:Dot-v0")
+
+
+def test_where_no_frame_has_one_before_it_no_figure_is_made_up(tmp_path, monkeypatch, capsys):
+    done = record("Dot-v0", 1, tmp_path / "one", size=16, progress=False)
+    assert done["copy_psnr"] is None and done["frames"] == 1
+    done = record("Dot-v0", 3, tmp_path / "apart", size=16, episode_steps=1, progress=False)
+    assert done["copy_psnr"] is None and done["episodes"] == 3
+    monkeypatch.setattr(
+        sys, "argv", f"record_game --env Dot-v0 --steps 1 --size 16 --out {tmp_path}/c".split()
+    )
+    assert record_game.main() == 0
+    assert capsys.readouterr().out.endswith("recording.h5: 1 frames in 1 episodes, 0.0 MB\n")
+
+
+@pytest.mark.parametrize("format", ["h5", "jsonl"])
+def test_a_game_that_names_no_rate_has_thirty_frames_a_second(tmp_path, monkeypatch, format):
+    monkeypatch.setitem(Dot.metadata, "render_fps", None)
+    _, data = play(tmp_path / "out", "Dot-v0", format=format)
+    assert data.about["fps"] == 30
 
 
 # ---- what is refused

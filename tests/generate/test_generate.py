@@ -143,7 +143,7 @@ def test_generate_sequence(opened, tmp_path):
     "arguments, message",
     [
         ({"num_frames": 1}, "num_frames must be at least 2"),
-        ({"fps": 0}, "fps must be from 0.01"),
+        ({"fps": 0}, "fps must be a number from 0.01"),
         ({"direction": "y_to_x"}, "direction='y_to_x' is for translators"),
         ({"direction": "sideways"}, "direction must be 'x_to_y' or 'y_to_x', not 'sideways'"),
         ({"source": "noise"}, "source='noise' is for systems that draw from noise; toy starts from an image"),

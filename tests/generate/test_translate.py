@@ -352,7 +352,7 @@ def test_whole_or_in_pieces(opened):
     ("arguments", "message"),
     [
         ({"direction": "sideways"}, "direction must be 'x_to_y' or 'y_to_x', not 'sideways'"),
-        ({"num_frames": 0}, "num_frames must be at least 1"),
+        ({"num_frames": 0}, "num_frames must be a whole number from 1 on"),
         ({"actions": "[1]"}, "takes no actions"),
         (
             {"source": "noise"},

@@ -152,3 +152,65 @@ def test_values_are_what_they_look_like():
         "a": "a",
     }
     assert {text: batch.value_of(text) for text in given} == given
+
+
+def test_a_page_of_ones_own_is_run_and_not_the_projects(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "my pages/02_train.ipynb"
+    own.parent.mkdir()
+    own.write_text("{}")
+    pages = ROOT / "notebooks/02_train.ipynb"
+    assert batch.page_of("my pages/02_train.ipynb") == Path("my pages/02_train.ipynb")
+    for what in (
+        "02_train",
+        "02_train.ipynb",
+        "notebooks/02_train.ipynb",
+        "notebooks/02_train",
+        "02_train.py",
+    ):
+        assert batch.page_of(what) == pages
+    for what in ("my page/02_train.ipynb", "my pages/02_train", "2_train", ""):
+        assert batch.page_of(what) is None
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ("runs: {a: {steps: 2}, a: {steps: 3}}", "'a' comes twice"),
+        ("runs: {1: {steps: 2}, '1': {steps: 3}}", "'1' comes twice"),
+        ("all: {steps: 2, steps: 3}\nruns: {a: }", "'steps' comes twice"),
+        ("runs: {a: , a_seed_1: }\neach: {seed: [1, 1]}", "two runs are called 'a_seed_1'"),
+        ("runs: {a: }\neach: {seed: []}", "a list without values leaves nothing to train"),
+        ("runs: {a: {run_dir: mine}}", "run_dir is out/<the run's name>; leave it out"),
+    ],
+)
+def test_no_run_is_lost_without_a_word(tmp_path, runs, message):
+    file = tmp_path / "sweep.yaml"
+    file.write_text(f"out: out\n{runs}")
+    with pytest.raises(batch.Refused, match=message):
+        batch.read_sweep(file)
+
+
+def test_parts_may_be_empty_and_shared_and_names_stay_in_the_folder(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        "out: out\nall:\nruns: {a: &a {steps: 2}, b: {<<: *a, seed: 3}}\neach: {dataset_root: [/d/x]}"
+    )
+    _, runs = batch.read_sweep(file)
+    assert runs == {
+        "a_dataset_root__d_x": {"steps": 2, "dataset_root": "/d/x"},
+        "b_dataset_root__d_x": {"steps": 2, "seed": 3, "dataset_root": "/d/x"},
+    }
+
+
+@pytest.mark.parametrize("text", ["", '{"steps": ', "[1]"])
+def test_a_damaged_note_of_what_was_asked_is_no_end_of_the_sweep(tmp_path, monkeypatch, text):
+    report = {"status": "finished", "step": 2, "train_seconds": 30.0, "metrics": {}}
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "report.json").write_text(json.dumps(report))
+    (tmp_path / "a.json").write_text(text)
+    done = []
+    monkeypatch.setattr(batch, "run_page", lambda *given: done.append(given))
+    assert batch.train(tmp_path, "a", {"steps": 2})["status"] == "finished" and len(done) == 1
+    assert batch.train(tmp_path, "a", {"steps": 2})["status"] == "finished" and len(done) == 1

@@ -188,6 +188,47 @@ def test_a_play_is_saved(begin, tmp_path):
     )  # colours at half the resolution
 
 
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("run.v2", ["run.v2.gif", "run.v2.mp4"]),  # a point in a name begins no kind of file
+        ("run.MP4", ["run.gif", "run.mp4"]),
+        ("run.gif", ["run.gif", "run.mp4"]),
+        (".hidden", [".hidden.gif", ".hidden.mp4"]),
+        ('it\'s "ü"', ['it\'s "ü".gif', 'it\'s "ü".mp4']),
+    ],
+)
+def test_a_play_is_saved_under_the_name_that_was_given(begin, tmp_path, monkeypatch, path, names):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    play = begin()
+    saved = [str(file) for file in play.save(f"~/{path}")]
+    assert sorted(saved) == [str(tmp_path / "home" / name) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("path", "fps", "message"),
+    [
+        ("file/clip", 12, "cannot be written"),
+        ("n" * 300, 12, r"cannot be written \(File name too long\)"),
+        ("taken", 12, r"cannot be written \(Is a directory\)"),
+        ("clip", 0, "fps must be a number from 0.01 to 1000"),
+        ("clip", 0.001, "fps must be a number from 0.01 to 1000"),
+        ("clip", "12", "fps must be a number"),
+        ("clip", float("nan"), "fps must be a number from 0.01 to 1000"),
+    ],
+)
+def test_a_play_that_cannot_be_saved_says_so_and_leaves_nothing(
+    begin, tmp_path, monkeypatch, path, fps, message
+):
+    play, folder = begin(), tmp_path / "here"
+    (folder / "taken.gif").mkdir(parents=True)
+    (folder / "file").touch()
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=message):
+        play.save(path, fps)
+    assert sorted(file.name for file in folder.iterdir()) == ["file", "taken.gif"]
+
+
 # ---- a dream that goes on
 
 
@@ -494,6 +535,26 @@ def test_a_real_game_that_ends_stays_as_it_was(dot, tmp_path):
     dot.save(tmp_path / "over")
     dot.reset()
     assert not dot.over
+
+
+def test_a_real_game_that_fails_on_the_way_leaves_the_dream_going(dot, tmp_path, monkeypatch):
+    def fail(self, *_):
+        raise RuntimeError("the engine\nfell over")
+
+    dot.reset("episode_2", 2)
+    dot.act(dot.choices[1][1])
+    with monkeypatch.context() as patch:
+        patch.setattr(Dot, "step", fail)
+        patch.setattr(Dot, "close", fail)
+        list(dot.dream_on(3))
+        assert dot.steps == 4 and len(dot.frames) == len(dot.real) == 5
+        assert dot.over and dot.alone == "the engine fell over" and dot.real[-1].equal(dot.real[1])
+        dot.save(tmp_path / "until then")
+        with pytest.raises(UserError, match="the real game is over"):
+            dot.sync()
+        dot.reset()
+    dot.reset("episode_2", 2)
+    assert not dot.over and dot.alone == "" and len(dot.real) == 1
 
 
 @pytest.mark.parametrize(

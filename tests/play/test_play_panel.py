@@ -349,3 +349,10 @@ def test_the_line_says_when_the_two_parted(panel, monkeypatch):
     assert "parted" not in panel.message.value
     panel.buttons[1].click()
     assert "· parted from the real game at step 2" in panel.message.value
+
+
+def test_the_line_says_how_the_real_game_failed(panel, monkeypatch):
+    monkeypatch.setattr(type(panel.play), "over", True)
+    panel.play.alone = "the engine fell over"
+    panel.buttons[1].click()
+    assert "the real game is over: the engine fell over" in panel.message.value

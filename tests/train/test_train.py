@@ -129,6 +129,14 @@ def test_a_finished_run_is_left_as_it_is(arcs, tmp_path):
     assert (tmp_path / "run" / "latest.json").read_text() == before
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"step": 2}', '{"judged_at_step": "x"}'])
+def test_a_run_goes_on_whatever_its_report_says(arcs, tmp_path, text):
+    few = {"eval_windows": 1, "save_every_steps": 0}
+    tiny(arcs, tmp_path / "run", few, steps=1)
+    (tmp_path / "run/report.json").write_text(text)
+    assert tiny(arcs, tmp_path / "run", few, steps=2)["step"] == 2
+
+
 def test_never_resuming_refuses_to_write_over_a_run_and_another_run_can_be_the_start(arcs, tmp_path):
     tiny(arcs, tmp_path / "run")
     with pytest.raises(UserError, match="already holds a run"):
