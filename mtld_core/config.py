@@ -73,8 +73,8 @@ def find(path):
 
 
 def hub_folder(path):
-    """The folder that hf://owner/name is fetched into."""
-    return f"runs/{path.removeprefix(HUB).replace('/', '_')}"
+    """The folder that hf://owner/name is fetched into, one for each id: the hub allows no "--" in a name."""
+    return f"runs/{path.removeprefix(HUB).replace('/', '--')}"
 
 
 def looked_in(path):
