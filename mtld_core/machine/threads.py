@@ -20,6 +20,17 @@ LOOK = 0.1  # seconds for which a session first looks at what others use
 IDLE = 0.5  # of a core that has to be idle for each thread more that is tried
 
 
+@contextlib.contextmanager
+def using(count):
+    """While it lasts, torch's operations on this thread use `count` threads; then as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class Threads:
     """While it is entered, torch's operations on this thread use `count` threads; then as many as before.
 
@@ -36,7 +47,8 @@ class Threads:
         self.before = torch.get_num_threads()
         self.auto = setting == "auto" and device.type == "cpu" and self.before > 1
         self.trials = self.auto and trials
-        self.counts = _counts(self.before)
+        doubled = {2**i for i in range(self.before.bit_length())}
+        self.counts = sorted(doubled | {self.before})  # that are tried: 1, 2, 4, ... and torch's own
         self.count = self.before if setting == "auto" else setting
         self.changes = 0
         self.trial = None  # the count that is being tried
@@ -57,12 +69,9 @@ class Threads:
     def __exit__(self, *error):
         torch.set_num_threads(self.before)
 
-    @contextlib.contextmanager
     def settled(self):
-        """While it lasts, `count` is used, whatever is being tried: for work that is no step."""
-        torch.set_num_threads(self.count)
-        yield
-        torch.set_num_threads(self.trial or self.count)
+        """A context in which `count` is used, whatever is being tried: for work that is no step."""
+        return using(self.count)
 
     def facts(self):
         """What report.json says of them, a dict."""
@@ -124,12 +133,6 @@ class Threads:
         threads = "1 thread" if self.count == 1 else f"{self.count} threads"
         self.say(f"a step uses {threads} from now on: {now:.0f} ms instead of {before:.0f}")
         self._try(self._smaller() if fewer else self._larger())
-
-
-def _counts(most):
-    """The counts that are tried: 1, 2, 4, ... and `most`."""
-    doubled = {2**i for i in range(most.bit_length())}
-    return sorted(doubled | {most})
 
 
 def _idle_cores(look=None):

@@ -4,7 +4,6 @@ Frames are uint8 `[H, W, 3]`. `actions[i]` leads from frame i to frame i + 1.
 """
 
 import collections
-import contextlib
 import functools
 import itertools
 import random
@@ -21,6 +20,7 @@ from mtld_core.frames import differs, evenly
 from mtld_core.generate.rollouts import check_actions, stepping
 from mtld_core.generate.source import from_dataset, read_source, starts_in
 from mtld_core.machine import memory
+from mtld_core.machine.threads import using
 from mtld_core.play.keys import WORDS
 from mtld_core.play.parting import SHOWS, Parting
 from mtld_core.play.policies import POLICIES
@@ -35,21 +35,9 @@ WHILE = 24  # frames that it has to stay lively
 PLACES = 8  # along a side
 SAMPLE = 128  # frames of the recording that its median frame is made of, at most
 PARTED = "parted"
-
-
-@contextlib.contextmanager
-def one_thread():
-    """While it lasts, torch computes in one thread.
-
-    A step on one picture is many short operations, which wait for a second thread longer than it helps: on
-    two cores that were busy (with a training, say) 1,660 ms a step became 16.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+# A step on one picture is many short operations, which wait for a second thread longer than it helps: on two
+# cores that were busy (with a training, say) 1,660 ms a step became 16.
+in_one_thread = using(1)
 
 
 class Play:
@@ -97,7 +85,7 @@ class Play:
         return arc, int(number)
 
     @torch.inference_mode()
-    @one_thread()
+    @in_one_thread
     def reset(self, arc=None, number=None):
         """Start anew from a recorded frame; None: where it first began. Raises UserError."""
         begin = self._begin if arc is None else f"dataset:{arc}/{number}"
@@ -114,7 +102,7 @@ class Play:
         self._bring_game()
 
     @torch.inference_mode()
-    @one_thread()
+    @in_one_thread
     def act(self, action):
         """Take one step -> the dream's frame. Raises UserError for an action that is none."""
         [checked] = check_actions([action], self.system.action_space, 1, self.system.device)
@@ -134,7 +122,7 @@ class Play:
         return self.frames[-1]
 
     @torch.inference_mode()
-    @one_thread()
+    @in_one_thread
     def sync(self):
         """Go on from the real game's newest frames: the dream's newest one becomes the real one.
 
@@ -158,7 +146,7 @@ class Play:
         chosen = POLICIES.get(policy) if isinstance(policy, str) else policy
         known = ", ".join(map(repr, POLICIES))
         check(callable(chosen), f"policy={policy!r} is not {known} or a function of a Play")
-        policy = one_thread()(chosen)
+        policy = in_one_thread(chosen)
         return (self.act(policy(self)) for _ in range(steps))
 
     @functools.cached_property
