@@ -130,10 +130,10 @@ def _starts(system, count):
     dataset, window = own_dataset(system, progress=False), system.needs().window
     check(count >= window, f"frames must be 0, or at least {window}, a window of this run; not {count}")
     folders = ("X/", "Y/") if len(dataset.domains) == 2 else ("",)
-    starts = {}
-    for folder, domain in zip(folders, dataset.domains, strict=True):
-        starts[f"{folder}{RECORDING}"] = _start(system, domain, count)
-    return starts
+    return {
+        f"{folder}{RECORDING}": _start(system, domain, count)
+        for folder, domain in zip(folders, dataset.domains, strict=True)
+    }
 
 
 def _start(system, dataset, count):

@@ -154,15 +154,15 @@ class _Stream:
             rows = chosen[:, None] + torch.arange(self.length)
             return to_float(store[rows.to(store.device, non_blocking=True)])
         windows = [store[start : start + self.length] for start in chosen.tolist()]
-        shape = (len(chosen), self.length, *store.shape[1:])
+        slots, shape = self._slots, (len(chosen), self.length, *store.shape[1:])
         if self.device.type == "cpu":
-            if slot not in self._slots:  # warm from the second call on: fresh memory costs more than the copy
-                self._slots[slot] = torch.empty(shape)
-            return _convert(windows, self._slots[slot])
-        if slot not in self._slots:
+            if slot not in slots:  # warm from the second call on: fresh memory costs more than the copy
+                slots[slot] = torch.empty(shape)
+            return _convert(windows, slots[slot])
+        if slot not in slots:
             memory = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-            self._slots[slot] = memory, torch.cuda.Event()
-        pinned, sent = self._slots[slot]
+            slots[slot] = memory, torch.cuda.Event()
+        pinned, sent = slots[slot]
         sent.synchronize()  # the last transfer from this memory, usually long done
         torch._foreach_copy_(list(pinned.unbind(0)), windows)
         frames = pinned.to(self.device, non_blocking=True)

@@ -120,9 +120,9 @@ class Dataset(Domains):
             raise UserError(f"{self.path} has no arc {arc!r}{nearest(arc, [one.name for one in self.arcs])}")
         rows = np.flatnonzero(found.numbers == number)
         if not len(rows):
-            low, high = found.numbers.min(), found.numbers.max()
             raise UserError(
-                f"{self.path}: arc {arc!r} has no frame {number}; its frames go from {low} to {high}"
+                f"{self.path}: arc {arc!r} has no frame {number}; its frames go from {found.numbers.min()} "
+                f"to {found.numbers.max()}"
             )
         return found.start + int(rows[0])
 

@@ -285,9 +285,8 @@ class LazyFrames:
         try:
             return self._dataset(part)[first : first + len(run)]
         except (OSError, KeyError) as error:
-            path, _ = self.parts[part]
             raise UserError(
-                f"{path}: its frames cannot be read ({error}); record or download it again"
+                f"{self.parts[part][0]}: its frames cannot be read ({error}); record or download it again"
             ) from None
 
     def _dataset(self, part):

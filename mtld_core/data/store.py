@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import time
 from hashlib import blake2b
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 
 from mtld_core.config import UserError, check
 from mtld_core.data.cuts import cuts_of_arcs
-from mtld_core.files import read_json, write_json
+from mtld_core.files import atomic_folder, read_json, write_json
 from mtld_core.runtime import free_memory
 
 RAM_SHARE = 0.8  # of the free memory that frames may take
@@ -182,13 +181,8 @@ def _new_entry(key, needed):
     root = cache_root()
     root.mkdir(parents=True, exist_ok=True)
     _make_room(root, needed)
-    folder = Path(tempfile.mkdtemp(prefix=f".{key}.", suffix=".tmp", dir=root))
-    try:
+    with atomic_folder(root / key) as folder:
         yield folder
-        shutil.rmtree(root / key, ignore_errors=True)
-        os.replace(folder, root / key)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _make_room(root, needed):
@@ -196,7 +190,7 @@ def _make_room(root, needed):
 
     That is half of what the cache and the free disk have together. Raises OSError where there is no room.
     """
-    for left in root.glob(".*.tmp"):  # of a process that was killed
+    for left in root.glob(".*"):  # of a process that was killed
         if time.time() - left.stat().st_mtime > DAY:
             shutil.rmtree(left, ignore_errors=True)
     entries = [entry for entry in root.iterdir() if re.fullmatch("[0-9a-f]{32}", entry.name)]

@@ -114,8 +114,10 @@ class _Run(_Entry):
 def _dataset(runs, dataset_root):
     """Open what all runs are judged on."""
     paths = {run.data: f"{run.name} from {run.data}" for run in runs}
-    said = ", ".join(paths.values())
-    check(dataset_root or len(paths) == 1, f"they learned from different data ({said}): name dataset_root")
+    check(
+        dataset_root or len(paths) == 1,
+        f"they learned from different data ({', '.join(paths.values())}): name dataset_root",
+    )
     path = dataset_root or runs[0].data
     check(os.path.exists(path), f"the dataset {path} is not there (any more): name dataset_root")
     return open_as_learned(runs[0].system, path)

@@ -4,6 +4,7 @@ Frames are uint8 `[H, W, 3]`. `actions[i]` leads from frame i to frame i + 1.
 """
 
 import collections
+import contextlib
 import functools
 import itertools
 import random
@@ -144,8 +145,10 @@ class Play:
         """
         check(isinstance(steps, int) and steps >= 1, f"steps must be a whole number from 1 on, not {steps!r}")
         chosen = POLICIES.get(policy) if isinstance(policy, str) else policy
-        known = ", ".join(map(repr, POLICIES))
-        check(callable(chosen), f"policy={policy!r} is not {known} or a function of a Play")
+        check(
+            callable(chosen),
+            f"policy={policy!r} is not {', '.join(map(repr, POLICIES))} or a function of a Play",
+        )
         policy = in_one_thread(chosen)
         return (self.act(policy(self)) for _ in range(steps))
 
@@ -275,11 +278,12 @@ def choices(system, dataset):
     Names are the recording's; of actions that a run invented, what report.json learned about them
     ("action_labels").
     """
-    space = system.action_space
+    space, names = system.action_space, []
     if system.needs().actions:
         names = dataset.about.get("action_names", [])
     else:
-        names = _learned_labels(system.run.dir)
+        with contextlib.suppress(UserError, KeyError):
+            names = read_report(system.run.dir)["metrics"].get("action_labels", [])
 
     def named(i):
         return names[i] if i < len(names) else str(i)
@@ -301,10 +305,3 @@ def _rest(low, high):
     if low == high:
         return low
     return 0.0 if low <= 0 <= high else (low + high) / 2
-
-
-def _learned_labels(run_dir):
-    try:
-        return read_report(run_dir)["metrics"].get("action_labels", [])
-    except (UserError, KeyError):
-        return []

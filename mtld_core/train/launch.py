@@ -152,8 +152,11 @@ class Line:
         if controls.save.is_set() and not self.saving:
             self.saves += 1
             self.saving = True
-        stop, pause = controls.stop.is_set(), controls.pause.is_set()
-        asked = {"stop": stop, "pause": pause, "saves": self.saves}
+        asked = {
+            "stop": controls.stop.is_set(),
+            "pause": controls.pause.is_set(),
+            "saves": self.saves,
+        }
         if asked == self.asked:
             os.utime(self.folder / ASKED)
         else:

@@ -109,6 +109,12 @@ class Training:
     lies in the run's folder, figures and pictures are the first one's alone, and its clock counts.
     """
 
+    step = 0
+    train_seconds = paused_seconds = earlier_wall_seconds = 0.0
+    unread_steps, unread_seconds = 0, 0.0  # since the time of a step was last read
+    saved = None  # name of the checkpoint of the present state
+    judged_at = previewed_at = logged_at = None  # steps of this session
+
     def __init__(self, system, dataset, config, run_dir, controls, threads, began, group=ALONE):
         self.config, self.run_dir, self.group = config, run_dir, group
         self.controls, self.threads = controls, threads
@@ -122,7 +128,16 @@ class Training:
         self.given = dataset  # which stays in RAM
         self.task = Task(system, dataset.to(self.device), config, controls.say)
         self.dataset = self.task.dataset
-        self.batches = self._batches()
+        self.batches = Batches(
+            self.dataset,
+            self.task.learned,
+            self.needs.window,
+            config.batch_size,
+            config.seed,
+            self.needs.batches,
+            self.device,
+            group=group,
+        )
         self.system = system.to(self.device).train()
         if config.channels_last:
             to_channels_last(system)
@@ -142,12 +157,7 @@ class Training:
         self.lost = dict.fromkeys(self.optimizers, 0)  # updates of each phase in a row that were not finite
 
         # ---- how far it is
-        self.step = 0
-        self.train_seconds = self.paused_seconds = self.earlier_wall_seconds = 0.0
-        self.unread_steps, self.unread_seconds = 0, 0.0  # since the time of a step was last read
         self.metrics, self.better = {}, True  # the newest figures, and whether none before were better
-        self.saved = None  # name of the checkpoint of the present state
-        self.judged_at = self.previewed_at = self.logged_at = None  # steps of this session
         system.setup_training(run_dir)
         if folder is None:
             self._begin()
@@ -180,19 +190,6 @@ class Training:
             system=None if config.compile else self.system,
         )
 
-    def _batches(self):
-        config, needs = self.config, self.needs
-        return Batches(
-            self.dataset,
-            self.task.learned,
-            needs.window,
-            config.batch_size,
-            config.seed,
-            needs.batches,
-            self.device,
-            group=self.group,
-        )
-
     def _compile(self):
         system, say = self.system, self.controls.say
         parts = system.to_compile() if system.steps_are_alike else []
@@ -201,15 +198,15 @@ class Training:
         self.stepper.compiling = Compiling(parts, self.dtype, say)
 
     def _introduce(self, why):
-        say, name, batches = self.controls.say, self.system.name, self.batches
-        held_out = len(self.task.judge.starts)
+        say, held_out = self.controls.say, len(self.task.judge.starts)
         judged = "the same ones (restitution)" if self.config.restitution else f"{held_out} held-out ones"
         going_on = f", going on at step {self.step}" if self.step else ""
-        say(f"{name}: {self.parameters:,} parameters on {self.device} in {self.precision} ({why})")
+        on = f"on {self.device} in {self.precision} ({why})"
+        say(f"{self.system.name}: {self.parameters:,} parameters {on}")
         if not self.group.alone:
-            each = self.config.batch_size // self.group.size
-            say(f"{self.group.size} processes, {each} of a batch's {self.config.batch_size} windows on each")
-        say(f"{batches.windows} windows of {self.needs.window} frames to learn, judged on {judged}")
+            whole, size = self.config.batch_size, self.group.size
+            say(f"{size} processes, {whole // size} of a batch's {whole} windows on each")
+        say(f"{self.batches.windows} windows of {self.needs.window} frames to learn, judged on {judged}")
         say(f"run folder {self.run_dir}{going_on}")
 
     def _tell_needs(self):
@@ -218,9 +215,8 @@ class Training:
         line = f"a step takes {schedule.step_seconds:.2g} s and {peak_gigabytes(self.device):.1f} GB"
         if self.do_step.replays:
             line += ", as a CUDA graph"
-        steps, left = schedule.last_step(step), schedule.time_left(step)
-        if left:
-            line += f": until step {steps:,} about {left} more"
+        if left := schedule.time_left(step):
+            line += f": until step {schedule.last_step(step):,} about {left} more"
         self.controls.say(line)
 
     def run(self):
@@ -299,10 +295,11 @@ class Training:
         self._compare(self.group)
         if not self.group.leads:
             return report(self, status, reason)
+        controls = self.controls
         self.progress.close(self.step)
-        self.controls.doing = "saving and judging"
-        self.controls.pace = []
-        self.controls.say("saving and judging ...")
+        controls.doing = "saving and judging"
+        controls.pace = []
+        controls.say("saving and judging ...")
         budget_spent = status == "finished" and not self.schedule.total
         if budget_spent and self.step == self.session_step:
             status = "stopped"
@@ -313,21 +310,23 @@ class Training:
 
         # first what must not be lost
         self._save()
-        self.controls.ending = True
+        controls.ending = True
         if self.previewed_at != self.step:
             self._preview()
         # judging is as hard work as training
-        if self.judged_at != self.step and not (self.heat.emergency or self.controls.hurry):
-            controls, stopped = self.controls, self.controls.stop.is_set()
-            # a stop that comes now gives it up
-            self._evaluate(
-                lambda: self._give_up_if(controls.hurry or (controls.stop.is_set() and not stopped))
-            )
+        if self.judged_at != self.step and not (self.heat.emergency or controls.hurry):
+            stopped = controls.stop.is_set()
+
+            def look():
+                if controls.hurry or (controls.stop.is_set() and not stopped):  # a stop that came since
+                    raise GivenUp
+
+            self._evaluate(look)
         if self.schedule.overrun and self.schedule.elapsed > self.schedule.budget:
-            self.controls.say(f"warning: {self.schedule.overrun}")
+            controls.say(f"warning: {self.schedule.overrun}")
         written = self.write_report(status, reason)
-        self.controls.say(f"{status} at step {self.step} ({reason}): {summary(self.metrics)}")
-        self.controls.say(written["verdict"])
+        controls.say(f"{status} at step {self.step} ({reason}): {summary(self.metrics)}")
+        controls.say(written["verdict"])
         return written
 
     # ---- every step
@@ -453,11 +452,7 @@ class Training:
 
     def _attend_judging(self):
         self._attend("judging")
-        # the end judges once more, or must not
-        self._give_up_if(self.controls.stop.is_set() or self.heat.emergency)
-
-    def _give_up_if(self, over):
-        if over:
+        if self.controls.stop.is_set() or self.heat.emergency:  # the end judges once more, or must not
             raise GivenUp
 
     # ---- time
@@ -522,7 +517,8 @@ class Training:
 
         def look():
             self._attend("looking how long judging takes")
-            self._give_up_if(self.controls.stop.is_set() or time.monotonic() > until)
+            if self.controls.stop.is_set() or time.monotonic() > until:
+                raise GivenUp
 
         try:
             self._guarded(lambda: self.task.few(share)[0].figures(judged, look))

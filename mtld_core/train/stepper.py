@@ -125,11 +125,11 @@ class Stepper:
         All are sums over samples divided by the size of the whole batch, and where the loss has weights times
         these: see `_whole`.
         """
-        parameters = self.parameters[phase]
+        parameters, scaler = self.parameters[phase], self.scalers[phase]
         self.optimizers[phase].zero_grad(set_to_none=True)
-        if self.scalers[phase].is_enabled():
+        if scaler.is_enabled():
             # a graph that could not be recorded may have left it where gradients are unscaled
-            self.scalers[phase]._per_optimizer_states.clear()
+            scaler._per_optimizer_states.clear()
         parts = _parts(size, self.splits[phase])
         before, whole = self.group.rank * size, self.group.size * size
         total, weight = 0, None
@@ -140,13 +140,13 @@ class Stepper:
                 loss = loss_fn(part | {"place": Place(before + first, whole)})
             _check(phase, loss)
             if last - first == whole:  # a kernel less for each sum
-                self.scalers[phase].scale(loss.total).backward(inputs=parameters)
+                scaler.scale(loss.total).backward(inputs=parameters)
                 return _detached(loss)
             share = (last - first) / whole
             if loss.weight is not None:
                 share = share * loss.weight.detach()
                 weight = share if weight is None else weight + share
-            self.scalers[phase].scale(loss.total * share).backward(inputs=parameters)
+            scaler.scale(loss.total * share).backward(inputs=parameters)
             loss = _detached(loss)
             total = total + loss.total * share
             for name, value in loss.logs.items():

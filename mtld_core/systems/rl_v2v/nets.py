@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mtld_core.nn.conv import ResBlock, norm2d
+from mtld_core.nn.conv import Conv3x3, ResBlock, norm2d, zeroed
 
 
 class Translator(nn.Module):
@@ -27,20 +27,17 @@ class Translator(nn.Module):
         self.residual = residual
         pixels = 3 * fold**2
         pairs = list(itertools.pairwise(channels))
-        self.stem = nn.Conv2d(pixels, channels[0], 3, 1, 1)
-        self.downs = nn.ModuleList()
-        for a, b in pairs:
-            self.downs.append(nn.Sequential(nn.SiLU(), nn.Conv2d(a, b, 4, 2, 1)))
+        self.stem = Conv3x3(pixels, channels[0])
+        self.downs = nn.ModuleList(nn.Sequential(nn.SiLU(), nn.Conv2d(a, b, 4, 2, 1)) for a, b in pairs)
         self.blocks = nn.Sequential(*[ResBlock(channels[-1], norm) for _ in range(blocks)])
         self.memory = ConvLSTM(channels[-1], memory)
         self.recall = nn.Conv2d(memory, channels[-1], 1)
-        self.ups = nn.ModuleList(nn.Conv2d(b, a, 3, 1, 1) for a, b in reversed(pairs))
-        last = nn.Conv2d(channels[0], pixels, 3, 1, 1)
+        self.ups = nn.ModuleList(Conv3x3(b, a) for a, b in reversed(pairs))
+        last = Conv3x3(channels[0], pixels)
         self.head = nn.Sequential(norm2d(norm, channels[0]), nn.SiLU(), last)
         if residual:
             self.colour = nn.Conv2d(3, 3, 1)
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            zeroed(last)
             self.set_colour(torch.eye(3), torch.zeros(3))
 
     def set_colour(self, matrix, shift):
@@ -72,7 +69,7 @@ class DownBlock(nn.Module):
     def __init__(self, channels, out):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, out, 4, 2, 1)
-        self.conv2 = nn.Conv2d(out, out, 3, 1, 1)
+        self.conv2 = Conv3x3(out, out)
         self.shortcut = nn.Conv2d(channels, out, 1)
 
     def forward(self, x):
@@ -87,7 +84,7 @@ class Trunk(nn.Module):
     def __init__(self, channels, fold):
         super().__init__()
         self.fold = fold
-        self.stem = nn.Conv2d(3 * fold**2, channels[0], 3, 1, 1)
+        self.stem = Conv3x3(3 * fold**2, channels[0])
         self.blocks = nn.Sequential(*[DownBlock(a, b) for a, b in itertools.pairwise(channels)])
 
     def forward(self, clips):
@@ -155,7 +152,7 @@ class ConvLSTM(nn.Module):
 
     def __init__(self, channels, hidden):
         super().__init__()
-        self.from_input = nn.Conv2d(channels, 4 * hidden, 3, 1, 1)
+        self.from_input = Conv3x3(channels, 4 * hidden)
         self.from_hidden = nn.Conv2d(hidden, 4 * hidden, 3, 1, 1, bias=False)
         with torch.no_grad():
             self.from_input.bias[hidden : 2 * hidden] = 1  # remember at first (Jozefowicz et al. 2015)

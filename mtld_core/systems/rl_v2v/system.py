@@ -228,12 +228,6 @@ class RLV2V(Reconstructs, Translates, System):
     def needs(self):
         return Needs(window=self.config.sequence_length, domains=2)
 
-    def to_compile(self):
-        networks = [*self.g.values(), *self.p.values(), *self.d.values()]
-        if self.q is not None:
-            networks += self.q.values()
-        return networks
-
     def optimizers(self):
         c = self.config
         betas = (c.beta1, c.beta2)
@@ -305,21 +299,22 @@ class RLV2V(Reconstructs, Translates, System):
         """(losses `[B]` by name, the translation as `[B, t, 3, H, W]`) at frame t of clips of domain d."""
         c = self.config
         o = OTHER[d]
+        translate = self.g[o]
         begin = t - c.context_frames
         state, after = clip[:, begin:t], clip[:, t]
         memory = None
         if begin:  # what came before the state, so that the memory is as full as it is in a long clip
             with torch.no_grad():
-                _, memory = self.g[o](clip[:, :begin])
-        there, memory = self.g[o](state, memory)
+                _, memory = translate(clip[:, :begin])
+        there, memory = translate(state, memory)
         onward = self.p[o](there)[0][:, -1:]
         predicted = self.p[d](state)[0][:, -1]
         recycled = self.g[d](onward)[0][:, 0]
         parts = {"recurrent": _distance(predicted, after), "recycle": _distance(recycled, after)}
         if c.lambda_steady:
-            parts["steady"] = _distance(onward, self.g[o](after[:, None], memory)[0])
+            parts["steady"] = _distance(onward, translate(after[:, None], memory)[0])
         if t == c.sequence_length - 1:
-            fake, _ = self.g[o](clip)
+            fake, _ = translate(clip)
             _, whole = self.d[o](fake)
             parts["adversarial"] = self.generator_gan(whole)
         else:

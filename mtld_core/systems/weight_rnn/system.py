@@ -347,10 +347,10 @@ class WeightRNN(Reconstructs, Samples, System):
     def changes(self, vectors):
         """dict layer name -> its change, as hyper.py has them, from update vectors `[B, U]`."""
         parts = vectors.split([update.size for update in self.layer_updates], 1)
-        changes = {}
-        for name, update, part in zip(self.config.targets, self.layer_updates, parts, strict=True):
-            changes[name] = update(self.vae.get_submodule(name), part)
-        return changes
+        return {
+            name: update(self.vae.get_submodule(name), part)
+            for name, update, part in zip(self.config.targets, self.layer_updates, parts, strict=True)
+        }
 
     def encode(self, given, noise=0.0, next_noise=0.0, changes=UNCHANGED):
         """The `Code` of images `[B, 3, H, W]`; without noise, of the middle of their posterior."""

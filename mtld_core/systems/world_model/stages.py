@@ -166,12 +166,10 @@ def common_split(dataset):
     """
     if len(dataset.domains) > 1:
         return ()
-    longest_of_arc = []
-    for arc in dataset.arcs:
-        longest_of_arc.append(max(stop - start for start, stop in dataset.shots(arc)))
-    longest_of_arc.sort(reverse=True)
-    longest = longest_of_arc[0]
-    fifth = longest_of_arc[4] if len(longest_of_arc) >= 5 else 0
+    of_arcs = [max(stop - start for start, stop in dataset.shots(arc)) for arc in dataset.arcs]
+    of_arcs.sort(reverse=True)
+    longest = of_arcs[0]
+    fifth = of_arcs[4] if len(of_arcs) >= 5 else 0
     short = longest < 2 * WINDOW + JUDGED
     if fifth >= WINDOW or (short and fifth >= WINDOW // 2):
         return min(WINDOW, fifth), min(JUDGED, longest)
