@@ -170,11 +170,9 @@ def _card(out, report):
     figures = {key: value for key, value in metrics.items() if isinstance(value, float)}
     shown = [f"![{name}]({name})" for name in (PREVIEW, JUDGEMENT) if (out / name).is_file()]
     return CARD.format(
+        **report,  # its system, parameters and step
         name=out.name,
         pictures="\n\n".join(shown),
-        system=report["system"],
-        parameters=report["parameters"],
-        step=report["step"],
         height=height,
         width=width,
         judged="what it was trained on" if report["restitution"] else "held-out windows",
@@ -279,14 +277,13 @@ def main(arguments=None):
     uploads = {upload: name for upload, name in uploads.items() if name}
     for name in uploads.values():
         check(re.fullmatch(r"[\w.-]+/[\w.-]+", name), f"{name!r} must be OWNER/NAME")
-    alone = Path(given.out).suffix == ".pth"
+    out = Path(given.out)
+    alone = out.suffix == ".pth"
     check(not (alone and uploads), f"{given.out} is a file: what is uploaded is a folder")
     if alone:
-        out = share_weights(given.run, given.out)
-    elif uploads and (Path(given.out) / CONFIG).is_file():
-        out = Path(given.out)
-    else:
-        out = share(given.run, given.out, given.frames, given.half)
+        share_weights(given.run, out)
+    elif not (uploads and (out / CONFIG).is_file()):
+        share(given.run, out, given.frames, given.half)
     files = [file for file in (out, *out.rglob("*")) if file.is_file()]
     print(f"{out}: {sum(file.stat().st_size for file in files) / 1e6:.2f} MB")
     for upload, name in uploads.items():

@@ -9,7 +9,7 @@ import torch
 
 from mtld_core.chance import seed_of
 from mtld_core.config import check
-from mtld_core.frames import scale_in_place, to_float
+from mtld_core.frames import rows_of, scale_in_place, to_float
 from mtld_core.machine.group import ALONE
 
 CACHE_BYTES = 2**23  # floats converted at once: few calls, and still in the last cache when they are scaled
@@ -65,7 +65,7 @@ class Batches:
         states = [stream.state() for stream in self.streams]
         if len(states) == 1:
             return states[0]
-        return {"x": states[0], "y": states[1]}
+        return dict(zip("xy", states, strict=True))
 
     def load_state(self, state):
         """Go on exactly where `state()` was taken. Raises UserError where there are fewer windows by now."""
@@ -133,7 +133,7 @@ class _Stream:
         batch = {"frames": self._frames(chosen, slot), "key": keys.to(self.device, non_blocking=True)}
         actions = self.dataset.actions
         if actions is not None:
-            rows = chosen[:, None] + torch.arange(self.length - 1)
+            rows = rows_of(chosen, self.length - 1)
             chosen_actions = actions[rows.to(actions.device, non_blocking=True)]
             batch["actions"] = chosen_actions.to(self.device, non_blocking=True)
         return batch
@@ -151,7 +151,7 @@ class _Stream:
         """The windows that begin at the rows `chosen`, float32 `[B, T, 3, H, W]` on the device."""
         store = self.dataset.frames
         if store.device.type != "cpu":
-            rows = chosen[:, None] + torch.arange(self.length)
+            rows = rows_of(chosen, self.length)
             return to_float(store[rows.to(store.device, non_blocking=True)])
         windows = [store[start : start + self.length] for start in chosen.tolist()]
         slots, shape = self._slots, (len(chosen), self.length, *store.shape[1:])

@@ -151,13 +151,12 @@ class Hdf5:
         if actions.ndim == 2 or (actions % 1).any():
             return torch.from_numpy(actions.astype(np.float32).reshape(len(actions), -1))
         for part in self._parts:
-            negative = np.flatnonzero(part.actions < 0)
-            if len(negative):
-                row = negative[0]
-                raise UserError(
-                    f"{part.path}: dataset 'actions' has {part.actions[row]} in row {row}; discrete actions "
-                    "count from 0"
-                )
+            row = (part.actions < 0).argmax()  # the first that is negative, if any is
+            check(
+                part.actions[row] >= 0,
+                f"{part.path}: dataset 'actions' has {part.actions[row]} in row {row}; discrete actions "
+                "count from 0",
+            )
         return torch.from_numpy(actions.astype(np.int64))
 
 

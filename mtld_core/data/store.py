@@ -39,7 +39,8 @@ def load(source, memory="auto", cache=True, workers=0, label=None):
     check(can_stay or memory != "disk", "memory='disk' keeps the frames in the cache; it needs cache=true")
     key = meta = None
     if cache and source.cached:
-        key = _key(source.digest(workers), source.size)
+        content = [VERSION, source.digest(workers), *source.size]
+        key = blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
         meta = _find(key)
     shape = meta["shape"] if meta else source.measure()
     in_ram = _fits(source.path, int(np.prod(shape)), memory, can_stay)
@@ -135,11 +136,6 @@ def _fits(path, needed, memory, can_stay):
 def cache_root():
     """The folder with the decoded frames of all data: under $MTLD_CACHE, else under ~/.cache/mtld."""
     return Path(os.environ.get("MTLD_CACHE") or "~/.cache/mtld").expanduser() / "datasets"
-
-
-def _key(content, size):
-    """The key for a source's content digest and its (height, width, fit)."""
-    return blake2b(json.dumps([VERSION, content, *size]).encode(), digest_size=16).hexdigest()
 
 
 def _find(key):

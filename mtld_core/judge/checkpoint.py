@@ -35,7 +35,7 @@ def judge(run_dir, checkpoint="", device="auto", life_horizon=None):
     torch.manual_seed(0)
     task = Task(system, own_dataset(system), config)
     with progress_bar(desc="judging", unit=" pieces") as bar:
-        figures = task.figures(system, lambda: bar.update())
+        figures = task.figures(system, bar.update)
     figures["precision"] = name_of(system.precision)
     folder = system.run.dir
     if not os.access(folder, os.W_OK):
@@ -64,8 +64,7 @@ def main(arguments=None):
         from mtld_core.judge.compare import compare
 
         with progress_bar(desc="comparing", unit=" pieces") as bar:
-            data, tick = given.dataset_root, lambda: bar.update()
-            made = compare(given.compare, data, given.horizon, given.out, tick=tick)
+            made = compare(given.compare, given.dataset_root, given.horizon, given.out, bar.update)
         print(Path(made["out_dir"], "table.md").read_text())
         return
     figures = judge(given.run, given.checkpoint, life_horizon=given.life_horizon)

@@ -171,15 +171,16 @@ def _baselines(run, dataset, notes):
 
 def _section(runs, dataset, horizon, tick):
     """(what compare.json holds of runs of one kind, strips of frames)."""
-    kind, entries, notes = runs[0].kind, list(runs), []
+    first, entries, notes = runs[0], list(runs), []
+    kind = first.kind
     if kind != "translation":
         notes = _share_windows(runs, dataset, horizon)
     if kind == "prediction":
-        entries += _baselines(runs[0], dataset, notes)
-    windows = len(runs[0].task.judge.starts)
+        entries += _baselines(first, dataset, notes)
+    windows = len(first.task.judge.starts)
     real, likeness = _Seen(windows), None
     for entry in entries:
-        entry.seen = entry.task.judge.look = _Seen(windows, real if entry is runs[0] else None)
+        entry.seen = entry.task.judge.look = _Seen(windows, real if entry is first else None)
         torch.manual_seed(0)
         entry.figures = {"life": entry.report["metrics"].get("life")}
         entry.figures |= entry.task.figures(entry.system, tick)
@@ -194,7 +195,7 @@ def _section(runs, dataset, horizon, tick):
         if run.config.restitution or run.data != os.path.realpath(dataset.path):
             notes.append(f"{run.name} may have learned these frames: its data were {run.data}")
     for name in ("lpips_reason", "frechet_reason"):
-        if why := runs[0].figures.get(name):
+        if why := first.figures.get(name):
             notes.append(f"{name.partition('_')[0]} is empty: {why}")
     section = {"kind": kind, "windows": windows, "flicker": flicker, "rows": rows, "says": says}
     best = sorted(entries[len(runs) :], key=lambda entry: entry.seen.mean("mse"))[:1]

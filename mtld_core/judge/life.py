@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from mtld_core import metrics
-from mtld_core.frames import differs, evenly, to_float, to_uint8
+from mtld_core.frames import differs, evenly, rows_of, to_float, to_uint8
 from mtld_core.judge.windows import reachable
 from mtld_core.systems.base import computed
 
@@ -129,7 +129,7 @@ class Life:
 
     def _dream(self, system, starts, steps, actions, tick):
         """Yield uint8 `[B, H, W, 3]`, step by step."""
-        rows = starts[:, None] + torch.arange(self.needs.context)
+        rows = rows_of(starts, self.needs.context)
         context = to_float(self.dataset.frames[rows].to(system.device))
         each = None if actions is None else actions.to(system.device).unbind(0)
         chance = torch.Generator(system.device).manual_seed(0)

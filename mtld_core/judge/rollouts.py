@@ -14,7 +14,7 @@ import itertools
 import torch
 
 from mtld_core import metrics
-from mtld_core.frames import differs, evenly, to_float, to_uint8
+from mtld_core.frames import differs, evenly, rows_of, to_float, to_uint8
 from mtld_core.judge.windows import borders
 from mtld_core.systems.baselines import median_frame
 
@@ -129,7 +129,7 @@ class Judge:
         windows and horizons.
         """
         errors, moving = collections.defaultdict(list), collections.defaultdict(list)
-        made, true = [], []
+        pairs = []  # (made, true) of some windows
         seen = torch.zeros(len(self.starts) * self.horizon, dtype=torch.bool)
         seen[evenly(len(seen), self.pictures)] = True
         seen = seen.view(-1, self.horizon)
@@ -147,12 +147,12 @@ class Judge:
                     moving[name].append(errors_of(frames * moves, truth * moves))
             near = compared["model"][:, : self.horizon], truth[:, : self.horizon]
             self.look(*near)
-            for frames, some in zip(near, (made, true), strict=True):
-                some.append(frames[chosen])
+            pairs.append([frames[chosen] for frames in near])
         errors, moving = (
             {name: torch.cat(parts) for name, parts in each.items()} for each in (errors, moving)
         )
-        return errors, moving, torch.cat(made), torch.cat(true)
+        made, true = map(torch.cat, zip(*pairs, strict=True))
+        return errors, moving, made, true
 
     # ---- actions
 
@@ -164,23 +164,23 @@ class Judge:
         frame repeated.
         """
         figures = {}
-        h = self.horizon
+        starts, h = self.starts, self.horizon
 
-        def misled(starts, others):
-            fake = self.made_by(system, starts, h, self._actions(system, others, h))
-            return errors_of(fake, self.truth(starts)[:, :h])
+        def misled(part, others):
+            fake = self.made_by(system, part, h, self._actions(system, others, h))
+            return errors_of(fake, self.truth(part)[:, :h])
 
-        if len(self.starts) > 1:
-            others = self.starts.roll(len(self.starts) // 2)  # each window gets the actions of another
-            errors = metrics.in_pieces(misled, self.batch_size, tick, self.starts, others)
+        if len(starts) > 1:
+            others = starts.roll(len(starts) // 2)  # each window gets the actions of another
+            errors = metrics.in_pieces(misled, self.batch_size, tick, starts, others)
             figures["action_shuffle_gap_db"] = metrics.skill_db([errors], model[:, :h])
         actions = held_actions(system.action_space)
         if len(actions) == 1:
             return figures
-        rows = evenly(len(self.starts), self.steered_windows)
-        apart = self._apart(system, self.starts[rows], actions, tick)
+        rows = evenly(len(starts), self.steered_windows)
+        apart = self._apart(system, starts[rows], actions, tick)
         moved = still[rows, :h]
-        self.steerable = self.starts[rows[apart.sum(1).argmax().item()]][None]
+        self.steerable = starts[rows[apart.sum(1).argmax().item()]][None]
         figures["controllability_db"] = metrics.skill_db([apart], moved)
         figures["controllability_db_by_horizon"] = _skill_by_horizon([apart], moved)
         return figures
@@ -206,7 +206,7 @@ class Judge:
         """What leads to each predicted frame, recorded or inferred: `[B, h]`, `[B, h, A]`, or None."""
         first = self.context - 1  # the action that leads to the first predicted frame
         if self.needs.actions:
-            return self.dataset.actions[starts[:, None] + torch.arange(first, first + horizon)]
+            return self.dataset.actions[rows_of(starts, horizon, first)]
         if system.action_space is None:
             return None
         clips = to_float(self._frames(starts, 0, self.context + horizon).to(system.device))
@@ -240,14 +240,14 @@ class Judge:
         return self._frames(starts, self.context, self.reach)
 
     def _context(self, starts):
-        rows = starts[:, None] + torch.arange(self.context)
+        rows = rows_of(starts, self.context)
         edges = borders(self.dataset, self.across)
         shot = torch.searchsorted(edges, starts + self.context - 1, right=True) - 1
         return self.dataset.frames[rows.maximum(edges[shot][:, None])]
 
     def _frames(self, starts, first, length):
         """Frames first .. first + length - 1 of each window, uint8 `[B, length, H, W, 3]`."""
-        return self.dataset.frames[starts[:, None] + torch.arange(first, first + length)]
+        return self.dataset.frames[rows_of(starts, length, first)]
 
     # ---- pictures
 

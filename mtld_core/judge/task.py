@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from mtld_core.config import AtLeastOne, NotNegative, Settings, check, field_names, from_dict
-from mtld_core.frames import evenly, to_uint8
+from mtld_core.frames import evenly, rows_of, to_uint8
 from mtld_core.judge.frechet import Likeness
 from mtld_core.judge.life import Life
 from mtld_core.judge.rollouts import Judge
@@ -88,7 +88,7 @@ class Task:
         self.learned, held = zip(*splits, strict=True)
         self.samples, self.rows = [], []
         for domain, starts in zip(dataset.domains, self.learned, strict=True):
-            rows = torch.unique(starts[:, None] + torch.arange(needs.window))
+            rows = torch.unique(rows_of(starts, needs.window))
             self.rows.append(rows)
             self.samples.append(domain.frames[evenly(rows, needs.sample)])
         self._make_judges(system, held, config, say)

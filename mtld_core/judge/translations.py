@@ -14,7 +14,7 @@ import torch
 
 from mtld_core import metrics
 from mtld_core.data.truth import DIRECTIONS, open_truth, true_frames
-from mtld_core.frames import evenly, to_float, to_uint8
+from mtld_core.frames import evenly, rows_of, to_float, to_uint8
 from mtld_core.judge.frechet import Likeness
 from mtld_core.metrics import colour_transfer
 
@@ -129,7 +129,7 @@ class _Way:
     def _clips(self):
         """Yield (clips to be translated, their truth or None), uint8 `[B, T, H, W, 3]`."""
         for rows in torch.arange(len(self.starts)).split(CLIPS):
-            clips = self.dataset.frames[self.starts[rows][:, None] + torch.arange(self.window)]
+            clips = self.dataset.frames[rows_of(self.starts[rows], self.window)]
             truth = None if self.truth is None else self.truth[rows].to(clips.device)
             yield clips, truth
 

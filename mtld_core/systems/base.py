@@ -279,11 +279,10 @@ def computed(system, pieces):
     Whoever takes the pieces computes in their own.
     """
     pieces = iter(pieces)
-    end = object()
     while True:
         with system.computing():
-            piece = next(pieces, end)
-        if piece is end:
+            piece = next(pieces, None)
+        if piece is None:
             return
         yield piece
 

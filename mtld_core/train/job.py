@@ -136,9 +136,10 @@ def outlook(system, dataset, config):
     return (
         f"{run.parameters:,} parameters, which take about {peak_gigabytes(run.device):.1f} GB of memory on "
         f"{run.device} in {run.precision}. {schedule.last_step(0):,} steps of {schedule.step_seconds:.2g} s "
-        f"take {lasts}, judging included. It saves {_every(config.save_every_steps, config.save_every_minutes)}, "
-        f"draws a preview {_every(config.preview_every_steps)} and judges it on {len(run.task.judge.starts)} "
-        f"windows{takes} {_every(config.eval_every_steps)}."
+        f"take {lasts}, judging included. It saves "
+        f"{_every(config.save_every_steps, config.save_every_minutes)}, draws a preview "
+        f"{_every(config.preview_every_steps)} and judges it on {len(run.task.judge.starts)} windows{takes} "
+        f"{_every(config.eval_every_steps)}."
     )
 
 

@@ -341,7 +341,8 @@ class Training:
                 graphs.set_rate(group, rate * factor)
         logs = self.do_step(self.batches.next())
         if self.ema is not None:
-            self._average()
+            short = (1 + self.step) / (10 + self.step)  # a short memory while much still moves
+            move(self.ema, self.system, 1 - min(self.config.ema_decay, short))
         return logs
 
     def _make_room(self):
@@ -383,11 +384,6 @@ class Training:
             for optimizer in self.optimizers.values():
                 graphs.with_rates_in_tensors(optimizer, device)
         return graphs.Recorded(work, device, "a training step", self.controls.say, why_not)
-
-    def _average(self):
-        short = (1 + self.step) / (10 + self.step)  # a short memory while much still moves
-        decay = min(self.config.ema_decay, short)
-        move(self.ema, self.system, 1 - decay)
 
     def _attend(self, doing="training"):
         """Save if asked to, and wait while a person or the heat wants it.

@@ -91,9 +91,6 @@ class RLV2VConfig(FrameSize):
         self.check_divisible(self.grid, "a smaller fold or fewer channels")
         way_out = "a smaller discriminator_fold or fewer discriminator_channels"
         self.check_divisible(self.discriminator_grid, way_out)
-        self._check_norm()
-
-    def _check_norm(self):
         normed = {self.fold: self.channels[0]}  # pixels along a cell -> width of the maps that have a norm
         if self.blocks:
             normed[self.grid] = self.channels[-1]
@@ -191,11 +188,11 @@ class RLV2V(Reconstructs, Translates, System):
     def __init__(self, config):
         super().__init__(config)
         c = config
-        translator = (c.channels, c.fold, c.blocks, c.memory, c.norm, c.output == "residual")
-        discriminator = (c.discriminator_channels, c.discriminator_fold)
+        translator = c.channels, c.fold, c.blocks, c.memory, c.norm, c.output == "residual"
+        discriminator = c.discriminator_channels, c.discriminator_fold
         grid = None
         if c.dense_head:
-            grid = (c.height // c.discriminator_grid, c.width // c.discriminator_grid)
+            grid = c.height // c.discriminator_grid, c.width // c.discriminator_grid
         self.g = _for_both(Translator, *translator)
         self.p = _for_both(Translator, *translator)
         self.d = _for_both(Discriminator, *discriminator, grid)
@@ -230,7 +227,7 @@ class RLV2V(Reconstructs, Translates, System):
 
     def optimizers(self):
         c = self.config
-        betas = (c.beta1, c.beta2)
+        betas = c.beta1, c.beta2
         makers = [*self.g.parameters(), *self.p.parameters()]
         phases = {
             "generator": adam(makers, c.lr, betas),

@@ -257,7 +257,7 @@ class WeightRNN(Reconstructs, Samples, System):
 
     def optimizers(self):
         c = self.config
-        betas = (c.beta1, c.beta2)
+        betas = c.beta1, c.beta2
         phases = {}
         groups = [{"params": list(self.vae.parameters()), "lr": c.lr}]
         if self.predictor is not None and c.learning == "apart":
@@ -270,14 +270,10 @@ class WeightRNN(Reconstructs, Samples, System):
         return phases
 
     def training_step(self, batches, step):
-        if self.config.learning == "apart":
-            return self._step_apart(batches, step)
-        # the VAE and the predictor in one phase, then the critic
-        made = step("generator", self.generator_loss, batches[0])
-        return made.logs | self._step_critic(batches, made.carry, step)
-
-    def _step_apart(self, batches, step):
-        """Move the predictor, the critic and then the VAE, under the updates that were predicted at first."""
+        if self.config.learning == "together":  # the VAE and the predictor in one phase, then the critic
+            made = step("generator", self.generator_loss, batches[0])
+            return made.logs | self._step_critic(batches, made.carry, step)
+        # the predictor, the critic and then the VAE, under the updates that were predicted at first
         logs, carry = {}, {}
         if self.predictor is not None:
             made = step("predictor", self.generator_loss, batches[0])

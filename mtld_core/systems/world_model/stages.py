@@ -14,7 +14,7 @@ from mtld_core.config import (
     check,
     from_dict,
 )
-from mtld_core.frames import to_float
+from mtld_core.frames import rows_of, to_float
 from mtld_core.nn.muon import weights_of
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import read_config
@@ -264,5 +264,5 @@ def held_out(system, dataset, starts, most=64):
     length = min(system.config.sequence_length, int(room.min()))  # a stage may have learned longer ones
     every = math.ceil(len(starts) / most)
     for part in starts[::every].split(16):
-        rows = part[:, None] + torch.arange(length)
+        rows = rows_of(part, length)
         yield rows, to_float(dataset.frames[rows].to(system.device))
