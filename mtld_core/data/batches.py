@@ -87,6 +87,9 @@ class Batches:
 class _Stream:
     """The batches of one domain."""
 
+    position = 0  # windows that were drawn so far
+    _epoch = _order = None  # the newest epoch, and the order of its windows
+
     def __init__(self, dataset, starts, length, batch_size, seed, device, purpose, own):
         check(len(starts), f"{dataset.path}: there is no window to draw batches from")
         self.dataset = dataset
@@ -97,9 +100,6 @@ class _Stream:
         self.seed = seed
         self.purpose = purpose
         self.device = torch.device(device) if device is not None else dataset.frames.device
-        self.position = 0  # windows that were drawn so far
-        self._epoch = None
-        self._order = None  # of the windows of that epoch
         self._slots = {}  # number of a batch in one call -> the memory that its frames are copied to
 
     def state(self):

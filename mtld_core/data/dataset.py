@@ -105,10 +105,6 @@ class Dataset(Domains):
             f"{longest.name!r}, has {len(longest)} frames); use a shorter window, or cross_cuts=true"
         )
 
-    def too_short(self, length, cross_cuts):
-        """Names of the arcs that hold no window of `length` frames."""
-        return [arc.name for arc in self.arcs if not len(self.arc_windows(arc, length, cross_cuts))]
-
     def row(self, arc, number):
         """Find the row of frame `number` (see `Arc.numbers`) of the arc named `arc`.
 

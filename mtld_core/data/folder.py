@@ -149,14 +149,15 @@ def _listing(folder):
             f"{folder} cannot be read ({error.strerror}); make it readable, or move it elsewhere"
         ) from None
     for entry in entries:
-        if entry.name.startswith(".") or entry.name == CONTACT_SHEET:
+        name = entry.name
+        if name.startswith(".") or name == CONTACT_SHEET:
             continue
         if os.path.isdir(entry):  # of a link that leads to itself `entry.is_dir` raises an error
-            folders.append(entry.name)
-        elif entry.name.lower().endswith(SUFFIXES):
-            images.append(entry.name)
+            folders.append(name)
+        elif name.lower().endswith(SUFFIXES):
+            images.append(name)
         else:
-            others.append(entry.name)
+            others.append(name)
     return Listing(images, sorted(others), folders, _order(images))
 
 

@@ -286,9 +286,10 @@ class LazyFrames:
 
     def _dataset(self, part):
         """The dataset with the frames of a part, whose file is opened where it is not open yet."""
-        if part not in self._files:
-            if len(self._files) == MOST_OPEN:
-                self._files.pop(next(iter(self._files))).close()
+        files = self._files
+        if part not in files:
+            if len(files) == MOST_OPEN:
+                files.pop(next(iter(files))).close()
             path, _ = self.parts[part]
-            self._files[part] = open_file(path)
-        return self._files[part]["frames"]
+            files[part] = open_file(path)
+        return files[part]["frames"]

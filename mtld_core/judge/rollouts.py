@@ -34,6 +34,10 @@ class Judge:
     reach: the horizon that lists by horizon go to, where that is further; averages are over 1..horizon.
     """
 
+    pictures, steered_windows = PICTURE_PAIRS, STEERED
+    steerable = None  # the window [1] that the held actions led furthest apart
+    across = True  # whether a context may go across cuts
+
     def __init__(
         self,
         dataset,
@@ -49,7 +53,7 @@ class Judge:
         self.dataset = dataset
         # is shown what a system makes and what really came, uint8 [B, h, H, W, 3], some windows at a time
         self.look = lambda made, truth: None
-        self.held, self.across = starts, True  # windows, and whether a context may go across cuts
+        self.held = starts
         self.starts = evenly(starts, max_windows)
         self.needs = needs
         self.context = needs.context if horizon else 0
@@ -58,9 +62,6 @@ class Judge:
         self.batch_size = batch_size
         self.lpips_weights = lpips_weights
         metrics.lpips_metric("cpu", lpips_weights)  # a damaged file is said now, not after the training
-        self.pictures = PICTURE_PAIRS
-        self.steered_windows = STEERED
-        self.steerable = None  # the window [1] that the held actions led furthest apart
         if horizon:
             self.median = median_frame(training_frames).to(dataset.frames.device)
 

@@ -42,6 +42,13 @@ class Threads:
     itself (compiled code is compiled anew): "auto" stays as it begins.
     """
 
+    changes = 0
+    trial = None  # the count that is being tried
+    first = True
+    pace = None  # seconds that a block takes with `count`, when it was last measured
+    rest = rested = 0.0  # seconds until the next round, and of them those that are over
+    lost = 0.0  # seconds that this round's trials took longer than `count` would have
+
     def __init__(self, setting, device=CPU, say=print, trials=True):
         self.setting, self.say = setting, say
         self.before = torch.get_num_threads()
@@ -50,14 +57,8 @@ class Threads:
         doubled = {2**i for i in range(self.before.bit_length())}
         self.counts = sorted(doubled | {self.before})  # that are tried: 1, 2, 4, ... and torch's own
         self.count = self.before if setting == "auto" else setting
-        self.changes = 0
-        self.trial = None  # the count that is being tried
-        self.waiting = []  # counts to be tried after it in this round
+        self.waiting = []  # counts to be tried after `trial` in this round
         self.block = []  # seconds of the newest steps, BLOCK at most
-        self.first = True
-        self.pace = None  # seconds that a block takes with `count`, when it was last measured
-        self.rest = self.rested = 0.0  # seconds until the next round, and of them those that are over
-        self.lost = 0.0  # seconds that this round's trials took longer than `count` would have
 
     def __enter__(self):
         if self.auto:

@@ -176,15 +176,16 @@ class Lock:
 
         Of several that try one succeeds; Held is raised in the others.
         """
-        if self.path.exists():
-            aside = _beside(self.path)
-            os.rename(self.path, aside)
+        path = self.path
+        if path.exists():
+            aside = _beside(path)
+            os.rename(path, aside)
             if _read(aside) != found:  # another one was faster, and has it now
-                os.rename(aside, self.path)
+                os.rename(aside, path)
                 raise Held(JUST_NOW)
             aside.unlink()
         try:
-            handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         except FileExistsError:
             raise Held(JUST_NOW) from None
         try:

@@ -20,15 +20,15 @@ class Controls:
     say: a function that takes the loop's lines of text.
     """
 
+    doing = "starting"
+    step, total = 0, 0
+    ending = hurry = False
+
     def __init__(self, say=lambda text: print(text, flush=True)):
         self.stop = threading.Event()
         self.pause = threading.Event()
         self.save = threading.Event()
-        self.doing = "starting"
-        self.step, self.total = 0, 0
         self.pace = []
-        self.ending = False
-        self.hurry = False
         self.say = say
 
 

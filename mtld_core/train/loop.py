@@ -109,6 +109,8 @@ class Training:
     lies in the run's folder, figures and pictures are the first one's alone, and its clock counts.
     """
 
+    ema = None  # the average of the weights, where there is one
+    better = True  # whether no figures before the newest ones were better
     step = 0
     train_seconds = paused_seconds = earlier_wall_seconds = 0.0
     unread_steps, unread_seconds = 0, 0.0  # since the time of a step was last read
@@ -145,7 +147,6 @@ class Training:
         self.optimizers = system.optimizers()
         self.learning_rates = {name: _rates(each, config.lr_scale) for name, each in self.optimizers.items()}
         system.precision = pick_judged_precision(self.device, config.precision)
-        self.ema = None
         if config.ema_decay and group.leads:
             self.ema = averaged_copy(system)
         self.stepper = self._stepper()
@@ -157,7 +158,7 @@ class Training:
         self.lost = dict.fromkeys(self.optimizers, 0)  # updates of each phase in a row that were not finite
 
         # ---- how far it is
-        self.metrics, self.better = {}, True  # the newest figures, and whether none before were better
+        self.metrics = {}  # the newest figures
         system.setup_training(run_dir)
         if folder is None:
             self._begin()
@@ -332,16 +333,17 @@ class Training:
     # ---- every step
 
     def _train_step(self):
+        step = self.step
         # whatever draws without a key: the same after a resume
-        torch.manual_seed(seed_of(self.config.seed, "step", self.step))
-        self.system.progress = self.schedule.done(self.step)
-        factor = self.schedule.learning_rate(self.step)
+        torch.manual_seed(seed_of(self.config.seed, "step", step))
+        self.system.progress = self.schedule.done(step)
+        factor = self.schedule.learning_rate(step)
         for name, rates in self.learning_rates.items():
             for group, rate in zip(self.optimizers[name].param_groups, rates, strict=True):
                 graphs.set_rate(group, rate * factor)
         logs = self.do_step(self.batches.next())
         if self.ema is not None:
-            short = (1 + self.step) / (10 + self.step)  # a short memory while much still moves
+            short = (1 + step) / (10 + step)  # a short memory while much still moves
             move(self.ema, self.system, 1 - min(self.config.ema_decay, short))
         return logs
 
@@ -545,21 +547,22 @@ class Training:
         return dict(zip(logs, values, strict=False))
 
     def _log(self, values):
-        steps, seconds = self.step - self.session_step, self.train_seconds - self.session_seconds
+        step = self.step
+        steps, seconds = step - self.session_step, self.train_seconds - self.session_seconds
         speed = steps * self.config.batch_size * self.needs.window / seconds
         rates = {f"lr_{name}": _rates(optimizer)[0] for name, optimizer in self.optimizers.items()}
-        line = {"step": self.step, "seconds": round(self.train_seconds, 3)}
+        line = {"step": step, "seconds": round(self.train_seconds, 3)}
         line |= values | rates | {"frames_per_second": speed}
         if (degrees := self.heat.newest.temperature) is not None:
             line["temperature"] = degrees
         append_log(self.run_dir, line)
-        self.logged_at = self.step
-        self.alarms.look("log", values, self.step)
+        self.logged_at = step
+        self.alarms.look("log", values, step)
 
         name, value = next(iter(values.items()))
         text = f"{name} {value:.4f}  {speed:.0f} frames/s  {peak_gigabytes(self.device):.1f} GB"
-        left = self.schedule.time_left(self.step)
-        self.progress.update(self.step, self.schedule.last_step(self.step), left, text)
+        left = self.schedule.time_left(step)
+        self.progress.update(step, self.schedule.last_step(step), left, text)
         self.controls.pace = [f"{speed:.0f} frames/s"]
         if left:
             self.controls.pace.append(f"{left} left, judging included")

@@ -70,19 +70,20 @@ class TrainPanel(widgets.VBox):
     """
 
     def __init__(self, system, dataset, config):
-        self.pause = self._button("Pause", "pause", "wait after this step, or go on", self._pause_or_go_on)
-        self.stop = self._button("Stop", "stop", "save, judge and end; then: judge no more", self._stop)
-        self.save = self._button("Save now", "save", "write a checkpoint after this step", self._save)
-        self.look = self._button("Refresh", "refresh", "show how things are (Colab)", lambda: None)
+        button = self._button
+        self.pause = button("Pause", "pause", "wait after this step, or go on", self._pause_or_go_on)
+        self.stop = button("Stop", "stop", "save, judge and end; then: judge no more", self._stop)
+        self.save = button("Save now", "save", "write a checkpoint after this step", self._save)
+        self.look = button("Refresh", "refresh", "show how things are (Colab)", lambda: None)
         self.bar = widgets.IntProgress(layout={"width": "100%", "height": "10px", "margin": "8px 0 0 0"})
         words = (widgets.HTML() for _ in range(7))
         self.status, self.figures, self.said, self.verdict, self.changes, self.other, self.pictures = words
-        self.switch = self._button(
+        self.switch = button(
             "Train so", "exchange", "end this run, save it, and train as now asked for", self._switch
         )
-        self.halt = self._button("Stop it", "stop", "ask that one to save, judge and end", self._stop_others)
+        self.halt = button("Stop it", "stop", "ask that one to save, judge and end", self._stop_others)
         self.more = widgets.BoundedIntText(min=1, max=10**9, layout={"width": "100px"})
-        self.train_on = self._button("Train on", "plus", "from the newest checkpoint", self._train_on)
+        self.train_on = button("Train on", "plus", "from the newest checkpoint", self._train_on)
         self.curves = widgets.Image(value=draw([]), layout={"width": "100%"})
         self.details = widgets.Accordion([self.said], selected_index=None)
         self.details.set_title(0, "what it said")

@@ -37,9 +37,10 @@ NOTED = {  # figure that judgement.png says in words: (those words, unit)
 class Log:
     """The lines of a metrics.jsonl that another thread writes, as dicts in `lines`."""
 
+    _file, _read = None, 0
+
     def __init__(self, path):
         self.path, self.lines = path, []
-        self._file, self._read = None, 0
 
     def read(self):
         """Take in what is new; returns whether there was any."""

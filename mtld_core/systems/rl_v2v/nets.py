@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mtld_core.nn.conv import Conv3x3, ResBlock, norm2d, zeroed
+from mtld_core.nn.conv import Conv3x3, ResBlock, leaky_relu, norm2d, zeroed
 
 
 class Translator(nn.Module):
@@ -73,8 +73,8 @@ class DownBlock(nn.Module):
         self.shortcut = nn.Conv2d(channels, out, 1)
 
     def forward(self, x):
-        y = self.conv1(F.leaky_relu(x, 0.2))
-        y = self.conv2(F.leaky_relu(y, 0.2))
+        y = self.conv1(leaky_relu(x))
+        y = self.conv2(leaky_relu(y))
         return self.shortcut(F.avg_pool2d(x, 2)) + y
 
 
@@ -105,7 +105,7 @@ class ClipHead(nn.Module):
         self.out = nn.Conv3d(channels, 1, 1)
 
     def forward(self, maps):
-        x = F.leaky_relu(self.block(maps.transpose(1, 2)), 0.2)  # [B, C, T, h, w]
+        x = leaky_relu(self.block(maps.transpose(1, 2)))  # [B, C, T, h, w]
         if self.pooled:
             x = x.mean((2, 3, 4), keepdim=True)
         return self.out(x).flatten(1)
@@ -126,7 +126,7 @@ class Discriminator(nn.Module):
 
     def forward(self, clips):
         maps = self.trunk(clips)
-        frames = self.frame(F.leaky_relu(maps.flatten(0, 1), 0.2)).flatten(1)  # [B * T, n]
+        frames = self.frame(leaky_relu(maps.flatten(0, 1))).flatten(1)  # [B * T, n]
         return frames.unflatten(0, clips.shape[:2]), self.clip(maps)
 
 
@@ -182,5 +182,5 @@ class ResBlock3d(nn.Module):
         self.conv2 = nn.Conv3d(channels, channels, 3, 1, 1)
 
     def forward(self, x):
-        y = self.conv1(F.leaky_relu(x, 0.2))
-        return x + self.conv2(F.leaky_relu(y, 0.2))
+        y = self.conv1(leaky_relu(x))
+        return x + self.conv2(leaky_relu(y))

@@ -115,6 +115,7 @@ class RLV2VConfig(FrameSize):
 class RLV2V(Reconstructs, Translates, System):
     name = "rl_v2v"
     Config = RLV2VConfig
+    replay, steps = None, 0
     PRESETS: typing.ClassVar = {
         # clips of 64x64 in a quarter of an hour on two cores
         "small": SMALL | {"steps": 1200},
@@ -200,8 +201,6 @@ class RLV2V(Reconstructs, Translates, System):
         self.discriminator_gan, generator_gan = GAN_LOSSES[c.gan]
         self.generator_gan = torch.vmap(generator_gan)  # of each sample: `[n, ...]` -> `[n]`
         self.slow = {}  # name -> slow copy of g, p and q; no parameters of the model
-        self.replay = None
-        self.steps = 0
 
     # ---- training
 
@@ -380,8 +379,8 @@ class RLV2V(Reconstructs, Translates, System):
                 rewards = last_reward(adversarial, c.lambda_v)
             else:
                 adversarial = self.generator_gan(frames[:, -1]) + adversarial
-                losses = (adversarial, _distance(predicted, after), _distance(recycled, after))
-                rewards = reward(*losses, c.lambda_rr, c.lambda_rc)
+                recurrent, recycle = _distance(predicted, after), _distance(recycled, after)
+                rewards = reward(adversarial, recurrent, recycle, c.lambda_rr, c.lambda_rc)
             shown.append(to_uint8(torch.cat([state, action], 1)))
             rewarded.append(rewards.float())
         shown, rewarded = (gathered(torch.stack(each, 1)).flatten(0, 1) for each in (shown, rewarded))
