@@ -279,6 +279,7 @@ class RunPanel(Panel):
     """
 
     NO_RUN = "there is no run yet: train one (notebooks/02_train)"
+    _offering = False
 
     def __init__(self, runs, run_dir):
         super().__init__()
@@ -289,7 +290,7 @@ class RunPanel(Panel):
         self.arc = widgets.Dropdown(options=[], description="arc")
         self.frame = widgets.SelectionSlider(options=[0], description="frame", continuous_update=False)
         self.video, self.links = widgets.HTML(), widgets.HTML()
-        self._frames, self._offering = {}, False
+        self._frames = {}
         self.on_change(self.run, self.fill)
         self.arc.observe(self._start_chosen, "value")
         self.frame.observe(self._start_chosen, "value")

@@ -265,13 +265,14 @@ def main(arguments=None):
         prog="python -m mtld_core.share",
         description="Write a run's weights, figures and some frames into a folder to give away.",
     )
-    parser.add_argument("run")
-    parser.add_argument("out", help="the folder to make, or a file (.pth) for the weights alone")
-    parser.add_argument("--frames", type=int, default=256, help="held-out frames to copy, 0 for none")
-    parser.add_argument("--half", action="store_true", help="weights in half precision: half the space")
-    parser.add_argument("--hub", metavar="OWNER/NAME", help="say what an upload to this model there would do")
-    parser.add_argument("--kaggle", metavar="OWNER/NAME", help="the same for a model on Kaggle")
-    parser.add_argument("--send", action="store_true", help="and do it; an OUT that is there goes as it is")
+    add = parser.add_argument
+    add("run")
+    add("out", help="the folder to make, or a file (.pth) for the weights alone")
+    add("--frames", type=int, default=256, help="held-out frames to copy, 0 for none")
+    add("--half", action="store_true", help="weights in half precision: half the space")
+    add("--hub", metavar="OWNER/NAME", help="say what an upload to this model there would do")
+    add("--kaggle", metavar="OWNER/NAME", help="the same for a model on Kaggle")
+    add("--send", action="store_true", help="and do it; an OUT that is there goes as it is")
     given = parser.parse_args(arguments)
     uploads = {upload_to_hub: given.hub, upload_to_kaggle: given.kaggle}
     uploads = {upload: name for upload, name in uploads.items() if name}

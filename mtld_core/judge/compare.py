@@ -188,7 +188,8 @@ def _section(runs, dataset, horizon, tick):
         likeness = likeness or Likeness(true, VIDEO)
         if min(clips.shape[1], true.shape[1]) > 1:  # a single frame is no clip
             entry.figures |= likeness(clips, tick)
-    free = [entry.seen.all("mse") for entry in entries[len(runs) :]]
+    baselines = entries[len(runs) :]
+    free = [entry.seen.all("mse") for entry in baselines]
     rows, flicker = [_row(entry, free) for entry in entries], real.mean("flicker")
     says = {row["run"]: compared(row, rows, flicker) for row in rows[: len(runs)]}
     for run in runs:
@@ -198,7 +199,7 @@ def _section(runs, dataset, horizon, tick):
         if why := first.figures.get(name):
             notes.append(f"{name.partition('_')[0]} is empty: {why}")
     section = {"kind": kind, "windows": windows, "flicker": flicker, "rows": rows, "says": says}
-    best = sorted(entries[len(runs) :], key=lambda entry: entry.seen.mean("mse"))[:1]
+    best = sorted(baselines, key=lambda entry: entry.seen.mean("mse"))[:1]
     return section | {"notes": notes}, _strips(runs + best)
 
 

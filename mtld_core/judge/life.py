@@ -49,20 +49,21 @@ class Life:
         self.starts = evenly(starts, DREAMS)
         far, self.reach = reachable(dataset, starts, needs.context, 1, horizon, cross_cuts)
         self.far = evenly(far, DREAMS)
+        frames = dataset.frames
         self.sheet = None  # (rows, labels, columns) of the latest rollouts under random actions
 
-        self.median = samples.median(0).values.to(dataset.frames.device)
+        self.median = samples.median(0).values.to(frames.device)
         differ = torch.stack([differs(frame, self.median) for frame in samples])
         self.static = differ.double().mean(0)[..., None] <= CHANGED  # [H, W, 1]
         held = starts + needs.context
         pairs = evenly(held, KNOWN)
-        real = dataset.frames[pairs]
-        self.motion = _motion(real, dataset.frames[pairs - 1])
+        real = frames[pairs]
+        self.motion = _motion(real, frames[pairs - 1])
         self.rows = rows
         if torch.isin(held, rows).any():
             self.rows, held = rows.chunk(2)
-        self.known = self._things(dataset.frames[evenly(self.rows, KNOWN)])
-        self.held = self._things(dataset.frames[evenly(held, KNOWN)])
+        self.known = self._things(frames[evenly(self.rows, KNOWN)])
+        self.held = self._things(frames[evenly(held, KNOWN)])
         self.real = {
             "real_static_psnr": _number(self._static_psnr(real).mean()),
             "real_precision": _precision(self.held, self.known),

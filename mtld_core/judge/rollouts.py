@@ -96,9 +96,10 @@ class Judge:
         errors, moving, made, true = self._compare(system, tick)
         model = errors.pop("model")
         lpips, reason = metrics.lpips_metric(system.device, self.lpips_weights)
+        h = self.horizon
         psnr = metrics.psnr(model)
         figures = {
-            "psnr": psnr[:, : self.horizon].mean().item(),
+            "psnr": psnr[:, :h].mean().item(),
             "ssim": _average(metrics.ssim, made, true, tick),
             "lpips": _average(lpips, made, true, tick) if lpips else None,
             "psnr_by_horizon": psnr.mean(0).tolist(),
@@ -108,13 +109,13 @@ class Judge:
         if reason:
             figures["lpips_reason"] = reason
         for name, baseline in errors.items():
-            figures[f"baseline_{name}_psnr"] = metrics.mean_psnr(baseline[:, : self.horizon])
+            figures[f"baseline_{name}_psnr"] = metrics.mean_psnr(baseline[:, :h])
             figures[f"baseline_{name}_psnr_by_horizon"] = metrics.psnr(baseline).mean(0).tolist()
         if errors:
-            near = [baseline[:, : self.horizon] for baseline in errors.values()]
-            figures["skill_db"] = metrics.skill_db(near, model[:, : self.horizon])
+            near = [baseline[:, :h] for baseline in errors.values()]
+            figures["skill_db"] = metrics.skill_db(near, model[:, :h])
             figures["skill_db_by_horizon"] = _skill_by_horizon(list(errors.values()), model)
-            figures["moving_skill_db"] = _moving_skill(moving, slice(self.horizon))
+            figures["moving_skill_db"] = _moving_skill(moving, slice(h))
             by_horizon = [_moving_skill(moving, t) for t in range(self.reach)]
             figures["moving_skill_db_by_horizon"] = by_horizon
         if self.context and system.action_space is not None:

@@ -64,6 +64,8 @@ class _Way:
     source: the number of the source domain, 0 for X and 1 for Y.
     """
 
+    truth = None  # uint8 [windows, T, H, W, 3]
+
     def __init__(self, source, pair, starts, window, samples):
         target = 1 - source
         self.direction = DIRECTIONS[source]
@@ -72,7 +74,6 @@ class _Way:
         self.liked = evenly(window, LIKED)
         rows = starts[target][:, None] + self.liked
         self.likeness = Likeness(pair.domains[target].frames[rows.flatten()])
-        self.truth = None  # uint8 [windows, T, H, W, 3]
         found = open_truth(pair.path, self.direction, self.dataset.size)
         if found is not None:
             clips = [true_frames(found, self.dataset, row, row + window) for row in self.starts.tolist()]

@@ -153,9 +153,11 @@ class Sensor:
     not CUDA's. tell: is called with a line for a person.
     """
 
+    handle = None
+
     def __init__(self, uuid, tell):
         self.uuid, self.tell = uuid, tell
-        self.handle, self.told = None, set()
+        self.told = set()
 
     def read(self):
         """A Reading; an empty one where there is no sensor, or not now."""

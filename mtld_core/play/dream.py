@@ -55,14 +55,15 @@ class Play:
     actions, the dataset is gone, or there is no such source.
     """
 
+    seed = -1
+    sync_when = _game = None
+
     def __init__(self, system, dataset=None, source=""):
         if system.action_space is None:
             raise UserError(f"{system.name} takes no actions, so there is nothing to steer")
         self.system = system.eval()
         self.dataset = own_dataset(system, progress=False) if dataset is None else dataset
         self.choices = choices(system, self.dataset)
-        self.seed = -1
-        self.sync_when = self._game = None
         self._step = stepping(self.system)
         self._drawn = torch.Generator(self.system.device)  # one for all dreams, as a graph knows it
         self._begin = source or self._lively_start()
@@ -264,10 +265,11 @@ def together(choices, numbers):
     actions = [choices[number][1] for number in numbers]
     if isinstance(actions[-1], int):
         return actions[-1]
-    merged = list(choices[0][1])
+    rest = choices[0][1]
+    merged = list(rest)
     for action in actions:
         for i, value in enumerate(action):
-            if value != choices[0][1][i]:
+            if value != rest[i]:
                 merged[i] = value
     return merged
 

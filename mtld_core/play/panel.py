@@ -59,7 +59,7 @@ class PlayPanel(RunPanel):
     """
 
     NO_RUN = "there is no run with actions yet: train one first"
-    _newest = None
+    _newest, _presses = None, 0
 
     def __init__(self, run_dir="runs/demo", fps=12, source=""):
         self._lock, self._stopped = threading.RLock(), threading.Event()
@@ -79,7 +79,6 @@ class PlayPanel(RunPanel):
         self.held = widgets.Text("0 0", layout={"display": "none"})  # what the page's script tells
         self.dream, self.real = widgets.Image(), widgets.Image()
         self.buttons, self._actions = [], widgets.HBox(layout=ROW)
-        self._presses = 0
         self._lay_out()
         self._label_live()
         self.live.observe(self._toggled, "value")

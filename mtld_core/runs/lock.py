@@ -82,10 +82,11 @@ class Lock:
     stop: an event, set when another process asks this one to stop.
     """
 
+    handle = None  # of the file, where the system has locked it
+
     def __init__(self, path, say=print, stop=None):
         self.path, self.say, self.stop = Path(path), say, stop or threading.Event()
         self.asked = self.path.with_name(STOP)
-        self.handle = None  # of the file, where the system has locked it
         me = psutil.Process()
         self.owner = {"host": socket.gethostname(), "pid": me.pid, "began": me.create_time(), **_machine()}
 

@@ -296,17 +296,17 @@ class Training:
         self._compare(self.group)
         if not self.group.leads:
             return report(self, status, reason)
-        controls = self.controls
+        controls, schedule = self.controls, self.schedule
         self.progress.close(self.step)
         controls.doing = "saving and judging"
         controls.pace = []
         controls.say("saving and judging ...")
-        budget_spent = status == "finished" and not self.schedule.total
+        budget_spent = status == "finished" and not schedule.total
         if budget_spent and self.step == self.session_step:
             status = "stopped"
             reason = "the time budget was spent before the first step; give it more minutes"
         elif budget_spent:
-            self.schedule.finish()
+            schedule.finish()
             self.saved = None  # what may have been saved at this step does not know that it is the last
 
         # first what must not be lost
@@ -323,8 +323,8 @@ class Training:
                     raise GivenUp
 
             self._evaluate(look)
-        if self.schedule.overrun and self.schedule.elapsed > self.schedule.budget:
-            controls.say(f"warning: {self.schedule.overrun}")
+        if schedule.overrun and schedule.elapsed > schedule.budget:
+            controls.say(f"warning: {schedule.overrun}")
         written = self.write_report(status, reason)
         controls.say(f"{status} at step {self.step} ({reason}): {summary(self.metrics)}")
         controls.say(written["verdict"])

@@ -69,6 +69,8 @@ class TrainPanel(widgets.VBox):
     Its parts are fields: `panel.stop.click()` is what a person does.
     """
 
+    _kept = None  # the output of the page that stays when the kernel is gone
+
     def __init__(self, system, dataset, config):
         button = self._button
         self.pause = button("Pause", "pause", "wait after this step, or go on", self._pause_or_go_on)
@@ -97,7 +99,6 @@ class TrainPanel(widgets.VBox):
         super().__init__([*above, _row(left, right), self.details])
         self.add_class("mtld-train")  # by which a page's other scripts find it
         self._lock = threading.Lock()
-        self._kept = None  # the output of the page that stays when the kernel is gone
         self._take(system, dataset, config)
         self._begin()
 

@@ -37,6 +37,8 @@ class Stepper:
     together, once a phase and part, see `HalfWeights`; None leaves that to autocast.
     """
 
+    compiling = None  # a `Compiling`, told of each phase
+
     def __init__(
         self,
         optimizers,
@@ -74,7 +76,6 @@ class Stepper:
         self.skipped = {name: torch.zeros((), device=device) for name in optimizers}
         # a tensor, too: a step that is replayed as a graph counts as well
         self.calls = {name: torch.zeros((), device=device) for name in optimizers}
-        self.compiling = None  # a `Compiling`, told of each phase
 
     def __call__(self, phase, loss_fn, batch):
         size = len(next(iter(batch.values())))
@@ -160,12 +161,13 @@ class Stepper:
     def _whole(self, phase, loss):
         """From what `_backward` left to the whole batch's gradients and `Loss`."""
         gradients = _gradients(self.parameters[phase])
-        counted = [] if loss.weight is None else [loss.weight]
+        weight = loss.weight
+        counted = [] if weight is None else [weight]
         self.group.add_up([*gradients, loss.total, *loss.logs.values(), *counted])
-        if loss.weight is None:
+        if weight is None:
             return loss
         # nothing counted in any part: then all of this is 0
-        weight = loss.weight.clamp(min=torch.finfo(loss.weight.dtype).tiny)
+        weight = weight.clamp(min=torch.finfo(weight.dtype).tiny)
         torch._foreach_div_(gradients, weight)
         logs = {name: value / weight for name, value in loss.logs.items()}
         return Loss(loss.total / weight, logs, loss.carry)
@@ -212,8 +214,8 @@ class Stepper:
 
     def load_state(self, state):
         for name, scaler in self.scalers.items():
-            if state["scalers"][name]:  # empty where the earlier session ran in fp32 or bf16
-                scaler.load_state_dict(state["scalers"][name])
+            if saved := state["scalers"][name]:  # empty where the earlier session ran in fp32 or bf16
+                scaler.load_state_dict(saved)
             self.splits[name] = max(self.splits[name], state["splits"][name])
 
 

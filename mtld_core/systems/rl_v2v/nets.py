@@ -29,9 +29,10 @@ class Translator(nn.Module):
         pairs = list(itertools.pairwise(channels))
         self.stem = Conv3x3(pixels, channels[0])
         self.downs = nn.ModuleList(nn.Sequential(nn.SiLU(), nn.Conv2d(a, b, 4, 2, 1)) for a, b in pairs)
-        self.blocks = nn.Sequential(*[ResBlock(channels[-1], norm) for _ in range(blocks)])
-        self.memory = ConvLSTM(channels[-1], memory)
-        self.recall = nn.Conv2d(memory, channels[-1], 1)
+        coarsest = channels[-1]
+        self.blocks = nn.Sequential(*[ResBlock(coarsest, norm) for _ in range(blocks)])
+        self.memory = ConvLSTM(coarsest, memory)
+        self.recall = nn.Conv2d(memory, coarsest, 1)
         self.ups = nn.ModuleList(Conv3x3(b, a) for a, b in reversed(pairs))
         last = Conv3x3(channels[0], pixels)
         self.head = nn.Sequential(norm2d(norm, channels[0]), nn.SiLU(), last)
@@ -47,6 +48,7 @@ class Translator(nn.Module):
             self.colour.bias.copy_(shift)
 
     def forward(self, frames, state=None):
+        clips = frames.shape[:2]  # B, T
         pictures = frames.flatten(0, 1)  # [B * T, 3, H, W]
         x = self.stem(F.pixel_unshuffle(pictures, self.fold))
         skips = []
@@ -54,13 +56,13 @@ class Translator(nn.Module):
             skips.append(x)
             x = down(x)
         x = self.blocks(x)
-        seen, state = self.memory(x.unflatten(0, frames.shape[:2]), state)
+        seen, state = self.memory(x.unflatten(0, clips), state)
         x = x + self.recall(seen.flatten(0, 1))
         for up in self.ups:
             x = up(F.interpolate(F.silu(x), scale_factor=2)) + skips.pop()
         x = F.pixel_shuffle(self.head(x), self.fold)  # [B * T, 3, H, W]
         x = self.colour(pictures) + x if self.residual else torch.tanh(x)
-        return x.unflatten(0, frames.shape[:2]), state
+        return x.unflatten(0, clips), state
 
 
 class DownBlock(nn.Module):

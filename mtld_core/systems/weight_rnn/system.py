@@ -138,11 +138,6 @@ class WeightRNNConfig(FrameSize):
         factor = self.video_shrink * 2 ** len(self.frame_channels)
         return factor if self.watched == "image" else factor * 2 ** len(self.decoder_channels)
 
-    @property
-    def watched_channels(self):
-        """Channels of what the GRU watches."""
-        return 3 if self.watched == "image" else self.decoder_channels[0]
-
     def build_vae(self):
         """The VAE of these settings, in the smallest size where the dataset has not said its own yet."""
         least = 2 ** max(len(self.encoder_channels), len(self.decoder_channels))
