@@ -186,7 +186,7 @@ def _make_room(root, needed):
 
     That is half of what the cache and the free disk have together. Raises OSError where there is no room.
     """
-    for left in root.glob(".*"):  # of a process that was killed
+    for left in root.glob(".*.*.*"):  # of a process that was killed
         if time.time() - left.stat().st_mtime > DAY:
             shutil.rmtree(left, ignore_errors=True)
     entries = [entry for entry in root.iterdir() if re.fullmatch("[0-9a-f]{32}", entry.name)]
