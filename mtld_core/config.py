@@ -73,8 +73,8 @@ def find(path):
 
 
 def hub_folder(path):
-    """The folder that hf://owner/name is fetched into."""
-    return f"runs/{path.removeprefix(HUB).replace('/', '_')}"
+    """The folder that hf://owner/name is fetched into, one for each id: the hub allows no "--" in a name."""
+    return f"runs/{path.removeprefix(HUB).replace('/', '--')}"
 
 
 def looked_in(path):
@@ -160,10 +160,7 @@ def from_dict(cls, values):
 
 def to_dict(config):
     """The fields of a dataclass as a dict of plain JSON values: tuples become lists."""
-    values = {}
-    for name, value in vars(config).items():
-        values[name] = list(value) if isinstance(value, tuple) else value
-    return values
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
 
 
 def parse_json(text, what):
@@ -179,8 +176,10 @@ def parse_object(text, what):
     """Read a dict from JSON text. Raises ConfigError, which names `what`, where it is none."""
     check(isinstance(text, str), f"{what} must be JSON text, not {text!r}")
     values = parse_json(text, what)
-    found = type(values).__name__
-    check(isinstance(values, dict), f'{what} must be a JSON object like {{"name": value}}, not {found}')
+    check(
+        isinstance(values, dict),
+        f'{what} must be a JSON object like {{"name": value}}, not {type(values).__name__}',
+    )
     return values
 
 
@@ -203,8 +202,10 @@ def _convert(name, hint, value):
         check(isinstance(value, (list, tuple)), f"{name} must be a list, not {value!r}")
         return tuple(_convert(f"{name}[{i}]", args[0], item) for i, item in enumerate(value))
     if origin is types.UnionType:
-        names = " or ".join(arg.__name__ for arg in args)
-        check(isinstance(value, args), f"{name} must be {names}, not {value!r}")
+        check(
+            isinstance(value, args),
+            f"{name} must be {' or '.join(arg.__name__ for arg in args)}, not {value!r}",
+        )
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):

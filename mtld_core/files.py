@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from pathlib import Path
 
 
@@ -31,10 +32,11 @@ def atomic_path(path):
 def atomic_folder(path):
     """Yield a temporary folder beside the `Path` path, which takes its place where the block ends well.
 
-    What lay there before goes. A process that dies may leave `.<name>.<its number>.tmp` or `.old` behind.
+    What lay there before goes. A process that dies may leave `.<name>.<letters>.<its number>.tmp` or `.old`
+    behind. On a shared disk processes of several machines may have the same number, so there are the letters.
     """
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
-    shutil.rmtree(temporary, ignore_errors=True)
+    unique = f"{uuid.uuid4().hex}.{os.getpid()}"
+    temporary, old = (path.with_name(f".{path.name}.{unique}.{word}") for word in ("tmp", "old"))
     try:
         temporary.mkdir(parents=True)
         yield temporary

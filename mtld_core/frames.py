@@ -94,6 +94,13 @@ def _resized(frame, height, width):
     return cv2.resize(frame, (width, height), interpolation=interpolation)
 
 
+def rows_of(starts, length, first=0):
+    """The rows of windows, from their frame `first` on: their first rows int64 `[n]` -> `[n, length]`."""
+    import torch
+
+    return starts[:, None] + torch.arange(first, first + length)
+
+
 def evenly(rows, most):
     """At most `most` elements of a tensor, evenly spaced from the first to the last.
 

@@ -5,6 +5,7 @@ Frames are uint8 tensors `[..., H, W, 3]`. Unless a docstring says otherwise, a 
 on pixels in [0, 1]. torchmetrics is imported where it is needed, for that takes seconds.
 """
 
+import functools
 import importlib.util
 import math
 
@@ -147,10 +148,7 @@ def ms_ssim(a, b):
 
     exponents = SCALES[: sum(min(a.shape[-3:-1]) >= side for side in SCALES_FROM)]
     exponents = tuple(exponent / sum(exponents) for exponent in exponents)
-
-    def on_scales(x, y):
-        return similarity(x, y, data_range=1.0, reduction="none", betas=exponents)
-
+    on_scales = functools.partial(similarity, data_range=1.0, reduction="none", betas=exponents)
     return _of_pairs(on_scales, _continued, a, b)
 
 

@@ -80,7 +80,8 @@ def parameter(name, value):
     papermill hands over a number for each text that looks like one: where a text is wanted, a number is taken
     for a name ("2024"). Nothing else is bent.
     """
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    is_switch = isinstance(value, bool)
+    is_number = isinstance(value, (int, float)) and not is_switch
     if name in WHOLE:
         check(is_number and value % 1 == 0, f"{name} must be a whole number, not {value!r}")
         return int(value)
@@ -92,9 +93,9 @@ def parameter(name, value):
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
     elif name in SWITCHES:
-        check(isinstance(value, bool), f"{name} must be true or false, not {value!r}")
+        check(is_switch, f"{name} must be true or false, not {value!r}")
     elif name == "interactive":
-        known = isinstance(value, bool) or value == "auto"
+        known = is_switch or value == "auto"
         check(known, f"{name} must be 'auto', true or false, not {value!r}")
     elif name in JSON_TEXTS and isinstance(value, JSON_TEXTS[name]):
         return json.dumps(value)
@@ -278,6 +279,7 @@ class RunPanel(Panel):
     """
 
     NO_RUN = "there is no run yet: train one (notebooks/02_train)"
+    _offering = False
 
     def __init__(self, runs, run_dir):
         super().__init__()
@@ -288,7 +290,7 @@ class RunPanel(Panel):
         self.arc = widgets.Dropdown(options=[], description="arc")
         self.frame = widgets.SelectionSlider(options=[0], description="frame", continuous_update=False)
         self.video, self.links = widgets.HTML(), widgets.HTML()
-        self._frames, self._offering = {}, False
+        self._frames = {}
         self.on_change(self.run, self.fill)
         self.arc.observe(self._start_chosen, "value")
         self.frame.observe(self._start_chosen, "value")

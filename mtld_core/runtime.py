@@ -165,8 +165,10 @@ def _lacks_code(device):
         made_for = int(code[2]), int(code[3])
         if made_for <= capability and (code[1] == "compute" or made_for[0] == capability[0]):
             return ""
-    card, version = torch.cuda.get_device_name(device), torch.__version__
-    return f"{card} has {_named(capability)}, and torch {version} is made for {', '.join(names)}"
+    return (
+        f"{torch.cuda.get_device_name(device)} has {_named(capability)}, and torch {torch.__version__} is "
+        f"made for {', '.join(names)}"
+    )
 
 
 def _named(capability):

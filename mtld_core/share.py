@@ -130,10 +130,10 @@ def _starts(system, count):
     dataset, window = own_dataset(system, progress=False), system.needs().window
     check(count >= window, f"frames must be 0, or at least {window}, a window of this run; not {count}")
     folders = ("X/", "Y/") if len(dataset.domains) == 2 else ("",)
-    starts = {}
-    for folder, domain in zip(folders, dataset.domains, strict=True):
-        starts[f"{folder}{RECORDING}"] = _start(system, domain, count)
-    return starts
+    return {
+        f"{folder}{RECORDING}": _start(system, domain, count)
+        for folder, domain in zip(folders, dataset.domains, strict=True)
+    }
 
 
 def _start(system, dataset, count):
@@ -170,11 +170,9 @@ def _card(out, report):
     figures = {key: value for key, value in metrics.items() if isinstance(value, float)}
     shown = [f"![{name}]({name})" for name in (PREVIEW, JUDGEMENT) if (out / name).is_file()]
     return CARD.format(
+        **report,  # its system, parameters and step
         name=out.name,
         pictures="\n\n".join(shown),
-        system=report["system"],
-        parameters=report["parameters"],
-        step=report["step"],
         height=height,
         width=width,
         judged="what it was trained on" if report["restitution"] else "held-out windows",
@@ -267,26 +265,26 @@ def main(arguments=None):
         prog="python -m mtld_core.share",
         description="Write a run's weights, figures and some frames into a folder to give away.",
     )
-    parser.add_argument("run")
-    parser.add_argument("out", help="the folder to make, or a file (.pth) for the weights alone")
-    parser.add_argument("--frames", type=int, default=256, help="held-out frames to copy, 0 for none")
-    parser.add_argument("--half", action="store_true", help="weights in half precision: half the space")
-    parser.add_argument("--hub", metavar="OWNER/NAME", help="say what an upload to this model there would do")
-    parser.add_argument("--kaggle", metavar="OWNER/NAME", help="the same for a model on Kaggle")
-    parser.add_argument("--send", action="store_true", help="and do it; an OUT that is there goes as it is")
+    add = parser.add_argument
+    add("run")
+    add("out", help="the folder to make, or a file (.pth) for the weights alone")
+    add("--frames", type=int, default=256, help="held-out frames to copy, 0 for none")
+    add("--half", action="store_true", help="weights in half precision: half the space")
+    add("--hub", metavar="OWNER/NAME", help="say what an upload to this model there would do")
+    add("--kaggle", metavar="OWNER/NAME", help="the same for a model on Kaggle")
+    add("--send", action="store_true", help="and do it; an OUT that is there goes as it is")
     given = parser.parse_args(arguments)
     uploads = {upload_to_hub: given.hub, upload_to_kaggle: given.kaggle}
     uploads = {upload: name for upload, name in uploads.items() if name}
     for name in uploads.values():
         check(re.fullmatch(r"[\w.-]+/[\w.-]+", name), f"{name!r} must be OWNER/NAME")
-    alone = Path(given.out).suffix == ".pth"
+    out = Path(given.out)
+    alone = out.suffix == ".pth"
     check(not (alone and uploads), f"{given.out} is a file: what is uploaded is a folder")
     if alone:
-        out = share_weights(given.run, given.out)
-    elif uploads and (Path(given.out) / CONFIG).is_file():
-        out = Path(given.out)
-    else:
-        out = share(given.run, given.out, given.frames, given.half)
+        share_weights(given.run, out)
+    elif not (uploads and (out / CONFIG).is_file()):
+        share(given.run, out, given.frames, given.half)
     files = [file for file in (out, *out.rglob("*")) if file.is_file()]
     print(f"{out}: {sum(file.stat().st_size for file in files) / 1e6:.2f} MB")
     for upload, name in uploads.items():

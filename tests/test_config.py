@@ -221,5 +221,11 @@ def test_a_relative_path_is_looked_for_here_then_in_the_project(tmp_path, monkey
 def test_an_id_on_the_hub_is_the_folder_that_it_was_fetched_into(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert config.find("hf://me/pong") == "hf://me/pong"
-    (tmp_path / "runs/me_pong").mkdir(parents=True)
-    assert config.find("hf://me/pong") == "runs/me_pong"
+    (tmp_path / "runs/me--pong").mkdir(parents=True)
+    assert config.find("hf://me/pong") == "runs/me--pong"
+
+
+def test_each_id_on_the_hub_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / config.hub_folder("hf://a_b/c")).mkdir(parents=True)
+    assert config.find("hf://a/b_c") == "hf://a/b_c"  # another run, which is still to be fetched

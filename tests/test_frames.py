@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtld_core.frames import evenly, fit_frame, to_float, to_uint8
+from mtld_core.frames import evenly, fit_frame, rows_of, to_float, to_uint8
 
 
 def all_values():
@@ -170,6 +170,15 @@ def test_the_shape_is_always_as_asked(h, w, height, width, fit):
 )
 def test_a_flat_picture_stays_flat(h, w, height, width, fit, grey):
     assert (fit_frame(np.full((h, w, 3), grey, np.uint8), height, width, fit) == grey).all()
+
+
+def test_the_rows_of_windows_begin_at_their_first_one():
+    starts = torch.tensor([0, 7])
+    assert rows_of(starts, 3).tolist() == [[0, 1, 2], [7, 8, 9]]
+    assert rows_of(starts, 2, first=4).tolist() == [[4, 5], [11, 12]] and rows_of(starts[:0], 2).shape == (
+        0,
+        2,
+    )
 
 
 def test_evenly_from_the_first_to_the_last():

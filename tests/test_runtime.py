@@ -88,6 +88,14 @@ def test_a_folder_takes_the_place_of_an_old_one_or_leaves_it(refused, tmp_path, 
     assert names(tmp_path) == ["run"] and names(path) == (["a.json"] if refused else ["b.json"])
 
 
+def test_two_that_write_a_folder_at_once_do_not_meet(tmp_path):
+    path = tmp_path / "run"
+    with atomic_folder(path) as last, atomic_folder(path) as first:
+        (first / "a").touch()
+        (last / "b").touch()
+    assert names(tmp_path) == ["run"] and names(path) == ["b"]
+
+
 def test_a_kill_in_the_middle_leaves_the_old_file_whole(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"state": "old"})

@@ -190,10 +190,10 @@ def test_a_dry_run_says_what_sending_does_and_the_run_opens_from_the_hub(run, tm
 
         code = "from mtld_core import open_run; print(open_run('hf://me/pong').run)"
         said = python(tmp_path, services, "-c", code)
-        assert "fetching hf://me/pong into runs/me_pong" in said
+        assert "fetching hf://me/pong into runs/me--pong" in said
     code = "from mtld_core import open_run; print(open_run('hf://me/pong').run.step)"
     assert python(tmp_path, services, "-c", code) == "2\n"  # and again without any network
-    assert (tmp_path / "runs/me_pong/README.md").read_text().endswith("# my own words\n")
+    assert (tmp_path / "runs/me--pong/README.md").read_text().endswith("# my own words\n")
 
 
 def test_the_card_shows_what_the_run_drew(run, tmp_path):

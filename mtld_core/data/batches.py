@@ -9,7 +9,7 @@ import torch
 
 from mtld_core.chance import seed_of
 from mtld_core.config import check
-from mtld_core.frames import scale_in_place, to_float
+from mtld_core.frames import rows_of, scale_in_place, to_float
 from mtld_core.machine.group import ALONE
 
 CACHE_BYTES = 2**23  # floats converted at once: few calls, and still in the last cache when they are scaled
@@ -65,7 +65,7 @@ class Batches:
         states = [stream.state() for stream in self.streams]
         if len(states) == 1:
             return states[0]
-        return {"x": states[0], "y": states[1]}
+        return dict(zip("xy", states, strict=True))
 
     def load_state(self, state):
         """Go on exactly where `state()` was taken. Raises UserError where there are fewer windows by now."""
@@ -87,6 +87,9 @@ class Batches:
 class _Stream:
     """The batches of one domain."""
 
+    position = 0  # windows that were drawn so far
+    _epoch = _order = None  # the newest epoch, and the order of its windows
+
     def __init__(self, dataset, starts, length, batch_size, seed, device, purpose, own):
         check(len(starts), f"{dataset.path}: there is no window to draw batches from")
         self.dataset = dataset
@@ -97,9 +100,6 @@ class _Stream:
         self.seed = seed
         self.purpose = purpose
         self.device = torch.device(device) if device is not None else dataset.frames.device
-        self.position = 0  # windows that were drawn so far
-        self._epoch = None
-        self._order = None  # of the windows of that epoch
         self._slots = {}  # number of a batch in one call -> the memory that its frames are copied to
 
     def state(self):
@@ -133,7 +133,7 @@ class _Stream:
         batch = {"frames": self._frames(chosen, slot), "key": keys.to(self.device, non_blocking=True)}
         actions = self.dataset.actions
         if actions is not None:
-            rows = chosen[:, None] + torch.arange(self.length - 1)
+            rows = rows_of(chosen, self.length - 1)
             chosen_actions = actions[rows.to(actions.device, non_blocking=True)]
             batch["actions"] = chosen_actions.to(self.device, non_blocking=True)
         return batch
@@ -151,18 +151,18 @@ class _Stream:
         """The windows that begin at the rows `chosen`, float32 `[B, T, 3, H, W]` on the device."""
         store = self.dataset.frames
         if store.device.type != "cpu":
-            rows = chosen[:, None] + torch.arange(self.length)
+            rows = rows_of(chosen, self.length)
             return to_float(store[rows.to(store.device, non_blocking=True)])
         windows = [store[start : start + self.length] for start in chosen.tolist()]
-        shape = (len(chosen), self.length, *store.shape[1:])
+        slots, shape = self._slots, (len(chosen), self.length, *store.shape[1:])
         if self.device.type == "cpu":
-            if slot not in self._slots:  # warm from the second call on: fresh memory costs more than the copy
-                self._slots[slot] = torch.empty(shape)
-            return _convert(windows, self._slots[slot])
-        if slot not in self._slots:
+            if slot not in slots:  # warm from the second call on: fresh memory costs more than the copy
+                slots[slot] = torch.empty(shape)
+            return _convert(windows, slots[slot])
+        if slot not in slots:
             memory = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-            self._slots[slot] = memory, torch.cuda.Event()
-        pinned, sent = self._slots[slot]
+            slots[slot] = memory, torch.cuda.Event()
+        pinned, sent = slots[slot]
         sent.synchronize()  # the last transfer from this memory, usually long done
         torch._foreach_copy_(list(pinned.unbind(0)), windows)
         frames = pinned.to(self.device, non_blocking=True)

@@ -105,10 +105,6 @@ class Dataset(Domains):
             f"{longest.name!r}, has {len(longest)} frames); use a shorter window, or cross_cuts=true"
         )
 
-    def too_short(self, length, cross_cuts):
-        """Names of the arcs that hold no window of `length` frames."""
-        return [arc.name for arc in self.arcs if not len(self.arc_windows(arc, length, cross_cuts))]
-
     def row(self, arc, number):
         """Find the row of frame `number` (see `Arc.numbers`) of the arc named `arc`.
 
@@ -120,9 +116,9 @@ class Dataset(Domains):
             raise UserError(f"{self.path} has no arc {arc!r}{nearest(arc, [one.name for one in self.arcs])}")
         rows = np.flatnonzero(found.numbers == number)
         if not len(rows):
-            low, high = found.numbers.min(), found.numbers.max()
             raise UserError(
-                f"{self.path}: arc {arc!r} has no frame {number}; its frames go from {low} to {high}"
+                f"{self.path}: arc {arc!r} has no frame {number}; its frames go from {found.numbers.min()} "
+                f"to {found.numbers.max()}"
             )
         return found.start + int(rows[0])
 

@@ -82,21 +82,17 @@ class Folder(PictureFiles):
     def _note_left_out(self, top, inner, arcs):
         """Note what lies in the root and belongs to no arc."""
         used = {path.split("/")[0] for path in arcs}
-        for name in top.images + top.others:
-            self.notes.append(f"{name}: lies beside the arcs, left out")
-        for name in inner:
-            if name not in used:
-                self.notes.append(f"{name}: a folder without images, left out")
+        self.notes += [f"{name}: lies beside the arcs, left out" for name in top.images + top.others]
+        self.notes += [f"{name}: a folder without images, left out" for name in inner if name not in used]
 
     def _add(self, arc, listing):
         """Append the files of an arc, those with numbers first."""
         order = listing.order
         numbered = sorted(order, key=lambda name: (order[name], name))
         plain = sorted((name for name in listing.images if name not in order), key=natural)
-        for name in sorted(listing.folders):
-            self.notes.append(f"{arc}/{name}: a folder inside an arc, left out")
-        for name in listing.others:
-            self.notes.append(f"{arc}/{name}: not an image ({', '.join(SUFFIXES)}), left out")
+        known = ", ".join(SUFFIXES)
+        self.notes += [f"{arc}/{name}: a folder inside an arc, left out" for name in sorted(listing.folders)]
+        self.notes += [f"{arc}/{name}: not an image ({known}), left out" for name in listing.others]
         if plain:
             self.notes.append(
                 f"{arc}: {len(plain)} files have no number in the name that orders them ({plain[0]}, ...), "
@@ -153,14 +149,15 @@ def _listing(folder):
             f"{folder} cannot be read ({error.strerror}); make it readable, or move it elsewhere"
         ) from None
     for entry in entries:
-        if entry.name.startswith(".") or entry.name == CONTACT_SHEET:
+        name = entry.name
+        if name.startswith(".") or name == CONTACT_SHEET:
             continue
         if os.path.isdir(entry):  # of a link that leads to itself `entry.is_dir` raises an error
-            folders.append(entry.name)
-        elif entry.name.lower().endswith(SUFFIXES):
-            images.append(entry.name)
+            folders.append(name)
+        elif name.lower().endswith(SUFFIXES):
+            images.append(name)
         else:
-            others.append(entry.name)
+            others.append(name)
     return Listing(images, sorted(others), folders, _order(images))
 
 

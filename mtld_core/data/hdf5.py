@@ -151,13 +151,12 @@ class Hdf5:
         if actions.ndim == 2 or (actions % 1).any():
             return torch.from_numpy(actions.astype(np.float32).reshape(len(actions), -1))
         for part in self._parts:
-            negative = np.flatnonzero(part.actions < 0)
-            if len(negative):
-                row = negative[0]
-                raise UserError(
-                    f"{part.path}: dataset 'actions' has {part.actions[row]} in row {row}; discrete actions "
-                    "count from 0"
-                )
+            row = (part.actions < 0).argmax()  # the first that is negative, if any is
+            check(
+                part.actions[row] >= 0,
+                f"{part.path}: dataset 'actions' has {part.actions[row]} in row {row}; discrete actions "
+                "count from 0",
+            )
         return torch.from_numpy(actions.astype(np.int64))
 
 
@@ -209,15 +208,15 @@ def _checked_frames(file):
     if found is None:
         raise UserError(f"{missing_dataset(file, 'frames')}; {WANTED}")
     what = f"{_told(file, 'frames', found)}; {WANTED}"
-    shape = found.shape
-    no_rgb = len(shape) == 4 and shape[3] != 3
+    shape, axes = found.shape, found.ndim
+    no_rgb = axes == 4 and shape[3] != 3
     if no_rgb and shape[1] == 3:
         raise UserError(f"{what}: move the channels last, frames.transpose(0, 2, 3, 1)")
-    if len(shape) == 3 or (no_rgb and 1 in (shape[1], shape[3])):
+    if axes == 3 or (no_rgb and 1 in (shape[1], shape[3])):
         raise UserError(
             f"{what}: these are grey, np.repeat(frames.reshape(N, H, W, 1), 3, axis=3) makes them RGB"
         )
-    if len(shape) != 4 or no_rgb or 0 in shape:
+    if axes != 4 or no_rgb or 0 in shape:
         raise UserError(what)
     check(found.dtype == np.uint8, f"{what}: scale the values to 0..255 and store them as uint8")
     return found

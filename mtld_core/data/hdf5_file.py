@@ -72,7 +72,11 @@ def find_dataset(file, name, of=()):
     this = os.path.realpath(file.filename), found.name
     if this in of:
         raise UserError(f"{what} is a part of itself and has no frames of its own: make it anew")
-    _check_whole(found, what, (*of, this))
+    _check_filters(found, what)
+    if found.external:
+        _check_external(found, what)
+    if found.is_virtual:
+        _check_virtual(found, what, (*of, this))
     return found
 
 
@@ -108,20 +112,11 @@ def _dead(file, name, link):
 # ---- parts of a dataset that lie elsewhere
 
 
-def _check_whole(dataset, what, of):
-    """Raise UserError where a part of `dataset` is gone, or a filter that it needs.
-
-    what: names it in the error. of: as in `find_dataset`, with the dataset.
-    """
-    _check_filters(dataset, what)
-    if dataset.external:
-        _check_external(dataset, what)
-    if dataset.is_virtual:
-        _check_virtual(dataset, what, of)
-
-
 def _check_filters(dataset, what):
-    """Raise UserError where values are compressed with a filter that is not installed here."""
+    """Raise UserError where values are compressed with a filter that is not installed here.
+
+    what: names the dataset in the error.
+    """
     plist = dataset.id.get_create_plist()
     filters = [plist.get_filter(i) for i in range(plist.get_nfilters())]
     if not all(h5py.h5z.filter_avail(code) for code, *_ in filters):
@@ -285,16 +280,16 @@ class LazyFrames:
         try:
             return self._dataset(part)[first : first + len(run)]
         except (OSError, KeyError) as error:
-            path, _ = self.parts[part]
             raise UserError(
-                f"{path}: its frames cannot be read ({error}); record or download it again"
+                f"{self.parts[part][0]}: its frames cannot be read ({error}); record or download it again"
             ) from None
 
     def _dataset(self, part):
         """The dataset with the frames of a part, whose file is opened where it is not open yet."""
-        if part not in self._files:
-            if len(self._files) == MOST_OPEN:
-                self._files.pop(next(iter(self._files))).close()
+        files = self._files
+        if part not in files:
+            if len(files) == MOST_OPEN:
+                files.pop(next(iter(files))).close()
             path, _ = self.parts[part]
-            self._files[part] = open_file(path)
-        return self._files[part]["frames"]
+            files[part] = open_file(path)
+        return files[part]["frames"]

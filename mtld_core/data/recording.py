@@ -60,13 +60,13 @@ class Recording(PictureFiles):
     """
 
     kind = "recording"
+    _clock = None  # the field with the time, as in the first entry
 
     def __init__(self, path, log, size, controls_lead_to):
         super().__init__(path, size)
         self.base = log.parent
         self.log = log
         self._lead_to = controls_lead_to
-        self._clock = None  # the field with the time, as in the first entry
         self._real = functools.cache(os.path.realpath)
         malformed, entries = self._read()
         self._check_controls(entries)

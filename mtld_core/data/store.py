@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import time
 from hashlib import blake2b
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 
 from mtld_core.config import UserError, check
 from mtld_core.data.cuts import cuts_of_arcs
-from mtld_core.files import read_json, write_json
+from mtld_core.files import atomic_folder, read_json, write_json
 from mtld_core.runtime import free_memory
 
 RAM_SHARE = 0.8  # of the free memory that frames may take
@@ -40,7 +39,8 @@ def load(source, memory="auto", cache=True, workers=0, label=None):
     check(can_stay or memory != "disk", "memory='disk' keeps the frames in the cache; it needs cache=true")
     key = meta = None
     if cache and source.cached:
-        key = _key(source.digest(workers), source.size)
+        content = [VERSION, source.digest(workers), *source.size]
+        key = blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
         meta = _find(key)
     shape = meta["shape"] if meta else source.measure()
     in_ram = _fits(source.path, int(np.prod(shape)), memory, can_stay)
@@ -138,11 +138,6 @@ def cache_root():
     return Path(os.environ.get("MTLD_CACHE") or "~/.cache/mtld").expanduser() / "datasets"
 
 
-def _key(content, size):
-    """The key for a source's content digest and its (height, width, fit)."""
-    return blake2b(json.dumps([VERSION, content, *size]).encode(), digest_size=16).hexdigest()
-
-
 def _find(key):
     """The meta.json of the entry `key`, a dict; None where the entry is missing or damaged.
 
@@ -182,13 +177,8 @@ def _new_entry(key, needed):
     root = cache_root()
     root.mkdir(parents=True, exist_ok=True)
     _make_room(root, needed)
-    folder = Path(tempfile.mkdtemp(prefix=f".{key}.", suffix=".tmp", dir=root))
-    try:
+    with atomic_folder(root / key) as folder:
         yield folder
-        shutil.rmtree(root / key, ignore_errors=True)
-        os.replace(folder, root / key)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _make_room(root, needed):
@@ -196,7 +186,7 @@ def _make_room(root, needed):
 
     That is half of what the cache and the free disk have together. Raises OSError where there is no room.
     """
-    for left in root.glob(".*.tmp"):  # of a process that was killed
+    for left in root.glob(".*.*.*"):  # of a process that was killed
         if time.time() - left.stat().st_mtime > DAY:
             shutil.rmtree(left, ignore_errors=True)
     entries = [entry for entry in root.iterdir() if re.fullmatch("[0-9a-f]{32}", entry.name)]

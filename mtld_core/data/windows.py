@@ -3,6 +3,7 @@
 import torch
 
 from mtld_core.config import UserError
+from mtld_core.frames import rows_of
 
 ARCS_TO_SPARE = 5  # so many arcs or more, and whole ones are held out
 
@@ -36,8 +37,7 @@ def split_windows(dataset, length, holdout=0.1, cross_cuts=False, restitution=Fa
         parts = _split_whole(arcs, holdout)
     else:
         parts = [_split_tail(*part, length, judged, holdout) for part in arcs]
-    train = torch.cat([windows for windows, _ in parts])
-    held = torch.cat([windows for _, windows in parts])
+    train, held = map(torch.cat, zip(*parts, strict=True))
     if not len(held):
         raise UserError(f"{dataset.path}: nothing can be held out: {_too_little(dataset, length, judged)}")
     return train, held
@@ -133,5 +133,5 @@ def _inside(mask, starts, length):
 def covered(count, starts, length):
     """bool `[count]`: which rows of a store lie in the windows of `length` frames that begin at `starts`."""
     mask = torch.zeros(count, dtype=torch.bool)
-    mask[(starts[:, None] + torch.arange(length)).flatten()] = True
+    mask[rows_of(starts, length)] = True
     return mask

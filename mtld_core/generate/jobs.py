@@ -237,7 +237,7 @@ def _new_folder(wanted):
 def _about(system, given):
     """What generation.json says of the run and the source."""
     return {
-        "run": str(Path(system.run.dir).absolute()),
+        "run": str(system.run.dir.absolute()),
         "system": system.name,
         "checkpoint": system.run.checkpoint,
         "step": system.run.step,

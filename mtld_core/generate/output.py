@@ -61,8 +61,10 @@ def write(job, out_dir, fps, size, progress):
 class Timed:
     """Frames from an iterator, and how fast they came: only the time spent inside it counts."""
 
+    count, seconds = 0, 0.0
+
     def __init__(self, frames):
-        self.frames, self.count, self.seconds = frames, 0, 0.0
+        self.frames = frames
 
     @property
     def per_second(self):

@@ -125,6 +125,9 @@ class GeneratePanel(Cancellable, RunPanel):
     generates, `panel.worker.join()` waits for it, `panel.cancel.click()` ends it.
     """
 
+    result = None  # what generation.json holds, of the latest click
+    _dataset, _size = None, (0, 0)
+
     def __init__(self, run_dir="runs/demo", num_frames=48, fps=12, seed=0):
         runs = runs_in(Path(run_dir).parent, EXAMPLES)
         super().__init__([(_label(run), run) for run in runs], run_dir)
@@ -148,9 +151,7 @@ class GeneratePanel(Cancellable, RunPanel):
         self.bar = widgets.IntProgress(layout={"width": "300px"} | BESIDE_LABELS)
         self.strip = widgets.Image(layout={"max_width": "100%", "align_self": "flex-start"})
         self.gallery = widgets.HBox(layout={"flex_flow": "row wrap", "grid_gap": "12px"})
-        self.result = None  # what generation.json holds, of the latest click
         self._folder, self._file = tempfile.TemporaryDirectory(), None  # of the uploaded picture
-        self._dataset, self._size = None, (0, 0)
         self._lay_out()
         self.on_change(self.direction, self.fill)
         self.on_change(self.start, self.frame_chosen)

@@ -92,8 +92,10 @@ def _from_pictures(system, path, say):
     frames = pictures(path, k, say)
     h, w = frames[0].shape[:2]
     if (h, w) != size:
-        lost = cut_away(h, w, *size)
-        say(f"{path.name} is {w}x{h}: its centre is scaled to {width}x{height}, {lost:.0%} is cut away")
+        say(
+            f"{path.name} is {w}x{h}: its centre is scaled to {width}x{height}, "
+            f"{cut_away(h, w, *size):.0%} is cut away"
+        )
     missing = k - len(frames)
     if missing:
         say(f"this run starts from {k} frames: one stands for {missing + 1} of them, in which nothing moves")
@@ -106,8 +108,10 @@ def _from_clip(system, path, direction):
     dataset = domain_of(open_as_learned(system, path, cache=False, progress=False), direction)
     episodes_have_paths = dataset.kind not in ("recording", "hdf5")
     if len(dataset.arcs) > 1 and episodes_have_paths:
-        example = Path(dataset.path) / dataset.arcs[0].name
-        raise UserError(f"{path} holds {len(dataset.arcs)} arcs; name one, such as {example}")
+        raise UserError(
+            f"{path} holds {len(dataset.arcs)} arcs; name one, such as "
+            f"{Path(dataset.path) / dataset.arcs[0].name}"
+        )
     k = context_of(system)
     for arc in dataset.arcs:
         if len(arc) >= k:

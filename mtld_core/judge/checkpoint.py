@@ -35,7 +35,7 @@ def judge(run_dir, checkpoint="", device="auto", life_horizon=None):
     torch.manual_seed(0)
     task = Task(system, own_dataset(system), config)
     with progress_bar(desc="judging", unit=" pieces") as bar:
-        figures = task.figures(system, lambda: bar.update())
+        figures = task.figures(system, bar.update)
     figures["precision"] = name_of(system.precision)
     folder = system.run.dir
     if not os.access(folder, os.W_OK):
@@ -52,20 +52,18 @@ def main(arguments=None):
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("run", nargs="?", help="the run's folder")
     which.add_argument("--compare", nargs="+", metavar="RUN", help="judge several runs side by side")
-    parser.add_argument("--checkpoint", default="", help='its name, or "best"; the newest good one otherwise')
-    parser.add_argument(
-        "--life_horizon", type=int, help="steps that dreams are played for; else as in training"
-    )
-    parser.add_argument("--dataset_root", default="", help="with --compare: the data, else the runs' own")
-    parser.add_argument("--horizon", type=int, default=0, help="with --compare: frames to predict")
-    parser.add_argument("--out", default="", help="with --compare: the folder for table and pictures")
+    add = parser.add_argument
+    add("--checkpoint", default="", help='its name, or "best"; the newest good one otherwise')
+    add("--life_horizon", type=int, help="steps that dreams are played for; else as in training")
+    add("--dataset_root", default="", help="with --compare: the data, else the runs' own")
+    add("--horizon", type=int, default=0, help="with --compare: frames to predict")
+    add("--out", default="", help="with --compare: the folder for table and pictures")
     given = parser.parse_args(arguments)
     if given.compare:
         from mtld_core.judge.compare import compare
 
         with progress_bar(desc="comparing", unit=" pieces") as bar:
-            data, tick = given.dataset_root, lambda: bar.update()
-            made = compare(given.compare, data, given.horizon, given.out, tick=tick)
+            made = compare(given.compare, given.dataset_root, given.horizon, given.out, bar.update)
         print(Path(made["out_dir"], "table.md").read_text())
         return
     figures = judge(given.run, given.checkpoint, life_horizon=given.life_horizon)

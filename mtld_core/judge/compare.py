@@ -114,8 +114,10 @@ class _Run(_Entry):
 def _dataset(runs, dataset_root):
     """Open what all runs are judged on."""
     paths = {run.data: f"{run.name} from {run.data}" for run in runs}
-    said = ", ".join(paths.values())
-    check(dataset_root or len(paths) == 1, f"they learned from different data ({said}): name dataset_root")
+    check(
+        dataset_root or len(paths) == 1,
+        f"they learned from different data ({', '.join(paths.values())}): name dataset_root",
+    )
     path = dataset_root or runs[0].data
     check(os.path.exists(path), f"the dataset {path} is not there (any more): name dataset_root")
     return open_as_learned(runs[0].system, path)
@@ -169,15 +171,16 @@ def _baselines(run, dataset, notes):
 
 def _section(runs, dataset, horizon, tick):
     """(what compare.json holds of runs of one kind, strips of frames)."""
-    kind, entries, notes = runs[0].kind, list(runs), []
+    first, entries, notes = runs[0], list(runs), []
+    kind = first.kind
     if kind != "translation":
         notes = _share_windows(runs, dataset, horizon)
     if kind == "prediction":
-        entries += _baselines(runs[0], dataset, notes)
-    windows = len(runs[0].task.judge.starts)
+        entries += _baselines(first, dataset, notes)
+    windows = len(first.task.judge.starts)
     real, likeness = _Seen(windows), None
     for entry in entries:
-        entry.seen = entry.task.judge.look = _Seen(windows, real if entry is runs[0] else None)
+        entry.seen = entry.task.judge.look = _Seen(windows, real if entry is first else None)
         torch.manual_seed(0)
         entry.figures = {"life": entry.report["metrics"].get("life")}
         entry.figures |= entry.task.figures(entry.system, tick)
@@ -185,17 +188,18 @@ def _section(runs, dataset, horizon, tick):
         likeness = likeness or Likeness(true, VIDEO)
         if min(clips.shape[1], true.shape[1]) > 1:  # a single frame is no clip
             entry.figures |= likeness(clips, tick)
-    free = [entry.seen.all("mse") for entry in entries[len(runs) :]]
+    baselines = entries[len(runs) :]
+    free = [entry.seen.all("mse") for entry in baselines]
     rows, flicker = [_row(entry, free) for entry in entries], real.mean("flicker")
     says = {row["run"]: compared(row, rows, flicker) for row in rows[: len(runs)]}
     for run in runs:
         if run.config.restitution or run.data != os.path.realpath(dataset.path):
             notes.append(f"{run.name} may have learned these frames: its data were {run.data}")
     for name in ("lpips_reason", "frechet_reason"):
-        if why := runs[0].figures.get(name):
+        if why := first.figures.get(name):
             notes.append(f"{name.partition('_')[0]} is empty: {why}")
     section = {"kind": kind, "windows": windows, "flicker": flicker, "rows": rows, "says": says}
-    best = sorted(entries[len(runs) :], key=lambda entry: entry.seen.mean("mse"))[:1]
+    best = sorted(baselines, key=lambda entry: entry.seen.mean("mse"))[:1]
     return section | {"notes": notes}, _strips(runs + best)
 
 

@@ -129,10 +129,11 @@ class Likeness:
     kind: of `KINDS`, the figure's name; for `VIDEO` they are clips `[n, T, H, W, 3]`.
     """
 
+    seen = None  # features of what is real
+
     def __init__(self, real, kind=PICTURES):
         self.real = real
         self.kind = kind
-        self.seen = None  # its features
 
     def few(self, share):
         """A `Likeness` to about this share of the real frames: to see how long all of them take."""

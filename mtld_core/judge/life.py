@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from mtld_core import metrics
-from mtld_core.frames import differs, evenly, to_float, to_uint8
+from mtld_core.frames import differs, evenly, rows_of, to_float, to_uint8
 from mtld_core.judge.windows import reachable
 from mtld_core.systems.base import computed
 
@@ -49,20 +49,21 @@ class Life:
         self.starts = evenly(starts, DREAMS)
         far, self.reach = reachable(dataset, starts, needs.context, 1, horizon, cross_cuts)
         self.far = evenly(far, DREAMS)
+        frames = dataset.frames
         self.sheet = None  # (rows, labels, columns) of the latest rollouts under random actions
 
-        self.median = samples.median(0).values.to(dataset.frames.device)
+        self.median = samples.median(0).values.to(frames.device)
         differ = torch.stack([differs(frame, self.median) for frame in samples])
         self.static = differ.double().mean(0)[..., None] <= CHANGED  # [H, W, 1]
         held = starts + needs.context
         pairs = evenly(held, KNOWN)
-        real = dataset.frames[pairs]
-        self.motion = _motion(real, dataset.frames[pairs - 1])
+        real = frames[pairs]
+        self.motion = _motion(real, frames[pairs - 1])
         self.rows = rows
         if torch.isin(held, rows).any():
             self.rows, held = rows.chunk(2)
-        self.known = self._things(dataset.frames[evenly(self.rows, KNOWN)])
-        self.held = self._things(dataset.frames[evenly(held, KNOWN)])
+        self.known = self._things(frames[evenly(self.rows, KNOWN)])
+        self.held = self._things(frames[evenly(held, KNOWN)])
         self.real = {
             "real_static_psnr": _number(self._static_psnr(real).mean()),
             "real_precision": _precision(self.held, self.known),
@@ -129,7 +130,7 @@ class Life:
 
     def _dream(self, system, starts, steps, actions, tick):
         """Yield uint8 `[B, H, W, 3]`, step by step."""
-        rows = starts[:, None] + torch.arange(self.needs.context)
+        rows = rows_of(starts, self.needs.context)
         context = to_float(self.dataset.frames[rows].to(system.device))
         each = None if actions is None else actions.to(system.device).unbind(0)
         chance = torch.Generator(system.device).manual_seed(0)

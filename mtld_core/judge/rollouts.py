@@ -14,7 +14,7 @@ import itertools
 import torch
 
 from mtld_core import metrics
-from mtld_core.frames import differs, evenly, to_float, to_uint8
+from mtld_core.frames import differs, evenly, rows_of, to_float, to_uint8
 from mtld_core.judge.windows import borders
 from mtld_core.systems.baselines import median_frame
 
@@ -34,6 +34,10 @@ class Judge:
     reach: the horizon that lists by horizon go to, where that is further; averages are over 1..horizon.
     """
 
+    pictures, steered_windows = PICTURE_PAIRS, STEERED
+    steerable = None  # the window [1] that the held actions led furthest apart
+    across = True  # whether a context may go across cuts
+
     def __init__(
         self,
         dataset,
@@ -49,7 +53,7 @@ class Judge:
         self.dataset = dataset
         # is shown what a system makes and what really came, uint8 [B, h, H, W, 3], some windows at a time
         self.look = lambda made, truth: None
-        self.held, self.across = starts, True  # windows, and whether a context may go across cuts
+        self.held = starts
         self.starts = evenly(starts, max_windows)
         self.needs = needs
         self.context = needs.context if horizon else 0
@@ -58,9 +62,6 @@ class Judge:
         self.batch_size = batch_size
         self.lpips_weights = lpips_weights
         metrics.lpips_metric("cpu", lpips_weights)  # a damaged file is said now, not after the training
-        self.pictures = PICTURE_PAIRS
-        self.steered_windows = STEERED
-        self.steerable = None  # the window [1] that the held actions led furthest apart
         if horizon:
             self.median = median_frame(training_frames).to(dataset.frames.device)
 
@@ -95,9 +96,10 @@ class Judge:
         errors, moving, made, true = self._compare(system, tick)
         model = errors.pop("model")
         lpips, reason = metrics.lpips_metric(system.device, self.lpips_weights)
+        h = self.horizon
         psnr = metrics.psnr(model)
         figures = {
-            "psnr": psnr[:, : self.horizon].mean().item(),
+            "psnr": psnr[:, :h].mean().item(),
             "ssim": _average(metrics.ssim, made, true, tick),
             "lpips": _average(lpips, made, true, tick) if lpips else None,
             "psnr_by_horizon": psnr.mean(0).tolist(),
@@ -107,13 +109,13 @@ class Judge:
         if reason:
             figures["lpips_reason"] = reason
         for name, baseline in errors.items():
-            figures[f"baseline_{name}_psnr"] = metrics.mean_psnr(baseline[:, : self.horizon])
+            figures[f"baseline_{name}_psnr"] = metrics.mean_psnr(baseline[:, :h])
             figures[f"baseline_{name}_psnr_by_horizon"] = metrics.psnr(baseline).mean(0).tolist()
         if errors:
-            near = [baseline[:, : self.horizon] for baseline in errors.values()]
-            figures["skill_db"] = metrics.skill_db(near, model[:, : self.horizon])
+            near = [baseline[:, :h] for baseline in errors.values()]
+            figures["skill_db"] = metrics.skill_db(near, model[:, :h])
             figures["skill_db_by_horizon"] = _skill_by_horizon(list(errors.values()), model)
-            figures["moving_skill_db"] = _moving_skill(moving, slice(self.horizon))
+            figures["moving_skill_db"] = _moving_skill(moving, slice(h))
             by_horizon = [_moving_skill(moving, t) for t in range(self.reach)]
             figures["moving_skill_db_by_horizon"] = by_horizon
         if self.context and system.action_space is not None:
@@ -129,7 +131,7 @@ class Judge:
         windows and horizons.
         """
         errors, moving = collections.defaultdict(list), collections.defaultdict(list)
-        made, true = [], []
+        pairs = []  # (made, true) of some windows
         seen = torch.zeros(len(self.starts) * self.horizon, dtype=torch.bool)
         seen[evenly(len(seen), self.pictures)] = True
         seen = seen.view(-1, self.horizon)
@@ -147,12 +149,12 @@ class Judge:
                     moving[name].append(errors_of(frames * moves, truth * moves))
             near = compared["model"][:, : self.horizon], truth[:, : self.horizon]
             self.look(*near)
-            for frames, some in zip(near, (made, true), strict=True):
-                some.append(frames[chosen])
+            pairs.append([frames[chosen] for frames in near])
         errors, moving = (
             {name: torch.cat(parts) for name, parts in each.items()} for each in (errors, moving)
         )
-        return errors, moving, torch.cat(made), torch.cat(true)
+        made, true = map(torch.cat, zip(*pairs, strict=True))
+        return errors, moving, made, true
 
     # ---- actions
 
@@ -164,23 +166,23 @@ class Judge:
         frame repeated.
         """
         figures = {}
-        h = self.horizon
+        starts, h = self.starts, self.horizon
 
-        def misled(starts, others):
-            fake = self.made_by(system, starts, h, self._actions(system, others, h))
-            return errors_of(fake, self.truth(starts)[:, :h])
+        def misled(part, others):
+            fake = self.made_by(system, part, h, self._actions(system, others, h))
+            return errors_of(fake, self.truth(part)[:, :h])
 
-        if len(self.starts) > 1:
-            others = self.starts.roll(len(self.starts) // 2)  # each window gets the actions of another
-            errors = metrics.in_pieces(misled, self.batch_size, tick, self.starts, others)
+        if len(starts) > 1:
+            others = starts.roll(len(starts) // 2)  # each window gets the actions of another
+            errors = metrics.in_pieces(misled, self.batch_size, tick, starts, others)
             figures["action_shuffle_gap_db"] = metrics.skill_db([errors], model[:, :h])
         actions = held_actions(system.action_space)
         if len(actions) == 1:
             return figures
-        rows = evenly(len(self.starts), self.steered_windows)
-        apart = self._apart(system, self.starts[rows], actions, tick)
+        rows = evenly(len(starts), self.steered_windows)
+        apart = self._apart(system, starts[rows], actions, tick)
         moved = still[rows, :h]
-        self.steerable = self.starts[rows[apart.sum(1).argmax().item()]][None]
+        self.steerable = starts[rows[apart.sum(1).argmax().item()]][None]
         figures["controllability_db"] = metrics.skill_db([apart], moved)
         figures["controllability_db_by_horizon"] = _skill_by_horizon([apart], moved)
         return figures
@@ -206,7 +208,7 @@ class Judge:
         """What leads to each predicted frame, recorded or inferred: `[B, h]`, `[B, h, A]`, or None."""
         first = self.context - 1  # the action that leads to the first predicted frame
         if self.needs.actions:
-            return self.dataset.actions[starts[:, None] + torch.arange(first, first + horizon)]
+            return self.dataset.actions[rows_of(starts, horizon, first)]
         if system.action_space is None:
             return None
         clips = to_float(self._frames(starts, 0, self.context + horizon).to(system.device))
@@ -240,14 +242,14 @@ class Judge:
         return self._frames(starts, self.context, self.reach)
 
     def _context(self, starts):
-        rows = starts[:, None] + torch.arange(self.context)
+        rows = rows_of(starts, self.context)
         edges = borders(self.dataset, self.across)
         shot = torch.searchsorted(edges, starts + self.context - 1, right=True) - 1
         return self.dataset.frames[rows.maximum(edges[shot][:, None])]
 
     def _frames(self, starts, first, length):
         """Frames first .. first + length - 1 of each window, uint8 `[B, length, H, W, 3]`."""
-        return self.dataset.frames[starts[:, None] + torch.arange(first, first + length)]
+        return self.dataset.frames[rows_of(starts, length, first)]
 
     # ---- pictures
 

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 
 # columns of table.csv that table.md leaves out
-QUIET = "run kind psnr_low psnr_high mse ms_ssim warping_error"
+QUIET = ("run", "kind", "psnr_low", "psnr_high", "mse", "ms_ssim", "warping_error")
 MUTED = ("#7f7f7f", "#b09060", "#7fa060", "#a07aa0", "#5a90a8")  # of the baselines
 # matplotlib's caches of fonts are shared, and panels draw from several threads
 _one_at_a_time = threading.Lock()
@@ -38,8 +38,8 @@ def as_markdown(result):
 
 
 def _table(rows):
-    names = [name for name in _columns(rows) if any(row[name] is not None for row in rows)]
-    names = [name for name in names if name not in QUIET.split()]
+    told = [name for name in _columns(rows) if any(row[name] is not None for row in rows)]
+    names = [name for name in told if name not in QUIET]
     yield f"| run | {' | '.join(names)} |".replace("_", " ")  # so that a page may break them
     yield f"|---|---|{'---:|' * (len(names) - 1)}"
     for row in rows:
@@ -65,7 +65,6 @@ def _text(name, value):
 def draw_horizons(section):
     """PNG bytes: PSNR of each row of a section by horizon, and what the choice of windows leaves open."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure((7, 4.4), dpi=130, layout="constrained")
     axes, muted = figure.subplots(), iter(MUTED)
@@ -79,7 +78,7 @@ def draw_horizons(section):
     shaded = "frames ahead (shaded: what the choice of windows leaves open, 95 %)"
     tidy(axes, shaded)
     axes.set_ylabel("PSNR, dB")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.locator_params("x", integer=True)
     figure.legend(loc="outside upper left", ncols=4, frameon=False)
     return png_of(figure)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from mtld_core.config import AtLeastOne, NotNegative, Settings, check, field_names, from_dict
-from mtld_core.frames import evenly, to_uint8
+from mtld_core.frames import evenly, rows_of, to_uint8
 from mtld_core.judge.frechet import Likeness
 from mtld_core.judge.life import Life
 from mtld_core.judge.rollouts import Judge
@@ -72,12 +72,20 @@ class Task:
     judge on.
     """
 
+    translations = likeness = life = None  # the judges that only some systems have
+    draws = DRAWS
+
     def __init__(self, system, dataset, config, say=print):
         _check(system, dataset, config)
         needs = system.needs()
         splits = []
         for domain in dataset.domains:
-            if unused := domain.too_short(needs.window, config.cross_cuts):
+            unused = [
+                arc.name
+                for arc in domain.arcs
+                if not len(domain.arc_windows(arc, needs.window, config.cross_cuts))
+            ]
+            if unused:
                 say(
                     f"{domain.path}: nothing is learnt from {len(unused)} of {len(domain.arcs)} arcs, which "
                     f"hold no window of {needs.window} frames without a cut: {', '.join(unused[:20])}"
@@ -88,13 +96,12 @@ class Task:
         self.learned, held = zip(*splits, strict=True)
         self.samples, self.rows = [], []
         for domain, starts in zip(dataset.domains, self.learned, strict=True):
-            rows = torch.unique(starts[:, None] + torch.arange(needs.window))
+            rows = torch.unique(rows_of(starts, needs.window))
             self.rows.append(rows)
             self.samples.append(domain.frames[evenly(rows, needs.sample)])
-        self._make_judges(system, held, config, say)
 
-    def _make_judges(self, system, held, config, say):
-        first, starts, needs = self.dataset.domains[0], held[0], system.needs()
+        # ---- who judges
+        first, starts = dataset.domains[0], held[0]
         windows = config.eval_batches * config.batch_size or config.eval_windows
         horizon, reach = judged_horizon(system, config.eval_horizon), 0
         if horizon:
@@ -107,12 +114,10 @@ class Task:
         self.judge = Judge(
             first, starts, needs, horizon, self.samples[0], windows, lpips_weights=weights, reach=reach
         )
-        self.translations = self.likeness = self.life = None
         if horizon and (steps := config.life_horizon):
             self.life = Life(first, held[0], self.rows[0], self.samples[0], needs, steps, config.cross_cuts)
-        self.draws = DRAWS
         if isinstance(system, Translates):
-            self.translations = TranslationJudge(self.dataset, held, needs.window, self.samples, windows)
+            self.translations = TranslationJudge(dataset, held, needs.window, self.samples, windows)
         if isinstance(system, Samples):
             self.likeness = Likeness(first.frames[evenly(starts, DRAWS)])
 

@@ -14,7 +14,7 @@ import torch
 
 from mtld_core import metrics
 from mtld_core.data.truth import DIRECTIONS, open_truth, true_frames
-from mtld_core.frames import evenly, to_float, to_uint8
+from mtld_core.frames import evenly, rows_of, to_float, to_uint8
 from mtld_core.judge.frechet import Likeness
 from mtld_core.metrics import colour_transfer
 
@@ -64,6 +64,8 @@ class _Way:
     source: the number of the source domain, 0 for X and 1 for Y.
     """
 
+    truth = None  # uint8 [windows, T, H, W, 3]
+
     def __init__(self, source, pair, starts, window, samples):
         target = 1 - source
         self.direction = DIRECTIONS[source]
@@ -72,7 +74,6 @@ class _Way:
         self.liked = evenly(window, LIKED)
         rows = starts[target][:, None] + self.liked
         self.likeness = Likeness(pair.domains[target].frames[rows.flatten()])
-        self.truth = None  # uint8 [windows, T, H, W, 3]
         found = open_truth(pair.path, self.direction, self.dataset.size)
         if found is not None:
             clips = [true_frames(found, self.dataset, row, row + window) for row in self.starts.tolist()]
@@ -129,7 +130,7 @@ class _Way:
     def _clips(self):
         """Yield (clips to be translated, their truth or None), uint8 `[B, T, H, W, 3]`."""
         for rows in torch.arange(len(self.starts)).split(CLIPS):
-            clips = self.dataset.frames[self.starts[rows][:, None] + torch.arange(self.window)]
+            clips = self.dataset.frames[rows_of(self.starts[rows], self.window)]
             truth = None if self.truth is None else self.truth[rows].to(clips.device)
             yield clips, truth
 

@@ -64,12 +64,13 @@ class Recorded:
     line, which `say` takes. why_not: a reason to call it as it is from the first time on; "" for none.
     """
 
+    tries = replays = 0
+    _side = None  # the stream that work runs on before it is recorded, and is recorded on
+
     def __init__(self, work, device, name, say=print, why_not=""):
         self.work, self.device = work, device
         self.name, self.say = name, say
         self.why_not = why_not
-        self.tries = self.replays = 0
-        self._side = None  # the stream that work runs on before it is recorded, and is recorded on
         self.forget()
 
     def forget(self, form=None):

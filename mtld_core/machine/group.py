@@ -6,6 +6,7 @@ and judges, and its clock counts.
 """
 
 import contextlib
+import dataclasses
 import datetime
 import hashlib
 import os
@@ -25,6 +26,7 @@ GONE = (
 MOST_SAID = 120  # characters of torch's own words about that
 
 
+@dataclasses.dataclass
 class Group:
     """The processes of a run. By default one alone, for which all of this does nothing.
 
@@ -32,10 +34,11 @@ class Group:
     this machine. host: torch's group for what they tell each other beside gradients.
     """
 
-    def __init__(self, rank=0, size=1, place=0, here=1, host=None):
-        self.rank, self.size = rank, size
-        self.place, self.here = place, here
-        self.host = host
+    rank: int = 0
+    size: int = 1
+    place: int = 0
+    here: int = 1
+    host: object = None
 
     @property
     def alone(self):
@@ -107,8 +110,7 @@ class Group:
 
     def meet(self):
         """Wait until all are here."""
-        if not self.alone:
-            self.agree(here=1)
+        self.agree(here=1)
 
     def told(self, value):
         """The value that the first process gives; it may be a text, a number, or dicts of them."""

@@ -74,12 +74,13 @@ class Heat:
     them takes them out.
     """
 
+    newest, highest = Reading(), None
+    resting, emergency = "", ""
+    since = 0.0  # when the present rest began, seconds
+    rests = 0
+
     def __init__(self, config):
         self.config = config
-        self.newest, self.highest = Reading(), None
-        self.resting, self.emergency = "", ""
-        self.since = 0.0  # when the present rest began, seconds
-        self.rests = 0
         self.alerts = collections.deque()  # when the newest rests began
         self.news = collections.deque()
 
@@ -152,9 +153,11 @@ class Sensor:
     not CUDA's. tell: is called with a line for a person.
     """
 
+    handle = None
+
     def __init__(self, uuid, tell):
         self.uuid, self.tell = uuid, tell
-        self.handle, self.told = None, set()
+        self.told = set()
 
     def read(self):
         """A Reading; an empty one where there is no sensor, or not now."""

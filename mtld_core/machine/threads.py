@@ -20,6 +20,17 @@ LOOK = 0.1  # seconds for which a session first looks at what others use
 IDLE = 0.5  # of a core that has to be idle for each thread more that is tried
 
 
+@contextlib.contextmanager
+def using(count):
+    """While it lasts, torch's operations on this thread use `count` threads; then as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class Threads:
     """While it is entered, torch's operations on this thread use `count` threads; then as many as before.
 
@@ -31,21 +42,23 @@ class Threads:
     itself (compiled code is compiled anew): "auto" stays as it begins.
     """
 
+    changes = 0
+    trial = None  # the count that is being tried
+    first = True
+    pace = None  # seconds that a block takes with `count`, when it was last measured
+    rest = rested = 0.0  # seconds until the next round, and of them those that are over
+    lost = 0.0  # seconds that this round's trials took longer than `count` would have
+
     def __init__(self, setting, device=CPU, say=print, trials=True):
         self.setting, self.say = setting, say
         self.before = torch.get_num_threads()
         self.auto = setting == "auto" and device.type == "cpu" and self.before > 1
         self.trials = self.auto and trials
-        self.counts = _counts(self.before)
+        doubled = {2**i for i in range(self.before.bit_length())}
+        self.counts = sorted(doubled | {self.before})  # that are tried: 1, 2, 4, ... and torch's own
         self.count = self.before if setting == "auto" else setting
-        self.changes = 0
-        self.trial = None  # the count that is being tried
-        self.waiting = []  # counts to be tried after it in this round
+        self.waiting = []  # counts to be tried after `trial` in this round
         self.block = []  # seconds of the newest steps, BLOCK at most
-        self.first = True
-        self.pace = None  # seconds that a block takes with `count`, when it was last measured
-        self.rest = self.rested = 0.0  # seconds until the next round, and of them those that are over
-        self.lost = 0.0  # seconds that this round's trials took longer than `count` would have
 
     def __enter__(self):
         if self.auto:
@@ -57,12 +70,9 @@ class Threads:
     def __exit__(self, *error):
         torch.set_num_threads(self.before)
 
-    @contextlib.contextmanager
     def settled(self):
-        """While it lasts, `count` is used, whatever is being tried: for work that is no step."""
-        torch.set_num_threads(self.count)
-        yield
-        torch.set_num_threads(self.trial or self.count)
+        """A context in which `count` is used, whatever is being tried: for work that is no step."""
+        return using(self.count)
 
     def facts(self):
         """What report.json says of them, a dict."""
@@ -124,12 +134,6 @@ class Threads:
         threads = "1 thread" if self.count == 1 else f"{self.count} threads"
         self.say(f"a step uses {threads} from now on: {now:.0f} ms instead of {before:.0f}")
         self._try(self._smaller() if fewer else self._larger())
-
-
-def _counts(most):
-    """The counts that are tried: 1, 2, 4, ... and `most`."""
-    doubled = {2**i for i in range(most.bit_length())}
-    return sorted(doubled | {most})
 
 
 def _idle_cores(look=None):

@@ -1,5 +1,6 @@
 """Convolutional parts: norms, residual blocks, an encoder of pictures into maps of tokens."""
 
+import functools
 import typing
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 NormKind = typing.Literal["instance", "group", "none"]
+leaky_relu = functools.partial(F.leaky_relu, negative_slope=0.2)
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
 
 

@@ -23,6 +23,7 @@ from mtld_core.generate.jobs import check_settings
 from mtld_core.generate.rollouts import check_actions, stepping
 from mtld_core.generate.source import from_dataset, read_source, starts_in
 from mtld_core.machine import memory
+from mtld_core.machine.threads import using
 from mtld_core.play.keys import WORDS
 from mtld_core.play.parting import SHOWS, Parting
 from mtld_core.play.policies import POLICIES
@@ -37,21 +38,9 @@ WHILE = 24  # frames that it has to stay lively
 PLACES = 8  # along a side
 SAMPLE = 128  # frames of the recording that its median frame is made of, at most
 PARTED = "parted"
-
-
-@contextlib.contextmanager
-def one_thread():
-    """While it lasts, torch computes in one thread.
-
-    A step on one picture is many short operations, which wait for a second thread longer than it helps: on
-    two cores that were busy (with a training, say) 1,660 ms a step became 16.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+# A step on one picture is many short operations, which wait for a second thread longer than it helps: on two
+# cores that were busy (with a training, say) 1,660 ms a step became 16.
+in_one_thread = using(1)
 
 
 class Play:
@@ -68,14 +57,15 @@ class Play:
     UserError where the system takes no actions, the dataset is gone, or there is no such source.
     """
 
+    seed = -1
+    sync_when = _game = None
+
     def __init__(self, system, dataset=None, source=""):
         if system.action_space is None:
             raise UserError(f"{system.name} takes no actions, so there is nothing to steer")
         self.system = system.eval()
         self.dataset = own_dataset(system, progress=False) if dataset is None else dataset
         self.choices = choices(system, self.dataset)
-        self.seed = -1
-        self.sync_when = self._game = None
         self._step = stepping(self.system)
         self._drawn = torch.Generator(self.system.device)  # one for all dreams, as a graph knows it
         self._begin = source or self._lively_start()
@@ -97,7 +87,7 @@ class Play:
         return found and (found[1], int(found[2]))
 
     @torch.inference_mode()
-    @one_thread()
+    @in_one_thread
     def reset(self, arc=None, number=None):
         """Start anew from a recorded frame; None: where it first began. Raises UserError."""
         begin = self._begin if arc is None else f"dataset:{arc}/{number}"
@@ -114,7 +104,7 @@ class Play:
         self._bring_game()
 
     @torch.inference_mode()
-    @one_thread()
+    @in_one_thread
     def act(self, action):
         """Take one step -> the dream's frame. Raises UserError for an action that is none."""
         [checked] = check_actions([action], self.system.action_space, 1, self.system.device)
@@ -134,7 +124,7 @@ class Play:
         return self.frames[-1]
 
     @torch.inference_mode()
-    @one_thread()
+    @in_one_thread
     def sync(self):
         """Go on from the real game's newest frames: the dream's newest one becomes the real one.
 
@@ -156,9 +146,11 @@ class Play:
         """
         check(isinstance(steps, int) and steps >= 1, f"steps must be a whole number from 1 on, not {steps!r}")
         chosen = POLICIES.get(policy) if isinstance(policy, str) else policy
-        known = ", ".join(map(repr, POLICIES))
-        check(callable(chosen), f"policy={policy!r} is not {known} or a function of a Play")
-        policy = one_thread()(chosen)
+        check(
+            callable(chosen),
+            f"policy={policy!r} is not {', '.join(map(repr, POLICIES))} or a function of a Play",
+        )
+        policy = in_one_thread(chosen)
         return (self.act(policy(self)) for _ in range(steps))
 
     @functools.cached_property
@@ -284,10 +276,11 @@ def together(choices, numbers):
     actions = [choices[number][1] for number in numbers]
     if isinstance(actions[-1], int):
         return actions[-1]
-    merged = list(choices[0][1])
+    rest = choices[0][1]
+    merged = list(rest)
     for action in actions:
         for i, value in enumerate(action):
-            if value != choices[0][1][i]:
+            if value != rest[i]:
                 merged[i] = value
     return merged
 
@@ -298,12 +291,12 @@ def choices(system, dataset):
     Names are the recording's; of actions that a run invented, what report.json learned about them
     ("action_labels").
     """
-    space = system.action_space
-    names = dataset.about.get("action_names", [])
-    if not system.needs().actions:
-        names = []
+    space, names = system.action_space, []
+    if system.needs().actions:
+        names = dataset.about.get("action_names", [])
+    else:
         with contextlib.suppress(UserError, KeyError):
-            names = read_report(system.run.dir)["metrics"]["action_labels"]
+            names = read_report(system.run.dir)["metrics"].get("action_labels", [])
 
     def named(i):
         return names[i] if i < len(names) else str(i)

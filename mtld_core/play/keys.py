@@ -36,10 +36,6 @@ def keys_of(names, ways):
     return keys
 
 
-def sign_of(key):
-    return SIGNS.get(key, key[-1].lower())
-
-
 # What is held down is told to the kernel in a text field: how many presses there were while the panel was
 # live, the step that the page shows, the number of the newest button, and those of all that are down. While
 # it is paused a press is a click, and another one each time that the picture came. A former panel's script

@@ -14,7 +14,7 @@ import ipywidgets as widgets
 from mtld_core.config import UserError, from_dict
 from mtld_core.pages import RunPanel, displayed, download_links, error_line, png_bytes, show, video_tag
 from mtld_core.play.dream import PARTED, Play, together
-from mtld_core.play.keys import SCRIPT, keys_of, sign_of
+from mtld_core.play.keys import SCRIPT, SIGNS, keys_of
 from mtld_core.play.policies import ways
 from mtld_core.runs.folder import read_config, runs_in, samples_of
 from mtld_core.systems import system_class
@@ -59,7 +59,7 @@ class PlayPanel(RunPanel):
     """
 
     NO_RUN = "there is no run with actions yet: train one first"
-    _newest = None
+    _newest, _presses = None, 0
 
     def __init__(self, run_dir="runs/demo", fps=12, source=""):
         self._lock, self._stopped = threading.RLock(), threading.Event()
@@ -79,7 +79,6 @@ class PlayPanel(RunPanel):
         self.held = widgets.Text("0 0", layout={"display": "none"})  # what the page's script tells
         self.dream, self.real = widgets.Image(), widgets.Image()
         self.buttons, self._actions = [], widgets.HBox(layout=ROW)
-        self._presses = 0
         self._lay_out()
         self._label_live()
         self.live.observe(self._toggled, "value")
@@ -142,7 +141,7 @@ class PlayPanel(RunPanel):
     def _button(self, number, keys, way):
         name, action = self.play.choices[number]
         text = name if way in (None, name) else f"{name} moves {way.lower()}"
-        signs = [sign_of(key) for key in keys]
+        signs = [SIGNS.get(key, key[-1].lower()) for key in keys]
         layout = NARROW | {"min_width": "72px"}
         button = widgets.Button(description=text, tooltip=text, layout=layout)
         if keys:

@@ -21,8 +21,11 @@ class Parting:
     figure over all pixels would not notice.
     """
 
+    step = None
+    _apart = 0  # steps in a row that were
+
     def __init__(self, median):
-        self._median, self.step, self._apart = median, None, 0
+        self._median = median
 
     def compare(self, step, dream, real):
         """Look at the frames of a step, uint8 `[H, W, 3]` each; steps come in order."""

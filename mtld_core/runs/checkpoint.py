@@ -254,9 +254,10 @@ def load_state_dict(system, weights, where, reason=""):
         if own.get(name) != given.get(name)
     ]
     if wrong:
-        first = "; ".join(wrong[:3])
         raise UserError(
-            reason or f"{where} does not fit this {system.name} model ({len(wrong)} tensors differ): {first}"
+            reason
+            or f"{where} does not fit this {system.name} model ({len(wrong)} tensors differ): "
+            f"{'; '.join(wrong[:3])}"
         )
     system.load_state_dict(weights)
 

@@ -82,10 +82,11 @@ class Lock:
     stop: an event, set when another process asks this one to stop.
     """
 
+    handle = None  # of the file, where the system has locked it
+
     def __init__(self, path, say=print, stop=None):
         self.path, self.say, self.stop = Path(path), say, stop or threading.Event()
         self.asked = self.path.with_name(STOP)
-        self.handle = None  # of the file, where the system has locked it
         me = psutil.Process()
         self.owner = {"host": socket.gethostname(), "pid": me.pid, "began": me.create_time(), **_machine()}
 
@@ -176,15 +177,16 @@ class Lock:
 
         Of several that try one succeeds; Held is raised in the others.
         """
-        if self.path.exists():
-            aside = _beside(self.path)
-            os.rename(self.path, aside)
+        path = self.path
+        if path.exists():
+            aside = _beside(path)
+            os.rename(path, aside)
             if _read(aside) != found:  # another one was faster, and has it now
-                os.rename(aside, self.path)
+                os.rename(aside, path)
                 raise Held(JUST_NOW)
             aside.unlink()
         try:
-            handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         except FileExistsError:
             raise Held(JUST_NOW) from None
         try:

@@ -80,10 +80,11 @@ def other_settings(folder, then, now, run_dir):
     folder, then, now, run_dir: as for `check_origin`.
     """
     began, given = ({"preset": each["preset"], **each["config"]} for each in (then, now))
-    changed = []
-    for name, value in given.items():
-        if began.get(name, value) != value:
-            changed.append(f"{name}={began[name]} (now {value})")
+    changed = [
+        f"{name}={began[name]} (now {value})"
+        for name, value in given.items()
+        if began.get(name, value) != value
+    ]
     if not changed:
         return ""
     return (

@@ -198,8 +198,10 @@ class System(nn.Module):
         """The modules that `compile=true` compiles: those that are called, and not differentiated twice."""
         parts = []
         for child in self.children():
-            if isinstance(child, nn.ModuleList):  # a list is not called, nor is a stage inside
+            if isinstance(child, nn.ModuleList):  # neither a list is called, nor a dict, nor a stage inside
                 parts += child
+            elif isinstance(child, nn.ModuleDict):
+                parts += child.values()
             elif isinstance(child, System):
                 parts += child.to_compile()
             else:
@@ -277,11 +279,10 @@ def computed(system, pieces):
     Whoever takes the pieces computes in their own.
     """
     pieces = iter(pieces)
-    end = object()
     while True:
         with system.computing():
-            piece = next(pieces, end)
-        if piece is end:
+            piece = next(pieces, None)
+        if piece is None:
             return
         yield piece
 

@@ -28,7 +28,7 @@ class Run:
 def open_run(path, checkpoint="", device="auto"):
     """Load the trained system of a run's folder, own or shared, in eval mode.
 
-    path: also an id on the Hugging Face hub, hf://owner/name: that run is fetched into runs/owner_name, once.
+    path: also an id on the Hugging Face hub, hf://owner/name: fetched into runs/owner--name, once.
     checkpoint: "" for the newest good one, "best", a name such as "step_00001000", or a file of weights
     (.pth, .safetensors) for this run's model, here or in the run's folder. The weights are the averaged ones
     where the run keeps them. The system gets an attribute `run`, a `Run`. Raises UserError where there is no

@@ -20,15 +20,15 @@ class Controls:
     say: a function that takes the loop's lines of text.
     """
 
+    doing = "starting"
+    step, total = 0, 0
+    ending = hurry = False
+
     def __init__(self, say=lambda text: print(text, flush=True)):
         self.stop = threading.Event()
         self.pause = threading.Event()
         self.save = threading.Event()
-        self.doing = "starting"
-        self.step, self.total = 0, 0
         self.pace = []
-        self.ending = False
-        self.hurry = False
         self.say = say
 
 
@@ -52,11 +52,12 @@ class Progress:
 
         total: steps; 0: not known yet. left: words for the time until then; "": not known yet.
         """
-        if self.bar is not None:
-            if total and abs(total - (self.bar.total or 0)) > NEW_TOTAL * total:
-                self.bar.reset(total)  # a notebook's bar has a maximum of its own, which this sets, too
-            self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update(step - self.bar.n)
+        bar = self.bar
+        if bar is not None:
+            if total and abs(total - (bar.total or 0)) > NEW_TOTAL * total:
+                bar.reset(total)  # a notebook's bar has a maximum of its own, which this sets, too
+            bar.set_postfix_str(text, refresh=False)
+            bar.update(step - bar.n)
         elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
             share = f"/{total}  {100 * step // total} %  left {left}" if left else ""

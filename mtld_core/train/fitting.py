@@ -83,26 +83,25 @@ def fitted(system, dataset, config, say=print):
         return config
     size, why = first, f"{MOST} times as many are the most that is tried"
     while size < MOST * first:
-        if 2 * size > windows:
+        larger = 2 * size
+        if larger > windows:
             why = f"there are {windows} windows"
             break
-        larger = dataclasses.replace(config, batch_size=2 * size)
         try:
-            speeds[2 * size] = speed(system, dataset, larger)
+            speeds[larger] = speed(system, dataset, dataclasses.replace(config, batch_size=larger))
         except Exception:  # a kernel that does not take so many: what is smaller has just run
-            speeds[2 * size] = 0.0
-        if not speeds[2 * size]:
-            why = f"{2 * size} do not fit"
+            speeds[larger] = 0.0
+        if not speeds[larger]:
+            why = f"{larger} do not fit"
             break
-        if speeds[2 * size] < GAIN * speeds[size]:
-            why = f"{2 * size} gain {speeds[2 * size] / speeds[size] - 1:+.0%}"
+        if speeds[larger] < GAIN * speeds[size]:
+            why = f"{larger} gain {speeds[larger] / speeds[size] - 1:+.0%}"
             break
-        size *= 2
+        size = larger
     scale = math.sqrt(size / first)
-    gain = speeds[size] / speeds[first]
     say(
-        f"batch_size={size}, by trying ({why}): {gain:.1f} times the windows a second of {first}; learning "
-        f"rates are {scale:.2f} times those of the preset"
+        f"batch_size={size}, by trying ({why}): {speeds[size] / speeds[first]:.1f} times the windows a "
+        f"second of {first}; learning rates are {scale:.2f} times those of the preset"
     )
     return dataclasses.replace(config, batch_size=size, lr_scale=scale * config.lr_scale)
 

@@ -91,17 +91,18 @@ def fit(system, dataset, config=TrainConfig(), controls=None, group=ALONE):  # n
         setting, trials = group.told(torch.get_num_threads()), False
     threads = Threads(setting, device, controls.say, trials)
     with contextlib.ExitStack() as stack:
+        enter = stack.enter_context
         memory.collect()  # that of trials
         stack.callback(memory.collect)
-        stack.enter_context(training_here())
+        enter(training_here())
         if group.leads:
-            stack.enter_context(run_lock(run_dir, controls.say, controls.stop))
-            stack.enter_context(mirrored(run_dir, config.mirror_dir, controls.say))
-        stack.enter_context(disk_errors(run_dir))
-        stack.enter_context(stop_on_signal(controls.stop))
-        stack.enter_context(warm_memory())
-        stack.enter_context(threads)
-        stack.enter_context(backends.set_to(device, **backends_of(config, device, system)))
+            enter(run_lock(run_dir, controls.say, controls.stop))
+            enter(mirrored(run_dir, config.mirror_dir, controls.say))
+        enter(disk_errors(run_dir))
+        enter(stop_on_signal(controls.stop))
+        enter(warm_memory())
+        enter(threads)
+        enter(backends.set_to(device, **backends_of(config, device, system)))
         training = Training(system, dataset, config, run_dir, controls, threads, began, group)
         try:
             with watched(training.heat, training.device):
@@ -127,7 +128,6 @@ def outlook(system, dataset, config):
         return "Another run trains here: what this one will take is not tried out beside it."
     run = tried(system, dataset, config, TRIED, LONGEST_TRY, look_at_end=not config.time_budget_minutes)
     schedule = run.schedule
-    steps = schedule.last_step(0)
     lasts = schedule.time_left(0) or "an unknown time"
     if config.time_budget_minutes:
         lasts = f"at most {config.time_budget_minutes:g} minutes"
@@ -135,10 +135,11 @@ def outlook(system, dataset, config):
     takes = f" (about {clock(judging)})" if judging else ""
     return (
         f"{run.parameters:,} parameters, which take about {peak_gigabytes(run.device):.1f} GB of memory on "
-        f"{run.device} in {run.precision}. {steps:,} steps of {schedule.step_seconds:.2g} s take {lasts}, "
-        f"judging included. It saves {_every(config.save_every_steps, config.save_every_minutes)}, draws a "
-        f"preview {_every(config.preview_every_steps)} and judges it on {len(run.task.judge.starts)} windows"
-        f"{takes} {_every(config.eval_every_steps)}."
+        f"{run.device} in {run.precision}. {schedule.last_step(0):,} steps of {schedule.step_seconds:.2g} s "
+        f"take {lasts}, judging included. It saves "
+        f"{_every(config.save_every_steps, config.save_every_minutes)}, draws a preview "
+        f"{_every(config.preview_every_steps)} and judges it on {len(run.task.judge.starts)} windows{takes} "
+        f"{_every(config.eval_every_steps)}."
     )
 
 

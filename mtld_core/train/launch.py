@@ -140,11 +140,12 @@ class Line:
     asked.json holds what they ask for, and its time is the beat; told.json how the run goes.
     """
 
+    saves = 0  # how often a save was asked for
+    saving = False
+    asked = None
+
     def __init__(self, folder, controls):
         self.folder, self.controls = folder, controls
-        self.saves = 0  # how often a save was asked for
-        self.saving = False
-        self.asked = None
 
     def ask(self):
         """Pass on what is asked for, or that nothing is new."""
@@ -152,8 +153,11 @@ class Line:
         if controls.save.is_set() and not self.saving:
             self.saves += 1
             self.saving = True
-        stop, pause = controls.stop.is_set(), controls.pause.is_set()
-        asked = {"stop": stop, "pause": pause, "saves": self.saves}
+        asked = {
+            "stop": controls.stop.is_set(),
+            "pause": controls.pause.is_set(),
+            "saves": self.saves,
+        }
         if asked == self.asked:
             os.utime(self.folder / ASKED)
         else:

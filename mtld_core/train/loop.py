@@ -109,6 +109,14 @@ class Training:
     lies in the run's folder, figures and pictures are the first one's alone, and its clock counts.
     """
 
+    ema = None  # the average of the weights, where there is one
+    better = True  # whether no figures before the newest ones were better
+    step = 0
+    train_seconds = paused_seconds = earlier_wall_seconds = 0.0
+    unread_steps, unread_seconds = 0, 0.0  # since the time of a step was last read
+    saved = None  # name of the checkpoint of the present state
+    judged_at = previewed_at = logged_at = None  # steps of this session
+
     def __init__(self, system, dataset, config, run_dir, controls, threads, began, group=ALONE):
         self.config, self.run_dir, self.group = config, run_dir, group
         self.controls, self.threads = controls, threads
@@ -122,7 +130,16 @@ class Training:
         self.given = dataset  # which stays in RAM
         self.task = Task(system, dataset.to(self.device), config, controls.say)
         self.dataset = self.task.dataset
-        self.batches = self._batches()
+        self.batches = Batches(
+            self.dataset,
+            self.task.learned,
+            self.needs.window,
+            config.batch_size,
+            config.seed,
+            self.needs.batches,
+            self.device,
+            group=group,
+        )
         self.system = system.to(self.device).train()
         if config.channels_last:
             to_channels_last(system)
@@ -130,7 +147,6 @@ class Training:
         self.optimizers = system.optimizers()
         self.learning_rates = {name: _rates(each, config.lr_scale) for name, each in self.optimizers.items()}
         system.precision = pick_judged_precision(self.device, config.precision)
-        self.ema = None
         if config.ema_decay and group.leads:
             self.ema = averaged_copy(system)
         self.stepper = self._stepper()
@@ -142,12 +158,7 @@ class Training:
         self.lost = dict.fromkeys(self.optimizers, 0)  # updates of each phase in a row that were not finite
 
         # ---- how far it is
-        self.step = 0
-        self.train_seconds = self.paused_seconds = self.earlier_wall_seconds = 0.0
-        self.unread_steps, self.unread_seconds = 0, 0.0  # since the time of a step was last read
-        self.metrics, self.better = {}, True  # the newest figures, and whether none before were better
-        self.saved = None  # name of the checkpoint of the present state
-        self.judged_at = self.previewed_at = self.logged_at = None  # steps of this session
+        self.metrics = {}  # the newest figures
         system.setup_training(run_dir)
         if folder is None:
             self._begin()
@@ -180,19 +191,6 @@ class Training:
             system=None if config.compile else self.system,
         )
 
-    def _batches(self):
-        config, needs = self.config, self.needs
-        return Batches(
-            self.dataset,
-            self.task.learned,
-            needs.window,
-            config.batch_size,
-            config.seed,
-            needs.batches,
-            self.device,
-            group=self.group,
-        )
-
     def _compile(self):
         system, say = self.system, self.controls.say
         parts = system.to_compile() if system.steps_are_alike else []
@@ -201,15 +199,15 @@ class Training:
         self.stepper.compiling = Compiling(parts, self.dtype, say)
 
     def _introduce(self, why):
-        say, name, batches = self.controls.say, self.system.name, self.batches
-        held_out = len(self.task.judge.starts)
+        say, held_out = self.controls.say, len(self.task.judge.starts)
         judged = "the same ones (restitution)" if self.config.restitution else f"{held_out} held-out ones"
         going_on = f", going on at step {self.step}" if self.step else ""
-        say(f"{name}: {self.parameters:,} parameters on {self.device} in {self.precision} ({why})")
+        on = f"on {self.device} in {self.precision} ({why})"
+        say(f"{self.system.name}: {self.parameters:,} parameters {on}")
         if not self.group.alone:
-            each = self.config.batch_size // self.group.size
-            say(f"{self.group.size} processes, {each} of a batch's {self.config.batch_size} windows on each")
-        say(f"{batches.windows} windows of {self.needs.window} frames to learn, judged on {judged}")
+            whole, size = self.config.batch_size, self.group.size
+            say(f"{size} processes, {whole // size} of a batch's {whole} windows on each")
+        say(f"{self.batches.windows} windows of {self.needs.window} frames to learn, judged on {judged}")
         say(f"run folder {self.run_dir}{going_on}")
 
     def _tell_needs(self):
@@ -218,9 +216,8 @@ class Training:
         line = f"a step takes {schedule.step_seconds:.2g} s and {peak_gigabytes(self.device):.1f} GB"
         if self.do_step.replays:
             line += ", as a CUDA graph"
-        steps, left = schedule.last_step(step), schedule.time_left(step)
-        if left:
-            line += f": until step {steps:,} about {left} more"
+        if left := schedule.time_left(step):
+            line += f": until step {schedule.last_step(step):,} about {left} more"
         self.controls.say(line)
 
     def run(self):
@@ -299,50 +296,55 @@ class Training:
         self._compare(self.group)
         if not self.group.leads:
             return report(self, status, reason)
+        controls, schedule = self.controls, self.schedule
         self.progress.close(self.step)
-        self.controls.doing = "saving and judging"
-        self.controls.pace = []
-        self.controls.say("saving and judging ...")
-        budget_spent = status == "finished" and not self.schedule.total
+        controls.doing = "saving and judging"
+        controls.pace = []
+        controls.say("saving and judging ...")
+        budget_spent = status == "finished" and not schedule.total
         if budget_spent and self.step == self.session_step:
             status = "stopped"
             reason = "the time budget was spent before the first step; give it more minutes"
         elif budget_spent:
-            self.schedule.finish()
+            schedule.finish()
             self.saved = None  # what may have been saved at this step does not know that it is the last
 
         # first what must not be lost
         self._save()
-        self.controls.ending = True
+        controls.ending = True
         if self.previewed_at != self.step:
             self._preview()
         # judging is as hard work as training
-        if self.judged_at != self.step and not (self.heat.emergency or self.controls.hurry):
-            controls, stopped = self.controls, self.controls.stop.is_set()
-            # a stop that comes now gives it up
-            self._evaluate(
-                lambda: self._give_up_if(controls.hurry or (controls.stop.is_set() and not stopped))
-            )
-        if self.schedule.overrun and self.schedule.elapsed > self.schedule.budget:
-            self.controls.say(f"warning: {self.schedule.overrun}")
+        if self.judged_at != self.step and not (self.heat.emergency or controls.hurry):
+            stopped = controls.stop.is_set()
+
+            def look():
+                if controls.hurry or (controls.stop.is_set() and not stopped):  # a stop that came since
+                    raise GivenUp
+
+            self._evaluate(look)
+        if schedule.overrun and schedule.elapsed > schedule.budget:
+            controls.say(f"warning: {schedule.overrun}")
         written = self.write_report(status, reason)
-        self.controls.say(f"{status} at step {self.step} ({reason}): {summary(self.metrics)}")
-        self.controls.say(written["verdict"])
+        controls.say(f"{status} at step {self.step} ({reason}): {summary(self.metrics)}")
+        controls.say(written["verdict"])
         return written
 
     # ---- every step
 
     def _train_step(self):
+        step = self.step
         # whatever draws without a key: the same after a resume
-        torch.manual_seed(seed_of(self.config.seed, "step", self.step))
-        self.system.progress = self.schedule.done(self.step)
-        factor = self.schedule.learning_rate(self.step)
+        torch.manual_seed(seed_of(self.config.seed, "step", step))
+        self.system.progress = self.schedule.done(step)
+        factor = self.schedule.learning_rate(step)
         for name, rates in self.learning_rates.items():
             for group, rate in zip(self.optimizers[name].param_groups, rates, strict=True):
                 graphs.set_rate(group, rate * factor)
         logs = self.do_step(self.batches.next())
         if self.ema is not None:
-            self._average()
+            short = (1 + step) / (10 + step)  # a short memory while much still moves
+            move(self.ema, self.system, 1 - min(self.config.ema_decay, short))
         return logs
 
     def _make_room(self):
@@ -384,11 +386,6 @@ class Training:
             for optimizer in self.optimizers.values():
                 graphs.with_rates_in_tensors(optimizer, device)
         return graphs.Recorded(work, device, "a training step", self.controls.say, why_not)
-
-    def _average(self):
-        short = (1 + self.step) / (10 + self.step)  # a short memory while much still moves
-        decay = min(self.config.ema_decay, short)
-        move(self.ema, self.system, 1 - decay)
 
     def _attend(self, doing="training"):
         """Save if asked to, and wait while a person or the heat wants it.
@@ -453,11 +450,7 @@ class Training:
 
     def _attend_judging(self):
         self._attend("judging")
-        # the end judges once more, or must not
-        self._give_up_if(self.controls.stop.is_set() or self.heat.emergency)
-
-    def _give_up_if(self, over):
-        if over:
+        if self.controls.stop.is_set() or self.heat.emergency:  # the end judges once more, or must not
             raise GivenUp
 
     # ---- time
@@ -522,7 +515,8 @@ class Training:
 
         def look():
             self._attend("looking how long judging takes")
-            self._give_up_if(self.controls.stop.is_set() or time.monotonic() > until)
+            if self.controls.stop.is_set() or time.monotonic() > until:
+                raise GivenUp
 
         try:
             self._guarded(lambda: self.task.few(share)[0].figures(judged, look))
@@ -553,21 +547,22 @@ class Training:
         return dict(zip(logs, values, strict=False))
 
     def _log(self, values):
-        steps, seconds = self.step - self.session_step, self.train_seconds - self.session_seconds
+        step = self.step
+        steps, seconds = step - self.session_step, self.train_seconds - self.session_seconds
         speed = steps * self.config.batch_size * self.needs.window / seconds
         rates = {f"lr_{name}": _rates(optimizer)[0] for name, optimizer in self.optimizers.items()}
-        line = {"step": self.step, "seconds": round(self.train_seconds, 3)}
+        line = {"step": step, "seconds": round(self.train_seconds, 3)}
         line |= values | rates | {"frames_per_second": speed}
         if (degrees := self.heat.newest.temperature) is not None:
             line["temperature"] = degrees
         append_log(self.run_dir, line)
-        self.logged_at = self.step
-        self.alarms.look("log", values, self.step)
+        self.logged_at = step
+        self.alarms.look("log", values, step)
 
         name, value = next(iter(values.items()))
         text = f"{name} {value:.4f}  {speed:.0f} frames/s  {peak_gigabytes(self.device):.1f} GB"
-        left = self.schedule.time_left(self.step)
-        self.progress.update(self.step, self.schedule.last_step(self.step), left, text)
+        left = self.schedule.time_left(step)
+        self.progress.update(step, self.schedule.last_step(step), left, text)
         self.controls.pace = [f"{speed:.0f} frames/s"]
         if left:
             self.controls.pace.append(f"{left} left, judging included")

@@ -69,22 +69,24 @@ class TrainPanel(widgets.VBox):
     Its parts are fields: `panel.stop.click()` is what a person does.
     """
 
+    _kept = None  # the output of the page that stays when the kernel is gone
+
     def __init__(self, system, dataset, config):
-        self.pause = self._button("Pause", "pause", "wait after this step, or go on", self._pause_or_go_on)
-        self.stop = self._button("Stop", "stop", "save, judge and end; then: judge no more", self._stop)
-        self.save = self._button("Save now", "save", "write a checkpoint after this step", self._save)
-        self.look = self._button("Refresh", "refresh", "show how things are (Colab)", lambda: None)
+        button = self._button
+        self.pause = button("Pause", "pause", "wait after this step, or go on", self._pause_or_go_on)
+        self.stop = button("Stop", "stop", "save, judge and end; then: judge no more", self._stop)
+        self.save = button("Save now", "save", "write a checkpoint after this step", self._save)
+        self.look = button("Refresh", "refresh", "show how things are (Colab)", lambda: None)
         self.bar = widgets.IntProgress(layout={"width": "100%", "height": "10px", "margin": "8px 0 0 0"})
-        self.status, self.figures, self.said = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self.verdict, self.changes, self.other = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self.switch = self._button(
+        words = (widgets.HTML() for _ in range(7))
+        self.status, self.figures, self.said, self.verdict, self.changes, self.other, self.pictures = words
+        self.switch = button(
             "Train so", "exchange", "end this run, save it, and train as now asked for", self._switch
         )
-        self.halt = self._button("Stop it", "stop", "ask that one to save, judge and end", self._stop_others)
+        self.halt = button("Stop it", "stop", "ask that one to save, judge and end", self._stop_others)
         self.more = widgets.BoundedIntText(min=1, max=10**9, layout={"width": "100px"})
-        self.train_on = self._button("Train on", "plus", "from the newest checkpoint", self._train_on)
+        self.train_on = button("Train on", "plus", "from the newest checkpoint", self._train_on)
         self.curves = widgets.Image(value=draw([]), layout={"width": "100%"})
-        self.pictures = widgets.HTML()
         self.details = widgets.Accordion([self.said], selected_index=None)
         self.details.set_title(0, "what it said")
         self.proposal = _row(self.changes, self.switch)
@@ -97,7 +99,6 @@ class TrainPanel(widgets.VBox):
         super().__init__([*above, _row(left, right), self.details])
         self.add_class("mtld-train")  # by which a page's other scripts find it
         self._lock = threading.Lock()
-        self._kept = None  # the output of the page that stays when the kernel is gone
         self._take(system, dataset, config)
         self._begin()
 
@@ -158,11 +159,12 @@ class TrainPanel(widgets.VBox):
 
     def _changes(self):
         """What was asked for meanwhile, beside how it is: "steps 500 instead of 1000", ..."""
-        before, changed = _settings(self.system, self.dataset, self.config), []
-        for name, value in _settings(*self._wanted).items():
-            if value != before.get(name):
-                changed.append(f"{name} {value!r} instead of {before.get(name)!r}")
-        return changed
+        before = _settings(self.system, self.dataset, self.config)
+        return [
+            f"{name} {value!r} instead of {before.get(name)!r}"
+            for name, value in _settings(*self._wanted).items()
+            if value != before.get(name)
+        ]
 
     # ---- clicks
 
@@ -172,15 +174,16 @@ class TrainPanel(widgets.VBox):
 
     def _train_on(self):
         steps = read_pointer(self.run_dir / LATEST)["step"] + self.more.value
-        length = {"steps": steps, "epochs": 0, "time_budget_minutes": 0.0}
+        self._go_on(steps=steps, epochs=0, time_budget_minutes=0.0)
+
+    def _go_on(self, **length):
         self.config = dataclasses.replace(self.config, resume="auto", **length)
         self._begin()
 
     def _pause_or_go_on(self):
         controls = self.controls
         if not self.training:
-            self.config = dataclasses.replace(self.config, resume="auto")
-            self._begin()
+            self._go_on()
         elif controls.pause.is_set():
             controls.pause.clear()
             self._wait(lambda: controls.doing != "paused")
@@ -326,7 +329,7 @@ class TrainPanel(widgets.VBox):
         """Whether there is a checkpoint to go on from, and something that the run would still do."""
         config = self.config
         new_budget = config.time_budget_minutes and not (config.steps or config.epochs)
-        return bool(new_budget or not self._finished()) and bool(list_checkpoints(self.run_dir))
+        return (new_budget or not self._finished()) and list_checkpoints(self.run_dir)
 
     def _status(self, training):
         controls = self.controls

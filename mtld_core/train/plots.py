@@ -37,9 +37,10 @@ NOTED = {  # figure that judgement.png says in words: (those words, unit)
 class Log:
     """The lines of a metrics.jsonl that another thread writes, as dicts in `lines`."""
 
+    _file, _read = None, 0
+
     def __init__(self, path):
         self.path, self.lines = path, []
-        self._file, self._read = None, 0
 
     def read(self):
         """Take in what is new; returns whether there was any."""
@@ -64,7 +65,6 @@ class Log:
 def draw(lines):
     """PNG bytes: every loss over the steps, on a logarithmic axis. lines: dicts, as in metrics.jsonl."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure((4.8, 2.8), dpi=150)
     axes = figure.add_axes((0.17, 0.17, 0.8, 0.66))  # fixed: constrained layout would draw twice
@@ -88,7 +88,7 @@ def draw(lines):
         axes.plot(steps, values, marker=marked, label=name.replace("_", " "), linewidth=1.2)
     axes.set_yscale(**scale)
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.locator_params("x", integer=True, nbins=8)
     axes.legend(loc="lower right", bbox_to_anchor=(1.03, 1), ncols=3, frameon=False, fontsize="small")
     return png_of(figure)
 
@@ -122,10 +122,11 @@ def draw_judgement(metrics):
             second.legend(frameon=False, fontsize="small")
     if life:
         _draw_life(*others[-2:], life)
-    noted = []
-    for name, (words, unit) in NOTED.items():
-        if (value := metrics.get(name)) is not None:
-            noted.append(f"{words}: {value:.3g}{unit}")
+    noted = [
+        f"{words}: {metrics[name]:.3g}{unit}"
+        for name, (words, unit) in NOTED.items()
+        if metrics.get(name) is not None
+    ]
     figure.supxlabel("\n".join(noted), fontsize="small")
     return png_of(figure)
 

@@ -33,7 +33,6 @@ def report(run, status, reason):
     """What report.json holds, of a `Training`: what ran, on what, how long, and the newest figures."""
     config, device = run.config, run.device
     speed = run.step / run.train_seconds if run.train_seconds else 0.0
-    memory = psutil.virtual_memory().total / 1e9
     return {
         "schema": 1,
         "system": run.system.name,
@@ -65,7 +64,8 @@ def report(run, status, reason):
         "dataset": run.dataset.describe(),
         "versions": versions(),
         # without its name, which reports that are given away would tell
-        "machine": f"{platform.system()} {platform.machine()}, {core_count()} core(s), {memory:.0f} GB",
+        "machine": f"{platform.system()} {platform.machine()}, {core_count()} core(s), "
+        f"{psutil.virtual_memory().total / 1e9:.0f} GB",
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "verdict": verdict(run.metrics, run.better),
         "judged_at_step": run.judged_at,

@@ -56,6 +56,10 @@ class Schedule:
     session did. Raises ConfigError where nothing says how long to train.
     """
 
+    progress, cycle_step = 0.0, 0  # cycle_step: the step that the cycle began at
+    readings = 0  # how many there were
+    step_seconds = 0.0  # median of the recent ones
+
     def __init__(self, config, steps_per_epoch, stop, began=None):
         self.config, self.stop = config, stop
         lengths = config.steps, config.epochs * (config.steps_per_epoch or steps_per_epoch)
@@ -66,9 +70,7 @@ class Schedule:
         )
         self.budget = 60 * config.time_budget_minutes
         self.started = time.monotonic() if began is None else began
-        self.progress, self.cycle_step = 0.0, 0  # cycle_step: the step that the cycle began at
-        self.readings, self.recent = 0, collections.deque(maxlen=RECENT)
-        self.step_seconds = 0.0  # their median
+        self.recent = collections.deque(maxlen=RECENT)  # readings
         self.expected = {}  # name of work beside the steps -> (seconds, in how many steps' time)
         self.slowest = {}  # name of such work -> its seconds, the most that this session has seen
         self.every = {

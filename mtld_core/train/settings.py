@@ -53,8 +53,9 @@ def plan(system, preset="small", overrides="{}", **settings):
     if any(said.get(name) for name in LENGTHS):  # it replaces the preset's own length
         chosen |= {name: said.get(name, 0) for name in LENGTHS}
     for name in {"run_dir", "resume", "mirror_dir"} & chosen.keys():
-        check(isinstance(chosen[name], str), f"{name} must be a text, not {chosen[name]!r}")
-        chosen[name] = os.path.expanduser(chosen[name])
+        value = chosen[name]
+        check(isinstance(value, str), f"{name} must be a text, not {value!r}")
+        chosen[name] = os.path.expanduser(value)
     bring_back(chosen.get("run_dir"), chosen.get("mirror_dir"), chosen.get("resume", "auto"))
     unsaid = _unsaid(cls, chosen)
     chosen |= {name: value for name, value in unsaid.items() if name not in said}

@@ -37,6 +37,8 @@ class Stepper:
     together, once a phase and part, see `HalfWeights`; None leaves that to autocast.
     """
 
+    compiling = None  # a `Compiling`, told of each phase
+
     def __init__(
         self,
         optimizers,
@@ -74,7 +76,6 @@ class Stepper:
         self.skipped = {name: torch.zeros((), device=device) for name in optimizers}
         # a tensor, too: a step that is replayed as a graph counts as well
         self.calls = {name: torch.zeros((), device=device) for name in optimizers}
-        self.compiling = None  # a `Compiling`, told of each phase
 
     def __call__(self, phase, loss_fn, batch):
         size = len(next(iter(batch.values())))
@@ -125,11 +126,11 @@ class Stepper:
         All are sums over samples divided by the size of the whole batch, and where the loss has weights times
         these: see `_whole`.
         """
-        parameters = self.parameters[phase]
+        parameters, scaler = self.parameters[phase], self.scalers[phase]
         self.optimizers[phase].zero_grad(set_to_none=True)
-        if self.scalers[phase].is_enabled():
+        if scaler.is_enabled():
             # a graph that could not be recorded may have left it where gradients are unscaled
-            self.scalers[phase]._per_optimizer_states.clear()
+            scaler._per_optimizer_states.clear()
         parts = _parts(size, self.splits[phase])
         before, whole = self.group.rank * size, self.group.size * size
         total, weight = 0, None
@@ -140,13 +141,13 @@ class Stepper:
                 loss = loss_fn(part | {"place": Place(before + first, whole)})
             _check(phase, loss)
             if last - first == whole:  # a kernel less for each sum
-                self.scalers[phase].scale(loss.total).backward(inputs=parameters)
+                scaler.scale(loss.total).backward(inputs=parameters)
                 return _detached(loss)
             share = (last - first) / whole
             if loss.weight is not None:
                 share = share * loss.weight.detach()
                 weight = share if weight is None else weight + share
-            self.scalers[phase].scale(loss.total * share).backward(inputs=parameters)
+            scaler.scale(loss.total * share).backward(inputs=parameters)
             loss = _detached(loss)
             total = total + loss.total * share
             for name, value in loss.logs.items():
@@ -160,12 +161,13 @@ class Stepper:
     def _whole(self, phase, loss):
         """From what `_backward` left to the whole batch's gradients and `Loss`."""
         gradients = _gradients(self.parameters[phase])
-        counted = [] if loss.weight is None else [loss.weight]
+        weight = loss.weight
+        counted = [] if weight is None else [weight]
         self.group.add_up([*gradients, loss.total, *loss.logs.values(), *counted])
-        if loss.weight is None:
+        if weight is None:
             return loss
         # nothing counted in any part: then all of this is 0
-        weight = loss.weight.clamp(min=torch.finfo(loss.weight.dtype).tiny)
+        weight = weight.clamp(min=torch.finfo(weight.dtype).tiny)
         torch._foreach_div_(gradients, weight)
         logs = {name: value / weight for name, value in loss.logs.items()}
         return Loss(loss.total / weight, logs, loss.carry)
@@ -212,8 +214,8 @@ class Stepper:
 
     def load_state(self, state):
         for name, scaler in self.scalers.items():
-            if state["scalers"][name]:  # empty where the earlier session ran in fp32 or bf16
-                scaler.load_state_dict(state["scalers"][name])
+            if saved := state["scalers"][name]:  # empty where the earlier session ran in fp32 or bf16
+                scaler.load_state_dict(saved)
             self.splits[name] = max(self.splits[name], state["splits"][name])
 
 

@@ -157,6 +157,17 @@ def test_a_full_disk_costs_a_warning(root, monkeypatch):
     assert "no room" in read(root).warnings[-1]
 
 
+def test_what_a_killed_process_left_goes_after_a_day(root, tmp_path):
+    folder = tmp_path / "cache/datasets"
+    left = [folder / f".{'0' * 32}.abc.7.{word}" for word in ("tmp", "old", "new.tmp")]
+    for each in left:
+        each.mkdir(parents=True)
+    for each in left[:2]:
+        os.utime(each, (time.time() - 2 * store.DAY,) * 2)
+    read(root)
+    assert [each.exists() for each in left] == [False, False, True]
+
+
 def test_the_longest_unused_entry_gives_way(root, tmp_path, monkeypatch):
     read(root)
     first = entries(tmp_path)[0]

@@ -146,6 +146,15 @@ def test_work_that_is_no_step_uses_what_was_found(monkeypatch):
         assert torch.get_num_threads() == 1
 
 
+def test_a_trial_goes_on_after_work_that_fails(monkeypatch):
+    threads, _ = begin(monkeypatch)
+    with threads:
+        work(threads, QUIET, 1 + BLOCK)
+        with pytest.raises(RuntimeError), threads.settled():
+            raise RuntimeError
+        assert torch.get_num_threads() == 1  # on trial again
+
+
 @pytest.mark.parametrize("setting", [0, -1, True, "two", 1.5])
 def test_a_setting_that_is_no_count_is_refused(setting):
     with pytest.raises(ConfigError, match="threads must be 'auto' or a number from 1"):

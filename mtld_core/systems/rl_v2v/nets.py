@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mtld_core.nn.conv import ResBlock, norm2d
+from mtld_core.nn.conv import Conv3x3, ResBlock, leaky_relu, norm2d, zeroed
 
 
 class Translator(nn.Module):
@@ -27,20 +27,18 @@ class Translator(nn.Module):
         self.residual = residual
         pixels = 3 * fold**2
         pairs = list(itertools.pairwise(channels))
-        self.stem = nn.Conv2d(pixels, channels[0], 3, 1, 1)
-        self.downs = nn.ModuleList()
-        for a, b in pairs:
-            self.downs.append(nn.Sequential(nn.SiLU(), nn.Conv2d(a, b, 4, 2, 1)))
-        self.blocks = nn.Sequential(*[ResBlock(channels[-1], norm) for _ in range(blocks)])
-        self.memory = ConvLSTM(channels[-1], memory)
-        self.recall = nn.Conv2d(memory, channels[-1], 1)
-        self.ups = nn.ModuleList(nn.Conv2d(b, a, 3, 1, 1) for a, b in reversed(pairs))
-        last = nn.Conv2d(channels[0], pixels, 3, 1, 1)
+        self.stem = Conv3x3(pixels, channels[0])
+        self.downs = nn.ModuleList(nn.Sequential(nn.SiLU(), nn.Conv2d(a, b, 4, 2, 1)) for a, b in pairs)
+        coarsest = channels[-1]
+        self.blocks = nn.Sequential(*[ResBlock(coarsest, norm) for _ in range(blocks)])
+        self.memory = ConvLSTM(coarsest, memory)
+        self.recall = nn.Conv2d(memory, coarsest, 1)
+        self.ups = nn.ModuleList(Conv3x3(b, a) for a, b in reversed(pairs))
+        last = Conv3x3(channels[0], pixels)
         self.head = nn.Sequential(norm2d(norm, channels[0]), nn.SiLU(), last)
         if residual:
             self.colour = nn.Conv2d(3, 3, 1)
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            zeroed(last)
             self.set_colour(torch.eye(3), torch.zeros(3))
 
     def set_colour(self, matrix, shift):
@@ -50,6 +48,7 @@ class Translator(nn.Module):
             self.colour.bias.copy_(shift)
 
     def forward(self, frames, state=None):
+        clips = frames.shape[:2]  # B, T
         pictures = frames.flatten(0, 1)  # [B * T, 3, H, W]
         x = self.stem(F.pixel_unshuffle(pictures, self.fold))
         skips = []
@@ -57,13 +56,13 @@ class Translator(nn.Module):
             skips.append(x)
             x = down(x)
         x = self.blocks(x)
-        seen, state = self.memory(x.unflatten(0, frames.shape[:2]), state)
+        seen, state = self.memory(x.unflatten(0, clips), state)
         x = x + self.recall(seen.flatten(0, 1))
         for up in self.ups:
             x = up(F.interpolate(F.silu(x), scale_factor=2)) + skips.pop()
         x = F.pixel_shuffle(self.head(x), self.fold)  # [B * T, 3, H, W]
         x = self.colour(pictures) + x if self.residual else torch.tanh(x)
-        return x.unflatten(0, frames.shape[:2]), state
+        return x.unflatten(0, clips), state
 
 
 class DownBlock(nn.Module):
@@ -72,12 +71,12 @@ class DownBlock(nn.Module):
     def __init__(self, channels, out):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, out, 4, 2, 1)
-        self.conv2 = nn.Conv2d(out, out, 3, 1, 1)
+        self.conv2 = Conv3x3(out, out)
         self.shortcut = nn.Conv2d(channels, out, 1)
 
     def forward(self, x):
-        y = self.conv1(F.leaky_relu(x, 0.2))
-        y = self.conv2(F.leaky_relu(y, 0.2))
+        y = self.conv1(leaky_relu(x))
+        y = self.conv2(leaky_relu(y))
         return self.shortcut(F.avg_pool2d(x, 2)) + y
 
 
@@ -87,7 +86,7 @@ class Trunk(nn.Module):
     def __init__(self, channels, fold):
         super().__init__()
         self.fold = fold
-        self.stem = nn.Conv2d(3 * fold**2, channels[0], 3, 1, 1)
+        self.stem = Conv3x3(3 * fold**2, channels[0])
         self.blocks = nn.Sequential(*[DownBlock(a, b) for a, b in itertools.pairwise(channels)])
 
     def forward(self, clips):
@@ -108,7 +107,7 @@ class ClipHead(nn.Module):
         self.out = nn.Conv3d(channels, 1, 1)
 
     def forward(self, maps):
-        x = F.leaky_relu(self.block(maps.transpose(1, 2)), 0.2)  # [B, C, T, h, w]
+        x = leaky_relu(self.block(maps.transpose(1, 2)))  # [B, C, T, h, w]
         if self.pooled:
             x = x.mean((2, 3, 4), keepdim=True)
         return self.out(x).flatten(1)
@@ -129,7 +128,7 @@ class Discriminator(nn.Module):
 
     def forward(self, clips):
         maps = self.trunk(clips)
-        frames = self.frame(F.leaky_relu(maps.flatten(0, 1), 0.2)).flatten(1)  # [B * T, n]
+        frames = self.frame(leaky_relu(maps.flatten(0, 1))).flatten(1)  # [B * T, n]
         return frames.unflatten(0, clips.shape[:2]), self.clip(maps)
 
 
@@ -155,7 +154,7 @@ class ConvLSTM(nn.Module):
 
     def __init__(self, channels, hidden):
         super().__init__()
-        self.from_input = nn.Conv2d(channels, 4 * hidden, 3, 1, 1)
+        self.from_input = Conv3x3(channels, 4 * hidden)
         self.from_hidden = nn.Conv2d(hidden, 4 * hidden, 3, 1, 1, bias=False)
         with torch.no_grad():
             self.from_input.bias[hidden : 2 * hidden] = 1  # remember at first (Jozefowicz et al. 2015)
@@ -185,5 +184,5 @@ class ResBlock3d(nn.Module):
         self.conv2 = nn.Conv3d(channels, channels, 3, 1, 1)
 
     def forward(self, x):
-        y = self.conv1(F.leaky_relu(x, 0.2))
-        return x + self.conv2(F.leaky_relu(y, 0.2))
+        y = self.conv1(leaky_relu(x))
+        return x + self.conv2(leaky_relu(y))

@@ -31,12 +31,13 @@ class Replay:
     `files`. Raises UserError where the device has no room.
     """
 
+    count = 0  # transitions ever added; each has its number, from 0 on
+    _first = 0  # number of the oldest that is still here
+    _saved = 0  # number of the first that is in no file
+
     def __init__(self, folder, capacity, frame_shape, device="cpu"):
         self.folder = Path(folder) / REPLAY
         self.capacity, self.device = capacity, device
-        self.count = 0  # transitions ever added; each has its number, from 0 on
-        self._first = 0  # number of the oldest that is still here
-        self._saved = 0  # number of the first that is in no file
         self._segments = []  # of the files: [number of the first transition, of what comes after, sha256]
         self._record = [
             ("frames", "u1", tuple(frame_shape)),

@@ -91,9 +91,6 @@ class RLV2VConfig(FrameSize):
         self.check_divisible(self.grid, "a smaller fold or fewer channels")
         way_out = "a smaller discriminator_fold or fewer discriminator_channels"
         self.check_divisible(self.discriminator_grid, way_out)
-        self._check_norm()
-
-    def _check_norm(self):
         normed = {self.fold: self.channels[0]}  # pixels along a cell -> width of the maps that have a norm
         if self.blocks:
             normed[self.grid] = self.channels[-1]
@@ -118,6 +115,7 @@ class RLV2VConfig(FrameSize):
 class RLV2V(Reconstructs, Translates, System):
     name = "rl_v2v"
     Config = RLV2VConfig
+    replay, steps = None, 0
     PRESETS: typing.ClassVar = {
         # clips of 64x64 in a quarter of an hour on two cores
         "small": SMALL | {"steps": 1200},
@@ -191,11 +189,11 @@ class RLV2V(Reconstructs, Translates, System):
     def __init__(self, config):
         super().__init__(config)
         c = config
-        translator = (c.channels, c.fold, c.blocks, c.memory, c.norm, c.output == "residual")
-        discriminator = (c.discriminator_channels, c.discriminator_fold)
+        translator = c.channels, c.fold, c.blocks, c.memory, c.norm, c.output == "residual"
+        discriminator = c.discriminator_channels, c.discriminator_fold
         grid = None
         if c.dense_head:
-            grid = (c.height // c.discriminator_grid, c.width // c.discriminator_grid)
+            grid = c.height // c.discriminator_grid, c.width // c.discriminator_grid
         self.g = _for_both(Translator, *translator)
         self.p = _for_both(Translator, *translator)
         self.d = _for_both(Discriminator, *discriminator, grid)
@@ -203,8 +201,6 @@ class RLV2V(Reconstructs, Translates, System):
         self.discriminator_gan, generator_gan = GAN_LOSSES[c.gan]
         self.generator_gan = torch.vmap(generator_gan)  # of each sample: `[n, ...]` -> `[n]`
         self.slow = {}  # name -> slow copy of g, p and q; no parameters of the model
-        self.replay = None
-        self.steps = 0
 
     # ---- training
 
@@ -228,15 +224,9 @@ class RLV2V(Reconstructs, Translates, System):
     def needs(self):
         return Needs(window=self.config.sequence_length, domains=2)
 
-    def to_compile(self):
-        networks = [*self.g.values(), *self.p.values(), *self.d.values()]
-        if self.q is not None:
-            networks += self.q.values()
-        return networks
-
     def optimizers(self):
         c = self.config
-        betas = (c.beta1, c.beta2)
+        betas = c.beta1, c.beta2
         makers = [*self.g.parameters(), *self.p.parameters()]
         phases = {
             "generator": adam(makers, c.lr, betas),
@@ -305,21 +295,22 @@ class RLV2V(Reconstructs, Translates, System):
         """(losses `[B]` by name, the translation as `[B, t, 3, H, W]`) at frame t of clips of domain d."""
         c = self.config
         o = OTHER[d]
+        translate = self.g[o]
         begin = t - c.context_frames
         state, after = clip[:, begin:t], clip[:, t]
         memory = None
         if begin:  # what came before the state, so that the memory is as full as it is in a long clip
             with torch.no_grad():
-                _, memory = self.g[o](clip[:, :begin])
-        there, memory = self.g[o](state, memory)
+                _, memory = translate(clip[:, :begin])
+        there, memory = translate(state, memory)
         onward = self.p[o](there)[0][:, -1:]
         predicted = self.p[d](state)[0][:, -1]
         recycled = self.g[d](onward)[0][:, 0]
         parts = {"recurrent": _distance(predicted, after), "recycle": _distance(recycled, after)}
         if c.lambda_steady:
-            parts["steady"] = _distance(onward, self.g[o](after[:, None], memory)[0])
+            parts["steady"] = _distance(onward, translate(after[:, None], memory)[0])
         if t == c.sequence_length - 1:
-            fake, _ = self.g[o](clip)
+            fake, _ = translate(clip)
             _, whole = self.d[o](fake)
             parts["adversarial"] = self.generator_gan(whole)
         else:
@@ -388,8 +379,8 @@ class RLV2V(Reconstructs, Translates, System):
                 rewards = last_reward(adversarial, c.lambda_v)
             else:
                 adversarial = self.generator_gan(frames[:, -1]) + adversarial
-                losses = (adversarial, _distance(predicted, after), _distance(recycled, after))
-                rewards = reward(*losses, c.lambda_rr, c.lambda_rc)
+                recurrent, recycle = _distance(predicted, after), _distance(recycled, after)
+                rewards = reward(adversarial, recurrent, recycle, c.lambda_rr, c.lambda_rc)
             shown.append(to_uint8(torch.cat([state, action], 1)))
             rewarded.append(rewards.float())
         shown, rewarded = (gathered(torch.stack(each, 1)).flatten(0, 1) for each in (shown, rewarded))

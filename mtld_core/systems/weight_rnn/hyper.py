@@ -5,7 +5,6 @@ and "bias" `[B, out]`, to be added to the layer's own; or "scale" and "shift" `[
 channels. B samples, out a layer's output channels.
 """
 
-import functools
 import itertools
 import math
 import types
@@ -15,10 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, vmap
 
-from mtld_core.nn.conv import laid_out
+from mtld_core.nn.conv import laid_out, leaky_relu
 from mtld_core.nn.precision import FullWeights
 
-ACTIVATIONS = {"leaky_relu": functools.partial(F.leaky_relu, negative_slope=0.2), "relu": F.relu}
+ACTIVATIONS = {"leaky_relu": leaky_relu, "relu": F.relu}
 UNCHANGED = types.MappingProxyType({})  # changes of no layer
 
 

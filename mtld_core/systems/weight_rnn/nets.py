@@ -40,7 +40,8 @@ class WeightPredictor(nn.Module):
 
     def __init__(self, config, initial):
         super().__init__()
-        channels = (config.watched_channels, *config.frame_channels)
+        watched = 3 if config.watched == "image" else config.decoder_channels[0]
+        channels = (watched, *config.frame_channels)
         layers = []
         for a, b in itertools.pairwise(channels):
             layers += [nn.Conv2d(a, b, 4, 2, 1), nn.SiLU()]

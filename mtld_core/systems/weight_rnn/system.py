@@ -138,11 +138,6 @@ class WeightRNNConfig(FrameSize):
         factor = self.video_shrink * 2 ** len(self.frame_channels)
         return factor if self.watched == "image" else factor * 2 ** len(self.decoder_channels)
 
-    @property
-    def watched_channels(self):
-        """Channels of what the GRU watches."""
-        return 3 if self.watched == "image" else self.decoder_channels[0]
-
     def build_vae(self):
         """The VAE of these settings, in the smallest size where the dataset has not said its own yet."""
         least = 2 ** max(len(self.encoder_channels), len(self.decoder_channels))
@@ -257,7 +252,7 @@ class WeightRNN(Reconstructs, Samples, System):
 
     def optimizers(self):
         c = self.config
-        betas = (c.beta1, c.beta2)
+        betas = c.beta1, c.beta2
         phases = {}
         groups = [{"params": list(self.vae.parameters()), "lr": c.lr}]
         if self.predictor is not None and c.learning == "apart":
@@ -270,14 +265,10 @@ class WeightRNN(Reconstructs, Samples, System):
         return phases
 
     def training_step(self, batches, step):
-        if self.config.learning == "apart":
-            return self._step_apart(batches, step)
-        # the VAE and the predictor in one phase, then the critic
-        made = step("generator", self.generator_loss, batches[0])
-        return made.logs | self._step_critic(batches, made.carry, step)
-
-    def _step_apart(self, batches, step):
-        """Move the predictor, the critic and then the VAE, under the updates that were predicted at first."""
+        if self.config.learning == "together":  # the VAE and the predictor in one phase, then the critic
+            made = step("generator", self.generator_loss, batches[0])
+            return made.logs | self._step_critic(batches, made.carry, step)
+        # the predictor, the critic and then the VAE, under the updates that were predicted at first
         logs, carry = {}, {}
         if self.predictor is not None:
             made = step("predictor", self.generator_loss, batches[0])
@@ -347,10 +338,10 @@ class WeightRNN(Reconstructs, Samples, System):
     def changes(self, vectors):
         """dict layer name -> its change, as hyper.py has them, from update vectors `[B, U]`."""
         parts = vectors.split([update.size for update in self.layer_updates], 1)
-        changes = {}
-        for name, update, part in zip(self.config.targets, self.layer_updates, parts, strict=True):
-            changes[name] = update(self.vae.get_submodule(name), part)
-        return changes
+        return {
+            name: update(self.vae.get_submodule(name), part)
+            for name, update, part in zip(self.config.targets, self.layer_updates, parts, strict=True)
+        }
 
     def encode(self, given, noise=0.0, next_noise=0.0, changes=UNCHANGED):
         """The `Code` of images `[B, 3, H, W]`; without noise, of the middle of their posterior."""

@@ -145,22 +145,22 @@ class Dynamics(BuiltOn, InventsActions, Stage):
 
     def __init__(self, config):
         super().__init__(config)
-        c = config
+        c, width = config, config.embed_dim
         self.tokenizer = take_over(Tokenizer, c.tokenizer)
         self.lam = take_over(LatentActions, c.latent_actions) if c.actions == "latent" else None
         self.action_space = self.lam.action_space if self.lam else action_space(c)
         if c.action_input != "latent":
-            self.encode_action = ActionEncoder(self.action_space, c.action_widths, c.embed_dim)
+            self.encode_action = ActionEncoder(self.action_space, c.action_widths, width)
         # stands for an action that is not known: those before the context's last frame
-        self.no_action = nn.Parameter(torch.randn(c.embed_dim) * 0.02)
-        self.embed = PatchEmbedding(c.patches, c.latent_dim, c.embed_dim)
+        self.no_action = nn.Parameter(torch.randn(width) * 0.02)
+        self.embed = PatchEmbedding(c.patches, c.latent_dim, width)
         self.modulates = c.action_input == "modulate"
-        condition_dim = c.embed_dim if self.modulates else 0
+        condition_dim = width if self.modulates else 0
         self.transformer = SpaceTimeTransformer(*c.transformer, condition_dim=condition_dim)
         outputs = self.tokenizer.fsq.size if c.objective == "masked" else c.latent_dim
-        self.head = nn.Linear(c.embed_dim, outputs)
+        self.head = nn.Linear(width, outputs)
         if c.objective == "masked":
-            self.unknown = nn.Parameter(torch.randn(c.embed_dim) * 0.02)
+            self.unknown = nn.Parameter(torch.randn(width) * 0.02)
         elif c.residual:
             zeroed(self.head)
         # of each latent channel over the data

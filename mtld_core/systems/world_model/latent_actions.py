@@ -96,21 +96,21 @@ class LatentActions(InventsActions, Stage):
 
     def __init__(self, config):
         super().__init__(config)
-        c = config
+        c, width, channels = config, config.embed_dim, config.channels
         if c.encoder == "pair":
-            self.encoder = ConvTokenizer(3, (32, 64), 1, c.embed_dim, c.patch_size, "none", "silu")
+            self.encoder = ConvTokenizer(3, (32, 64), 1, width, c.patch_size, "none", "silu")
         else:
-            self.look = PatchEmbedding(c.patches, 2 * c.patch_values, c.embed_dim)
+            self.look = PatchEmbedding(c.patches, 2 * c.patch_values, width)
             self.encoder = SpaceTimeTransformer(*c.transformer)
-        self.to_action = nn.Linear(c.embed_dim, c.channels)
-        self.whiten = Whitening(c.channels)
-        self.fsq = FSQ(c.channels, c.action_levels)
-        self.widen = nn.Linear(c.channels, c.action_dim) if c.action_channels else nn.Identity()
+        self.to_action = nn.Linear(width, channels)
+        self.whiten = Whitening(channels)
+        self.fsq = FSQ(channels, c.action_levels)
+        self.widen = nn.Linear(channels, c.action_dim) if c.action_channels else nn.Identity()
         self.action_space = self.fsq.size
-        self.embed = PatchEmbedding(c.patches, c.patch_values, c.embed_dim)
-        self.act = nn.Linear(c.action_dim, c.embed_dim)
-        self.decoder = SpaceTimeTransformer(*c.transformer, condition_dim=c.embed_dim)
-        self.head = zeroed(nn.Linear(c.embed_dim, c.patch_values))
+        self.embed = PatchEmbedding(c.patches, c.patch_values, width)
+        self.act = nn.Linear(c.action_dim, width)
+        self.decoder = SpaceTimeTransformer(*c.transformer, condition_dim=width)
+        self.head = zeroed(nn.Linear(width, c.patch_values))
         self.register_buffer("mean", torch.zeros(c.patches, c.patch_values))
 
     def needs(self):

@@ -96,7 +96,8 @@ def _decorrelated(x, covariance):
     channels = []
     while x.shape[1]:
         root = covariance[:, 0] / covariance[0, 0].sqrt()  # its next column
+        below = root[1:]
         channels.append(x[:, 0] / root[0])
-        x = x[:, 1:] - channels[-1][:, None] * root[1:]
-        covariance = covariance[1:, 1:] - torch.outer(root[1:], root[1:])
+        x = x[:, 1:] - channels[-1][:, None] * below
+        covariance = covariance[1:, 1:] - torch.outer(below, below)
     return torch.stack(channels, 1)

@@ -14,7 +14,7 @@ from mtld_core.config import (
     check,
     from_dict,
 )
-from mtld_core.frames import to_float
+from mtld_core.frames import rows_of, to_float
 from mtld_core.nn.muon import weights_of
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import read_config
@@ -166,12 +166,10 @@ def common_split(dataset):
     """
     if len(dataset.domains) > 1:
         return ()
-    longest_of_arc = []
-    for arc in dataset.arcs:
-        longest_of_arc.append(max(stop - start for start, stop in dataset.shots(arc)))
-    longest_of_arc.sort(reverse=True)
-    longest = longest_of_arc[0]
-    fifth = longest_of_arc[4] if len(longest_of_arc) >= 5 else 0
+    of_arcs = [max(stop - start for start, stop in dataset.shots(arc)) for arc in dataset.arcs]
+    of_arcs.sort(reverse=True)
+    longest = of_arcs[0]
+    fifth = of_arcs[4] if len(of_arcs) >= 5 else 0
     short = longest < 2 * WINDOW + JUDGED
     if fifth >= WINDOW or (short and fifth >= WINDOW // 2):
         return min(WINDOW, fifth), min(JUDGED, longest)
@@ -266,5 +264,5 @@ def held_out(system, dataset, starts, most=64):
     length = min(system.config.sequence_length, int(room.min()))  # a stage may have learned longer ones
     every = math.ceil(len(starts) / most)
     for part in starts[::every].split(16):
-        rows = part[:, None] + torch.arange(length)
+        rows = rows_of(part, length)
         yield rows, to_float(dataset.frames[rows].to(system.device))

@@ -75,14 +75,14 @@ class Tokenizer(Reconstructs, Stage):
 
     def __init__(self, config):
         super().__init__(config)
-        c = config
-        self.embed = PatchEmbedding(c.patches, c.patch_values, c.embed_dim)
+        c, width = config, config.embed_dim
+        self.embed = PatchEmbedding(c.patches, c.patch_values, width)
         self.encoder = SpaceTimeTransformer(*c.transformer)
-        self.to_latent = nn.Linear(c.embed_dim, c.latent_dim)
+        self.to_latent = nn.Linear(width, c.latent_dim)
         self.fsq = FSQ(c.latent_dim, c.levels) if c.quantise == "fsq" else None
-        self.from_latent = PatchEmbedding(c.patches, c.latent_dim, c.embed_dim)
+        self.from_latent = PatchEmbedding(c.patches, c.latent_dim, width)
         self.decoder = SpaceTimeTransformer(*c.transformer)
-        self.head = nn.Linear(c.embed_dim, c.patch_values)
+        self.head = nn.Linear(width, c.patch_values)
         self.register_buffer("mean", torch.zeros(c.patches, c.patch_values))  # what the head adds to
 
     def needs(self):
