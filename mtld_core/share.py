@@ -170,9 +170,11 @@ def _card(out, report):
     figures = {key: value for key, value in metrics.items() if isinstance(value, float)}
     shown = [f"![{name}]({name})" for name in (PREVIEW, JUDGEMENT) if (out / name).is_file()]
     return CARD.format(
-        **report,  # its system, parameters and step
         name=out.name,
         pictures="\n\n".join(shown),
+        system=report["system"],
+        parameters=report["parameters"],
+        step=report["step"],
         height=height,
         width=width,
         judged="what it was trained on" if report["restitution"] else "held-out windows",

@@ -205,10 +205,15 @@ def _too_few_actions(given, system, count, known):
 def _folder_for(run, name, out_dir):
     """`out_dir`, or a new folder among the run's samples, which goes again where the block raises.
 
-    Raises UserError where it holds other frames, or cannot be written to.
+    Raises UserError where it holds other frames, lies in the dataset, or cannot be written to.
     """
     step = Path(run.checkpoint).stem if run.step is None else run.step
     folder = Path(out_dir or samples_of(run.dir) / f"{name}_{step}").expanduser()
+    data = Path(run.dataset_path).resolve()
+    check(
+        not (out_dir and data.is_dir() and folder.resolve().is_relative_to(data)),
+        f"out_dir={out_dir} lies in the dataset {data}, where frames would become an arc; choose another one",
+    )
     with can_write(folder, "make room there or choose another out_dir"):
         if not out_dir:
             folder = _new_folder(folder)

@@ -18,11 +18,14 @@ def moving_weights(truth, drawn, median, weight):
     Of `weight` a tenth counts for ghosts, which move as drawn alone. A pixel moves where a colour is far from
     the median frame's.
     """
-    off = (picture.detach() - median for picture in (truth, drawn))
-    there, ghosts = (change.abs().amax(-3, keepdim=True) > FAR for change in off)
+    there, ghosts = (_off(picture.detach(), median) > FAR for picture in (truth, drawn))
     return 1 + weight * torch.where(there, 1, GHOSTS * ghosts)
 
 
 def heal(frames, median):
     """Draw frames of a dream over the median frame: what differs by less than can be seen does not."""
     return median + F.hardshrink(frames - median, UNSEEN)
+
+
+def _off(pictures, median):
+    return (pictures - median).abs().amax(-3, keepdim=True)

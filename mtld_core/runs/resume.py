@@ -11,7 +11,13 @@ KEPT = ("seed", "controls_lead_to", "holdout", "cross_cuts", "restitution", "eva
 MOST_NAMED = 6  # of the settings that differ, where weights do not fit
 # fields of a system's config, where it has them, that decide which frames are held out, so that a run keeps
 # them, too; with what they are in a run of before there were such
-WINDOW_FIELDS = {"sequence_length": 0, "context_frames": 0, "rollout_frames": 0, "split": [0, 0]}
+WINDOW_FIELDS = {
+    "sequence_length": 0,
+    "context_frames": 0,
+    "older_frames": [],
+    "rollout_frames": 0,
+    "split": [0, 0],
+}
 
 
 def in_full(config_class, values):

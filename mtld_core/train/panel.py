@@ -78,8 +78,8 @@ class TrainPanel(widgets.VBox):
         self.save = button("Save now", "save", "write a checkpoint after this step", self._save)
         self.look = button("Refresh", "refresh", "show how things are (Colab)", lambda: None)
         self.bar = widgets.IntProgress(layout={"width": "100%", "height": "10px", "margin": "8px 0 0 0"})
-        words = (widgets.HTML() for _ in range(7))
-        self.status, self.figures, self.said, self.verdict, self.changes, self.other, self.pictures = words
+        self.status, self.figures, self.said = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self.verdict, self.changes, self.other = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.switch = button(
             "Train so", "exchange", "end this run, save it, and train as now asked for", self._switch
         )
@@ -87,6 +87,7 @@ class TrainPanel(widgets.VBox):
         self.more = widgets.BoundedIntText(min=1, max=10**9, layout={"width": "100px"})
         self.train_on = button("Train on", "plus", "from the newest checkpoint", self._train_on)
         self.curves = widgets.Image(value=draw([]), layout={"width": "100%"})
+        self.pictures = widgets.HTML()
         self.details = widgets.Accordion([self.said], selected_index=None)
         self.details.set_title(0, "what it said")
         self.proposal = _row(self.changes, self.switch)

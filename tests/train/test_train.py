@@ -678,6 +678,20 @@ def test_a_run_keeps_what_decides_its_split_and_refuses_another_by_name(arcs, tm
     assert tiny(arcs, tmp_path / "branch", {name: began}, steps=3, resume=str(run))["step"] == 3
 
 
+def test_a_run_keeps_which_older_frames_it_sees(arcs, tmp_path):
+    """They make a dream's context longer, and weights fit any others of the same number."""
+    plain = {"action_mode": "none", "eval_horizon": 2}
+
+    def trained(steps, **more):
+        run_dir = str(tmp_path / "run")
+        return train("tinydreams", "tiny", str(arcs), plain | more, run_dir=run_dir, steps=steps)["step"]
+
+    trained(1, older_frames=[4])
+    assert trained(2) == 2 and open_run(tmp_path / "run").config.older_frames == (4,)
+    with pytest.raises(UserError, match=r"config older_frames=\[4\], now it is \[5\]"):
+        trained(3, older_frames=[5])
+
+
 def test_another_preset_goes_on_with_the_split_and_the_seed_that_the_run_began_with(arcs, tmp_path):
     tiny(arcs, tmp_path / "run", {"restitution": True}, steps=1, seed=3)
     same = {
