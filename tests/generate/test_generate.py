@@ -198,7 +198,7 @@ def test_somebody_elses_frames_are_not_replaced(opened, tmp_path):
 def test_frames_are_not_written_among_the_arcs_of_the_data(opened, tmp_path):
     before = folder_of(tmp_path / "data")
     for folder in (tmp_path / "data", tmp_path / "data/new"):
-        with pytest.raises(UserError, match="lies in the dataset .* choose another one"):
+        with pytest.raises(UserError, match=r"lies in the dataset .* choose another one"):
             generation.generate("run", "dataset:moves/10", 4, out_dir=str(folder))
     assert folder_of(tmp_path / "data") == before
 
