@@ -27,10 +27,11 @@ from kernels import FUSED_GRU  # noqa: F401 (what it registers is asked for on a
 from measure import Work, print_table
 
 from mtld_core.data import Arc, Dataset
+from mtld_core.nn.conv import to_channels_last
 from mtld_core.runtime import command
 from mtld_core.systems import SYSTEMS
 from mtld_core.train.settings import plan
-from mtld_core.train.stepper import Stepper, to_channels_last
+from mtld_core.train.stepper import Stepper
 
 SIZE = 64  # pixels of a side, where a case names no other
 SIZES = {"mtld": 128}

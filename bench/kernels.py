@@ -33,10 +33,11 @@ from measure import ATEN, looks_on, print_table
 from mtld_core.config import field_names, from_dict
 from mtld_core.nn import perceptual
 from mtld_core.nn.average import move
+from mtld_core.nn.conv import to_channels_last
 from mtld_core.runtime import command
 from mtld_core.systems import SYSTEMS, system_class
 from mtld_core.train.settings import TrainConfig
-from mtld_core.train.stepper import Stepper, to_channels_last
+from mtld_core.train.stepper import Stepper
 
 CARD = torch.device("cuda:0")
 COUNTED = [name for name in SYSTEMS if name != "rl_v2v"]  # which draws the length of its clips on the host

@@ -21,10 +21,11 @@ from measure import PRODUCT, Work, in_turn, machine, print_table, product
 from data_prep.make_domains import film
 from mtld_core.data import Batches
 from mtld_core.judge.task import Task
+from mtld_core.nn.conv import to_channels_last
 from mtld_core.runtime import command, pick_device, pick_precision, warm_memory
 from mtld_core.train import train
 from mtld_core.train.settings import build, open_data, plan
-from mtld_core.train.stepper import Stepper, to_channels_last
+from mtld_core.train.stepper import Stepper
 
 GRADED = Path("dataset_sample") / "graded"
 PONG = "examples/pong/recording.h5"

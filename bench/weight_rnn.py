@@ -39,11 +39,12 @@ from mtld_core.generate import rollout
 from mtld_core.judge.frechet import FRECHET_FEATURES, Likeness
 from mtld_core.judge.task import DRAWS
 from mtld_core.media import save_picture, strip
+from mtld_core.nn.conv import to_channels_last
 from mtld_core.runtime import command, warm_memory
 from mtld_core.systems.opening import open_run
 from mtld_core.train import fit
 from mtld_core.train.settings import build, open_data, plan
-from mtld_core.train.stepper import Stepper, to_channels_last
+from mtld_core.train.stepper import Stepper
 
 SHOWN = 10  # pictures in a row of the sheet
 ROUNDS, STEPS = 40, 4  # of measuring the time of a step

@@ -27,6 +27,13 @@ def laid_out(maps):
     return maps
 
 
+def to_channels_last(module):
+    """Lay out the weights of all 2-d convolutions as the fast kernels like them, in place."""
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
 def zeroed(layer):
     """Let a layer give 0 at first, whatever it is given. Returns the layer."""
     nn.init.zeros_(layer.weight)

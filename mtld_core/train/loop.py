@@ -19,6 +19,7 @@ from mtld_core.machine.compiling import Compiling
 from mtld_core.machine.group import ALONE
 from mtld_core.machine.heat import Heat
 from mtld_core.nn.average import averaged_copy, move
+from mtld_core.nn.conv import to_channels_last
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import (
     BEST,
@@ -45,7 +46,7 @@ from mtld_core.train.controls import SECONDS_BETWEEN_LINES, Progress
 from mtld_core.train.plots import Log, draw, draw_judgement
 from mtld_core.train.report import Alarms, about, peak_gigabytes, report
 from mtld_core.train.schedule import Schedule, clock
-from mtld_core.train.stepper import Stepper, to_channels_last
+from mtld_core.train.stepper import Stepper
 
 SOON = 5  # seconds of training after which there is something to see, whatever the settings
 SECONDS_BETWEEN_LOOKS = 0.1  # while paused

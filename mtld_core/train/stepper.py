@@ -248,10 +248,3 @@ def _parts(size, splits):
     splits = min(splits, size)
     edges = [size * i // splits for i in range(splits + 1)]
     return list(itertools.pairwise(edges))
-
-
-def to_channels_last(system):
-    """Lay out the weights of all 2-d convolutions as the fast kernels like them, in place."""
-    for parameter in system.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
