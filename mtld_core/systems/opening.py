@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mtld_core.config import HUB, UserError, find, from_dict, hub_folder
 from mtld_core.data import open_dataset
+from mtld_core.nn.conv import to_channels_last
 from mtld_core.runs import checkpoint as checkpoints
 from mtld_core.runs.folder import read_config
 from mtld_core.runs.resume import in_full
@@ -46,10 +47,12 @@ def open_run(path, checkpoint="", device="auto"):
         step = checkpoints.read_manifest(found)["step"]
     else:
         step = None if weights_file else about.get("step")  # of a shared run
-    dataset_path = str(path / about["dataset"]["path"])
-    system.run = Run(path, found.name, step, about["preset"], dataset_path, about["training"])
+    dataset_path, trained = str(path / about["dataset"]["path"]), about["training"]
+    system.run = Run(path, found.name, step, about["preset"], dataset_path, trained)
     system.to(pick_device(device)).eval().requires_grad_(False)
-    system.precision = pick_judged_precision(system.device, about["training"].get("precision", "auto"))
+    system.precision = pick_judged_precision(system.device, trained.get("precision", "auto"))
+    if trained.get("channels_last", True):
+        to_channels_last(system)
     return system
 
 

@@ -459,6 +459,13 @@ def test_settings_that_change_the_way_but_not_what_is_learned(arcs, tmp_path, mo
     assert sizes == [4, *(2, 2) * 3] and laid_out == [False, True]
 
 
+@pytest.mark.parametrize("setting", [True, False])
+def test_a_run_is_opened_in_the_layout_in_which_it_was_trained(arcs, tmp_path, setting):
+    tiny(arcs, tmp_path / "run", {"channels_last": setting}, steps=1)
+    weights = [p for p in open_run(tmp_path / "run").parameters() if p.dim() == 4]
+    assert {p.is_contiguous(memory_format=torch.channels_last) for p in weights} == {setting}
+
+
 def test_saving_by_the_clock(arcs, tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(
