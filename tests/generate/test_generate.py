@@ -549,12 +549,14 @@ def test_the_bundled_clip_is_a_dataset_and_no_source(tmp_path, arcs):
 
 MEMORY = """
 import sys, types; sys.path[:0] = ["tests", "."]
+from pathlib import Path
 from mtld_core.generate import jobs as generation
 from mtld_core.runtime import peak_memory_mb
 from PIL import Image
 from rolling import Toy, ToyConfig
 system = Toy(ToyConfig(96, 128)).eval()
-system.run = types.SimpleNamespace(dir=sys.argv[1], checkpoint="step_1", step=1, preset="", dataset_path="")
+folder = Path(sys.argv[1])
+system.run = types.SimpleNamespace(dir=folder, checkpoint="step_1", step=1, preset="", dataset_path="")
 generation.open_run = lambda *_: system
 Image.new("RGB", (128, 96), "teal").save(sys.argv[1] + "/start.png")
 for length in (200, 2000):
