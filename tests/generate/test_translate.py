@@ -383,13 +383,14 @@ def test_a_dataset_that_is_gone_names_the_way_out(opened, tmp_path):
 
 MEMORY = """
 import sys, types; sys.path[:0] = ["tests/generate", "tests", "."]
+from pathlib import Path
 import numpy as np
 from PIL import Image
 from mtld_core.generate import jobs as generation
 from mtld_core.runtime import peak_memory_mb
 from test_translate import Config, Negative
 system = Negative(Config(96, 128)).eval()
-system.run = types.SimpleNamespace(dir=sys.argv[1], checkpoint="step_1", step=1, preset="", dataset_path="", training={})
+system.run = types.SimpleNamespace(dir=Path(sys.argv[1]), checkpoint="step_1", step=1, preset="", dataset_path="", training={})
 generation.open_run = lambda *_: system
 for length in (100, 1000):
     generation.generate("", sys.argv[1] + "/long", length, sys.argv[1] + "/out")
