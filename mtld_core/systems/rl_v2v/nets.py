@@ -28,7 +28,9 @@ class Translator(nn.Module):
         pixels = 3 * fold**2
         pairs = list(itertools.pairwise(channels))
         self.stem = Conv3x3(pixels, channels[0])
-        self.downs = nn.ModuleList(nn.Sequential(nn.SiLU(), nn.Conv2d(a, b, 4, 2, 1)) for a, b in pairs)
+        self.downs = nn.ModuleList()
+        for a, b in pairs:
+            self.downs.append(nn.Sequential(nn.SiLU(), nn.Conv2d(a, b, 4, 2, 1)))
         coarsest = channels[-1]
         self.blocks = nn.Sequential(*[ResBlock(coarsest, norm) for _ in range(blocks)])
         self.memory = ConvLSTM(coarsest, memory)
