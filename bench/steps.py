@@ -1,6 +1,6 @@
 """What a training step of every system costs, beside its floors.
 
-    python bench/steps.py [--system NAME] [--rounds 5]
+    python bench/steps.py [--system NAME] [--rounds 5] [--bf16]
 
 The floors: its arithmetic at the rate of this machine's matrix products; and the same where each kernel that
 has less to compute than to read and write takes as long as a copy of that. `python bench/tables.py` saves it.
@@ -145,8 +145,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--system", default="", help="of this system alone")
+    parser.add_argument("--bf16", action="store_true", help="each also in bf16, in turn")
     given = parser.parse_args()
     chosen = {name: case for name, case in CASES.items() if given.system in name}
+    if given.bf16:
+        chosen |= {f"{name}, bf16": (*case, "auto", "bf16") for name, case in chosen.items()}
     print_table(rows_of(machine(), chosen, given.rounds))
 
 
