@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import moving_square
+from conftest import drawn, moving_square
 from toys import TOYS, ToyGAN, ToyPlayer, ToyStage
 
 from mtld_core import systems
@@ -147,7 +147,8 @@ def whole_run(tmp_path_factory):
 
     @functools.cache
     def whole_run(name):
-        return folder / name, *run(name, folder / name)
+        with drawn():
+            return folder / name, *run(name, folder / name)
 
     return whole_run
 
