@@ -1,3 +1,6 @@
+import contextlib
+import gc
+import importlib
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +15,8 @@ from PIL import Image
 from mtld_core import config, pages
 from mtld_core.config import ConfigError
 from mtld_core.judge import frechet
+from mtld_core.pages import png_bytes
+from mtld_core.train import loop, plots
 
 # files that take minutes, the longest first: one of them at the end would leave a core with nothing to do
 LONG = [
@@ -39,6 +44,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=place)
 
 
+def pytest_collection_finish():
+    """The garbage collector leaves alone what is imported by now: each run calls it twice, and to look through
+    half a million objects took a fifth of a short run's time.
+    """
+    importlib.import_module("torchmetrics")  # and with it scipy, sympy and torch's compiler
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def small_networks(tmp_path_factory):
     """Runs are judged without large networks, which took most of the tests' time.
@@ -55,6 +69,25 @@ def small_networks(tmp_path_factory):
         patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
         patch.setattr(frechet, "frechet_features", lambda device: (seen, None))
         patch.setitem(frechet.KINDS, frechet.PICTURES, lambda device: (seen, None))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blank_plots():
+    """The plots of a run are blank, which took a third of a short run's time. `drawn` has them drawn."""
+    blank = png_bytes(np.zeros((1, 1, 3), np.uint8))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("draw", "draw_judgement"):
+            patch.setattr(loop, name, lambda figures: blank)
+        yield
+
+
+@contextlib.contextmanager
+def drawn():
+    """Runs in here have their plots."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("draw", "draw_judgement"):
+            patch.setattr(loop, name, getattr(plots, name))
         yield
 
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import drawn
 from PIL import Image
 from toys import ToyConfig, ToyPlayer
 
@@ -284,7 +285,8 @@ def test_judgement_is_a_picture_of_whatever_was_measured(steered, tmp_path):
 
 
 def test_a_run_writes_both_pictures_at_each_evaluation(tmp_path):
-    run(tmp_path, five_arcs(), eval_every_steps=10)
+    with drawn():
+        run(tmp_path, five_arcs(), eval_every_steps=10)
     names = sorted(path.name for path in (tmp_path / "run" / "previews").glob("actions_*.png"))
     assert names == ["actions_00000010.png", "actions_00000020.png"]
     assert (tmp_path / "run" / "judgement.png").stat().st_size > 5000

@@ -7,6 +7,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from conftest import drawn
 from toys import ToyAutoencoder, ToyConfig, ToyPlayer, ToyStage
 
 from mtld_core.data import Arc, Dataset
@@ -304,14 +305,16 @@ def train(tmp_path, dataset, cls=ToyPlayer, said=None, **settings):
 def test_a_run_says_how_long_its_dreams_last(dataset, tmp_path):
     said = []
     small = dataclasses.replace(dataset, actions=dataset.actions.clamp(max=1))
-    report = train(tmp_path, small, said=said, life_horizon=20)
+    with drawn():
+        report = train(tmp_path, small, said=said, life_horizon=20)
     assert report["metrics"]["life"]["until"] == report["metrics"]["life_recorded"]["until"] == [16, 20]
     assert (tmp_path / "run" / "previews" / "life_00000004.png").exists()
     [line] = [line for line in said if "falls apart" in line]
     assert line.startswith("warning: the dream falls apart after about 0 steps") and report["alarms"]
     assert "life" not in table_html(report["metrics"])
     judgement = (tmp_path / "run" / "judgement.png").stat().st_size
-    report = train(tmp_path / "without", small)
+    with drawn():
+        report = train(tmp_path / "without", small)
     assert not {"life", "life_recorded"} & report["metrics"].keys() and not falls_apart(report["metrics"])
     assert not list((tmp_path / "without" / "run" / "previews").glob("life*"))
     assert (tmp_path / "without" / "run" / "judgement.png").stat().st_size < judgement
