@@ -39,6 +39,8 @@ def command(main):
 
     @functools.wraps(main)
     def run(*arguments):
+        with contextlib.suppress(AttributeError):  # a name in no letters of this screen ends no command
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             with _handling(signal.default_int_handler, signal.SIGTERM):
                 return main(*arguments) or ENDED
