@@ -93,6 +93,8 @@ def read_config(run_dir, setting=""):
         for name, kind in PARTS.items():
             if not isinstance(about[name], kind):
                 raise TypeError(f"{name!r} is no {kind.__name__}")
+        if not isinstance(about["dataset"]["path"], str):
+            raise TypeError("the dataset's 'path' is no str")
         return about
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
@@ -106,12 +108,13 @@ def read_config(run_dir, setting=""):
 
 
 def read_report(run_dir):
-    """What report.json says of a run, a dict. Raises UserError where it is missing or damaged."""
+    """What report.json says of a run, a dict with "metrics". Raises UserError: missing, or damaged."""
     path = Path(run_dir) / REPORT
-    try:
-        return read_json(path)
-    except (OSError, ValueError):
-        raise UserError(f"{path} is missing or damaged; training writes it when it judges the run") from None
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        report = {"metrics": {}} | read_json(path)
+        if isinstance(report["metrics"], dict):
+            return report
+    raise UserError(f"{path} is missing or damaged; training writes it when it judges the run")
 
 
 def read_pointer(path):
