@@ -81,7 +81,7 @@ def share(run_dir, out, frames=256, half=False):
     run_dir = system.run.dir
     about, report = read_config(run_dir), read_report(run_dir)
     for name in ("dataset", "parameters", "restitution", "step", "system"):
-        check(name in report, f"{run_dir / REPORT} has no {name!r}; training writes it when it judges the run")
+        check(name in report, f"{run_dir / REPORT} has no {name!r}: train on, which writes it anew")
     starts = _starts(system, frames) if frames else {}
     place = "." if isinstance(system, Translates) else RECORDING
     about["dataset"]["path"] = report["dataset"]["path"] = place

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from mtld_core.judge.task import Task, opened
 from mtld_core.config import check
+from mtld_core.judge.task import Task, opened
 from mtld_core.runs.folder import JUDGEMENTS, samples_of, write_part
 from mtld_core.runtime import command, name_of, progress_bar
 from mtld_core.systems.opening import open_as_learned, own_dataset

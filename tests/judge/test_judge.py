@@ -68,7 +68,10 @@ def test_a_run_whose_data_have_moved_is_judged_where_they_are_now(run, tmp_path,
     [
         (["RUN", "--out", "table"], "--horizon and --out are for runs behind --compare"),
         (["RUN", "--horizon", "4"], "--horizon and --out are for runs behind --compare"),
-        (["--compare", "RUN", "--checkpoint", "best"], "--checkpoint and --life_horizon are for a single run"),
+        (
+            ["--compare", "RUN", "--checkpoint", "best"],
+            "--checkpoint and --life_horizon are for a single run",
+        ),
         (["--compare", "RUN", "--life_horizon", "0"], "--checkpoint and --life_horizon are for a single run"),
     ],
 )
