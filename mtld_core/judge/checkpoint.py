@@ -20,7 +20,7 @@ from mtld_core.config import check
 from mtld_core.judge.task import Task, opened
 from mtld_core.runs.folder import JUDGEMENTS, samples_of, write_part
 from mtld_core.runtime import command, name_of, progress_bar
-from mtld_core.systems.opening import open_as_learned, own_dataset
+from mtld_core.systems.opening import own_dataset
 
 
 def judge(run_dir, checkpoint="", device="auto", life_horizon=None, dataset_root=""):
@@ -35,10 +35,7 @@ def judge(run_dir, checkpoint="", device="auto", life_horizon=None, dataset_root
     if life_horizon is not None:
         config = dataclasses.replace(config, life_horizon=life_horizon)
     torch.manual_seed(0)
-    if dataset_root:
-        dataset = open_as_learned(system, dataset_root)
-    else:
-        dataset = own_dataset(system, way="name dataset_root")
+    dataset = own_dataset(system, dataset_root, way="name dataset_root")
     task = Task(system, dataset, config)
     with progress_bar(desc="judging", unit=" pieces") as bar:
         figures = task.figures(system, bar.update)

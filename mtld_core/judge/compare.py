@@ -31,7 +31,7 @@ from mtld_core.judge.words import compared
 from mtld_core.runs.folder import EXAMPLES, LATEST, read_config, read_report, runs_in, write_part
 from mtld_core.systems.base import Reconstructs, Translates
 from mtld_core.systems.baselines import BASELINES, fit_baseline
-from mtld_core.systems.opening import open_as_learned
+from mtld_core.systems.opening import own_dataset
 
 KINDS = ("prediction", "reconstruction", "translation")
 # windows, and frames of each, that the Frechet distance is taken of; MS-SSIM of half of these
@@ -121,9 +121,7 @@ def _dataset(runs, dataset_root):
         dataset_root or len(paths) == 1,
         f"they learned from different data ({', '.join(paths.values())}): name dataset_root",
     )
-    path = dataset_root or runs[0].data
-    check(os.path.exists(path), f"the dataset {path} is not there (any more): name dataset_root")
-    return open_as_learned(runs[0].system, path)
+    return own_dataset(runs[0].system, dataset_root, way="name dataset_root")
 
 
 def _share_windows(runs, dataset, horizon):

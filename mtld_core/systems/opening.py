@@ -80,17 +80,18 @@ def _weights_file(run_dir, checkpoint):
     raise UserError(f"checkpoint {checkpoint}: no such file, here or in {run_dir}")
 
 
-WAY = "name an image file or a clip's folder as source"
+START = "name an image file or a clip's folder as source"
 
 
-def own_dataset(system, progress=True, way=WAY):
+def own_dataset(system, path="", progress=True, way=START):
     """Open what an opened run learned from, in its frame size: a `Dataset`, or a translator's `DomainPair`.
 
-    Raises UserError where it is not there any more; way: what to do then.
+    path: where it lies, "" where the run says it. Raises UserError where it is not there (any more); way:
+    what to do then.
     """
-    path = system.run.dataset_path
+    path = path or system.run.dataset_path
     if not os.path.exists(path):
-        raise UserError(f"the run's dataset {path} is not there (any more): {way}")
+        raise UserError(f"the dataset {path} is not there (any more): {way}")
     return open_as_learned(system, path, progress=progress)
 
 
