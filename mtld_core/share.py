@@ -80,8 +80,8 @@ def share(run_dir, out, frames=256, half=False):
         raise UserError(f"{out} is there already: name another folder, or delete it")
     run_dir = system.run.dir
     about, report = read_config(run_dir), read_report(run_dir)
-    for name in ("dataset", "parameters", "restitution", "step", "system"):
-        check(name in report, f"{run_dir / REPORT} has no {name!r}: train on, which writes it anew")
+    lacks = ", ".join({"dataset", "parameters", "restitution", "step", "system"} - report.keys())
+    check(not lacks, f"{run_dir / REPORT} lacks {lacks}: train on, which writes it anew")
     starts = _starts(system, frames) if frames else {}
     place = "." if isinstance(system, Translates) else RECORDING
     about["dataset"]["path"] = report["dataset"]["path"] = place
@@ -286,7 +286,6 @@ def main(arguments=None):
     out = Path(given.out)
     alone = out.suffix == ".pth"
     check(not (alone and uploads), f"{given.out} is a file: what is uploaded is a folder")
-    check(not (alone and given.half), "--half is for a folder: name an OUT that does not end in .pth")
     check(uploads or not given.send, "--send needs --hub or --kaggle, which say where to")
     if alone:
         share_weights(given.run, out)

@@ -241,7 +241,7 @@ def test_what_cannot_be_shared(run, tmp_path):
         share(tmp_path / "nowhere", tmp_path / "out")
     report = json.loads((run / "report.json").read_text())
     del report["parameters"]
-    for lacking, words in ((report, r"report\.json has no 'parameters'"), ([], "missing or damaged")):
+    for lacking, words in ((report, r"report\.json lacks parameters: train on"), ([], "missing or damaged")):
         (run / "report.json").write_text(json.dumps(lacking))
         with pytest.raises(UserError, match=words):
             share(run, tmp_path / "out")
@@ -255,7 +255,7 @@ def test_what_cannot_be_shared(run, tmp_path):
     ("words", "said"),
     [
         (["OUT", "--send"], "--send needs --hub or --kaggle, which say where to"),
-        (["OUT.pth", "--half"], "--half is for a folder"),
+        (["OUT.pth", "--hub", "me/pong"], "OUT.pth is a file: what is uploaded is a folder"),
     ],
 )
 def test_no_option_is_passed_over(words, said, capsys):

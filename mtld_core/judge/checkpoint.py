@@ -63,7 +63,7 @@ def main(arguments=None):
     add("--out", default="", help="with --compare: the folder for table and pictures")
     given = parser.parse_args(arguments)
     if given.compare:
-        alone = bool(given.checkpoint) or given.life_horizon is not None
+        alone = given.checkpoint or given.life_horizon
         check(not alone, "--checkpoint and --life_horizon are for a single run: leave --compare out")
         from mtld_core.judge.compare import compare
 

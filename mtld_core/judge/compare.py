@@ -61,7 +61,7 @@ def compare(run_dirs, dataset_root="", horizon=0, out_dir="", tick=lambda: None)
         check(size == dataset.size, f"{run.name} has frames of {size}, {runs[0].name} of {dataset.size}")
         run.task = Task(run.system, dataset, run.config, say=lambda line: None)
     out_dir = Path(out_dir or f"runs/compare_{time.strftime('%Y%m%d_%H%M%S')}").expanduser().absolute()
-    place = next(folder for folder in (out_dir, *out_dir.parents) if folder.exists())
+    place = next(filter(Path.exists, (out_dir, *out_dir.parents)))
     free = place.is_dir() and os.access(place, os.W_OK)  # said before minutes of judging
     check(free, f"out_dir={out_dir} cannot be made in {place}: choose another one")
     result = {"schema": 1, "dataset": dataset.describe(), "sections": []}

@@ -93,8 +93,7 @@ def read_config(run_dir, setting=""):
         for name, kind in PARTS.items():
             if not isinstance(about[name], kind):
                 raise TypeError(f"{name!r} is no {kind.__name__}")
-        if not isinstance(about["dataset"]["path"], str):
-            raise TypeError("the dataset's 'path' is no str")
+        os.fspath(about["dataset"]["path"])  # which raises where that is none
         return about
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
@@ -110,11 +109,10 @@ def read_config(run_dir, setting=""):
 def read_report(run_dir):
     """What report.json says of a run, a dict with "metrics". Raises UserError: missing, or damaged."""
     path = Path(run_dir) / REPORT
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        report = {"metrics": {}} | read_json(path)
-        if isinstance(report["metrics"], dict):
-            return report
-    raise UserError(f"{path} is missing or damaged; training writes it when it judges the run")
+    try:
+        return {"metrics": {}} | read_json(path)
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"{path} is missing or damaged; training writes it when it judges the run") from None
 
 
 def read_pointer(path):

@@ -80,10 +80,7 @@ def _weights_file(run_dir, checkpoint):
     raise UserError(f"checkpoint {checkpoint}: no such file, here or in {run_dir}")
 
 
-START = "name an image file or a clip's folder as source"
-
-
-def own_dataset(system, path="", progress=True, way=START):
+def own_dataset(system, path="", progress=True, way="name an image file or a clip's folder as source"):
     """Open what an opened run learned from, in its frame size: a `Dataset`, or a translator's `DomainPair`.
 
     path: where it lies, "" where the run says it. Raises UserError where it is not there (any more); way:

@@ -72,7 +72,7 @@ def test_a_run_whose_data_have_moved_is_judged_where_they_are_now(run, tmp_path,
             ["--compare", "RUN", "--checkpoint", "best"],
             "--checkpoint and --life_horizon are for a single run",
         ),
-        (["--compare", "RUN", "--life_horizon", "0"], "--checkpoint and --life_horizon are for a single run"),
+        (["--compare", "RUN", "--life_horizon", "9"], "--checkpoint and --life_horizon are for a single run"),
     ],
 )
 def test_no_option_is_passed_over(words, said, capsys):
