@@ -108,7 +108,9 @@ def reaching(service, package):
     except ImportError:
         raise UserError(f"{service} needs a package that is not installed: pip install {package}") from None
     except SystemExit:  # of Kaggle's client without credentials
-        raise UserError(f"{service}: you are not signed in: kaggle auth login") from None
+        raise UserError(
+            f"{service}: no credentials: put kaggle.json into ~/.kaggle, or run `kaggle auth login`"
+        ) from None
     except (OSError, ValueError, LookupError) as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{service}: {said}") from None
