@@ -100,10 +100,10 @@ def make_kernel(notebook, given=(), owner=""):
         raise UserError(
             f"{folder / FILE}: code_file {name}.ipynb is none of the notebooks{nearest(name, known)}"
         )
-    path, named = _page_of(name), Path(notebook).with_suffix(".ipynb")
+    path, named = _page_of(name), Path(notebook)
     check(
-        not named.is_file() or named.samefile(path),
-        f"{notebook} is not {path}, which is what is pushed: copy yours over it, or name it {name}",
+        not named.is_file() or named.with_suffix(".ipynb").resolve() == path,
+        f"{notebook} is not {path}, which is what is pushed: copy yours over it, or say {name} alone",
     )
     page, values = _read_page(path)
     _set_parameters(page, values, DEFAULTS.get(name, {}), dict(given))
