@@ -235,7 +235,8 @@ def _write_frames(job, scratch, threads, stop, bar):
     steps, span = shown.index, shown.begin - begin - video.skipped
     if not steps:  # a single frame
         steps, span = 1, shown.end - begin
-    fps = s["fps"] or round(float(steps / span), 3)
+    rate = float(steps / span)
+    fps = s["fps"] or round(rate, 3) or rate  # one frame in an hour is no rate of 0
     facts = {"original": shown.rgb.shape[:2], "size": last.shape[:2], "fps": fps, "note": video.note}
     return [(rows, repeats[shot]) for shot, rows in shots.items()], facts
 

@@ -14,9 +14,9 @@ it is whole.
 
 import argparse
 import functools
-import os
-import shutil
+import inspect
 import sys
+import tempfile
 from pathlib import Path
 
 import cv2
@@ -27,9 +27,10 @@ if __name__ == "__main__":
 from data_prep.extract_frames import extract
 from data_prep.picture import png_bytes
 from mtld_core.chance import seed_of
-from mtld_core.config import UserError
+from mtld_core.config import UserError, can_write
 from mtld_core.data import open_dataset
-from mtld_core.data.folder import SUFFIXES
+from mtld_core.data.folder import SUFFIXES, VIDEO_SUFFIXES
+from mtld_core.files import atomic_folder
 from mtld_core.runtime import command
 
 # part -> (colour, colour of its pattern), RGB in 0..1; the ground runs from the one to the other
@@ -61,6 +62,7 @@ PARTS = {"disc": 0.22, "box": 0.15, "wedge": 0.12}
 PERIOD = 8  # pixels at 64, of the patterns
 BLOCKS = 3  # of a film, for each domain
 STEP = 1.2  # pixels a frame at 64, of the shapes
+WAY = "make room there or name another folder"
 LEAST_ARCS = 2  # of each domain by night, so that one can be held out
 NIGHT = np.float32([0.70, 0.85, 1.15])  # of red, green and blue
 LAMP = np.float32([1.6, 1.1, 0.5])
@@ -224,20 +226,27 @@ def _draw(world, style, size):
 
 
 def _arcs(out, source, size):
-    """[(name, uint8 `[n, size, size, 3]`)] of a folder of arcs, or of anything that `extract` takes."""
-    _free(out)  # before what takes minutes
-    folder = Path(source).expanduser()
-    scratch = _scratch(out, "frames")
-    try:
-        if source == "sample" or folder.is_file() or (folder.is_dir() and not _has_pictures(folder)):
-            extract(source, scratch, height=size, width=size, progress=False)
-            folder = scratch
+    """[(name, uint8 `[n, size, size, 3]`)] of a folder of arcs, or of anything that `extract` takes.
+
+    What is left out is said on stderr.
+    """
+    if not source:
+        raise UserError('a source is empty: name a video, a folder of videos or of arcs, or "sample"')
+    out = _free(out)  # before what takes minutes
+    folder, left_out = Path(source).expanduser(), []
+    with can_write(out, WAY):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(dir=out.parent, prefix=".frames-")
+    with scratch:
+        if source == "sample" or folder.is_file() or (folder.is_dir() and not _has_arcs(folder)):
+            made = extract(source, scratch.name, height=size, width=size, progress=False)
+            folder, left_out = Path(scratch.name), [": ".join(failed) for failed in made.failed]
         dataset = open_dataset(folder, size, size, cache=False, progress=False)
         if len(dataset.domains) == 2:
             raise UserError(f"{folder} holds two domains already: name {folder / 'X'} or {folder / 'Y'}")
+        for line in left_out + dataset.warnings:
+            print(line, file=sys.stderr)
         return [(arc.name, dataset.frames[arc.start : arc.stop].numpy()) for arc in dataset.arcs]
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _at_least(**settings):
@@ -247,8 +256,11 @@ def _at_least(**settings):
             raise UserError(f"{name} must be {least} or more, not {value!r}")
 
 
-def _has_pictures(folder):
-    return any(file.suffix.lower() in SUFFIXES for file in folder.rglob("*"))
+def _has_arcs(folder):
+    """Whether pictures lie in a folder that are no covers, right beside videos."""
+    places = {file.parent for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES}
+    has_videos = any(file.suffix.lower() in VIDEO_SUFFIXES for file in folder.iterdir())
+    return places != {folder} if has_videos and places else bool(places)
 
 
 def _free(out):
@@ -264,9 +276,8 @@ def _write(out, arcs):
 
     Raises UserError where `out` is taken, or cannot be written.
     """
-    out = _free(out)
-    scratch, counts = _scratch(out, "new"), {}
-    try:
+    out, counts = _free(out), {}
+    with can_write(out, WAY), atomic_folder(out) as scratch:
         for path, make_frames in arcs.items():
             (scratch / path).mkdir(parents=True)
             frames = make_frames()
@@ -275,50 +286,35 @@ def _write(out, arcs):
             folder = str(Path(path).parent)
             clips, pictures = counts.get(folder, (0, 0))
             counts[folder] = clips + 1, pictures + len(frames)
-        if out.exists():  # empty
-            out.rmdir()
-        scratch.rename(out)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"{out} cannot be written ({reason}): make room there or name another folder"
-        ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return counts
-
-
-def _scratch(out, what):
-    out = Path(out).expanduser().absolute()
-    return out.with_name(f".{out.name}.{what}.{os.getpid()}.tmp")
 
 
 @command
 def main():
-    parser = argparse.ArgumentParser(description="Make two unpaired domains of clips.")
+    said = argparse.SUPPRESS  # what is not said has the default of the function that takes it
+    parser = argparse.ArgumentParser(description="Make two unpaired domains of clips.", argument_default=said)
     parser.add_argument("out", help="the folder to make")
-    parser.add_argument("--clips", type=int, default=40, help="shapes: clips of each domain")
-    parser.add_argument("--frames", type=int, default=24, help="shapes: frames a clip")
-    parser.add_argument("--seed", type=int, default=0, help="shapes")
-    parser.add_argument("--palette", choices=sorted(PALETTES), default="easy", help="shapes: Y's colours")
-    parser.add_argument("--size", type=int, default=64, help="pixels of a side")
+    parser.add_argument("--clips", type=int, help="shapes: clips of each domain (40)")
+    parser.add_argument("--frames", type=int, help="shapes: frames a clip (24)")
+    parser.add_argument("--seed", type=int, help="shapes (0)")
+    parser.add_argument("--palette", choices=sorted(PALETTES), help="shapes: Y's colours (easy)")
+    parser.add_argument("--size", type=int, help="pixels of a side (64)")
     parser.add_argument(
-        "--film", default="", help='grade this: "sample", a video, a folder of videos or of arcs'
+        "--film", dest="source", help='grade this: "sample", a video, a folder of videos or of arcs'
     )
-    parser.add_argument("--look", choices=sorted(LOOKS), default="graded", help="film: of Y")
-    parser.add_argument("--x", default="", help="domain X, the same kinds of source")
-    parser.add_argument("--y", default="", help="domain Y")
-    a = parser.parse_args()
-    if bool(a.x) != bool(a.y) or (a.film and a.x):
-        raise UserError("give --x and --y together, or --film, or none of them for moving shapes")
-    if a.film:
-        counts = film(a.out, a.film, a.size, a.look)
-    elif a.x:
-        counts = pair(a.out, a.x, a.y, a.size)
-    else:
-        counts = shapes(a.out, a.clips, a.frames, a.size, a.seed, a.palette)
-    for folder, (clips, frames) in counts.items():
-        print(f"{a.out}/{folder}: {clips} arcs, {frames} frames")
+    parser.add_argument("--look", choices=sorted(LOOKS), help="film: of Y (graded)")
+    parser.add_argument("--x", help="domain X, the same kinds of source")
+    parser.add_argument("--y", help="domain Y")
+    given = vars(parser.parse_args())
+    make = film if "source" in given else shapes
+    if given.keys() & {"x", "y"}:
+        if not given.keys() >= {"x", "y"} or make is film:
+            raise UserError("give --x and --y together, or --film, or none of them for moving shapes")
+        make = pair
+    for name in given.keys() - inspect.signature(make).parameters:
+        raise UserError(f"--{name} does nothing here: --help says which source it is for")
+    for folder, (clips, frames) in make(**given).items():
+        print(f"{given['out']}/{folder}: {clips} arcs, {frames} frames")
 
 
 if __name__ == "__main__":

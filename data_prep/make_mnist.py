@@ -51,8 +51,9 @@ def make(out, size=32, images=0, source=None, seed=0):
     path = out if out.suffix.lower() in (".h5", ".hdf5") else out / "mnist.h5"
     if path.exists() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out} is there already and is not overwritten: name another OUT, or delete it")
-    if size < 1 or images < 0:
-        raise UserError(f"size must be 1 or more and images 0 (all) or more, not {size!r} and {images!r}")
+    for name, value, least in (("size", size, 1), ("images", images, 0), ("seed", seed, 0)):
+        if value < least:
+            raise UserError(f"{name} must be {least} or more, not {value!r}")
     train, test = read_mnist(source)
     pictures = np.concatenate([train[0], test[0]])
     digits = np.concatenate([train[1], test[1]])
@@ -125,8 +126,8 @@ def _files(source):
     """(name, bytes) of each IDX file in a folder or an archive."""
     wanted = {*NAMES, *(f"{name}.gz" for name in NAMES)}
     if source.is_dir():
-        for path in sorted(source.rglob("*")):
-            if path.name in wanted:
+        for path in sorted(source.rglob("*")):  # some unpackers make a folder of each file's name
+            if path.name in wanted and path.is_file():
                 yield path.name, path.read_bytes()
         return
     with tarfile.open(source) as archive:

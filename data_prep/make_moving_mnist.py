@@ -28,7 +28,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_prep.make_mnist import read_mnist
 from mtld_core.chance import seed_of
-from mtld_core.config import UserError, reason_of
+from mtld_core.config import UserError, can_write
 from mtld_core.files import atomic_path
 from mtld_core.runtime import command, progress_bar
 
@@ -78,14 +78,13 @@ def make(
     if test_sequences:
         files[out / "test/test.h5"] = test_sequences, test, {"part": "test", "seed": TEST_SEED}
     about = {"source": "Moving MNIST", "digits": digits, "length": length, "cuts": False}
-    try:
-        with contextlib.ExitStack() as both:  # take their names together, when both are whole
-            for path, (count, mnist, of_part) in files.items():
-                temporary = both.enter_context(atomic_path(path))
-                _write(temporary, count, mnist, about | of_part, size, progress)
-    except OSError as error:
-        reason = error.strerror or reason_of(error)
-        raise UserError(f"{out} cannot be written ({reason}); make room there or name another OUT") from error
+    with (
+        can_write(out, "make room there or name another OUT"),
+        contextlib.ExitStack() as both,  # take their names together, when both are whole
+    ):
+        for path, (count, mnist, of_part) in files.items():
+            temporary = both.enter_context(atomic_path(path))
+            _write(temporary, count, mnist, about | of_part, size, progress)
     return list(files)
 
 

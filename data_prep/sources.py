@@ -10,6 +10,7 @@ from data_prep.video import is_animated_webp
 from mtld_core.chance import seed_of
 from mtld_core.config import UserError, find, looked_in
 from mtld_core.data.folder import VIDEO_SUFFIXES
+from mtld_core.files import can_be_read
 
 SAMPLE = Path(__file__).parent / "sample" / "bigbuckbunny.mp4"
 MOST_TEXT = 1 << 22  # bytes of a list
@@ -55,7 +56,7 @@ def find_jobs(source, root, settings, progress):
     if lines:
         found, failed = _fetch(lines, path.parent, root / ".videos", settings, progress)
     else:
-        found = [(path.stem, path, str(path.resolve()), settings) for path in paths]
+        found = [(path.stem, path, os.path.realpath(path), settings) for path in paths]
         failed = []
     names = distinct([safe_name(name) for name, *_ in found])
     jobs = [Job(name, *rest) for name, (_, *rest) in zip(names, found, strict=True)]
@@ -63,12 +64,14 @@ def find_jobs(source, root, settings, progress):
 
 
 def _is_video(path):
-    """Whether a file in a folder is to be extracted, by its name.
+    """Whether what lies in a folder is to be extracted, by its name.
 
     A WebP, which may be one picture, is opened for that.
     """
+    if path.suffix.lower() not in (*VIDEO_SUFFIXES, ".webp") or not can_be_read(path):
+        return False
     if path.suffix.lower() != ".webp":
-        return path.suffix.lower() in VIDEO_SUFFIXES
+        return True
     try:
         return is_animated_webp(path)
     except OSError:  # named when it is opened again
@@ -95,7 +98,7 @@ def _fetch(lines, beside, folder, settings, progress):
                 stem = f"{seed_of(line.url):016x}"  # two lines with one address share one file
                 path = next(folder.glob(f"{stem}.*"), None) or download(line.url, folder, stem, progress)
             elif os.path.isfile(path):
-                source = str(path.resolve())
+                source = os.path.realpath(path)
             else:
                 raise UserError("no such file beside the list, and no http:// or https:// address")
         except (UserError, OSError) as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 from kernel_metadata import FILE, PLACEHOLDER, check_metadata, read_metadata
 from mtld_kaggle import MARKER, PACKAGES
 
-from mtld_core.config import UserError, nearest
+from mtld_core.config import UserError, check, nearest, reason_of
 from mtld_core.files import atomic_path, read_json, write_json
 from mtld_core.pages import parameter
 from mtld_core.systems import system_class
@@ -100,8 +100,13 @@ def make_kernel(notebook, given=(), owner=""):
         raise UserError(
             f"{folder / FILE}: code_file {name}.ipynb is none of the notebooks{nearest(name, known)}"
         )
-    page = read_json(_page_of(name))
-    values = _set_parameters(page, DEFAULTS.get(name, {}), dict(given))
+    path, named = _page_of(name), Path(notebook)
+    check(
+        not named.is_file() or named.with_suffix(".ipynb").resolve() == path,
+        f"{notebook} is not {path}, which is what is pushed: copy yours over it, or say {name} alone",
+    )
+    page, values = _read_page(path)
+    _set_parameters(page, values, DEFAULTS.get(name, {}), dict(given))
     if owner:
         metadata = json.loads(json.dumps(metadata).replace(PLACEHOLDER, owner))
     if name == "02_train":  # what it would refuse on Kaggle is refused here
@@ -164,19 +169,28 @@ def _parameters_cell(page):
     return index
 
 
-def _set_parameters(page, defaults, given):
-    """Write the values into the parameters cell, behind which papermill may write more; returns them all."""
-    cell = page["cells"][_parameters_cell(page)]
-    body = ast.parse("".join(cell["source"])).body
-    values = {node.targets[0].id: ast.literal_eval(node.value) for node in body}
+def _read_page(path):
+    """(a notebook, {parameter: its value there}). Raises UserError where it is damaged, or holds none."""
+    try:
+        page = read_json(path)
+        body = ast.parse("".join(page["cells"][_parameters_cell(page)]["source"])).body
+        return page, {node.targets[0].id: ast.literal_eval(node.value) for node in body}
+    except (ValueError, LookupError, TypeError, AttributeError, SyntaxError) as error:
+        raise UserError(
+            f"{path} is damaged, or its cell of parameters holds other lines than `name = value` with plain "
+            f"values ({reason_of(error)}): mend that cell, or give values with -p"
+        ) from None
+
+
+def _set_parameters(page, values, defaults, given):
+    """Bring `values` up to date and write them into the parameters cell, where papermill may follow."""
     for name in given:
         if name not in values:
             raise UserError(f"the notebook has no parameter {name!r}{nearest(name, values)}")
     read = {name: parameter(name, _value(name, text, values[name])) for name, text in given.items()}
     values |= defaults | read
     source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
-    cell["source"] = source.splitlines(keepends=True)
-    return values
+    page["cells"][_parameters_cell(page)]["source"] = source.splitlines(keepends=True)
 
 
 def _value(name, text, default):
@@ -282,26 +296,9 @@ def _repack(package, folder):
 
 
 def _pip_download(package, folder):
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--dest",
-        str(folder),
-    ]
-    command += [
-        "--implementation",
-        "cp",
-        "--python-version",
-        f"3.{PYTHON}",
-        "--platform",
-        "manylinux_2_28_x86_64",
-        package,
-    ]
+    command = [sys.executable, *["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]]
+    command += f"--implementation cp --python-version 3.{PYTHON} --platform manylinux_2_28_x86_64".split()
+    command += ["--dest", str(folder), package]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["it did not say why"])[-1]

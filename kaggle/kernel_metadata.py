@@ -89,7 +89,7 @@ def read_metadata(path):
     """The fields in a kernel-metadata.json, checked; raises UserError."""
     try:
         values = parse_object(path.read_text(), "the file")
-    except (OSError, ConfigError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from None
     check_metadata(values, path)
     return values

@@ -21,10 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from kernel_build import INPUTS, build_inputs, make_kernel
 from kernel_metadata import PLACEHOLDER
 
-from mtld_core.config import RunGivenUp, UserError
+from mtld_core.config import RunGivenUp, UserError, can_write, check
 from mtld_core.runs.folder import REPORT, read_report
-from mtld_core.runtime import command
+from mtld_core.runtime import command, reaching
 
+CLIENT = "'kaggle>=2.2'"
 PATIENCE = 10  # looks in a row that may fail, after which the watch ends
 
 
@@ -33,17 +34,19 @@ def push(notebook, parameters, owner, out, poll_seconds):
 
     Raises UserError unless it completed, RunGivenUp where the run in it gave up.
     """
+    check(0 < poll_seconds < 86400, f"--poll-seconds must be above 0, a day at most, not {poll_seconds}")
     api = _client()
     kernel = make_kernel(notebook, parameters, owner or api.config_values["username"])
-    name = kernel.metadata["id"]
-    with tempfile.TemporaryDirectory() as folder, _asking("pushing"):
+    name, out = kernel.metadata["id"], Path(out or f"runs/kaggle_{kernel.name}")
+    with can_write(out, "name another --out"):  # said before hours of work
+        out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, reaching("pushing failed", CLIENT):
         kernel.write(Path(folder))
         answer = api.kernels_push(folder)
     _check_answer(answer, name)
     print(f"{name} version {answer.version_number}: {answer.url}", flush=True)
     status, why = _watch(api, name, poll_seconds)
-    out = Path(out or f"runs/kaggle_{kernel.name}")
-    with _asking("fetching the outputs"):
+    with reaching("fetching the outputs failed", CLIENT):
         files, _ = api.kernels_output(name, str(out), force=True)
     print(f"{len(files)} files in {out}")
     # the runs in these files, and not what an earlier push left
@@ -58,7 +61,7 @@ def push(notebook, parameters, owner, out, poll_seconds):
 
 def _why_given_up(run, run_dir):
     """Say how a run of the outputs ended; why, if it is the kernel's own run and was given up, else ""."""
-    with _asking(f"reading {run / REPORT}"):
+    with reaching(f"reading {run / REPORT} failed", CLIENT):
         report = read_report(run)
         print(f"{run}: {report['status']} at step {report['step']} ({report['reason']})")
         if report.get("given_up") and _is_own(run, run_dir):
@@ -76,29 +79,12 @@ def _is_own(folder, run_dir):
 def _client():
     """Kaggle's own client, signed in."""
     said = io.StringIO()  # it explains on the page what is one line here
-    try:
-        with contextlib.redirect_stdout(said), _asking("signing in"):
-            from kaggle.api.kaggle_api_extended import KaggleApi
+    with contextlib.redirect_stdout(said), reaching("Kaggle", CLIENT):
+        from kaggle.api.kaggle_api_extended import KaggleApi
 
-            api = KaggleApi()
-            api.authenticate()
-            return api
-    except ImportError:
-        raise UserError("Kaggle's client is not installed: pip install 'kaggle>=2.2'") from None
-    except SystemExit:
-        raise UserError(
-            "no Kaggle credentials: put kaggle.json into ~/.kaggle, or run `kaggle auth login`"
-        ) from None
-
-
-@contextlib.contextmanager
-def _asking(what):
-    """Whatever goes wrong between here and Kaggle, in one line."""
-    try:
-        yield
-    except (OSError, ValueError, LookupError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{what} failed: {said}") from None
+        api = KaggleApi()
+        api.authenticate()
+        return api
 
 
 def _check_answer(answer, name):
@@ -124,7 +110,7 @@ def _watch(api, name, poll_seconds):
     while seen not in ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED"):
         time.sleep(poll_seconds)
         try:
-            with _asking("asking for the status"):
+            with reaching("asking for the status failed", CLIENT):
                 answer = api.kernels_status(name)
         except UserError as error:
             failures += 1

@@ -61,6 +61,14 @@ def read_json(path):
     return json.loads(Path(path).read_text())
 
 
+def can_be_read(path):
+    """Whether `path` is a file, or a link to none, which is named when it is opened.
+
+    A folder is none, nor is a pipe or a socket, on which reading would wait for another program.
+    """
+    return os.path.isfile(path) or not os.path.exists(path)
+
+
 def sha256(path):
     """The SHA-256 digest of a file, in hex. It is read in pieces, so it may be larger than the memory."""
     with open(path, "rb") as file:

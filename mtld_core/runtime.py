@@ -39,6 +39,8 @@ def command(main):
 
     @functools.wraps(main)
     def run(*arguments):
+        with contextlib.suppress(AttributeError):  # a name in no letters of this screen ends no command
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             with _handling(signal.default_int_handler, signal.SIGTERM):
                 return main(*arguments) or ENDED
@@ -106,7 +108,9 @@ def reaching(service, package):
     except ImportError:
         raise UserError(f"{service} needs a package that is not installed: pip install {package}") from None
     except SystemExit:  # of Kaggle's client without credentials
-        raise UserError(f"{service}: you are not signed in: kaggle auth login") from None
+        raise UserError(
+            f"{service}: no credentials: put kaggle.json into ~/.kaggle, or run `kaggle auth login`"
+        ) from None
     except (OSError, ValueError, LookupError) as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{service}: {said}") from None

@@ -75,11 +75,13 @@ def share(run_dir, out, frames=256, half=False):
     starts from pictures only. half: weights in half precision, in half the space. Returns the path. Raises
     UserError where `out` is taken, the run has no report or cannot be opened, or its dataset is gone.
     """
-    out, system = Path(out), open_run(run_dir, device="cpu")
+    out, system = Path(out).expanduser(), open_run(run_dir, device="cpu")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already: name another folder, or delete it")
     run_dir = system.run.dir
     about, report = read_config(run_dir), read_report(run_dir)
+    lacks = ", ".join({"dataset", "parameters", "restitution", "step", "system"} - report.keys())
+    check(not lacks, f"{run_dir / REPORT} lacks {lacks}: train on, which writes it anew")
     starts = _starts(system, frames) if frames else {}
     place = "." if isinstance(system, Translates) else RECORDING
     about["dataset"]["path"] = report["dataset"]["path"] = place
@@ -96,7 +98,7 @@ def share(run_dir, out, frames=256, half=False):
     for name, picture in {PREVIEW: newest_preview(run_dir), JUDGEMENT: run_dir / JUDGEMENT}.items():
         if picture.is_file():
             shutil.copyfile(picture, out / name)
-    (out / README).write_text(_card(out, report))
+    (out / README).write_text(_card(out, report, system.config))
     return out
 
 
@@ -106,7 +108,7 @@ def share_weights(run_dir, file):
     It is a plain state dict: `torch.load(file, weights_only=True)` reads it, and so does `open_run(run_dir,
     file)`. Raises UserError where `file` is taken or cannot be written, or the run has no good checkpoint.
     """
-    file = Path(file)
+    file = Path(file).expanduser()
     check(not file.exists(), f"{file} is there already: name another file, or delete it")
     checkpoint = checkpoints.find(find(run_dir))
     with can_write(file, "make room there or name another file"):
@@ -127,7 +129,8 @@ def without_places(value):
 
 def _starts(system, count):
     """{name of a file: what `_write_recording` puts into it}, one for each domain."""
-    dataset, window = own_dataset(system, progress=False), system.needs().window
+    way = "bring it back, or share with frames=0"
+    dataset, window = own_dataset(system, progress=False, way=way), system.needs().window
     check(count >= window, f"frames must be 0, or at least {window}, a window of this run; not {count}")
     folders = ("X/", "Y/") if len(dataset.domains) == 2 else ("",)
     return {
@@ -165,8 +168,8 @@ def _write_recording(path, dataset, rows, episode, about):
         file.attrs["recording"] = json.dumps(without_places(about))
 
 
-def _card(out, report):
-    metrics, (height, width) = report["metrics"], report["dataset"]["size"]
+def _card(out, report, config):
+    metrics = report["metrics"]
     figures = {key: value for key, value in metrics.items() if isinstance(value, float)}
     shown = [f"![{name}]({name})" for name in (PREVIEW, JUDGEMENT) if (out / name).is_file()]
     return CARD.format(
@@ -175,8 +178,8 @@ def _card(out, report):
         system=report["system"],
         parameters=report["parameters"],
         step=report["step"],
-        height=height,
-        width=width,
+        height=config.height,
+        width=config.width,
         judged="what it was trained on" if report["restitution"] else "held-out windows",
         figures=summary(metrics),
         table="\n".join(f"| {key} | {value:.4g} |" for key, value in figures.items()),
@@ -283,6 +286,7 @@ def main(arguments=None):
     out = Path(given.out)
     alone = out.suffix == ".pth"
     check(not (alone and uploads), f"{given.out} is a file: what is uploaded is a folder")
+    check(uploads or not given.send, "--send needs --hub or --kaggle, which say where to")
     if alone:
         share_weights(given.run, out)
     elif not (uploads and (out / CONFIG).is_file()):

@@ -20,7 +20,7 @@ from PIL import Image
 from data_prep.extract_frames import extract
 from mtld_core import systems
 from mtld_core.config import ConfigError, UserError
-from mtld_core.files import write_json
+from mtld_core.files import read_json, write_json
 from mtld_core.generate import generate
 from mtld_core.media import read_image
 from mtld_core.runs.checkpoint import list_checkpoints, problem
@@ -379,8 +379,10 @@ def test_other_files_of_a_run_damaged(trained, run):
         "best.json": b'{"checkpoint": "a"}',
     }.items():
         (run / name).write_bytes(content)
-    (run / "config.json").write_text("[]")
-    refused(lambda: generate(run), "config.json is damaged", "training writes it anew")
+    about = read_json(run / "config.json")
+    for damaged in ([], about | {"dataset": {}}, about | {"dataset": {"path": 7}}):
+        write_json(run / "config.json", damaged)
+        refused(lambda: generate(run), "config.json is damaged", "training writes it anew")
     assert tiny(trained[0], run, steps=12)["step"] == 12
     assert read_pointer(run / "latest.json")["step"] == read_pointer(run / "best.json")["step"] == 12
     assert generate(run, "dataset:arc_0/3", 3)["step"] == 12

@@ -22,7 +22,7 @@ from mtld_core.generate import generate, rollout
 from mtld_core.generate.panel import GeneratePanel
 from mtld_core.judge import judge
 from mtld_core.play import Play
-from mtld_core.share import share, share_weights, without_places
+from mtld_core.share import main, share, share_weights, without_places
 from mtld_core.systems import SYSTEMS
 from mtld_core.train import train
 
@@ -239,10 +239,36 @@ def test_too_few_frames(run, tmp_path, frames):
 def test_what_cannot_be_shared(run, tmp_path):
     with pytest.raises(UserError, match="not a run folder"):
         share(tmp_path / "nowhere", tmp_path / "out")
+    report = json.loads((run / "report.json").read_text())
+    del report["parameters"]
+    for lacking, words in ((report, r"report\.json lacks parameters: train on"), ([], "missing or damaged")):
+        (run / "report.json").write_text(json.dumps(lacking))
+        with pytest.raises(UserError, match=words):
+            share(run, tmp_path / "out")
     (run / "report.json").unlink()
     with pytest.raises(UserError, match=r"report\.json is missing or damaged"):
         share(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["OUT", "--send"], "--send needs --hub or --kaggle, which say where to"),
+        (["OUT.pth", "--hub", "me/pong"], "OUT.pth is a file: what is uploaded is a folder"),
+    ],
+)
+def test_no_option_is_passed_over(words, said, capsys):
+    assert main(["RUN", *words]) == 1 and said in capsys.readouterr().err
+
+
+def test_data_that_are_gone_are_no_end(run, tmp_path, monkeypatch):
+    (tmp_path / "home/recording.h5").unlink()
+    with pytest.raises(UserError, match=r"bring it back, or share with frames=0$"):
+        share(run, tmp_path / "out")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert names(share(run, "~/out", 0)) == [name for name in ALL if name != "recording.h5"]
+    assert (tmp_path / "out").is_dir()
 
 
 def test_damaged_or_foreign_shared_weights(run, tmp_path):
@@ -273,7 +299,7 @@ def test_the_weights_as_a_pth_from_the_command_line(tmp_path):
         value.equal(averaged[name]) for name, value in written.items()
     )
     assert not all(value.equal(written[name]) for name, value in newest.items())
-    for name in ("weights.pth", str(run / "weights.pth")):  # in the run's folder, or by its path
+    for name in ("weights.pth", run / "weights.pth"):  # in the run's folder, or by its path
         opened = open_run(run, name, device="cpu")
         assert opened.run.checkpoint == "weights.pth"
         assert all(value.equal(averaged[name]) for name, value in opened.state_dict().items())

@@ -19,6 +19,7 @@ import numpy as np
 from mtld_core.config import UserError
 from mtld_core.data.dataset import Arc
 from mtld_core.data.pictures import PictureFiles
+from mtld_core.files import can_be_read
 
 # what torchvision reads
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -154,7 +155,7 @@ def _listing(folder):
             continue
         if os.path.isdir(entry):  # of a link that leads to itself `entry.is_dir` raises an error
             folders.append(name)
-        elif name.lower().endswith(SUFFIXES):
+        elif name.lower().endswith(SUFFIXES) and can_be_read(entry):
             images.append(name)
         else:
             others.append(name)

@@ -12,6 +12,7 @@ from mtld_core.data.folder import LAYOUT, VIDEO_SUFFIXES, Folder, has_images, na
 from mtld_core.data.hdf5 import SUFFIXES, Hdf5
 from mtld_core.data.recording import Recording, find_log
 from mtld_core.data.store import load
+from mtld_core.files import can_be_read
 
 
 def open_dataset(
@@ -84,7 +85,7 @@ def _source(path, size, controls_lead_to):
         raise UserError(f"{path} is a video, not frames: run notebooks/01_extract_frames on it first")
     if not path.is_dir():
         return Hdf5([path], size)
-    files = [file for file in path.glob("*") if file.suffix.lower() in SUFFIXES and file.name[0] != "."]
+    files = [file for file in path.glob("[!.]*") if file.suffix.lower() in SUFFIXES and can_be_read(file)]
     if len(files) == 1 or (files and not has_images(path)):
         return Hdf5(sorted(files, key=lambda file: natural(file.name)), size)
     return Folder(path, size)

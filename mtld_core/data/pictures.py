@@ -3,6 +3,7 @@
 import collections
 import io
 import math
+import os
 import struct
 import warnings
 from hashlib import blake2b
@@ -85,7 +86,8 @@ class PictureFiles:
             parts[i] = digest.digest()
 
         for_each(read, len(parts), workers)
-        return blake2b("\n".join(self.names).encode() + b"".join(parts), digest_size=16).hexdigest()
+        names = os.fsencode("\n".join(self.names))  # which may be in no letters of today
+        return blake2b(names + b"".join(parts), digest_size=16).hexdigest()
 
     def measure(self):
         """(N, H, W, 3) of the frames to come, where N counts all files, the bad ones too.

@@ -24,6 +24,7 @@ import torch
 from mtld_core.config import UserError, nearest
 from mtld_core.data.dataset import Arc
 from mtld_core.data.pictures import PictureFiles, refuse_many
+from mtld_core.files import can_be_read
 
 LOG = "recording_log.jsonl"
 ABOUT = "recording.json"
@@ -340,7 +341,7 @@ def find_log(path):
     """
     if path.suffix.lower() == ".jsonl":
         return path
-    logs = list(path.glob("*.jsonl")) if path.is_dir() else []
+    logs = list(filter(can_be_read, path.glob("*.jsonl")))
     if path / LOG in logs:
         return path / LOG
     return logs[0] if len(logs) == 1 else None

@@ -92,7 +92,7 @@ def generate(
 
 def generate_sequence(run_dir, image, num_frames, out_dir):
     """Let a run continue one image file, with every other setting of `generate` as it comes."""
-    return generate(run_dir, str(image), num_frames, out_dir)
+    return generate(run_dir, image, num_frames, out_dir)
 
 
 # ---- what was asked for
@@ -121,7 +121,9 @@ def _check_direction(system, direction):
 
 
 def _parse_actions(given):
-    """A list from JSON text; a list as it is; None where nothing is given."""
+    """A list from JSON text or an array; a list as it is; None where nothing is given."""
+    if hasattr(given, "tolist"):
+        given = given.tolist()
     if not given:
         return None
     actions = parse_json(given, "actions, a list like [0, 2, 1],") if isinstance(given, str) else given

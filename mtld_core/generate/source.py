@@ -44,6 +44,7 @@ def read_source(system, source, direction="x_to_y", say=print):
     from: an image one of a single frame, "dataset:<arc>/<frame>" and "" one that goes on to the end of the
     arc. Its truth is the clip in the other domain, where <root>/truth/ has it.
     """
+    source = str(source or "")
     if not source and isinstance(system, Samples):
         source = NOISE
     if source == NOISE:

@@ -31,7 +31,7 @@ from mtld_core.judge.words import compared
 from mtld_core.runs.folder import EXAMPLES, LATEST, read_config, read_report, runs_in, write_part
 from mtld_core.systems.base import Reconstructs, Translates
 from mtld_core.systems.baselines import BASELINES, fit_baseline
-from mtld_core.systems.opening import open_as_learned
+from mtld_core.systems.opening import own_dataset
 
 KINDS = ("prediction", "reconstruction", "translation")
 # windows, and frames of each, that the Frechet distance is taken of; MS-SSIM of half of these
@@ -61,6 +61,9 @@ def compare(run_dirs, dataset_root="", horizon=0, out_dir="", tick=lambda: None)
         check(size == dataset.size, f"{run.name} has frames of {size}, {runs[0].name} of {dataset.size}")
         run.task = Task(run.system, dataset, run.config, say=lambda line: None)
     out_dir = Path(out_dir or f"runs/compare_{time.strftime('%Y%m%d_%H%M%S')}").expanduser().absolute()
+    place = next(filter(Path.exists, (out_dir, *out_dir.parents)))
+    free = place.is_dir() and os.access(place, os.W_OK)  # said before minutes of judging
+    check(free, f"out_dir={out_dir} cannot be made in {place}: choose another one")
     result = {"schema": 1, "dataset": dataset.describe(), "sections": []}
     for kind in KINDS:
         if some := [run for run in runs if run.kind == kind]:
@@ -118,9 +121,7 @@ def _dataset(runs, dataset_root):
         dataset_root or len(paths) == 1,
         f"they learned from different data ({', '.join(paths.values())}): name dataset_root",
     )
-    path = dataset_root or runs[0].data
-    check(os.path.exists(path), f"the dataset {path} is not there (any more): name dataset_root")
-    return open_as_learned(runs[0].system, path)
+    return own_dataset(runs[0].system, dataset_root, way="name dataset_root")
 
 
 def _share_windows(runs, dataset, horizon):

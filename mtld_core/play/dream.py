@@ -64,7 +64,7 @@ class Play:
         if system.action_space is None:
             raise UserError(f"{system.name} takes no actions, so there is nothing to steer")
         self.system = system.eval()
-        self.dataset = own_dataset(system, progress=False) if dataset is None else dataset
+        self.dataset = dataset or own_dataset(system, progress=False)
         self.choices = choices(system, self.dataset)
         self._step = stepping(self.system)
         self._drawn = torch.Generator(self.system.device)  # one for all dreams, as a graph knows it
@@ -231,6 +231,10 @@ class Play:
             return False
         if self.sync_when == PARTED:
             return self.parted is not None
+        check(
+            isinstance(self.sync_when, int),
+            f"sync_when must be None, {PARTED!r} or a whole number of steps, not {self.sync_when!r}",
+        )
         return self.steps % self.sync_when == 0
 
     def _step_game(self, action, frame):
@@ -295,7 +299,7 @@ def choices(system, dataset):
     if system.needs().actions:
         names = dataset.about.get("action_names", [])
     else:
-        with contextlib.suppress(UserError, KeyError):
+        with contextlib.suppress(UserError):
             names = read_report(system.run.dir)["metrics"].get("action_labels", [])
 
     def named(i):

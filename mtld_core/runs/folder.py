@@ -93,6 +93,7 @@ def read_config(run_dir, setting=""):
         for name, kind in PARTS.items():
             if not isinstance(about[name], kind):
                 raise TypeError(f"{name!r} is no {kind.__name__}")
+        os.fspath(about["dataset"]["path"])  # which raises where that is none
         return about
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
@@ -106,11 +107,11 @@ def read_config(run_dir, setting=""):
 
 
 def read_report(run_dir):
-    """What report.json says of a run, a dict. Raises UserError where it is missing or damaged."""
+    """What report.json says of a run, a dict with "metrics". Raises UserError: missing, or damaged."""
     path = Path(run_dir) / REPORT
     try:
-        return read_json(path)
-    except (OSError, ValueError):
+        return {"metrics": {}} | read_json(path)
+    except (OSError, ValueError, TypeError):
         raise UserError(f"{path} is missing or damaged; training writes it when it judges the run") from None
 
 

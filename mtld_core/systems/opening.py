@@ -39,6 +39,7 @@ def open_run(path, checkpoint="", device="auto"):
     path = Path(_fetched(path) if path.startswith(HUB) else path)
     about = read_config(path)
     cls = system_class(about["system"])
+    checkpoint = os.fspath(checkpoint)
     weights_file = _weights_file(path, Path(checkpoint))
     found = weights_file or checkpoints.find(path, checkpoint)
     system = cls(from_dict(cls.Config, in_full(cls.Config, about["config"])))
@@ -79,17 +80,15 @@ def _weights_file(run_dir, checkpoint):
     raise UserError(f"checkpoint {checkpoint}: no such file, here or in {run_dir}")
 
 
-def own_dataset(system, progress=True):
+def own_dataset(system, path="", progress=True, way="name an image file or a clip's folder as source"):
     """Open what an opened run learned from, in its frame size: a `Dataset`, or a translator's `DomainPair`.
 
-    Raises UserError where it is not there any more.
+    path: where it lies, "" where the run says it. Raises UserError where it is not there (any more); way:
+    what to do then.
     """
-    path = system.run.dataset_path
+    path = path or system.run.dataset_path
     if not os.path.exists(path):
-        raise UserError(
-            f"the run's dataset {path} is not there (any more): name an image file or a clip's folder as "
-            "source"
-        )
+        raise UserError(f"the dataset {path} is not there (any more): {way}")
     return open_as_learned(system, path, progress=progress)
 
 

@@ -413,6 +413,22 @@ def test_a_link_that_leads_to_itself_is_left_out_by_name(tmp_path):
     assert [line.partition(":")[0] for line in data.warnings] == ["loop", "a/loop"]
 
 
+def test_a_pipe_among_the_pictures_is_left_out_by_name(tmp_path):
+    put(tmp_path / "d/a/f_1.png", 1)
+    for name in ("a/f_2.png", "log.jsonl", "frames.h5"):
+        os.mkfifo(tmp_path / "d" / name)
+    (tmp_path / "d/more.h5").mkdir()
+    data = read(tmp_path / "d")
+    assert values(data) == [1]
+    assert "a/f_2.png" in data.warnings[-1]
+
+
+def test_names_in_letters_of_another_time(tmp_path):
+    put(tmp_path / "d" / os.fsdecode(b"fr\xfch") / os.fsdecode(b"\xe4_1.png"), 1)
+    data = read(tmp_path / "d")
+    assert values(data) == [1] and data.arcs[0].name == os.fsdecode(b"fr\xfch")
+
+
 def test_a_folder_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "d").mkdir()
 

@@ -5,6 +5,7 @@ got.
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -516,6 +517,30 @@ def test_a_folder_of_videos_that_may_not_be_read(tmp_path, monkeypatch):
         monkeypatch.setattr(os, name, refuse)
     with pytest.raises(UserError, match=r"cannot be read \(Permission denied\)"):
         extract(tmp_path, tmp_path / "d", progress=False)
+
+
+def test_what_lies_between_the_videos_and_is_none(clip, tmp_path):
+    """A pipe would let the extraction wait for ever; a link to itself ended it."""
+    folder = tmp_path / "videos"
+    (folder / "folder.mp4").mkdir(parents=True)
+    for name in ("pipe.mp4", "pipe.webp"):
+        os.mkfifo(folder / name)
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    for name in (b"-dash %d.mp4", b"fr\xfch.mp4"):
+        shutil.copy(clip, os.path.join(os.fsencode(folder), name))
+    (folder / os.fsdecode(b"f\xfc.mp4")).write_bytes(b"")
+    done = run_script(folder, tmp_path / "root")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "| -dash_d | 20 |" in done.stdout and "| fr_h | 20 |" in done.stdout
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    assert len(failed) == 2 and "symbolic links" in failed[1]
+    assert failed[0].endswith("f\\udcfc.mp4: the file is empty")
+
+
+def test_a_frame_an_hour_is_a_rate(tmp_path):
+    path = write_video(tmp_path / "slow.mov", numbered(2), rate=Fraction(1, 3600))
+    [row] = extract(path, tmp_path / "root", progress=False).rows
+    assert row.frames == 2 and row.fps == pytest.approx(1 / 3600, rel=0.01) and row.seconds > 3600
 
 
 def test_a_folder_under_ones_home(clip, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Two unpaired domains: the same bytes again, a truth that is one, and sources of one's own."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -181,6 +182,10 @@ def test_videos_of_ones_own(tmp_path):
         (["--size", "8"], "size must be 16 or more"),
         (["--x", "sample"], "give --x and --y together"),
         (["--film", "nowhere.mp4"], "nowhere.mp4"),
+        (["--film", ""], "a source is empty: name a video"),
+        (["--film", "sample", "--x", "sample", "--y", "sample"], "give --x and --y together, or --film"),
+        (["--look", "night"], "--look does nothing here"),
+        (["--film", "sample", "--palette", "crossed"], "--palette does nothing here"),
         (["--film", "sample", "--size", "0"], "size must be 16 or more"),
     ],
 )
@@ -190,6 +195,22 @@ def test_bad_input_is_said_in_one_line(arguments, words, tmp_path):
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1 and words in result.stderr.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []  # and nothing half-written
+
+
+def test_videos_beside_a_cover_are_the_source_and_a_bad_one_is_named(tmp_path, capsys):
+    """The cover was the only arc, and what could not be extracted went without a word."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    shutil.copy(ROOT / "data_prep/sample/bigbuckbunny.mp4", folder / "film.mp4")
+    (folder / "bad.mp4").write_bytes(b"no video")
+    Image.new("RGB", (20, 20)).save(folder / "cover.jpg")
+    counts = make_domains.pair(tmp_path / "out", folder, folder / "film.mp4", size=16)
+    assert counts == {"X": (1, 132), "Y": (1, 132)}
+    assert "bad.mp4: not a readable video" in capsys.readouterr().err
+    write_arcs(folder, [3])
+    assert make_domains.pair(tmp_path / "arcs", folder, folder / "film.mp4", size=16)["X"] == (1, 3)
+    assert "film.mp4: lies beside the arcs, left out" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"videos", "out", "arcs"}
 
 
 def test_a_source_that_makes_no_domains_is_said(shapes, tmp_path):

@@ -136,6 +136,15 @@ def test_every_form_of_the_source_gives_the_same(tmp_path, source):
         assert make(tmp_path / f"{number}.h5", source=form).read_bytes() == wanted, form
 
 
+def test_a_folder_for_each_file(tmp_path, source):
+    """Some unpackers make `train-images-idx3-ubyte/train-images-idx3-ubyte`."""
+    wanted = make(tmp_path / "wanted.h5", source=source).read_bytes()
+    for name in NAMES:
+        (tmp_path / "deep" / name).mkdir(parents=True)
+        shutil.copy(source / name, tmp_path / "deep" / name / name)
+    assert make(tmp_path / "deep.h5", source=tmp_path / "deep").read_bytes() == wanted
+
+
 def test_without_a_source_torchvision_downloads_it(tmp_path, source, monkeypatch):
     files = {f"/{name}.gz": gzip.compress((source / name).read_bytes()) for name in NAMES}
 
@@ -225,7 +234,8 @@ def test_a_source_that_is_none_is_said(tmp_path, source):
 def test_wrong_settings_and_a_taken_place_are_said(tmp_path, source):
     for options, said in (
         ({"size": 0}, "size must be 1"),
-        ({"images": -1}, "images 0"),
+        ({"images": -1}, "images must be 0"),
+        ({"seed": -1}, "seed must be 0"),
         ({"images": 301}, "more than the 300"),
     ):
         with pytest.raises(UserError, match=said):

@@ -153,6 +153,8 @@ def test_generate_sequence(opened, tmp_path):
         ({"source": "dataset:moves/99"}, "no frame 99; its frames go from 10 to 29"),
         ({"source": "log.jsonl"}, r"log\.jsonl"),
         ({"actions": "[1]"}, "takes no actions"),
+        ({"actions": np.array([0, 1])}, "takes no actions"),
+        ({"source": Path("none.png")}, "none.png: no such image or video file, folder or recording"),
         ({"actions": "[1,"}, "not valid JSON"),
         ({"actions": '"left"'}, "must be a JSON list"),
     ],

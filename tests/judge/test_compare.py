@@ -174,6 +174,9 @@ def test_what_cannot_be_compared_is_said(runs, tmp_path, monkeypatch, quick):
     refuses("the dataset gone is not there", root / "mtld", dataset_root="gone")
     refuses("is not a run folder", tmp_path)
     refuses("name runs to compare")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"out_dir=.*file/out cannot be made in .*file: choose another one"):
+        compare([root / "mtld"], out_dir=tmp_path / "file/out", tick=pytest.fail)
     shutil.rmtree(tmp_path / "arcs")
     refuses(r"arcs is not there \(any more\): name dataset_root", other)
     assert not (tmp_path / "none").exists()

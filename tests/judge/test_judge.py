@@ -49,6 +49,36 @@ def test_a_run_that_is_found_elsewhere_or_cannot_be_written_to(run, tmp_path, mo
     assert json.loads(Path("samples/run/judgements/step_00000020.json").read_text()) == figures
 
 
+def test_a_run_whose_data_have_moved_is_judged_where_they_are_now(run, tmp_path, monkeypatch, capsys):
+    data = run[0].parent / "arcs"
+    before = judge.judge(run[0])
+    data.rename(tmp_path / "moved")
+    try:
+        with pytest.raises(UserError, match=r"arcs is not there \(any more\): name dataset_root$"):
+            judge.judge(run[0])
+        capsys.readouterr()
+        assert judge.main([str(run[0]), "--dataset_root", str(tmp_path / "moved")]) == 0
+        assert json.loads(capsys.readouterr().out) == before
+    finally:
+        (tmp_path / "moved").rename(data)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["RUN", "--out", "table"], "--horizon and --out are for runs behind --compare"),
+        (["RUN", "--horizon", "4"], "--horizon and --out are for runs behind --compare"),
+        (
+            ["--compare", "RUN", "--checkpoint", "best"],
+            "--checkpoint and --life_horizon are for a single run",
+        ),
+        (["--compare", "RUN", "--life_horizon", "9"], "--checkpoint and --life_horizon are for a single run"),
+    ],
+)
+def test_no_option_is_passed_over(words, said, capsys):
+    assert judge.main(words) == 1 and said in capsys.readouterr().err
+
+
 def test_judging_changes_nothing_that_training_goes_on_from(run):
     folder, _ = run
     before = (folder / "report.json").read_bytes(), (folder / "latest.json").read_bytes()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 
+import kernel_build
 import pytest
 from kaggle_run import ROOT, SITE
 from kernel_metadata import FILE, read_metadata
@@ -93,9 +94,12 @@ def test_a_field_whose_default_is_kaggles_own_must_be_there(field, tmp_path):
         read_metadata(tmp_path / FILE)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[]", "must be a JSON object")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "not valid JSON"), ("[]", "must be a JSON object"), ("[ü]", "codec can't decode")],
+)
 def test_a_file_that_is_no_object_is_named(text, message, tmp_path):
-    (tmp_path / FILE).write_text(text)
+    (tmp_path / FILE).write_text(text, encoding="utf-16" if text == "[ü]" else None)
     with pytest.raises(UserError, match=message):
         read_metadata(tmp_path / FILE)
     with pytest.raises(UserError, match="No such file"):
@@ -305,7 +309,53 @@ def test_nobody_there_and_no_credentials_are_said_in_a_line(tmp_path):
     code, said = push(tmp_path, "02_train")
     assert code == 1 and said.splitlines()[-1].startswith("error: pushing failed: "), said
     code, said = push(tmp_path, "02_train", KAGGLE_USERNAME="", KAGGLE_KEY="")
-    assert code == 1 and said.splitlines()[-1].startswith("error: no Kaggle credentials"), said
+    assert code == 1 and said.splitlines()[-1].startswith("error: Kaggle: no credentials: put kaggle.json"), (
+        said
+    )
+
+
+def test_what_would_end_the_watch_is_said_before_the_push(tmp_path):
+    (tmp_path / "file").write_text("")
+    with FakeKaggle() as kaggle:
+        for words, message in (
+            (("--poll-seconds", "-1"), "--poll-seconds must be above 0, a day at most, not -1.0"),
+            (("--poll-seconds", "nan"), "--poll-seconds must be above 0"),
+            (("--out", "file"), "file cannot be written (File exists); name another --out"),
+        ):
+            code, said = push(tmp_path, "02_train", *words, address=kaggle.address)
+            assert code == 1 and said.startswith(f"error: {message}") and said.count("\n") == 1, said
+        assert not kaggle.requests
+
+
+def test_another_page_of_that_name_is_not_taken_for_the_projects_own(tmp_path):
+    page = tmp_path / "02_train.ipynb"
+    page.write_bytes((ROOT / "notebooks/02_train.ipynb").read_bytes())
+    code, said = push(tmp_path, page.name, "--check")
+    assert code == 1 and "is not" in said and "copy yours over it" in said and said.count("\n") == 1
+    page.unlink()
+    for name in ("notebooks/02_train.ipynb", "notebooks/02_train.py"):
+        assert push(tmp_path, str(ROOT / name), "--check")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("steps = 0", "steps = 60 * 1000"),
+        lambda text: text.replace("steps = 0", "import os"),
+        lambda text: text.replace("steps = 0", "steps = "),
+        lambda text: text.replace('"parameters"', '"other"'),
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+    ],
+)
+def test_a_page_whose_parameters_cannot_be_read_is_said(change, tmp_path, monkeypatch):
+    text = (ROOT / "notebooks/02_train.ipynb").read_text()
+    assert change(text) != text
+    (tmp_path / "page.ipynb").write_text(change(text))
+    monkeypatch.setattr(kernel_build, "_page_of", lambda name: tmp_path / "page.ipynb")
+    with pytest.raises(UserError, match=r"page\.ipynb is damaged, or its cell of parameters holds") as error:
+        kernel_build.make_kernel("02_train")
+    assert "\n" not in str(error.value)
 
 
 def test_check_and_build_contact_nobody(tmp_path):

@@ -464,6 +464,11 @@ def test_the_dream_goes_on_from_the_real_game(pong, tmp_path, monkeypatch):
     play.sync_when = "parted"
     list(play.dream_on(20))
     assert play.parted is None and 3 <= play.synced <= 20
+    play.sync_when = "12"
+    with pytest.raises(
+        UserError, match="sync_when must be None, 'parted' or a whole number of steps, not '12'"
+    ):
+        play.act(3)
 
 
 def test_without_a_real_game_there_is_nothing_to_sync_with(begin):
