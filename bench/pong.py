@@ -137,8 +137,11 @@ def judge(run, count, recording=""):
             obeyed, tries = goes_where_told(system, late)
             print(f"steps {step - dreams.LATE} to {step}: {words.format(**figures)}", flush=True)
             print(f"the paddle obeys in {obeyed:.1%} of {tries} tries", flush=True)
-    found = [dreamt for *_, dreamt in rebounds(system, dataset, sys.modules[__name__])]
-    print(f"the ball turns in {sum(found)} of {len(found)} places where the recorded one did")
+    found = collections.defaultdict(list)
+    for name, _, dreamt in rebounds(system, dataset, sys.modules[__name__]):
+        found[name].append(dreamt)
+    shares = ", ".join(f"{name} {sum(turned)} of {len(turned)}" for name, turned in found.items())
+    print(f"the ball turns where the recorded one did: {shares}")
 
 
 def held_out(system, dataset):
