@@ -14,7 +14,6 @@ it is whole.
 
 import argparse
 import functools
-import inspect
 import sys
 import tempfile
 from pathlib import Path
@@ -306,12 +305,14 @@ def main():
     parser.add_argument("--x", help="domain X, the same kinds of source")
     parser.add_argument("--y", help="domain Y")
     given = vars(parser.parse_args())
-    make = film if "source" in given else shapes
+    make, own = shapes, {"clips", "frames", "seed", "palette"}
+    if "source" in given:
+        make, own = film, {"source", "look"}
     if given.keys() & {"x", "y"}:
         if not given.keys() >= {"x", "y"} or make is film:
             raise UserError("give --x and --y together, or --film, or none of them for moving shapes")
-        make = pair
-    for name in given.keys() - inspect.signature(make).parameters:
+        make, own = pair, {"x", "y"}
+    for name in given.keys() - own - {"out", "size"}:
         raise UserError(f"--{name} does nothing here: --help says which source it is for")
     for folder, (clips, frames) in make(**given).items():
         print(f"{given['out']}/{folder}: {clips} arcs, {frames} frames")

@@ -66,7 +66,7 @@ def write_rolling_arcs(root):
 
 
 # what config.json of a run that nothing opens says
-ABOUT = json.dumps({"system": "toy", "preset": "", "config": {}, "training": {}, "dataset": {}})
+ABOUT = json.dumps({"system": "toy", "preset": "", "config": {}, "training": {}, "dataset": {"path": "data"}})
 
 
 def open_toy(monkeypatch, folder, action_space=None, **config):

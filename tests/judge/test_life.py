@@ -324,7 +324,7 @@ def test_a_checkpoint_is_judged_for_longer_than_its_run_was(dataset, tmp_path, m
     system = Game()
     system.run = types.SimpleNamespace(dir=tmp_path, checkpoint="step_00000007", training={"eval_windows": 4})
     monkeypatch.setattr("mtld_core.judge.task.open_run", lambda *place: system)
-    monkeypatch.setattr(checkpoint, "own_dataset", lambda system: dataset)
+    monkeypatch.setattr(checkpoint, "own_dataset", lambda *_, **__: dataset)
     assert "life" not in checkpoint.judge(tmp_path)
     assert checkpoint.main([str(tmp_path), "--life_horizon", "5"]) == 0
     assert json.loads(capsys.readouterr().out)["life"]["until"] == [5]
