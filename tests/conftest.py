@@ -53,6 +53,10 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_unconfigure():
+    gc.unfreeze()  # or triton complains at exit that its things were never freed
+
+
 @pytest.fixture(scope="session", autouse=True)
 def small_networks(tmp_path_factory):
     """Runs are judged without large networks, which took most of the tests' time.
