@@ -10,10 +10,15 @@ pytestmark = pytest.mark.versionless  # it reads our own pages
 ROOT = Path(__file__).parents[1]
 
 
+def is_ours(path):
+    """Whether a file is none of an environment's (.venv, .venv-lowest) or a tool's (.pytest_cache)."""
+    return not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+
+
 def pages():
     """Every page and notebook of the project: its path and the text in it that a reader sees as Markdown."""
     for path in sorted(ROOT.rglob("*.md")):
-        if not any(part.startswith(".") for part in path.relative_to(ROOT).parts):
+        if is_ours(path):
             yield path, path.read_text()
     for path in sorted(ROOT.glob("notebooks/*.ipynb")):
         cells = json.loads(path.read_text())["cells"]
@@ -51,7 +56,7 @@ def test_pages_that_the_code_names_exist():
     names = {
         (path.name, name)
         for path in ROOT.rglob("*.py")
-        if ".venv" not in path.parts
+        if is_ours(path)
         for name in re.findall(r"\bdocs/[\w/]+\.md\b", path.read_text())
     }
     gone = sorted(f"{name} in {path}" for path, name in names if not (ROOT / name).exists())
