@@ -312,7 +312,7 @@ def main():
         if not given.keys() >= {"x", "y"} or make is film:
             raise UserError("give --x and --y together, or --film, or none of them for moving shapes")
         make, own = pair, {"x", "y"}
-    for name in given.keys() - own - {"out", "size"}:
+    for name in sorted(given.keys() - own - {"out", "size"}):
         raise UserError(f"--{name} does nothing here: --help says which source it is for")
     for folder, (clips, frames) in make(**given).items():
         print(f"{given['out']}/{folder}: {clips} arcs, {frames} frames")

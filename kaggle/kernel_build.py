@@ -296,7 +296,7 @@ def _repack(package, folder):
 
 
 def _pip_download(package, folder):
-    command = [sys.executable, *["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += f"--implementation cp --python-version 3.{PYTHON} --platform manylinux_2_28_x86_64".split()
     command += ["--dest", str(folder), package]
     done = subprocess.run(command, capture_output=True, text=True)
