@@ -21,8 +21,8 @@ class Muon(torch.optim.AdamW):
 
     hidden: weights `[out, ...]` of linear maps and convolutions, which count as matrices `[out, all else]`;
     all of them are among `parameters`. lr_hidden: how far a step moves their singular values, about; lr,
-    betas: AdamW's. weight_decay: of both. Like the fused AdamW it skips a step
-    whose `found_inf` is 1, and divides gradients by `grad_scale`.
+    betas: AdamW's. weight_decay: of both. Like the fused AdamW it skips a step whose `found_inf` is 1, and
+    divides gradients by `grad_scale`.
     """
 
     def __init__(self, parameters, hidden, lr, lr_hidden, betas, weight_decay):

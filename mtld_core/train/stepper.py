@@ -74,9 +74,9 @@ class Stepper:
         }
         self.splits = dict.fromkeys(optimizers, accumulate)
         self.skipped = {name: torch.zeros((), device=device) for name in optimizers}
-        self.one = torch.ones((), device=device)
         # a tensor, too: a step that is replayed as a graph counts as well
         self.calls = {name: torch.zeros((), device=device) for name in optimizers}
+        self.one = torch.ones((), device=device)
 
     def __call__(self, phase, loss_fn, batch):
         size = len(next(iter(batch.values())))

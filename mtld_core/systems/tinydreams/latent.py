@@ -67,6 +67,7 @@ class StochasticLatent(nn.Module):
 
 
 def _standardised(logits):
+    # batch norm's own layer refuses a batch of one
     normed, _, _ = torch.native_batch_norm(logits, None, None, None, None, True, 0.0, 1e-5)
     return normed
 
