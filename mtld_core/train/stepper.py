@@ -76,7 +76,7 @@ class Stepper:
         self.skipped = {name: torch.zeros((), device=device) for name in optimizers}
         # a tensor, too: a step that is replayed as a graph counts as well
         self.calls = {name: torch.zeros((), device=device) for name in optimizers}
-        self.one = torch.ones((), device=device)
+        self.one = torch.ones((), device=device, dtype=torch.float32)
 
     def __call__(self, phase, loss_fn, batch):
         size = len(next(iter(batch.values())))
