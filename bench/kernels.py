@@ -160,9 +160,10 @@ def waits(packet, arguments, keywords, result):
 # ---- gradients without torch's engine
 
 
-def backward(loss, inputs):
-    """What `loss.backward(inputs=inputs)` does, on fake tensors."""
-    for leaf, gradient in zip(inputs, gradients([loss], [torch.ones_like(loss)], inputs), strict=True):
+def backward(loss, gradient=None, inputs=()):
+    """What `loss.backward(gradient, inputs=inputs)` does, on fake tensors."""
+    first = torch.ones_like(loss) if gradient is None else gradient
+    for leaf, gradient in zip(inputs, gradients([loss], [first], inputs), strict=True):
         if gradient is not None:
             leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
 

@@ -21,7 +21,7 @@ BEFORE = {
 # the largest share of that which a step takes now; the plan asked for 0.67
 SHARE = {
     "mtld": 0.67,
-    "tinydreams": 0.715,
+    "tinydreams": 0.667,
     "tokenizer": 0.66,
     "latent_actions": 0.83,
     "dynamics": 0.67,

@@ -21,8 +21,13 @@ class Conv3x3(nn.Conv2d):
 
 
 def laid_out(maps):
-    """Maps `[N, C, h, w]` as the convolutions of a GPU take them, in channels_last; all else as it is."""
+    """Maps `[N, C, h, w]` as the convolutions of a GPU take them; all else as it is.
+
+    That is in channels_last, and in the type of autocast, by one kernel.
+    """
     if maps.is_cuda and maps.dim() == 4:
+        if maps.dtype == torch.float32 and torch.is_autocast_enabled("cuda"):
+            maps = maps.to(torch.get_autocast_dtype("cuda"), memory_format=torch.channels_last)
         return maps.contiguous(memory_format=torch.channels_last)
     return maps
 

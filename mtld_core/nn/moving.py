@@ -19,7 +19,7 @@ def moving_weights(truth, drawn, median, weight):
     the median frame's.
     """
     there, ghosts = (_off(picture.detach(), median) > FAR for picture in (truth, drawn))
-    return 1 + weight * torch.where(there, 1, GHOSTS * ghosts)
+    return 1 + weight * torch.maximum(there, GHOSTS * ghosts)
 
 
 def heal(frames, median):

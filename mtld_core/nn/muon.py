@@ -21,7 +21,8 @@ class Muon(torch.optim.AdamW):
 
     hidden: weights `[out, ...]` of linear maps and convolutions, which count as matrices `[out, all else]`;
     all of them are among `parameters`. lr_hidden: how far a step moves their singular values, about; lr,
-    betas: AdamW's. weight_decay: of both. Like the fused AdamW it skips a step whose `found_inf` is 1.
+    betas: AdamW's. weight_decay: of both. Like the fused AdamW it skips a step whose `found_inf` is 1, and
+    divides gradients by `grad_scale`.
     """
 
     def __init__(self, parameters, hidden, lr, lr_hidden, betas, weight_decay):
@@ -42,6 +43,8 @@ class Muon(torch.optim.AdamW):
     @torch.no_grad()
     def _step_hidden(self, group):
         learning = [weight for weight in group["params"] if weight.grad is not None]
+        if self.grad_scale is not None:
+            torch._foreach_div_([weight.grad for weight in learning], self.grad_scale)
         bad = self.found_inf > 0
         rate = group["lr"] * ~bad
         for _, same in itertools.groupby(sorted(learning, key=_shape), _shape):

@@ -386,6 +386,8 @@ class Training:
         if not why_not:
             for optimizer in self.optimizers.values():
                 graphs.with_rates_in_tensors(optimizer, device)
+        elif graphs.can_record(device):
+            self.controls.say(f"steps are not replayed as CUDA graphs: {why_not}")
         return graphs.Recorded(work, device, "a training step", self.controls.say, why_not)
 
     def _attend(self, doing="training"):

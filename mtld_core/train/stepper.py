@@ -76,6 +76,7 @@ class Stepper:
         self.skipped = {name: torch.zeros((), device=device) for name in optimizers}
         # a tensor, too: a step that is replayed as a graph counts as well
         self.calls = {name: torch.zeros((), device=device) for name in optimizers}
+        self.one = torch.ones((), device=device, dtype=torch.float32)
 
     def __call__(self, phase, loss_fn, batch):
         size = len(next(iter(batch.values())))
@@ -128,9 +129,6 @@ class Stepper:
         """
         parameters, scaler = self.parameters[phase], self.scalers[phase]
         self.optimizers[phase].zero_grad(set_to_none=True)
-        if scaler.is_enabled():
-            # a graph that could not be recorded may have left it where gradients are unscaled
-            scaler._per_optimizer_states.clear()
         parts = _parts(size, self.splits[phase])
         before, whole = self.group.rank * size, self.group.size * size
         total, weight = 0, None
@@ -141,7 +139,7 @@ class Stepper:
                 loss = loss_fn(part | {"place": Place(before + first, whole)})
             _check(phase, loss)
             if last - first == whole:  # a kernel less for each sum
-                scaler.scale(loss.total).backward(inputs=parameters)
+                loss.total.backward(scaler.scale(self.one), inputs=parameters)
                 return _detached(loss)
             share = (last - first) / whole
             if loss.weight is not None:
@@ -173,21 +171,22 @@ class Stepper:
         return Loss(loss.total / weight, logs, loss.carry)
 
     def _update(self, phase):
-        """Clip and step, unless a gradient is not finite."""
+        """Clip and step, unless a gradient is not finite.
+
+        No kernel unscales and clips: the optimizer divides each gradient by one number as it reads it.
+        """
         optimizer, scaler, parameters = self.optimizers[phase], self.scalers[phase], self.parameters[phase]
-        if scaler.is_enabled():
-            scaler.unscale_(optimizer)
         norm = torch.nn.utils.get_total_norm(_gradients(parameters), foreach=True)
+        divisor = scaler._scale if scaler.is_enabled() else None
         if self.clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm, foreach=True)
+            least = self.one if divisor is None else divisor
+            divisor = torch.maximum((norm / self.clip_norm).float(), least)
         bad = torch.isnan(norm - norm).float()  # infinity, too; isfinite takes twice as many kernels
-        self.calls[phase] += 1
-        self.skipped[phase] += bad
-        optimizer.grad_scale, optimizer.found_inf = None, bad  # gradients are unscaled by now
+        torch._foreach_add_([self.calls[phase], self.skipped[phase]], [self.one, bad])
+        optimizer.grad_scale, optimizer.found_inf = divisor, bad
         self._step(phase, optimizer)
         if scaler.is_enabled():
-            for found in scaler._found_inf_per_device(optimizer).values():
-                found.copy_(bad)  # a norm can overflow where no single gradient does: one verdict for both
+            scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"] = {self.device: bad}
             scaler.update()
 
     def _step(self, phase, optimizer):

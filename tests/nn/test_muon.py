@@ -21,12 +21,14 @@ def muon(model, weight_decay=0.0, hidden=None):
     return Muon(model.parameters(), hidden, LR, LR_HIDDEN, BETAS, weight_decay)
 
 
-def learn(model, optimizer, steps=1, bad=0.0):
+def learn(model, optimizer, steps=1, bad=0.0, scale=1.0):
     for i in range(steps):
         optimizer.zero_grad()
         x = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(i))
-        (model(x).square().mean() + model(x).mean() * (float("nan") if bad else 1)).backward()
-        optimizer.grad_scale, optimizer.found_inf = None, torch.tensor(bad)
+        loss = model(x).square().mean() + model(x).mean() * (float("nan") if bad else 1)
+        (loss * scale).backward()
+        optimizer.grad_scale = None if scale == 1 else torch.tensor(scale)
+        optimizer.found_inf = torch.tensor(bad)
         optimizer.step()
 
 
@@ -59,6 +61,16 @@ def test_all_else_is_moved_as_by_adamw():
     for name in ("0.bias", "1.weight", "1.bias", "4.bias"):
         assert torch.equal(model.get_parameter(name), other.get_parameter(name))
     assert not torch.allclose(model[4].weight, other[4].weight)
+
+
+def test_a_scaled_gradient_is_divided_as_it_is_read():
+    plain, scaled = net(), net()
+    one, other = muon(plain), muon(scaled)
+    for scale in (1.0, 8.0, 2.0):
+        learn(plain, one)
+        learn(scaled, other, scale=scale)
+    for p, q in zip(plain.parameters(), scaled.parameters(), strict=True):
+        assert torch.equal(p, q) and torch.equal(p.grad, q.grad)
 
 
 def test_momentum_is_nesterovs():

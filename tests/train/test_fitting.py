@@ -360,6 +360,14 @@ def test_the_report_says_why_there_are_no_graphs(setting, why, planned):
     assert not [line for line in said if "CUDA graph" in line]
 
 
+def test_on_a_card_a_line_says_why_there_are_no_graphs(planned, monkeypatch):
+    said = []
+    monkeypatch.setattr(graphs, "can_record", lambda device: True)
+    fit(*planned(accumulate=2), Controls(said.append))
+    why = "a batch is computed in 2 parts (accumulate)"
+    assert said.count(f"steps are not replayed as CUDA graphs: {why}") == 1
+
+
 @pytest.mark.parametrize(
     ("setting", "device", "capturable", "accumulate", "processes", "why_not"),
     [

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mtld_core.machine.group import averaged
+from mtld_core.machine.group import over_all
 from mtld_core.nn.conv import ConvTokenizer
 from mtld_core.nn.precision import in_fp32
 
@@ -49,9 +49,7 @@ class StochasticLatent(nn.Module):
         """
         tokens, _ = self.tokenizer(torch.cat([before, after], 1))
         logits = in_fp32(self.compare(tokens.flatten(1)))
-        logits = logits - averaged(logits.mean(0))
-        logits = logits * torch.rsqrt(averaged(logits.square().mean(0)) + 1e-5)
-        shares = self._by_latent(logits).softmax(-1)
+        shares = self._by_latent(over_all(_standardised, logits)).softmax(-1)
         return F.one_hot(shares.argmax(-1), self.classes) + shares - shares.detach()  # straight through
 
     def expect(self, tokens):
@@ -66,6 +64,12 @@ class StochasticLatent(nn.Module):
     def forward(self, tokens, choice):
         """Tokens `[N, P, E]` that all know the choice."""
         return tokens + self.embed(choice.flatten(1).to(tokens.dtype))[:, None]
+
+
+def _standardised(logits):
+    # batch norm's own layer refuses a batch of one
+    normed, _, _ = torch.native_batch_norm(logits, None, None, None, None, True, 0.0, 1e-5)
+    return normed
 
 
 def surprise(choice, expected):

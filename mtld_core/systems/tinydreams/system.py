@@ -510,16 +510,15 @@ class TinyDreams(System):
         past = list(past)
         steps = [None] * self.config.rollout_frames if actions is None else actions.unbind(1)
         for t, action in enumerate(steps):
+            if frames:
+                newest = frames[-1] if self.config.rollout_gradient else frames[-1].detach()
+                past.append(newest.clamp(-1, 1))
             seen = self.look(past, action)
             choice = None
             if told is not None:
                 choice = told[:, t]
                 nats.append(surprise(choice, self.latent.expect(self.places_of(seen))))
-            newest = self.draw(seen, choice)
-            frames.append(newest)
-            if not self.config.rollout_gradient:
-                newest = newest.detach()
-            past.append(newest.clamp(-1, 1))
+            frames.append(self.draw(seen, choice))
         return torch.stack(frames, 1), torch.stack(nats, 1) if nats else None
 
     def generator_loss(self, batch):
@@ -572,7 +571,7 @@ class TinyDreams(System):
         numbers = values + NOISE_STRIDE * (len(looked_at) - 1)
         uniform, fade = keyed_uniforms(key, {"context_noise": 2 * numbers, "context_fade": 1})
         cuts = normal_of(uniform).unfold(1, values, NOISE_STRIDE).unflatten(2, (c.height, c.width, 3))
-        left = 1 - c.context_fade * fade[..., None, None]  # [B, 1, 1, 1]
+        left = torch.rsub(fade[..., None, None], 1, alpha=c.context_fade)  # [B, 1, 1, 1]
         seen = torch.stack([frames[i].movedim(1, -1) for i in looked_at], 1).movedim(-1, 2)  # [B, n, 3, H, W]
         if c.context_fade:
             seen = torch.lerp(self.median, seen, left[:, None])
