@@ -184,10 +184,16 @@ def test_a_range_in_an_annotation_is_checked(name, good, bad, words):
 
 
 def test_broken_json_names_line_and_column():
-    with pytest.raises(ConfigError, match=r"overrides is not valid JSON \(line 3, column 1: "):
+    with pytest.raises(ConfigError, match=r"overrides is not valid JSON \(.*: line 3 column 1 "):
         parse_object('{\n "a": 1,\n}', "overrides")
-    with pytest.raises(ConfigError, match=r"Everything is not valid JSON \(line 1, column 10: "):
+    with pytest.raises(ConfigError, match=r"Everything is not valid JSON \(.*: line 1 column 10 "):
         parse_object('{"count" 1}', "Everything")
+
+
+@pytest.mark.parametrize("text", [f'{{"steps": {"9" * 5000}}}', f'{{"a": {"[" * 100_000}'])
+def test_json_too_large_to_be_meant_is_refused(text):
+    with pytest.raises(ConfigError, match="overrides is not valid JSON"):
+        parse_object(text, "overrides")
 
 
 @pytest.mark.parametrize(
