@@ -210,8 +210,9 @@ def _convert(name, hint, value):
         with contextlib.suppress(OverflowError):
             return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)
+        value = int(value)
     right = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     check(right, f"{name} must be of type {hint.__name__}, not {value!r}")
     check(hint is not float or math.isfinite(value), f"{name} must be finite, not {value!r}")
+    check(hint is not int or abs(value) < 2**63, f"{name} must fit into 64 bits, not {value!r}")
     return value

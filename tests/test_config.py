@@ -100,6 +100,8 @@ def test_what_may_be_bent(name, value, stored):
         ("count", 2.5, "type int"),
         ("count", "3", "type int"),
         ("count", None, "type int"),
+        ("count", 10**400, "64 bits"),
+        ("count", -(2**63), "64 bits"),
         ("rate", True, "type float"),
         ("rate", "0.1", "type float"),
         ("rate", [0.1], "type float"),
@@ -123,6 +125,13 @@ def test_a_wrong_type_names_field_value_and_what_is_wanted(name, value, wanted):
     assert (
         text.startswith(f"Everything.{name} ") and wanted in text and repr(value) in text and "\n" not in text
     )
+
+
+def test_a_number_of_any_size_is_read():
+    assert from_dict(Everything, {"count": 2**63 - 1}).count == 2**63 - 1
+    assert from_dict(Everything, {"count": -0.0}).count == 0
+    with pytest.raises(ConfigError, match="count must fit into 64 bits"):
+        from_dict(Everything, {"count": 1e300})
 
 
 @pytest.mark.parametrize("bad", [True, 1.5, "1", None])

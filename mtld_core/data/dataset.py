@@ -36,20 +36,20 @@ class Domains:
     """What a `Dataset` and a `DomainPair` have in common: `domains` of one frame `size` at one `path`."""
 
     def describe(self):
-        """What a run keeps of its dataset: where it lies, how much it is, and by what to know it again.
-
-        {"path", "arcs": how many, "frames": how many, "size": [H, W], "pictures": digest of some frames}
-        """
-        pictures = blake2b(digest_size=8)
-        for domain in self.domains:
-            pictures.update(domain.frames[evenly(len(domain.frames), SEEN)].cpu().numpy())
+        """What a run keeps of its dataset: {"path", "arcs": how many, "frames": how many, "size": [H, W]}."""
         return {
             "path": self.path,
             "arcs": sum(len(domain.arcs) for domain in self.domains),
             "frames": sum(len(domain.frames) for domain in self.domains),
             "size": list(self.size),
-            "pictures": pictures.hexdigest(),
         }
+
+    def digest(self):
+        """A hex digest of some frames, by which a run knows them from others under the same names."""
+        digest = blake2b(digest_size=8)
+        for domain in self.domains:
+            digest.update(domain.frames[evenly(len(domain.frames), SEEN)].cpu().numpy())
+        return digest.hexdigest()
 
 
 @dataclasses.dataclass

@@ -667,7 +667,7 @@ class Training:
     def _resume(self, folder, manifest):
         origin = folder, manifest["config"], self._about(), self.run_dir
         check_origin(*origin)
-        then, now = (about["dataset"].get("pictures") for about in origin[1:3])
+        then, now = (about["dataset"].get("digest") for about in origin[1:3])
         if then not in (None, now):
             self.controls.say(
                 f"{self.dataset.path} holds other pictures than this run began with: it goes on with them, "
