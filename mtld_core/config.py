@@ -167,9 +167,8 @@ def parse_json(text, what):
     """Read a value from JSON text. Raises ConfigError, which names `what` and the place, where it is none."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}: {error.msg}"
-        raise ConfigError(f"{what} is not valid JSON ({place})") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{what} is not valid JSON ({error})") from None
 
 
 def parse_object(text, what):
@@ -185,7 +184,7 @@ def parse_object(text, what):
 
 def seconds(value):
     """Seconds as a float >= 0 from a number, "90.5", "1:30.5" or "1:01:30". Raises UserError."""
-    match = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?)", str(value).strip())
+    match = re.fullmatch(r"(?:(?:(\d{1,9}):)?(\d{1,9}):)?(\d{1,9}(?:\.\d*)?)", str(value).strip())
     if not match:
         raise UserError(f"{value!r} is not a time: write seconds, m:ss or h:mm:ss")
     hours, minutes, rest = match.groups(default="0")
@@ -211,8 +210,9 @@ def _convert(name, hint, value):
         with contextlib.suppress(OverflowError):
             return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)
+        value = int(value)
     right = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     check(right, f"{name} must be of type {hint.__name__}, not {value!r}")
     check(hint is not float or math.isfinite(value), f"{name} must be finite, not {value!r}")
+    check(hint is not int or abs(value) < 2**63, f"{name} must fit into 64 bits, not {value!r}")
     return value

@@ -50,6 +50,16 @@ def atomic_folder(path):
         shutil.rmtree(old, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def whole(folder):
+    """Delete `folder` with all that is in it where the block raises anything."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def write_json(path, value):
     """Write a value of plain types as a JSON file, whole or not at all."""
     with atomic_path(path) as temporary:

@@ -86,7 +86,7 @@ def parameter(name, value):
         check(is_number and value % 1 == 0, f"{name} must be a whole number, not {value!r}")
         return int(value)
     if name in NUMBERS:
-        check(is_number and math.isfinite(value), f"{name} must be a number, not {value!r}")
+        check(is_number and abs(value) < math.inf, f"{name} must be a number, not {value!r}")
     elif name in TIMES:
         try:
             seconds(value)

@@ -26,7 +26,7 @@ import safetensors.torch
 import torch
 
 from mtld_core.config import UserError, can_write, check, find
-from mtld_core.files import atomic_path, write_json
+from mtld_core.files import whole, write_json
 from mtld_core.judge.task import summary
 from mtld_core.judge.windows import windows_of
 from mtld_core.runs import checkpoint as checkpoints
@@ -73,7 +73,8 @@ def share(run_dir, out, frames=256, half=False):
 
     frames: how many are copied, at most, of the held-out episode, with their actions; 0 for none: then it
     starts from pictures only. half: weights in half precision, in half the space. Returns the path. Raises
-    UserError where `out` is taken, the run has no report or cannot be opened, or its dataset is gone.
+    UserError where `out` is taken or cannot be written, the run has no report or cannot be opened, or its
+    dataset is gone; then nothing half-written is left.
     """
     out, system = Path(out).expanduser(), open_run(run_dir, device="cpu")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -87,18 +88,18 @@ def share(run_dir, out, frames=256, half=False):
     about["dataset"]["path"] = report["dataset"]["path"] = place
     about["step"], report["run_dir"] = system.run.step, "."
     report["metrics"].pop("lpips_reason", None)  # why this machine could not
-    write_json(out / CONFIG, without_places(about))
-    write_json(out / REPORT, without_places(report))
-    with atomic_path(out / WEIGHTS) as file:
-        weights = (system.half() if half else system).state_dict()
-        weights = {name: value.contiguous() for name, value in weights.items()}
-        safetensors.torch.save_file(weights, file, {"format": "pt"})
-    for name, start in starts.items():
-        _write_recording(out / name, *start)
-    for name, picture in {PREVIEW: newest_preview(run_dir), JUDGEMENT: run_dir / JUDGEMENT}.items():
-        if picture.is_file():
-            shutil.copyfile(picture, out / name)
-    (out / README).write_text(_card(out, report, system.config))
+    weights = (system.half() if half else system).state_dict()
+    weights = {name: value.contiguous() for name, value in weights.items()}
+    with can_write(out, "make room there or name another folder"), whole(out):
+        write_json(out / REPORT, without_places(report))
+        (out / WEIGHTS).write_bytes(safetensors.torch.save(weights, {"format": "pt"}))
+        for name, start in starts.items():
+            _write_recording(out / name, *start)
+        for name, picture in {PREVIEW: newest_preview(run_dir), JUDGEMENT: run_dir / JUDGEMENT}.items():
+            if picture.is_file():
+                shutil.copyfile(picture, out / name)
+        (out / README).write_text(_card(out, report, system.config))
+        write_json(out / CONFIG, without_places(about))  # at last: what lacks it is not uploaded
     return out
 
 
@@ -160,7 +161,8 @@ def _inside(rows, arc):
 def _write_recording(path, dataset, rows, episode, about):
     frames = dataset.frames[rows].numpy()
     chunks = (min(16, len(rows)), *frames.shape[1:])
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    path.parent.mkdir(exist_ok=True)
+    with h5py.File(path, "w") as file:
         file.create_dataset("frames", data=frames, chunks=chunks, compression="gzip")
         file["episode"] = torch.full_like(rows, episode).numpy()
         if dataset.actions is not None:

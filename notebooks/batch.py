@@ -36,6 +36,7 @@ sys.path.insert(0, str(PAGES.parent))
 from mtld_core.runtime import MENDABLE, command
 
 PARTS = {"out": str, "all": dict, "runs": dict, "each": dict}
+LONGEST = 200  # bytes of a run's name, which with a few letters more names its files
 FIGURES = ("psnr", "skill_db", "moving_skill_db", "ssim", "lpips")
 MENDED_BY_READING = ("UserError", "ConfigError", "RunGivenUp", "SystemExit")
 
@@ -75,7 +76,7 @@ def read_sweep(path):
     """(folder for what comes out, {run: its parameters}) of a YAML file. Raises Refused."""
     try:
         sweep = yaml.load(Path(path).read_text(), Sweep)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise Refused(f"{path}: {' '.join(str(error).split())}") from None
     if isinstance(sweep, dict):  # what is empty in the file is as if left out
         sweep = {name: value for name, value in sweep.items() if value is not None}
@@ -95,6 +96,8 @@ def read_sweep(path):
         name = "_".join([str(run), *(f"{key}_{value}" for key, value in chosen.items())]).replace("/", "_")
         if name in runs:
             raise Refused(f"{path}: two runs are called {name!r}")
+        if not name.strip(".") or len(name.encode()) > LONGEST:
+            raise Refused(f"{path}: a folder cannot be called {name!r}; rename the run, or shorten `each`")
         if not isinstance(own or {}, dict):
             raise Refused(f"{path}: runs: {run} must be a mapping of parameters, not {own!r}")
         try:

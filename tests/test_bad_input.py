@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_arcs, write_video
-from PIL import Image
+from PIL import Image, ImageOps
 
 from data_prep.extract_frames import extract
 from mtld_core import systems
@@ -25,6 +25,7 @@ from mtld_core.generate import generate
 from mtld_core.media import read_image
 from mtld_core.runs.checkpoint import list_checkpoints, problem
 from mtld_core.runs.folder import read_pointer
+from mtld_core.share import share
 from mtld_core.train import train
 from mtld_core.train.job import main
 from mtld_core.train.loop import Training
@@ -371,6 +372,18 @@ def test_a_checkpoint_of_another_system_other_data_or_another_seed(trained, run,
     assert files(run) == before
 
 
+def test_other_pictures_under_the_same_names_are_said(trained, run, tmp_path, capsys):
+    arcs = shutil.copytree(trained[0], tmp_path / "arcs")
+    said = "holds other pictures than this run began with"
+    assert tiny(arcs, run, steps=11)["step"] == 11 and said not in capsys.readouterr().out  # they may move
+    for file in arcs.glob("*/*.png"):
+        with Image.open(file) as picture:
+            ImageOps.invert(picture.convert("RGB")).save(file)
+    assert tiny(arcs, run, steps=12)["step"] == 12
+    assert capsys.readouterr().out.count(f"{arcs} {said}") == 1
+    assert tiny(arcs, run, steps=13)["step"] == 13 and said not in capsys.readouterr().out
+
+
 def test_other_files_of_a_run_damaged(trained, run):
     """What they said is made anew; nothing depends on them."""
     for name, content in {
@@ -481,6 +494,12 @@ def test_a_full_disk(trained, small_disk, tmp_path):
         "out cannot be written (No space left on device)",
     )
     assert not any((small_disk / "out").iterdir())
+    for half in (False, True):
+        refused(
+            lambda half=half: share(run, small_disk / "shared", 4, half),
+            "shared cannot be written (No space left on device); make room there or name another folder",
+        )
+        assert not (small_disk / "shared").exists()
     (small_disk / "root").mkdir()
     (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free + left - 20_000 - 8192))
     _, last = command("data_prep/extract_frames.py", "sample", small_disk / "root")

@@ -262,6 +262,17 @@ def test_no_option_is_passed_over(words, said, capsys):
     assert main(["RUN", *words]) == 1 and said in capsys.readouterr().err
 
 
+def test_a_full_disk_leaves_no_half_of_a_run(run, tmp_path, monkeypatch):
+    def full(out, *about):
+        assert (out / "recording.h5").is_file() and not (out / "config.json").exists()  # which makes it a run
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mtld_core.share._card", full)
+    with pytest.raises(UserError, match=r"out cannot be written \(No space left on device\); make room"):
+        share(run, tmp_path / "out", 12)
+    assert not (tmp_path / "out").exists()
+
+
 def test_data_that_are_gone_are_no_end(run, tmp_path, monkeypatch):
     (tmp_path / "home/recording.h5").unlink()
     with pytest.raises(UserError, match=r"bring it back, or share with frames=0$"):

@@ -7,6 +7,7 @@ needed.
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -43,7 +44,7 @@ def load(source, memory="auto", cache=True, workers=0, label=None):
         key = blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
         meta = _find(key)
     shape = meta["shape"] if meta else source.measure()
-    in_ram = _fits(source.path, int(np.prod(shape)), memory, can_stay)
+    in_ram = _fits(source.path, math.prod(shape), memory, can_stay)
     if meta:
         source.bad = {int(i): why for i, why in meta["bad"].items()}
         frames = _open(key, meta["rows"], in_ram)
@@ -74,7 +75,7 @@ def _in_ram(source, shape, key, workers, label):
 
 def _on_disk(source, shape, key, workers, label):
     """Decode into a file in the cache, and map it. Returns as `load`."""
-    needed = int(np.prod(shape))
+    needed = math.prod(shape)
     try:
         with _new_entry(key, needed) as folder:
             path = folder / "frames.npy"
@@ -192,10 +193,10 @@ def _make_room(root, needed):
     entries = [entry for entry in root.iterdir() if re.fullmatch("[0-9a-f]{32}", entry.name)]
     sizes = {entry: sum(file.stat().st_size for file in entry.iterdir()) for entry in entries}
     used = sum(sizes.values())
-    limit = (shutil.disk_usage(root).free + used) / 2
+    room = shutil.disk_usage(root).free + used
+    if needed > room:  # then nothing has to go, either
+        raise OSError(errno.ENOSPC, f"no room for {needed / 1e9:.1f} GB in the cache", str(root))
     for entry in sorted(entries, key=lambda entry: entry.stat().st_mtime):
-        if used + needed > limit:
+        if used + needed > room / 2:
             used -= sizes[entry]
             shutil.rmtree(entry, ignore_errors=True)
-    if needed > shutil.disk_usage(root).free:
-        raise OSError(errno.ENOSPC, f"no room for {needed / 1e9:.1f} GB in the cache", str(root))

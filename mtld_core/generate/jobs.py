@@ -8,15 +8,14 @@ import itertools
 import json
 import numbers
 import os
-import shutil
 import time
 from pathlib import Path
 
 import torch
 
-from mtld_core.config import UserError, can_write, check, parse_json
+from mtld_core.config import UserError, can_write, check, find, parse_json
 from mtld_core.data.truth import DIRECTIONS
-from mtld_core.files import read_json, write_json
+from mtld_core.files import read_json, whole, write_json
 from mtld_core.frames import to_float
 from mtld_core.generate.output import Continuation, Timed, Translation, write
 from mtld_core.generate.rollouts import check_actions, check_makes_frames, stream, stream_translation
@@ -73,20 +72,20 @@ def generate(
         name = given.name
     size = [system.config.height, system.config.width]
     began = time.perf_counter()
-    with _folder_for(system.run, name, out_dir) as folder:
+    with _folder_for(system.run, given, name, out_dir) as folder:
         files, written = write(job, folder, fps, size, progress)
-    result = _about(system, given) | {
-        "num_frames": written,
-        "fps": fps,
-        "seed": seed,
-        "size": size,
-        "seconds": round(time.perf_counter() - began, 3),
-        "frames_per_second": round(job.frames.per_second, 2),
-        "out_dir": str(folder.absolute()),
-        "files": files,
-    }
-    result |= job.facts()
-    write_json(folder / ABOUT, result)
+        result = _about(system, given) | {
+            "num_frames": written,
+            "fps": fps,
+            "seed": seed,
+            "size": size,
+            "seconds": round(time.perf_counter() - began, 3),
+            "frames_per_second": round(job.frames.per_second, 2),
+            "out_dir": str(folder.absolute()),
+            "files": files,
+        }
+        result |= job.facts()
+        write_json(folder / ABOUT, result)
     return result
 
 
@@ -204,18 +203,20 @@ def _too_few_actions(given, system, count, known):
 
 
 @contextlib.contextmanager
-def _folder_for(run, name, out_dir):
+def _folder_for(run, given, name, out_dir):
     """`out_dir`, or a new folder among the run's samples, which goes again where the block raises.
 
-    Raises UserError where it holds other frames, lies in the dataset, or cannot be written to.
+    given: the `Source`. Raises UserError where it holds other frames, lies in the dataset or in the source,
+    or cannot be written to.
     """
     step = Path(run.checkpoint).stem if run.step is None else run.step
     folder = Path(out_dir or samples_of(run.dir) / f"{name}_{step}").expanduser()
-    data = Path(run.dataset_path).resolve()
-    check(
-        not (out_dir and data.is_dir() and folder.resolve().is_relative_to(data)),
-        f"out_dir={out_dir} lies in the dataset {data}, where frames would become an arc; choose another one",
-    )
+    source = "" if given.context is None else find(given.text)
+    for data in filter(os.path.isdir, (run.dataset_path, source)):
+        check(
+            not (out_dir and folder.resolve().is_relative_to(Path(data).resolve())),
+            f"out_dir={out_dir} lies in {data}, where its frames would be read as data; choose another one",
+        )
     with can_write(folder, "make room there or choose another out_dir"):
         if not out_dir:
             folder = _new_folder(folder)
@@ -223,12 +224,8 @@ def _folder_for(run, name, out_dir):
             raise UserError(
                 f"{folder / 'frames'} was not written by a generation; choose another out_dir, or remove it"
             )
-        try:
+        with contextlib.nullcontext() if out_dir else whole(folder):
             yield folder
-        except BaseException:
-            if not out_dir:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
 
 
 def _new_folder(wanted):

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -43,7 +44,10 @@ def judge(run_dir, checkpoint="", device="auto", life_horizon=None, dataset_root
     folder = system.run.dir
     if not os.access(folder, os.W_OK):
         folder = samples_of(folder)
-    write_part(folder, f"{JUDGEMENTS}/{Path(system.run.checkpoint).stem}.json", figures)
+    try:
+        write_part(folder, f"{JUDGEMENTS}/{Path(system.run.checkpoint).stem}.json", figures)
+    except OSError as error:  # figures that took long are not lost with the disk
+        print(f"{folder} cannot be written ({error.strerror}): figures are not kept there", file=sys.stderr)
     return figures
 
 

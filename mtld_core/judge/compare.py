@@ -84,7 +84,7 @@ def runs_to_compare():
     times = {path: os.path.getmtime(f"{path}/{LATEST}") for path in trained}
     if not times:
         return [path for path in runs_in(EXAMPLES) if path.endswith("/pong")]
-    data = {path: read_config(path)["dataset"] for path in times}
+    data = {path: read_config(path)["dataset"] | {"digest": ""} for path in times}  # older runs have none
     return [path for path in times if data[path] == data[max(times, key=times.get)]]
 
 

@@ -669,6 +669,12 @@ class Training:
     def _resume(self, folder, manifest):
         origin = folder, manifest["config"], self._about(), self.run_dir
         check_origin(*origin)
+        then, now = (about["dataset"].get("digest") for about in origin[1:3])
+        if then not in (None, now):
+            self.controls.say(
+                f"{self.dataset.path} holds other pictures than this run began with: it goes on with them, "
+                "and its figures before and after are of different data"
+            )
         weights = checkpoints.load_weights(folder, ema=False)
         checkpoints.load_state_dict(self.system, weights, folder, other_settings(*origin))
         if self.ema is not None:

@@ -25,7 +25,7 @@ def about(system, config, dataset):
         "preset": config.preset,
         "config": to_dict(system.config),
         "training": to_dict(config),
-        "dataset": dataset.describe(),
+        "dataset": dataset.describe() | {"digest": dataset.digest()},
     }
 
 

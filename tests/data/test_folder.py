@@ -49,6 +49,10 @@ def test_arcs_and_frames_come_in_the_order_of_their_numbers(tmp_path):
     assert values(data) == [2, 11, 100, 9, 10]
     assert data.arcs[0].numbers.tolist() == [2, 11, 100]
     assert data.describe() == {"path": str(root), "arcs": 2, "frames": 5, "size": [8, 8]}
+    put(root / "arc_10/f10.png", 77)
+    assert data.digest() != read(root).digest()
+    put(root / "arc_10/f10.png", 10)
+    assert data.digest() == read(root).digest()
     assert data.row("arc_10", 10) == 4
 
 
@@ -258,6 +262,8 @@ def test_domains(tmp_path):
     assert isinstance(pair, DomainPair)
     assert (values(pair.x), values(pair.y)) == ([1], [2, 3])
     assert pair.describe() == {"path": str(tmp_path / "d"), "arcs": 2, "frames": 3, "size": [8, 8]}
+    put(tmp_path / "d/Y/b/1.png", 4)
+    assert pair.digest() != read(tmp_path / "d").digest()
     put(tmp_path / "d/X/a/0.png", 1, (8, 16))
     with pytest.raises(UserError, match="X has frames of 16x8 pixels and Y of 8x8"):
         read(tmp_path / "d")

@@ -494,7 +494,11 @@ def test_frames_in_the_file_are_the_frames_in_memory(tmp_path, monkeypatch, size
     a, b = near.frames, far.frames
     assert isinstance(b, LazyFrames) and not (tmp_path / "cache").exists()
     assert (b.shape, b.dtype, b.device, b.nbytes, len(b)) == (a.shape, a.dtype, a.device, a.nbytes, len(a))
-    assert near.describe() == far.describe() and near.arcs[3].start == far.arcs[3].start
+    assert (
+        near.describe() == far.describe()
+        and near.digest() == far.digest()
+        and near.arcs[3].start == far.arcs[3].start
+    )
     rows = torch.randint(0, 120, (3, 4, 2))
     for index in (
         0,

@@ -187,6 +187,15 @@ def test_the_longest_unused_entry_gives_way(root, tmp_path, monkeypatch):
     assert len(left) == 3
 
 
+@pytest.mark.parametrize("side", [10**6, 2**31])  # bytes of the second are more than int64 holds
+def test_frames_that_fit_nowhere_push_none_out(root, tmp_path, side):
+    read(root)
+    before = entries(tmp_path)
+    with pytest.raises(UserError, match=r"have to go into the cache .*no room for \d+\.\d GB"):
+        read(root, height=side, width=side)
+    assert entries(tmp_path) == before
+
+
 def test_frames_beyond_the_memory_are_mapped_from_disk(root, monkeypatch):
     monkeypatch.setattr(store, "free_memory", lambda: 5000)
     with pytest.raises(UserError, match=r"take 0.00 GB of RAM and 0.00 GB can be used"):

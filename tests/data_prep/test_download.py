@@ -299,7 +299,17 @@ def test_the_script(server, clip, tmp_path):
 
 def test_times_names_and_lists(tmp_path):
     assert [seconds(value) for value in (3, 1.5, "90", "1:30.5", "1:01:30")] == [3, 1.5, 90, 90.5, 3690]
-    for wrong in ("", "-1", "1:2:3:4", "abc", "1e400", float("nan")):
+    for wrong in (
+        "",
+        "-1",
+        "1:2:3:4",
+        "abc",
+        "1e400",
+        float("nan"),
+        "9" * 400,
+        "9" * 5000,
+        f"{'9' * 400}:00",
+    ):
         with pytest.raises(UserError, match="is not a time"):
             seconds(wrong)
     assert [safe_name(text) for text in ("..", "a b/c", ".hid", "\u00e9t\u00e9 1")] == [

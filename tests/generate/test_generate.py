@@ -4,6 +4,7 @@ import functools
 import http.server
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -200,9 +201,30 @@ def test_somebody_elses_frames_are_not_replaced(opened, tmp_path):
 def test_frames_are_not_written_among_the_arcs_of_the_data(opened, tmp_path):
     before = folder_of(tmp_path / "data")
     for folder in (tmp_path / "data", tmp_path / "data/new"):
-        with pytest.raises(UserError, match=r"lies in the dataset .* choose another one"):
+        with pytest.raises(UserError, match=r"lies in .*data, where .* choose another one"):
             generation.generate("run", "dataset:moves/10", 4, out_dir=str(folder))
     assert folder_of(tmp_path / "data") == before
+
+
+def test_frames_are_not_written_among_those_of_the_source(opened, tmp_path):
+    """A clip with frames in a folder inside it would be read as that one arc."""
+    clip = shutil.copytree(tmp_path / "data/moves", tmp_path / "clip")
+    given = generation.generate("run", str(clip), 4, out_dir=str(tmp_path / "out"))
+    for folder in (clip, clip / "made", tmp_path / "clip/../clip/made"):
+        with pytest.raises(UserError, match=r"lies in .*clip, where .* choose another one"):
+            generation.generate("run", str(clip), 4, out_dir=str(folder))
+    again = generation.generate("run", str(clip), 4, out_dir=str(tmp_path / "out"))
+    assert again["psnr"] == given["psnr"] and folder_of(clip) == folder_of(tmp_path / "data/moves")
+
+
+def test_what_a_full_disk_left_of_a_generation_goes(opened, tmp_path, monkeypatch):
+    def full(path, value):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(generation, "write_json", full)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); make room"):
+        generation.generate("run", "dataset:moves/10", 4)
+    assert folder_of(tmp_path / "run/samples") == []
 
 
 # ---- what it may also start from

@@ -49,6 +49,17 @@ def test_a_run_that_is_found_elsewhere_or_cannot_be_written_to(run, tmp_path, mo
     assert json.loads(Path("samples/run/judgements/step_00000020.json").read_text()) == figures
 
 
+def test_figures_outlast_a_full_disk(run, monkeypatch, capsys):
+    def full(folder, name, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(judge, "write_part", full)
+    assert judge.main([str(run[0])]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["psnr"] == pytest.approx(run[1]["metrics"]["psnr"], abs=1e-3)
+    assert f"{run[0]} cannot be written (No space left on device): figures are not kept there" in said.err
+
+
 def test_a_run_whose_data_have_moved_is_judged_where_they_are_now(run, tmp_path, monkeypatch, capsys):
     data = run[0].parent / "arcs"
     before = judge.judge(run[0])

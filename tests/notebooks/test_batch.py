@@ -130,6 +130,11 @@ def test_overrides_may_be_json_text_or_nothing_and_a_name_may_look_like_a_date(t
         ("out: x\nruns: {a: {}}\nevery: {}", "every is none of"),
         ("out: x\nruns: {a: {overrides: latent}}", "runs: a: overrides must be a mapping, or JSON text"),
         ("out: x\nruns: {a: {overrides: [3]}}", "runs: a: overrides must be a mapping, or JSON text"),
+        ("out: x\nruns: {a: {start: 2024-13-45}}", "month must be in 1..12"),
+        (f"out: x\nruns: {{a: {{steps: {'9' * 5000}}}}}", "value has 5000 digits"),
+        (f"out: x\nruns: {{a: {'[' * 2000}", "maximum recursion depth"),
+        ("out: x\nruns: {..: }", "a folder cannot be called '..'"),
+        (f"out: x\nruns: {{{'a' * 100}: }}\neach: {{seed: {'9' * 100}}}", "a folder cannot be called 'aaa"),
     ],
 )
 def test_a_file_that_is_no_sweep_is_one_line(tmp_path, text, message):

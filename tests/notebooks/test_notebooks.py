@@ -259,6 +259,7 @@ def test_only_a_number_is_a_number(page, name):
         with pytest.raises(UserError, match=f"^{name} must be a (whole )?number, not "):
             given(page, **{name: value})
     assert given(page, **{name: 4.0})[name] == 4
+    assert given(page, **{name: 10**400})[name] == 10**400  # which the setting itself refuses
     if name in pages.WHOLE:
         with pytest.raises(UserError, match=f"^{name} must be a whole number, not 2.5"):
             given(page, **{name: 2.5})
