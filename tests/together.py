@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import torch
 from conftest import moving_square
 
@@ -71,6 +72,19 @@ def train(name, run_dir, steps, group=ALONE, settings=None):
             run._save()
     group.meet()
     return run
+
+
+def workers(mark):
+    """The processes of trainings that were started where the environment's MTLD_TEST is `mark`, by rank."""
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            told = process.environ()
+            if "mtld_core.train" in process.cmdline() and "RANK" in told and told["MTLD_TEST"] == str(mark):
+                found[int(told["RANK"])] = process
+        except (psutil.Error, KeyError):
+            continue
+    return found
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 from conftest import write_arcs
-from together import BATCH, WAYS, pair, train
+from together import BATCH, WAYS, pair, train, workers
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -172,23 +172,6 @@ class Job:
             assert time.monotonic() - began < seconds, (self.said, self.error, self.controls.doing)
             time.sleep(0.02)
         return time.monotonic() - began
-
-
-def workers(run_dir):
-    """The processes that train in a folder, by their rank."""
-    found = {}
-    for process in psutil.process_iter():
-        try:
-            told = process.environ()
-            if (
-                "mtld_core.train" in process.cmdline()
-                and "RANK" in told
-                and told["MTLD_TEST"] == str(run_dir)
-            ):
-                found[int(told["RANK"])] = process
-        except (psutil.Error, KeyError):
-            continue
-    return found
 
 
 @pytest.fixture
