@@ -144,7 +144,7 @@ def on_a_card():
     gives, of whose kernels torch knows no shapes.
     """
 
-    def backward(loss, inputs):
+    def backward(loss, gradient=None, inputs=()):
         for parameter in inputs:
             parameter.grad = torch.empty_like(parameter)
 

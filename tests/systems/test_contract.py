@@ -215,7 +215,8 @@ def test_trains_reports_and_opens_again(name, whole_run):
         == isinstance(system, Reconstructs)
         == ("baseline_copy_psnr" not in metrics)
     )
-    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2  # every 10 steps
+    lines = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-2:] == [10, 20] and len(lines) <= 3  # every 10 steps; a slow machine's first line comes early
     opened = open_run(folder, device="cpu")
     assert not opened.training and opened.run.step == 20
     weights = load_weights(list_checkpoints(folder)[0])
