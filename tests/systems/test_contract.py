@@ -216,7 +216,9 @@ def test_trains_reports_and_opens_again(name, whole_run):
         == ("baseline_copy_psnr" not in metrics)
     )
     lines = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert lines[-2:] == [10, 20] and len(lines) <= 3  # every 10 steps; a slow machine's first line comes early
+    assert (
+        lines[-2:] == [10, 20] and len(lines) <= 3
+    )  # every 10 steps; a slow machine's first line comes early
     opened = open_run(folder, device="cpu")
     assert not opened.training and opened.run.step == 20
     weights = load_weights(list_checkpoints(folder)[0])
