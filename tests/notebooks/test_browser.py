@@ -329,7 +329,7 @@ def test_training_is_watched_paused_saved_and_stopped(open_page, lab):
     page.screenshot(path=lab[1] / "panel_changed.png")
     assert page.evaluate(OVERLAPS, TRAIN) == [] and status.inner_text().startswith("training")
     page.evaluate(PRESS, ["Train so", "^training.* of 1000005 "])
-    assert not changed.is_visible()
+    changed.wait_for(state="hidden")
 
     page.evaluate(PRESS, ["Stop", "^stopped"])
     page.locator(f"{TRAIN} button", has_text="Train on").wait_for()
@@ -460,7 +460,7 @@ def test_a_dream_is_steered_by_clicks_and_by_keys(open_page, lab):
             break
     print("milliseconds from a click to the new picture:", sorted(round(1000 * s) for s in seconds))
     assert len(set(frames)) == 10 and statistics.median(seconds) < 0.15
-    assert step.inner_text().startswith("step 10 · RIGHT · ")
+    step.get_by_text("step 10 · RIGHT · ").wait_for()
 
     def press(key, name):
         page.keyboard.press(key)
