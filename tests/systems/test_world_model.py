@@ -145,6 +145,20 @@ def test_the_tokenizer_learns_to_rebuild(tmp_path):
     assert long["latent_variance"] >= long["latent_variance_least"] > 0 and "codebook_use" not in long
 
 
+def test_a_tokenizer_begins_with_the_median_frame_and_latents_that_differ():
+    dataset = data(64)
+    cls, config, _ = plan("tokenizer", "small", {})
+    system = build(cls, config, dataset, 0).eval()
+    system.prepare(dataset.frames)
+    frames = to_float(dataset.frames[:8])[None]
+    with torch.no_grad():
+        rebuilt = system.reconstruct(frames)
+        latents = system.encode(frames)
+    assert torch.equal(rebuilt, system.median.expand_as(rebuilt))
+    # 0.05 to 0.07 by seed; with the random biases that torch gives it was 0.003 to 0.006
+    assert latents.flatten(0, 2).var(0).mean() > 0.03
+
+
 def test_codes_are_counted(runs):
     figures = open_run(runs / "codes", device="cpu").evaluate(data(), torch.arange(4))
     assert 0 < figures["codebook_use"] <= 1 and 1 <= figures["codebook_perplexity"] <= 3**4

@@ -24,11 +24,15 @@ def to_frames(patches, p, height, width):
 
 
 class PatchEmbedding(nn.Module):
-    """Patches `[..., P, n]` -> tokens `[..., P, dim]`: a linear map, plus a learned vector for each place."""
+    """Patches `[..., P, n]` -> tokens `[..., P, dim]`: a linear map, plus a learned vector for each place.
+
+    Its bias starts at zero, as those of `SpaceTimeTransformer`.
+    """
 
     def __init__(self, count, values, dim):
         super().__init__()
         self.project = nn.Linear(values, dim)
+        nn.init.zeros_(self.project.bias)
         self.place = nn.Parameter(torch.randn(count, dim) * 0.02)
 
     def forward(self, patches):

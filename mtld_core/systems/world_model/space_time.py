@@ -97,6 +97,9 @@ class SpaceTimeTransformer(nn.Module):
 
     condition: `[B, T, condition_dim]`. past: a list, one entry a block; None at the start of a clip. keep:
     False where no frame follows these. One pass over a whole clip gives what frame after frame gives.
+
+    Biases start at zero: torch's are random and the same for all tokens, so that what differs between these,
+    which is little where most patches show what they always do, would drown.
     """
 
     def __init__(self, dim, heads, hidden, blocks, span, condition_dim=0):
@@ -104,6 +107,9 @@ class SpaceTimeTransformer(nn.Module):
         layers = [SpaceTimeBlock(dim, heads, hidden, span, condition_dim) for _ in range(blocks)]
         self.blocks = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(dim)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.bias)
 
     def forward(self, x, condition=None, past=None, keep=True):
         if condition is not None:

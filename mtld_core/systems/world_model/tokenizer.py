@@ -12,6 +12,7 @@ from torch import nn
 
 from mtld_core.chance import keyed_normal
 from mtld_core.config import AtLeastTwo, NotNegative, Positive, check
+from mtld_core.nn.conv import zeroed
 from mtld_core.nn.moving import moving_weights
 from mtld_core.systems.base import Loss, Needs, Reconstructs
 from mtld_core.systems.world_model.patches import PatchEmbedding
@@ -82,7 +83,7 @@ class Tokenizer(Reconstructs, Stage):
         self.fsq = FSQ(c.latent_dim, c.levels) if c.quantise == "fsq" else None
         self.from_latent = PatchEmbedding(c.patches, c.latent_dim, width)
         self.decoder = SpaceTimeTransformer(*c.transformer)
-        self.head = nn.Linear(width, c.patch_values)
+        self.head = zeroed(nn.Linear(width, c.patch_values))  # so it begins with the median frame
         self.register_buffer("mean", torch.zeros(c.patches, c.patch_values))  # what the head adds to
 
     def needs(self):
