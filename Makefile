@@ -35,7 +35,7 @@ demo: setup
 	mkdir -p demo
 	$(RUN) notebooks/01_extract_frames.ipynb demo/01_extract_frames.ipynb -p source sample -p dataset_root demo/dataset
 	$(RUN) notebooks/02_train.ipynb demo/02_train.ipynb -p preset demo -p dataset_root demo/dataset -p run_dir demo/run \
-		-p time_budget_minutes 3.75
+		-p time_budget_minutes 5
 	$(RUN) notebooks/03_generate.ipynb demo/03_generate.ipynb -p run_dir demo/run -p source dataset:bigbuckbunny/20 \
 		-p num_frames 64 -p out_dir demo/generated
 	@echo "done: open demo/generated/video.mp4 (or video.gif); the pages that made it are demo/*.ipynb"
