@@ -215,7 +215,8 @@ class Panel(widgets.VBox):
     """
 
     def __init__(self):
-        super().__init__()
+        # as wide as its place, whatever is in it: JupyterLab 3 cuts off what sticks out
+        super().__init__(layout={"width": "0", "min_width": "100%"})
         self.message = widgets.HTML()
 
     def attempt(self, action):

@@ -63,7 +63,8 @@ class PlayPanel(RunPanel):
 
     def __init__(self, run_dir="runs/demo", fps=12, source=""):
         self._lock, self._stopped = threading.RLock(), threading.Event()
-        super().__init__(steered_runs(Path(run_dir).parent), run_dir)
+        runs = steered_runs(Path(run_dir).parent)
+        super().__init__([(Path(run).name, run) for run in runs], run_dir)
         if PlayPanel._newest is not None:  # a cell that runs again takes its panel off the page
             PlayPanel._newest.stop()
         PlayPanel._newest = self
