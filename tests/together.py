@@ -5,6 +5,7 @@ python -m torch.distributed.run --standalone --nproc_per_node=2 tests/together.p
 
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import psutil
@@ -90,8 +91,12 @@ def workers(mark):
 if __name__ == "__main__":
     folder, steps, *names = sys.argv[1:]
     with joined() as group:
+        host = weakref.ref(group.host)
         for name in names:
             began = time.monotonic()
             run = train(name, Path(folder) / name, int(steps), group)
             if group.leads:
                 print(f"{name} {time.monotonic() - began:.1f} s", flush=True)
+    assert host() is None, (
+        "gloo's threads are left: one may still work as Python ends, which aborts the process"
+    )

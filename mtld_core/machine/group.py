@@ -166,8 +166,11 @@ def joined():
     with _others():
         dist.init_process_group("cpu:gloo,cuda:nccl" if cards else "gloo")
         host = dist.new_group(backend="gloo", timeout=PATIENCE)
-    yield Group(dist.get_rank(), size, place, int(os.environ["LOCAL_WORLD_SIZE"]), host)
+    group = Group(dist.get_rank(), size, place, int(os.environ["LOCAL_WORLD_SIZE"]), host)
+    yield group
     dist.destroy_process_group()  # not after an error: it would wait for the others
+    # ends gloo's threads: one that still works as Python ends would abort the process
+    host = group.host = None
 
 
 @contextlib.contextmanager
