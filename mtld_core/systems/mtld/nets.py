@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mtld_core.nn.conv import Conv3x3, ResBlock, laid_out, norm2d
+from mtld_core.nn.conv import Conv3x3, ResBlock, laid_out, norm2d, zeroed
 from mtld_core.nn.precision import in_fp32, without_autocast
 
 FUSED_CELL = torch.ops.aten._thnn_fused_gru_cell  # of rows: (gates, gates, state) -> (new state, workspace)
@@ -65,8 +65,7 @@ class Trajectory(nn.Module):
         self.head = dense(hidden, latent)
         self.changes = config.gru_gives == "change"
         if self.changes:
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
+            zeroed(self.head)
 
     def start(self, z):
         """Latents of the priming frames `[B, k, Z]` -> the initial state."""
@@ -207,8 +206,7 @@ class ShuffleDecoder(nn.Module):
             self.register_buffer("mean", torch.zeros(3, config.height, config.width))
         else:
             self.embed = nn.Sequential(nn.PixelUnshuffle(factor), nn.Conv2d(3 * factor**2, channels, 1))
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
+            zeroed(self.head)
 
     def forward(self, z, given=None):
         """given: priming frames `[M, 3, H, W]`, each for the next N / M latents; unused without a skip."""
