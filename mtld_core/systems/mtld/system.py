@@ -37,6 +37,17 @@ from mtld_core.systems.mtld.nets import (
 )
 
 PIECE = 16  # frames that a rollout decodes in one pass
+# what predicts unseen video best (docs/experiments/mtld.md has the table)
+SMALL = {
+    "latent": "map",
+    "latent_dim": 32,
+    "gru_hidden": 128,
+    "gru_layers": 1,
+    "encoder_channels": (32, 64, 128),
+    "skip": "features",
+    "steps": 20_000,
+    "lr_schedule": "cosine",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,30 +205,15 @@ class MTLD(System):
     name = "mtld"
     Config = MTLDConfig
     PRESETS: typing.ClassVar = {
-        # what predicts unseen video best (docs/experiments/mtld.md has the table)
-        "small": {
-            "latent": "map",
-            "latent_dim": 32,
-            "gru_hidden": 128,
-            "gru_layers": 1,
-            "encoder_channels": (32, 64, 128),
-            "skip": "features",
-            "steps": 20_000,
-            "lr_schedule": "cosine",
-        },
+        "small": SMALL,
         # wide enough to keep a large card busy; never trained
-        "gpu": {
-            "latent": "map",
-            "latent_dim": 32,
+        "gpu": SMALL
+        | {
             "gru_hidden": 512,
-            "gru_layers": 1,
             "encoder_channels": (128, 256, 512),
             "decoder_channels": (512,),
-            "skip": "features",
             "discriminator_channels": (128, 256, 512, 512),
             "batch_size": 32,
-            "steps": 20_000,
-            "lr_schedule": "cosine",
         },
         # learns the bundled clip by heart in a few minutes on two CPU cores, at 64x64
         "demo": {
