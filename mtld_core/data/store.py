@@ -27,7 +27,7 @@ VERSION = 1  # part of every key: raise it when the same files would give other 
 DAY = 24 * 3600  # seconds
 
 
-def load(source, memory="auto", cache=True, workers=0, label=None):
+def load(source, memory, cache, workers, label):
     """Load a source: (frames uint8 `[N, H, W, 3]`, an array or `LazyFrames`; cuts, int64; list of warnings).
 
     source: see folder.py. memory: "auto", "ram" or "disk". cache: whether decoded frames are kept on disk.
@@ -169,17 +169,15 @@ def _sample(frames):
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
 def _new_entry(key, needed):
-    """Yield a temporary folder that becomes the entry `key` if all goes well.
+    """A context that gives a temporary folder, which becomes the entry `key` if all goes well.
 
     Raises OSError where there is no room for `needed` bytes.
     """
     root = cache_root()
     root.mkdir(parents=True, exist_ok=True)
     _make_room(root, needed)
-    with atomic_folder(root / key) as folder:
-        yield folder
+    return atomic_folder(root / key)
 
 
 def _make_room(root, needed):

@@ -202,7 +202,7 @@ def test_frames_beyond_the_memory_are_mapped_from_disk(root, monkeypatch):
         read(root, memory="ram")
     with pytest.raises(UserError):
         read(root, cache=False)
-    assert isinstance(store.load(folder.Folder(root, AS_IS))[0], np.memmap)
+    assert isinstance(store.load(folder.Folder(root, AS_IS), "auto", True, 0, None)[0], np.memmap)
     data = read(root)
     data.frames[0] = 7
     assert read(root).frames[0, 0, 0, 0] != 7, "writing to the frames never reaches the cache"
