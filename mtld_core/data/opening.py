@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mtld_core.config import UserError, check, find, looked_in
+from mtld_core.config import check, find, looked_in
 from mtld_core.data.dataset import Dataset, DomainPair
 from mtld_core.data.folder import LAYOUT, VIDEO_SUFFIXES, Folder, has_images, natural
 from mtld_core.data.hdf5 import SUFFIXES, Hdf5
@@ -51,11 +51,11 @@ def open_dataset(
     check(min(height, width) >= 0, f"height and width must be 0 (as is) or more, not {height} and {width}")
     known = ("next", "this")
     check(controls_lead_to in known, f"controls_lead_to must be 'next' or 'this', not {controls_lead_to!r}")
-    if not os.path.exists(path):
-        raise UserError(
-            f"{path} does not exist{looked}; wanted is {LAYOUT}, an HDF5 file, a recording, or "
-            "<folder>/X and <folder>/Y"
-        )
+    check(
+        os.path.exists(path),
+        f"{path} does not exist{looked}; wanted is {LAYOUT}, an HDF5 file, a recording, or "
+        "<folder>/X and <folder>/Y",
+    )
 
     def open_one(path):
         source = _source(path, (height, width, fit), controls_lead_to)
@@ -69,10 +69,10 @@ def open_dataset(
     if not ((path / "X").is_dir() and (path / "Y").is_dir()):
         return open_one(path)
     x, y = open_one(path / "X"), open_one(path / "Y")
-    if x.size != y.size:
-        raise UserError(
-            f"{path}: X has frames of {_pixels(x)} and Y of {_pixels(y)}; set height and width to fit both"
-        )
+    check(
+        x.size == y.size,
+        f"{path}: X has frames of {_pixels(x)} and Y of {_pixels(y)}; set height and width to fit both",
+    )
     return DomainPair(x, y, str(path))
 
 
@@ -81,9 +81,9 @@ def _source(path, size, controls_lead_to):
     log = find_log(path)
     if log:
         return Recording(path, log, size, controls_lead_to)
-    if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir():
-        raise UserError(f"{path} is a video, not frames: run notebooks/01_extract_frames on it first")
     if not path.is_dir():
+        is_video = path.suffix.lower() in VIDEO_SUFFIXES
+        check(not is_video, f"{path} is a video, not frames: run notebooks/01_extract_frames on it first")
         return Hdf5([path], size)
     files = [file for file in path.glob("[!.]*") if file.suffix.lower() in SUFFIXES and can_be_read(file)]
     if len(files) == 1 or (files and not has_images(path)):

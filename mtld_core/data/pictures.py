@@ -71,7 +71,7 @@ class PictureFiles:
 
     def kept(self):
         """int64 array: for each row of the store the place of its file in `names`."""
-        return np.array([i for i in range(len(self.names)) if i not in self.bad], np.int64)
+        return np.delete(np.arange(len(self.names)), list(self.bad))
 
     def digest(self, workers=0):
         """Hex digest of the names and the content of all files: equal only where the decoded frames are."""
