@@ -122,7 +122,7 @@ class Adaptor:
 
 def quality(path, dataset_root, minutes, every, out):
     dataset = open_dataset(dataset_root, SIZE, SIZE)
-    judge = Judge(dataset, dataset.windows(16), Needs(16), 15, dataset.frames, max_windows=24, batch_size=8)
+    judge = Judge(dataset, dataset.windows(16), Needs(16), 15, dataset.frames, max_windows=24)
     used = judged = 0.0
     steps, mark, found = 0, time.process_time(), []
 

@@ -20,6 +20,7 @@ from mtld_core.systems.baselines import median_frame
 
 # SSIM and LPIPS are averages over this many frames: on a CPU, VGG on all of them would outlast the training
 PICTURE_PAIRS = 64
+TOGETHER = 16  # windows that go through a system at once
 STEERED = 32  # windows that controllability is measured on
 HELD = 4  # actions held from each of them, at most
 
@@ -47,7 +48,6 @@ class Judge:
         training_frames,
         max_windows=256,
         lpips_weights="",
-        batch_size=16,
         reach=0,
     ):
         self.dataset = dataset
@@ -59,7 +59,6 @@ class Judge:
         self.context = needs.context if horizon else 0
         self.horizon = horizon or needs.window
         self.reach = max(self.horizon, reach)
-        self.batch_size = batch_size
         self.lpips_weights = lpips_weights
         metrics.lpips_metric("cpu", lpips_weights)  # a damaged file is said now, not after the training
         if horizon:
@@ -116,8 +115,7 @@ class Judge:
             figures["skill_db"] = metrics.skill_db(near, model[:, :h])
             figures["skill_db_by_horizon"] = _skill_by_horizon(list(errors.values()), model)
             figures["moving_skill_db"] = _moving_skill(moving, slice(h))
-            by_horizon = [_moving_skill(moving, t) for t in range(self.reach)]
-            figures["moving_skill_db_by_horizon"] = by_horizon
+            figures["moving_skill_db_by_horizon"] = [_moving_skill(moving, t) for t in range(self.reach)]
         if self.context and system.action_space is not None:
             figures |= self._steering(system, model, errors["copy"], tick)
         with system.computing():
@@ -135,7 +133,7 @@ class Judge:
         seen = torch.zeros(len(self.starts) * self.horizon, dtype=torch.bool)
         seen[evenly(len(seen), self.pictures)] = True
         seen = seen.view(-1, self.horizon)
-        parts = zip(self.starts.split(self.batch_size), seen.split(self.batch_size), strict=True)
+        parts = zip(self.starts.split(TOGETHER), seen.split(TOGETHER), strict=True)
         for part, chosen in parts:
             tick()
             truth = self.truth(part)
@@ -174,7 +172,7 @@ class Judge:
 
         if len(starts) > 1:
             others = starts.roll(len(starts) // 2)  # each window gets the actions of another
-            errors = metrics.in_pieces(misled, self.batch_size, tick, starts, others)
+            errors = metrics.in_pieces(misled, TOGETHER, tick, starts, others)
             figures["action_shuffle_gap_db"] = metrics.skill_db([errors], model[:, :h])
         actions = held_actions(system.action_space)
         if len(actions) == 1:
@@ -190,7 +188,7 @@ class Judge:
     def _apart(self, system, starts, actions, tick):
         """MSE `[windows, h]` between rollouts under two held actions, averaged over all pairs of them."""
         apart = []
-        for part in starts.split(self.batch_size):
+        for part in starts.split(TOGETHER):
             held = []
             for action in actions:
                 tick()

@@ -10,6 +10,7 @@ from PIL import Image
 from toys import ToyConfig, ToyPlayer
 
 from mtld_core.data import Arc, Dataset
+from mtld_core.judge import rollouts
 from mtld_core.judge.rollouts import Judge, held_actions
 from mtld_core.judge.windows import reachable
 from mtld_core.systems.base import Needs, System
@@ -122,7 +123,8 @@ def test_the_shuffle_gap_tells_who_obeys():
 
 def test_shuffled_actions_are_those_of_other_windows_every_one(monkeypatch):
     dataset, system, asked = clip(random_actions(40)), Mover(), []
-    judged = judge(dataset, system, batch_size=7)
+    monkeypatch.setattr(rollouts, "TOGETHER", 7)
+    judged = judge(dataset, system)
     honest = judged._actions
     monkeypatch.setattr(
         judged,
@@ -207,7 +209,7 @@ def test_the_picture_of_held_actions_names_and_steers():
 
 def test_judging_can_be_given_up_between_the_pieces_of_steering():
     dataset, system, calls = clip(random_actions(60)), Mover(), []
-    judged = judge(dataset, system, batch_size=16)
+    judged = judge(dataset, system)
     errors = torch.ones(len(judged.starts), 4)
     judged._steering(system, errors, errors, lambda: calls.append(1))
     assert len(calls) == 4 + 2 * 3  # 55 windows shuffled in 4 pieces, 32 windows under 3 actions in 2
