@@ -245,21 +245,21 @@ class WeightRNN(Reconstructs, Samples, System):
 
     def to_compile(self):
         # the gradient penalty differentiates the critic twice
-        return [] if self.predictor is None else [self.predictor]
+        return [self.predictor] if self.predictor else []
 
     def needs(self):
-        return Needs(window=1, batches=1 if self.critic is None else self.config.critic_steps)
+        return Needs(window=1, batches=self.config.critic_steps if self.critic else 1)
 
     def optimizers(self):
         c = self.config
         betas = c.beta1, c.beta2
         phases = {}
         groups = [{"params": list(self.vae.parameters()), "lr": c.lr}]
-        if self.predictor is not None and c.learning == "apart":
+        if self.predictor and c.learning == "apart":
             phases["predictor"] = adam(self.predictor.parameters(), c.lr_predictor, betas)
-        elif self.predictor is not None:
+        elif self.predictor:
             groups.append({"params": list(self.predictor.parameters()), "lr": c.lr_predictor})
-        if self.critic is not None:
+        if self.critic:
             phases["critic"] = adam(self.critic.parameters(), c.lr_critic, betas)
         phases["generator"] = adam(groups, c.lr, betas)
         return phases
@@ -270,7 +270,7 @@ class WeightRNN(Reconstructs, Samples, System):
             return made.logs | self._step_critic(batches, made.carry, step)
         # the predictor, the critic and then the VAE, under the updates that were predicted at first
         logs, carry = {}, {}
-        if self.predictor is not None:
+        if self.predictor:
             made = step("predictor", self.generator_loss, batches[0])
             logs, carry = made.logs, made.carry
         logs = logs | self._step_critic(batches, carry, step)
@@ -279,7 +279,7 @@ class WeightRNN(Reconstructs, Samples, System):
     def _step_critic(self, batches, carry, step):
         """Move the critic, where there is one. carry: the images that the first batch gave, if any."""
         logs = {}
-        if self.critic is not None:
+        if self.critic:
             for batch in batches:
                 logs = step("critic", self.critic_loss, batch | carry).logs
                 carry = {}
@@ -298,7 +298,7 @@ class WeightRNN(Reconstructs, Samples, System):
             kl = kl + again.kl
         logs = {"mse": F.mse_loss(fake, frames), "kl": kl.mean()}
         total = c.lambda_reconstruction * logs["mse"] + c.lambda_kl * logs["kl"]
-        if self.critic is not None:
+        if self.critic:
             if c.adversarial_on == "samples":
                 fake, _, carry["sampling"] = self._redraw(self._prior(keys), keys, batch.get("sampling"))
             carry["fake"] = fake
@@ -390,7 +390,7 @@ class WeightRNN(Reconstructs, Samples, System):
 
     def _redraw(self, code, keys, vectors=None):
         """(images, their code, vectors) under the vectors given, else predicted; None without a predictor."""
-        if self.predictor is not None and vectors is None:
+        if self.predictor and vectors is None:
             for _ in range(self.config.update_rounds):
                 with torch.no_grad():
                     seen = self.look(code, vectors)
@@ -407,7 +407,7 @@ class WeightRNN(Reconstructs, Samples, System):
 
         That is not what a run without updates would lack, for nothing asks the first drawing to be good.
         """
-        if self.predictor is None:
+        if not self.predictor:
             return {}
         found = []
         for part in starts.split(32):
@@ -449,7 +449,7 @@ class WeightRNN(Reconstructs, Samples, System):
         can drift away.
         """
         code, seen = state
-        vectors = None if self.predictor is None else self.watch(seen, still(seen))
+        vectors = self.watch(seen, still(seen)) if self.predictor else None
         images, _ = self.draw(code, vectors)
         seen = images if self.config.watched == "image" else self.look(code, vectors)
         return (code, seen), images
