@@ -127,13 +127,10 @@ def ssim(a, b):
     After Wang et al. 2004, with a Gaussian window of 11 pixels. A frame smaller than the window is continued
     by its border pixels up to the window's size.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
+    from torchmetrics.functional.image import structural_similarity_index_measure as similarity
 
-    def similarity(x, y):
-        found = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none")
-        return found.reshape(-1)
-
-    return _of_pairs(similarity, _continued, a, b)
+    of_each = functools.partial(similarity, data_range=1.0, reduction="none")
+    return _of_pairs(of_each, _continued, a, b)
 
 
 def ms_ssim(a, b):
