@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mtld_core.config import UserError
+from mtld_core.config import UserError, check
 from mtld_core.files import atomic_path, flush, sha256
 from mtld_core.runs.folder import REPLAY
 
@@ -41,16 +41,15 @@ class Replay:
         self._segments = []  # of the files: [number of the first transition, of what comes after, sha256]
         self._record = [
             ("frames", "u1", tuple(frame_shape)),
-            ("rewards", "<f4"),
-            ("positions", "<i8"),
-            ("domains", "u1"),
-            ("done", "?"),
+            ("rewards", "<f4", ()),
+            ("positions", "<i8", ()),
+            ("domains", "u1", ()),
+            ("done", "?", ()),
         ]
         self._ring = {}  # name -> `[capacity, ...]`; number n lies in row n % capacity
         try:
-            for name, kind, *shape in self._record:
-                shape, kind = (capacity, *(shape[0] if shape else ())), KINDS[kind]
-                self._ring[name] = torch.empty(shape, dtype=kind, device=device)
+            for name, kind, shape in self._record:
+                self._ring[name] = torch.empty((capacity, *shape), dtype=KINDS[kind], device=device)
         except torch.OutOfMemoryError:
             raise UserError(
                 f"replay_size={capacity}: there is no room for so many transitions in the memory of "
@@ -184,8 +183,7 @@ def _read(path, digest):
         raise UserError(
             f"{path} cannot be read ({error.strerror}), and the checkpoint rests on it; {WAY_OUT}"
         ) from None
-    if not whole:
-        raise UserError(f"{path} is damaged: it does not match its sha256; {WAY_OUT}")
+    check(whole, f"{path} is damaged: it does not match its sha256; {WAY_OUT}")
     return np.load(path)
 
 
