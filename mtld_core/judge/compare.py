@@ -28,7 +28,7 @@ from mtld_core.judge.rollouts import errors_of
 from mtld_core.judge.task import Task, opened
 from mtld_core.judge.windows import reachable
 from mtld_core.judge.words import compared
-from mtld_core.runs.folder import EXAMPLES, LATEST, read_config, read_report, runs_in, write_part
+from mtld_core.runs.folder import EXAMPLES, LATEST, folder_of, read_config, read_report, runs_in, write_part
 from mtld_core.systems.base import Reconstructs, Translates
 from mtld_core.systems.baselines import BASELINES, fit_baseline
 from mtld_core.systems.opening import own_dataset
@@ -60,7 +60,7 @@ def compare(run_dirs, dataset_root="", horizon=0, out_dir="", tick=lambda: None)
         size = run.system.config.height, run.system.config.width
         check(size == dataset.size, f"{run.name} has frames of {size}, {runs[0].name} of {dataset.size}")
         run.task = Task(run.system, dataset, run.config, say=lambda line: None)
-    out_dir = Path(out_dir or f"runs/compare_{time.strftime('%Y%m%d_%H%M%S')}").expanduser().absolute()
+    out_dir = folder_of(out_dir, "compare")
     place = next(filter(Path.exists, (out_dir, *out_dir.parents)))
     free = place.is_dir() and os.access(place, os.W_OK)  # said before minutes of judging
     check(free, f"out_dir={out_dir} cannot be made in {place}: choose another one")
@@ -238,7 +238,7 @@ class _Seen:
 
 def _row(entry, free):
     """A row of the table, and more. free: MSE of the baselines, `[windows, h]` each."""
-    figures, seen, report = entry.figures, entry.seen, entry.report
+    figures, seen = entry.figures, entry.seen
     psnr = metrics.psnr(seen.all("mse"))
     row = {"run": entry.name, "kind": entry.kind, "system": entry.system.name, "psnr": figures["psnr"]}
     row["psnr_low"], row["psnr_high"] = _interval(psnr)
@@ -248,7 +248,7 @@ def _row(entry, free):
     row |= {name: seen.mean(name) for name in ("flicker", "warping_error", "ms_ssim", "mse")}
     row["frames_per_second"], row["gflop_per_frame"] = _speed(entry)
     row["parameters"] = sum(parameter.numel() for parameter in entry.system.parameters())
-    row |= {name: report.get(name) for name in ("peak_memory_mb", "train_seconds")}
+    row |= {name: entry.report.get(name) for name in ("peak_memory_mb", "train_seconds")}
     row["psnr_by_horizon"] = psnr.mean(0).tolist()
     row["psnr_interval_by_horizon"] = [_interval(each) for each in psnr.unbind(1)]
     return row | {"figures": figures}

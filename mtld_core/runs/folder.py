@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from mtld_core.config import UserError, find, looked_in
+from mtld_core.config import ROOT, UserError, find, looked_in
 from mtld_core.files import atomic_path, read_json, write_json
 
 CONFIG = "config.json"  # what the run is, whatever happens in it
@@ -26,15 +26,16 @@ JUDGEMENT = "judgement.png"  # curves over the horizon, of the newest figures
 JUDGEMENTS = "judgements"  # figures of checkpoints that were judged once more
 WEIGHTS = "model.safetensors"  # in a checkpoint, and in a run that was given away
 
-EXAMPLES = Path(__file__).parents[2] / "examples"  # of the project: shared runs to begin with
+EXAMPLES = ROOT / "examples"  # of the project: shared runs to begin with
 
 # what config.json has to hold, and "config" in a manifest holds, too
 PARTS = {"system": str, "preset": str, "config": dict, "training": dict, "dataset": dict}
 
 
-def folder_of(run_dir, system):
-    """Absolute path of a run's folder; "" stands for `runs/<system's name>_<time stamp>`."""
-    return Path(run_dir or f"runs/{system}_{time.strftime('%Y%m%d_%H%M%S')}").absolute()
+def folder_of(path, name):
+    """Absolute path of a run's folder, or a comparison's; "" stands for `runs/<name>_<time stamp>`."""
+    path = path or f"runs/{name}_{time.strftime('%Y%m%d_%H%M%S')}"
+    return Path(os.path.expanduser(path)).absolute()
 
 
 def samples_of(run_dir):
