@@ -67,9 +67,8 @@ def _fail(line, code):
     return code
 
 
-@contextlib.contextmanager
 def stop_on_signal(stop):
-    """Let SIGINT and SIGTERM set the event `stop`, so that the step in progress ends whole.
+    """A context in which SIGINT and SIGTERM set the event `stop`, so that the step in progress ends whole.
 
     A second one interrupts as usual.
     """
@@ -80,8 +79,7 @@ def stop_on_signal(stop):
         stop.set()
         os.write(1, b"stopping after this step; once more to stop at once\n")  # print may be interrupted
 
-    with _handling(handle, signal.SIGINT, signal.SIGTERM):
-        yield
+    return _handling(handle, signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -415,6 +413,13 @@ def core_count():
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS, Windows
         return os.cpu_count() or 1
+
+
+def in_background(work, *arguments):
+    """Call `work(*arguments)` in a thread that ends with the process. Returns the thread."""
+    thread = threading.Thread(target=work, args=arguments, daemon=True)
+    thread.start()
+    return thread
 
 
 def for_each(function, count, workers, label=None):

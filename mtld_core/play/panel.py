@@ -63,8 +63,7 @@ class PlayPanel(RunPanel):
 
     def __init__(self, run_dir="runs/demo", fps=12, source=""):
         self._lock, self._stopped = threading.RLock(), threading.Event()
-        runs = steered_runs(Path(run_dir).parent)
-        super().__init__([(Path(run).name, run) for run in runs], run_dir)
+        super().__init__([(Path(run).name, run) for run in steered_runs(Path(run_dir).parent)], run_dir)
         if PlayPanel._newest is not None:  # a cell that runs again takes its panel off the page
             PlayPanel._newest.stop()
         PlayPanel._newest = self
@@ -143,8 +142,7 @@ class PlayPanel(RunPanel):
         name, action = self.play.choices[number]
         text = name if way in (None, name) else f"{name} moves {way.lower()}"
         signs = [SIGNS.get(key, key[-1].lower()) for key in keys]
-        layout = NARROW | {"min_width": "72px"}
-        button = widgets.Button(description=text, tooltip=text, layout=layout)
+        button = widgets.Button(description=text, tooltip=text, layout=NARROW | {"min_width": "72px"})
         if keys:
             button.description = f"{text} [{signs[0]}]"
             button.tooltip = f"{text}: {' or '.join(signs)}"

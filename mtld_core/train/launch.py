@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from mtld_core.config import RunGivenUp, UserError, check, to_dict
+from mtld_core.config import ROOT, RunGivenUp, UserError, check, to_dict
 from mtld_core.files import read_json, write_json
 from mtld_core.machine.group import GONE
 from mtld_core.runs.folder import folder_of, read_report
-from mtld_core.runtime import GIVEN_UP, core_count, stop_on_signal
+from mtld_core.runtime import GIVEN_UP, core_count, in_background, stop_on_signal
 
 JOB, ASKED, ANSWER = "job.json", "asked.json", "told.json"  # files in a folder of the session's own
 BEAT = 0.2  # seconds between two looks at what the other side has written
@@ -30,7 +30,6 @@ TOLD = ("doing", "step", "total", "pace", "ending")  # what comes back
 LAST_WORDS = 200  # lines of what went wrong that are looked through
 FAILED = ("error: ", "given up: ")  # how the last line of a command that failed begins
 KILLED = " received by PID "
-ROOT = Path(__file__).parents[2]
 
 
 def processes_for(config):
@@ -114,9 +113,7 @@ def _reader(stream, say):
         for line in stream:
             say(line.rstrip("\n"))
 
-    thread = threading.Thread(target=read, daemon=True)
-    thread.start()
-    return thread
+    return in_background(read)
 
 
 def _why(said, code):
@@ -184,8 +181,7 @@ def obeying(folder, controls, leads):
     that hangs is ended. controls: those of the loop.
     """
     over = threading.Event()
-    thread = threading.Thread(target=_obey, args=(Path(folder), controls, leads, over), daemon=True)
-    thread.start()
+    thread = in_background(_obey, Path(folder), controls, leads, over)
     try:
         yield
     finally:

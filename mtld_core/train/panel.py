@@ -24,6 +24,7 @@ from mtld_core.pages import RED, error_line, in_colour, picture_tag, show, table
 from mtld_core.runs.checkpoint import list_checkpoints
 from mtld_core.runs.folder import JUDGEMENT, LATEST, LOG, PREVIEWS, folder_of, read_pointer, read_report
 from mtld_core.runs.lock import InUse, ask_to_stop
+from mtld_core.runtime import in_background
 from mtld_core.train import fit
 from mtld_core.train.controls import Controls
 from mtld_core.train.plots import Log, draw
@@ -96,8 +97,7 @@ class TrainPanel(widgets.VBox):
         above = [_row(self.pause, self.stop, self.save, self.look), self.bar, self.status]
         above += [self.proposal, self.background, self.verdict, self.after]
         left = _column(widgets.HTML(_caption("losses")), self.curves, self.figures)
-        right = _column(self.pictures)
-        super().__init__([*above, _row(left, right), self.details])
+        super().__init__([*above, _row(left, _column(self.pictures)), self.details])
         self.add_class("mtld-train")  # by which a page's other scripts find it
         self._lock = threading.Lock()
         self._take(system, dataset, config)
@@ -139,9 +139,8 @@ class TrainPanel(widgets.VBox):
         with self._lock:  # nobody paints a run that has neither begun nor ended
             self.controls = Controls(self._hear)
             self.report, self.error, self._in_use = None, "", False
-            self.thread = threading.Thread(target=self._train, daemon=True)
-            self.thread.start()
-        threading.Thread(target=self._paint, daemon=True).start()
+            self.thread = in_background(self._train)
+        in_background(self._paint)
 
     def _train(self):
         try:
@@ -242,7 +241,7 @@ class TrainPanel(widgets.VBox):
             with contextlib.suppress(OSError, UserError):  # the folder may be gone
                 self._show_pictures()
                 self._show_figures()
-            said = html.escape("\n".join(list(self._lines)))
+            said = html.escape("\n".join(self._lines))
             self.said.value = f'<pre style="white-space: pre-wrap; line-height: 1.4; margin: 0">{said}</pre>'
             self.status.value = self._status(training)
             self._show_buttons(training)
