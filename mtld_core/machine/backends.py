@@ -9,18 +9,18 @@ WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 SAME_AGAIN = ":4096:8"  # with which cuBLAS promises the same result again
 
 
-def chosen(device, precision, deterministic, fixed_shapes):
-    """What a training asks of them, a dict for `set_to` and report.json.
+def chosen(device, config, system):
+    """What a training by a `TrainConfig` asks of them, a dict for `set_to` and report.json.
 
-    precision: the setting; "fp32" is meant exactly, everything else lets products of fp32 numbers be taken in
-    TF32. fixed_shapes: whether every step computes on tensors of the same shapes: then cuDNN may try which of
-    its kernels is the fastest.
+    The precision "fp32" is meant exactly, everything else lets products of fp32 numbers be taken in TF32.
+    Where all steps of the system compute on tensors of the same shapes, cuDNN may try which of its kernels is
+    the fastest.
     """
     on_gpu = device.type == "cuda"
     return {
-        "tf32": on_gpu and precision != "fp32",
-        "cudnn_benchmark": on_gpu and fixed_shapes and not deterministic,
-        "deterministic": deterministic,
+        "tf32": on_gpu and config.precision != "fp32",
+        "cudnn_benchmark": on_gpu and system.steps_are_alike and not config.deterministic,
+        "deterministic": config.deterministic,
     }
 
 

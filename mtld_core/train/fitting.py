@@ -15,7 +15,6 @@ from mtld_core.machine.threads import Threads
 from mtld_core.runtime import pick_device
 from mtld_core.train.controls import Controls
 from mtld_core.train.loop import Training
-from mtld_core.train.report import backends_of
 
 STEPS, LONGEST = 10, 20.0  # that a batch is tried for, and seconds: the first ones are not replayed yet
 GAIN = 1.15  # a batch twice as large is taken where so many times as many windows are trained in a second
@@ -52,7 +51,7 @@ def tried(system, dataset, config, steps, longest, look_at_end=False):
         device = pick_device(config.device, say=controls.say)
         with (
             Threads(config.threads, say=controls.say, trials=False) as threads,
-            backends.set_to(device, **backends_of(config, device, system)),
+            backends.set_to(device, **backends.chosen(device, config, system)),
         ):
             run = Training(
                 copy.deepcopy(system), dataset, trial, Path(folder), controls, threads, time.monotonic()

@@ -32,7 +32,7 @@ from mtld_core.train.controls import Controls
 from mtld_core.train.fitting import fitted, is_busy, training_here, tried
 from mtld_core.train.launch import launch, obeying, processes_for
 from mtld_core.train.loop import Training
-from mtld_core.train.report import backends_of, peak_gigabytes
+from mtld_core.train.report import peak_gigabytes
 from mtld_core.train.schedule import clock
 from mtld_core.train.settings import TrainConfig, build, open_data, plan
 
@@ -102,7 +102,7 @@ def fit(system, dataset, config=TrainConfig(), controls=None, group=ALONE):  # n
         enter(stop_on_signal(controls.stop))
         enter(warm_memory())
         enter(threads)
-        enter(backends.set_to(device, **backends_of(config, device, system)))
+        enter(backends.set_to(device, **backends.chosen(device, config, system)))
         training = Training(system, dataset, config, run_dir, controls, threads, began, group)
         try:
             with watched(training.heat, training.device):

@@ -56,7 +56,7 @@ def report(run, status, reason):
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": run.precision,
         "precision_judged": name_of(run.system.precision),
-        "backends": backends_of(config, device, run.system),
+        "backends": backends.chosen(device, config, run.system),
         "graphs": {"replayed_steps": run.do_step.replays, "why_not": run.do_step.why_not},
         "parameters": run.parameters,
         "seed": config.seed,
@@ -72,11 +72,6 @@ def report(run, status, reason):
         "alarms": run.alarms.present,
         "metrics": run.metrics,
     }
-
-
-def backends_of(config, device, system):
-    """What a run asks of torch's libraries, see `machine.backends.chosen`."""
-    return backends.chosen(device, config.precision, config.deterministic, system.steps_are_alike)
 
 
 def facts(report):

@@ -1,6 +1,7 @@
 """What a training asks of torch's GPU libraries, and that all is as before afterwards."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,11 @@ def state():
     }
 
 
+def chosen(device, precision, deterministic, alike):
+    config = SimpleNamespace(precision=precision, deterministic=deterministic)
+    return backends.chosen(device, config, SimpleNamespace(steps_are_alike=alike))
+
+
 @pytest.mark.parametrize(
     ("asked", "tf32", "benchmark"),
     [
@@ -34,7 +40,7 @@ def state():
     ],
 )
 def test_what_is_chosen(asked, tf32, benchmark):
-    found = backends.chosen(*asked)
+    found = chosen(*asked)
     assert found == {"tf32": tf32, "cudnn_benchmark": benchmark, "deterministic": asked[2]}
 
 
@@ -42,7 +48,7 @@ def test_they_are_set_and_put_back_even_after_an_error(monkeypatch):
     monkeypatch.delenv(backends.WORKSPACE, raising=False)
     before, inside = state(), []
     for asked in ((GPU, "auto", False, True), (GPU, "fp32", True, True), (CPU, "auto", True, True)):
-        with pytest.raises(ZeroDivisionError), backends.set_to(asked[0], **backends.chosen(*asked)):
+        with pytest.raises(ZeroDivisionError), backends.set_to(asked[0], **chosen(*asked)):
             inside.append(state())
             raise ZeroDivisionError
         assert state() == before
