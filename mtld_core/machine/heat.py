@@ -41,18 +41,19 @@ class HeatConfig(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        low, high = self.resume_temperature, self.max_temperature
-        shortest, longest = self.heat_rest_minutes, self.heat_patience_minutes
-        poll = self.heat_poll_seconds
         check(
-            not high or 0 < low < high,
-            f"resume_temperature must be above 0 and below max_temperature={high}, not {low}",
+            not self.max_temperature or 0 < self.resume_temperature < self.max_temperature,
+            f"resume_temperature must be above 0 and below max_temperature={self.max_temperature}, not "
+            f"{self.resume_temperature}",
         )
-        check(0 < poll <= 60, f"heat_poll_seconds must be in (0, 60], not {poll}")
         check(
-            shortest < longest <= MINUTES_A_DAY,
-            f"heat_patience_minutes must be above heat_rest_minutes={shortest} and at most "
-            f"{MINUTES_A_DAY}, not {longest}",
+            0 < self.heat_poll_seconds <= 60,
+            f"heat_poll_seconds must be in (0, 60], not {self.heat_poll_seconds}",
+        )
+        check(
+            self.heat_rest_minutes < self.heat_patience_minutes <= MINUTES_A_DAY,
+            f"heat_patience_minutes must be above heat_rest_minutes={self.heat_rest_minutes} and at most "
+            f"{MINUTES_A_DAY}, not {self.heat_patience_minutes}",
         )
 
 
