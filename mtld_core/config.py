@@ -185,8 +185,7 @@ def parse_object(text, what):
 def seconds(value):
     """Seconds as a float >= 0 from a number, "90.5", "1:30.5" or "1:01:30". Raises UserError."""
     match = re.fullmatch(r"(?:(?:(\d{1,9}):)?(\d{1,9}):)?(\d{1,9}(?:\.\d*)?)", str(value).strip())
-    if not match:
-        raise UserError(f"{value!r} is not a time: write seconds, m:ss or h:mm:ss")
+    check(match, f"{value!r} is not a time: write seconds, m:ss or h:mm:ss")
     hours, minutes, rest = match.groups(default="0")
     return int(hours) * 3600 + int(minutes) * 60 + float(rest)
 

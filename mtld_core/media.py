@@ -175,10 +175,10 @@ def frame_writer(folder):
     """
     folder = Path(folder)
     there = os.listdir(folder) if folder.exists() else []
-    if not all(re.fullmatch(r"frame_\d+\.png", name) for name in there):
-        raise UserError(
-            f"{folder} holds other files than frames, so it is not replaced; choose another out_dir"
-        )
+    check(
+        all(re.fullmatch(r"frame_\d+\.png", name) for name in there),
+        f"{folder} holds other files than frames, so it is not replaced; choose another out_dir",
+    )
     _sweep(folder)
     numbers = itertools.count()
     with atomic_folder(folder) as temporary:

@@ -95,8 +95,7 @@ def parameter(name, value):
     elif name in SWITCHES:
         check(is_switch, f"{name} must be true or false, not {value!r}")
     elif name == "interactive":
-        known = is_switch or value == "auto"
-        check(known, f"{name} must be 'auto', true or false, not {value!r}")
+        check(is_switch or value == "auto", f"{name} must be 'auto', true or false, not {value!r}")
     elif name in JSON_TEXTS and isinstance(value, JSON_TEXTS[name]):
         return json.dumps(value)
     elif is_number:

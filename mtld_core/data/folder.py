@@ -91,9 +91,10 @@ class Folder(PictureFiles):
         order = listing.order
         numbered = sorted(order, key=lambda name: (order[name], name))
         plain = sorted((name for name in listing.images if name not in order), key=natural)
-        known = ", ".join(SUFFIXES)
         self.notes += [f"{arc}/{name}: a folder inside an arc, left out" for name in sorted(listing.folders)]
-        self.notes += [f"{arc}/{name}: not an image ({known}), left out" for name in listing.others]
+        self.notes += [
+            f"{arc}/{name}: not an image ({', '.join(SUFFIXES)}), left out" for name in listing.others
+        ]
         if plain:
             self.notes.append(
                 f"{arc}: {len(plain)} files have no number in the name that orders them ({plain[0]}, ...), "

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mtld_core.config import UserError
+from mtld_core.config import UserError, check
 from mtld_core.nn.precision import HalfWeights
 
 TRUNK_FILE = "vgg16-397923af.pth"  # torchvision's own file
@@ -44,8 +44,7 @@ def find_trunk(given="", network="vgg"):
     network: of `TRUNKS`. Raises UserError where `given` names no file.
     """
     if given:
-        if not Path(given).is_file():
-            raise UserError(f"lpips_weights={given!r}: no such file")
+        check(Path(given).is_file(), f"lpips_weights={given!r}: no such file")
         return Path(given)
     for name in TRUNKS[network].files:
         path = _cache() / name
@@ -106,10 +105,7 @@ class LPIPS(nn.Module):
             weight.copy_(trunk[key])
         self.trunk = model["features"]
         package = importlib.util.find_spec("lpips")
-        if package is None:
-            raise UserError(
-                'LPIPS needs the package lpips: pip install lpips, or train with perceptual="none"'
-            )
+        check(package, 'LPIPS needs the package lpips: pip install lpips, or train with perceptual="none"')
         path = Path(package.origin).parent / "weights" / "v0.1" / f"{network}.pth"
         heads = torch.load(path, map_location="cpu", weights_only=True)
         for i in range(len(self.taps)):

@@ -67,7 +67,6 @@ def check_origin(folder, then, now, run_dir):
         then["system"] == now["system"],
         f"{folder} is a checkpoint of {then['system']!r}, not of {now['system']!r}",
     )
-    way = _way_out(folder, run_dir)
     parts = {"dataset": ("frames", "arcs", "size"), "training": KEPT, "config": WINDOW_FIELDS}
     for part, names in parts.items():
         for name in names:
@@ -76,7 +75,7 @@ def check_origin(folder, then, now, run_dir):
             if name in now[part] and began != given:
                 raise UserError(
                     f"{folder} was trained with {part} {name}={began}, now it is {given}; "
-                    f"give what it began with, or {way}"
+                    f"give what it began with, or {_way_out(folder, run_dir)}"
                 )
 
 
