@@ -142,7 +142,7 @@ def _groups(channels):
 class ResBlock(nn.Module):
     """`[N, C, h, w]` -> the same shape: the input plus two 3x3 convolutions, whose sum starts at 0."""
 
-    def __init__(self, channels, norm="none"):
+    def __init__(self, channels, norm):
         super().__init__()
         self.conv1 = Conv3x3(channels, channels)
         self.norm = norm2d(norm, channels)
@@ -160,7 +160,7 @@ class ResNetBlock(nn.Module):
     He et al. 2016. activation: a key of `ACTIVATIONS`.
     """
 
-    def __init__(self, channels, out, stride=1, norm="instance", activation="gelu"):
+    def __init__(self, channels, out, stride, norm, activation):
         super().__init__()
         self.conv1 = Conv3x3(channels, out, stride)
         self.norm1 = norm2d(norm, out)
@@ -184,7 +184,7 @@ class ConvTokenizer(nn.Module):
     the channels of those maps.
     """
 
-    def __init__(self, channels, filters, blocks, dim, patch, norm="instance", activation="gelu"):
+    def __init__(self, channels, filters, blocks, dim, patch, norm, activation):
         super().__init__()
         fold = patch >> len(filters)
         self.fold = nn.PixelUnshuffle(fold) if fold > 1 else nn.Identity()  # by 1 it copies
