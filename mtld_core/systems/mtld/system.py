@@ -48,6 +48,16 @@ SMALL = {
     "steps": 20_000,
     "lr_schedule": "cosine",
 }
+# what the presets that learn all they are shown by heart share
+BY_HEART = {
+    "gru_layers": 1,
+    "beta1": 0.9,
+    "lambda_adv": 0.0,
+    "lambda_fm": 0.0,
+    "lr_schedule": "cosine",
+    "restitution": True,
+    "eval_every_steps": 0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +140,10 @@ class MTLDConfig(FrameSize):
 
     def _check_components(self):
         zeros = [f"{name}=0" for name, value in vars(self).items() if name.startswith("lambda_") and value]
-        way = ", ".join(zeros)
-        check(not zeros, f"latent='components' has a loss of its own and no weights of others: give {way}")
+        check(
+            not zeros,
+            f"latent='components' has a loss of its own and no weights of others: give {', '.join(zeros)}",
+        )
         check(self.places <= SAMPLE, f"places must be at most {SAMPLE}, not {self.places}")
 
     def _check_decoder(self):
@@ -216,52 +228,40 @@ class MTLD(System):
             "batch_size": 32,
         },
         # learns the bundled clip by heart in a few minutes on two CPU cores, at 64x64
-        "demo": {
+        "demo": BY_HEART
+        | {
             "encoder_channels": (16, 32, 64, 128),
             "gru_hidden": 256,
-            "gru_layers": 1,
             "decoder_channels": (64,),
             "decoder_blocks": 1,
             "lambda_latent": 10.0,
-            "lambda_adv": 0.0,
-            "lambda_fm": 0.0,
             "perceptual": "none",
             "lr_g": 2e-3,
-            "beta1": 0.9,
-            "lr_schedule": "cosine",
             "clip_norm": 100.0,
             "ema_decay": 0.99,
-            "restitution": True,
             "steps": 3000,
             "log_every_steps": 25,
-            "eval_every_steps": 0,
             "preview_every_steps": 250,
         },
         # learns a film of many shots by heart, in some twenty minutes of one core at 64x96
-        "series": {
+        "series": BY_HEART
+        | {
             "latent": "components",
             "latent_dim": 0,
             "gru_hidden": 768,
-            "gru_layers": 1,
             "gru_gives": "change",
             "grow_until": 0.7,
             "places": SAMPLE,
             "lr_g": 3e-3,
-            "beta1": 0.9,
             "weight_decay": 0.3,
             "lambda_l1": 0.0,
             "lambda_reconstruction": 0.0,
             "lambda_latent": 0.0,
             "lambda_lpips": 0.0,
-            "lambda_adv": 0.0,
-            "lambda_fm": 0.0,
-            "lr_schedule": "cosine",
             "ema_decay": 0.0,
-            "restitution": True,
             "steps": 8000,
             "log_every_steps": 50,
             "save_every_steps": 0,
-            "eval_every_steps": 0,
             "preview_every_steps": 500,
         },
         # the source's own values
