@@ -94,9 +94,9 @@ class ConvDecoder(nn.Module):
         activation = config.decoder_activation
         if activation == "same":
             activation = config.activation
-        self.narrow = nn.ModuleList([nn.Conv2d(last, width, 1) for last, width in itertools.pairwise(sizes)])
+        self.narrow = nn.ModuleList(nn.Conv2d(last, width, 1) for last, width in itertools.pairwise(sizes))
         pairs = zip(skips, filters, strict=False)
-        self.skips = nn.ModuleList([nn.Conv2d(skip, width, 1) for skip, width in pairs])
+        self.skips = nn.ModuleList(nn.Conv2d(skip, width, 1) for skip, width in pairs)
         self.levels = nn.ModuleList()
         for width in filters:
             blocks = range(config.decoder_blocks)
@@ -124,8 +124,10 @@ class AttentionDecoder(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        dim, heads, hidden = config.embed_dim, config.heads, config.ffn_hidden
-        self.blocks = nn.ModuleList([Block(dim, heads, hidden) for _ in range(config.decoder_layers)])
+        dim = config.embed_dim
+        self.blocks = nn.ModuleList(
+            Block(dim, config.heads, config.ffn_hidden) for _ in range(config.decoder_layers)
+        )
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, channels_drawn(config) * config.patch_size**2)
         self.unfold = nn.PixelShuffle(config.patch_size)

@@ -355,7 +355,7 @@ class TinyDreams(System):
             self.tokenizer = PatchTokenizer(frames, dim, c.patch_size)
         self.place = nn.Parameter(torch.randn(math.prod(c.grid), dim) * 0.02)
         self.registers = nn.Parameter(torch.randn(c.registers, dim) * 0.02)
-        self.encoder = nn.ModuleList([self._block() for _ in range(c.layers)])
+        self.encoder = nn.ModuleList(self._block() for _ in range(c.layers))
         self.latent = self.compose = None
         if c.latents:
             self.latent = StochasticLatent(c)
@@ -612,8 +612,7 @@ class TinyDreams(System):
     def discriminator_loss(self, batch):
         """`Loss` of the discriminator, with soft and noisy labels. batch: what `generator_loss` carries."""
         c = self.config
-        pictures = torch.cat([batch["real"], batch["fake"]]).flatten(0, 1)
-        logits, _ = self.discriminator(pictures)
+        logits, _ = self.discriminator(torch.cat([batch["real"], batch["fake"]]).flatten(0, 1))
         n = batch["real"].shape[1]
         chance = keyed_uniform(batch["key"], "labels", 4 * n).view(-1, 4, 1, 1, 1)  # [B*n, 4, 1, 1, 1]
         soft = c.soft_labels * chance[:, :2]
