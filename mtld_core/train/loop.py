@@ -165,7 +165,7 @@ class Training:
             self._begin()
         else:
             self._resume(folder, manifest)
-        group.compare(system.state_dict(), self.step)
+        self._compare(group)
         self.parameters = sum(parameter.numel() for parameter in system.parameters())
         self.session_step, self.session_seconds = self.step, self.train_seconds  # where this session began
 
@@ -200,11 +200,14 @@ class Training:
         self.stepper.compiling = Compiling(parts, self.dtype, say)
 
     def _introduce(self, why):
-        say, held_out = self.controls.say, len(self.task.judge.starts)
-        judged = "the same ones (restitution)" if self.config.restitution else f"{held_out} held-out ones"
+        say = self.controls.say
+        judged = f"{len(self.task.judge.starts)} held-out ones"
+        if self.config.restitution:
+            judged = "the same ones (restitution)"
         going_on = f", going on at step {self.step}" if self.step else ""
-        on = f"on {self.device} in {self.precision} ({why})"
-        say(f"{self.system.name}: {self.parameters:,} parameters {on}")
+        say(
+            f"{self.system.name}: {self.parameters:,} parameters on {self.device} in {self.precision} ({why})"
+        )
         if not self.group.alone:
             whole, size = self.config.batch_size, self.group.size
             say(f"{size} processes, {whole // size} of a batch's {whole} windows on each")
@@ -213,12 +216,12 @@ class Training:
 
     def _tell_needs(self):
         """Say what the run will need: memory, time a step, and all of it where a length or budget says."""
-        schedule, step = self.schedule, self.step
+        schedule = self.schedule
         line = f"a step takes {schedule.step_seconds:.2g} s and {peak_gigabytes(self.device):.1f} GB"
         if self.do_step.replays:
             line += ", as a CUDA graph"
-        if left := schedule.time_left(step):
-            line += f": until step {schedule.last_step(step):,} about {left} more"
+        if left := schedule.time_left(self.step):
+            line += f": until step {schedule.last_step(self.step):,} about {left} more"
         self.controls.say(line)
 
     def run(self):
@@ -343,7 +346,7 @@ class Training:
             for group, rate in zip(self.optimizers[name].param_groups, rates, strict=True):
                 graphs.set_rate(group, rate * factor)
         logs = self.do_step(self.batches.next())
-        if self.ema is not None:
+        if self.ema:
             short = (1 + step) / (10 + step)  # a short memory while much still moves
             move(self.ema, self.system, 1 - min(self.config.ema_decay, short))
         return logs
@@ -369,7 +372,7 @@ class Training:
                 except Exception as error:
                     if not memory.is_full(error):
                         raise
-                if make_room is not None:
+                if make_room:
                     make_room()
                     memory.give_back()
         self.controls.say("out of memory while judging or drawing a preview: this one is left out")
@@ -601,7 +604,7 @@ class Training:
     # ---- every preview_every_steps and every eval_every_steps
 
     def _judged(self):
-        return self.ema if self.ema is not None else self.system.eval()
+        return self.ema or self.system.eval()
 
     def _preview(self):
         with self._timed("preview"), contextlib.suppress(GivenUp):
@@ -622,7 +625,7 @@ class Training:
                 self.metrics = self._guarded(lambda: self.task.figures(self._judged(), tick))
                 if self.task.judge.steerable is not None:
                     self._save_strip("actions", *self.task.judge.steered(self._judged()))
-                if self.task.life is not None:
+                if self.task.life:
                     self._save_strip("life", *self.task.life.sheet)
         except GivenUp:
             return
@@ -632,7 +635,7 @@ class Training:
         write_part(self.run_dir, JUDGEMENT, draw_judgement(self.metrics))
         self.alarms.look("judgement", self.metrics)
         figure, value = best_by(self.metrics, self.config.restitution, self.step)
-        comparable = best is not None and best["metric"] == figure
+        comparable = best and best["metric"] == figure
         gain = value - best["value"] if comparable else math.inf
         self.better = gain > -NOISE
         self.write_report("stopped", "still running, or killed")
@@ -663,7 +666,7 @@ class Training:
     def _begin(self):
         check_stages(self.system, self.dataset, self.config)
         self.system.prepare(*self.task.samples)
-        if self.ema is not None:
+        if self.ema:
             self.ema.load_state_dict(self.system.state_dict())
 
     def _resume(self, folder, manifest):
@@ -677,7 +680,7 @@ class Training:
             )
         weights = checkpoints.load_weights(folder, ema=False)
         checkpoints.load_state_dict(self.system, weights, folder, other_settings(*origin))
-        if self.ema is not None:
+        if self.ema:
             self.ema.load_state_dict(checkpoints.load_weights(folder))
         state = checkpoints.load_train_state(folder)
         self.step = state["step"]
@@ -720,7 +723,7 @@ class Training:
             },
             "extra": self.system.extra_state(),
         }
-        ema = None if self.ema is None else self.ema.state_dict()
+        ema = self.ema.state_dict() if self.ema else None
         weights = self.system.state_dict()
         return checkpoints.save(self.run_dir, self.step, weights, state, self._about(), ema, files)
 
