@@ -59,8 +59,7 @@ def load(source, memory, cache, workers, label):
 
 def _in_ram(source, shape, key, workers, label):
     """Decode into RAM, and copy that into the cache where there is a `key`. Returns as `load`."""
-    frames = np.empty(shape, np.uint8)
-    frames, cuts, meta = _decoded(source, frames, workers, label)
+    frames, cuts, meta = _decoded(source, np.empty(shape, np.uint8), workers, label)
     warnings = source.warnings
     if key:
         try:

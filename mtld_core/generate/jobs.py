@@ -256,8 +256,7 @@ def _about(system, given):
 def kept(run_dir):
     """What was generated with a run and is still there, newest first: {folder: what generation.json says}."""
     found = {}
-    files = samples_of(run_dir).glob("*/video.gif")
-    for file in sorted(files, key=os.path.getmtime, reverse=True):
+    for file in sorted(samples_of(run_dir).glob("*/video.gif"), key=os.path.getmtime, reverse=True):
         with contextlib.suppress(OSError, ValueError):
             found[file.parent] = read_json(file.parent / ABOUT)
     return found

@@ -53,8 +53,7 @@ def write(job, out_dir, fps, size, progress):
                 columns.append(moment.cells)
             progress()
         rows = list(zip(*columns, strict=True))
-        picture = media.strip(rows, job.rows, list(job.columns.values()))
-        media.save_picture(out_dir / "strip.png", picture)
+        media.save_picture(out_dir / "strip.png", media.strip(rows, job.rows, list(job.columns.values())))
     return files, number + 1
 
 
@@ -151,8 +150,8 @@ class Translation:
             both = torch.stack([frame, source])
             latest = [*latest[-2:], both]
             if len(latest) == 3:
-                flicker = metrics.flicker(torch.stack(latest, 1))
-                self.flickers.append(flicker.tolist())  # tensors would hold memory apart
+                # tensors would hold memory apart
+                self.flickers.append(metrics.flicker(torch.stack(latest, 1)).tolist())
             pictures = [source, frame]
             if len(self.truth):
                 real = self.truth[t].cpu()

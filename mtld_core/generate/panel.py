@@ -129,8 +129,7 @@ class GeneratePanel(Cancellable, RunPanel):
     _dataset, _size = None, (0, 0)
 
     def __init__(self, run_dir="runs/demo", num_frames=48, fps=12, seed=0):
-        runs = runs_in(Path(run_dir).parent, EXAMPLES)
-        super().__init__([(_label(run), run) for run in runs], run_dir)
+        super().__init__([(_label(run), run) for run in runs_in(Path(run_dir).parent, EXAMPLES)], run_dir)
         self.about = widgets.HTML(layout=BESIDE_LABELS)  # the run in a picture and some figures
         self.checkpoint = widgets.Dropdown(options=[(NEWEST, "")], description="checkpoint")
         self.direction = widgets.ToggleButtons(options=DIRECTIONS, **BUTTONS)

@@ -42,8 +42,7 @@ class ComparePanel(Cancellable, Panel):
     def _make(self):
         self.shown.outputs, self._done = (), 0
         runs = [run for run, tick in self.ticks.items() if tick.value]
-        made = compare(runs, **self.how, tick=self._count)
-        folder = Path(made["out_dir"])
+        folder = Path(compare(runs, **self.how, tick=self._count)["out_dir"])
         shown = [("text/markdown", (folder / "table.md").read_text())]
         for path in sorted(folder.glob("*.png")):
             shown.append(("image/png", base64.b64encode(path.read_bytes()).decode()))

@@ -75,8 +75,7 @@ def draw_horizons(section):
         axes.plot(horizons, row["psnr_by_horizon"], "--" if free else "-", label=row["run"], **look)
         band = np.array(row["psnr_interval_by_horizon"], float).T
         axes.fill_between(horizons, *band, alpha=0.06 if free else 0.2, linewidth=0, **look)
-    shaded = "frames ahead (shaded: what the choice of windows leaves open, 95 %)"
-    tidy(axes, shaded)
+    tidy(axes, "frames ahead (shaded: what the choice of windows leaves open, 95 %)")
     axes.set_ylabel("PSNR, dB")
     axes.locator_params("x", integer=True)
     figure.legend(loc="outside upper left", ncols=4, frameon=False)

@@ -221,8 +221,7 @@ class Play:
 
     def _imagine(self, context):
         """Let the system dream on from the newest of these frames, k or more."""
-        k = self.system.needs().context
-        self._recent = collections.deque(context, maxlen=k)
+        self._recent = collections.deque(context, maxlen=self.system.needs().context)
         with self.system.computing():
             self._state = self.system.start(self.recent, self._drawn)
 

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from mtld_core.config import HUB, UserError, find, from_dict, hub_folder
+from mtld_core.config import HUB, UserError, check, find, from_dict, hub_folder
 from mtld_core.data import open_dataset
 from mtld_core.nn.conv import to_channels_last
 from mtld_core.runs import checkpoint as checkpoints
@@ -87,8 +87,7 @@ def own_dataset(system, path="", progress=True, way="name an image file or a cli
     what to do then.
     """
     path = path or system.run.dataset_path
-    if not os.path.exists(path):
-        raise UserError(f"the dataset {path} is not there (any more): {way}")
+    check(os.path.exists(path), f"the dataset {path} is not there (any more): {way}")
     return open_as_learned(system, path, progress=progress)
 
 

@@ -57,8 +57,7 @@ def plan(system, preset="small", overrides="{}", **settings):
         check(isinstance(value, str), f"{name} must be a text, not {value!r}")
         chosen[name] = os.path.expanduser(value)
     bring_back(chosen.get("run_dir"), chosen.get("mirror_dir"), chosen.get("resume", "auto"))
-    unsaid = _unsaid(cls, chosen)
-    chosen |= {name: value for name, value in unsaid.items() if name not in said}
+    chosen |= {name: value for name, value in _unsaid(cls, chosen).items() if name not in said}
     config = {name: value for name, value in chosen.items() if name in own}
     training = {name: value for name, value in chosen.items() if name not in own}
     return cls, from_dict(cls.Config, config), from_dict(TrainConfig, training)

@@ -157,8 +157,7 @@ class LatentActions(InventsActions, Stage):
         drawn, _ = self._next(patches[:, :-1], self.widen(actions))
         first = min(1, self.config.context_frames - 1)  # with a past: one frame shows no movement
         loss = F.mse_loss(drawn[:, first:], patches[:, first + 1 :])
-        logs = {"mse": loss} | spread("action", actions) | statistics(drawn)
-        return Loss(loss, logs)
+        return Loss(loss, {"mse": loss} | spread("action", actions) | statistics(drawn))
 
     def evaluate(self, dataset, starts):
         """codebook_use, codebook_perplexity and, where actions are recorded, action_labels: a name a code."""
