@@ -120,7 +120,7 @@ OF_A_STAGE = {
     LatentActions: [
         {"patch_size": 4}, {"encoder": "space_time"}, {"action_levels": 3}, {"action_dim": 4, "action_channels": 2},
     ],
-    Dynamics: [{"residual": False}],
+    Dynamics: [{"residual": False}, {"anchored": True}, {"context_fade": 0.5}],
 }  # fmt: skip
 
 
@@ -427,6 +427,8 @@ def test_what_is_kept_of_the_past_does_not_grow(runs):
         ({"lambda_pixels": 1.0}, {}),
         ({"lambda_latent": 0.5}, {}),
         ({"context_noise": 0.5}, {}),
+        ({"context_fade": 0.5}, {}),
+        ({"anchored": True}, {}),
         ({"action_input": "add"}, {}),
         ({"action_input": "add", "actions": "latent"}, {"action_input": "add"}),
         ({"action_input": "latent", "actions": "latent", "latent_actions_run": "{wide}"},
@@ -455,6 +457,38 @@ def test_noise_on_the_context_is_for_training_alone(runs):
     for objective in ("mse", "masked"):
         quiet, noisy = (shaken(dynamics(runs, objective=objective, context_noise=x)) for x in (0.0, 0.9))
         assert quiet.loss(batch()).total == noisy.loss(batch()).total != noisy.train().loss(batch()).total
+
+
+def test_a_fading_context_is_drawn_towards_the_median_frame_in_training_alone(runs):
+    system = shaken(dynamics(runs, context_noise=0.0, context_fade=0.5))
+    seen = []
+    system._predict = lambda latents, conditions: seen.append(latents) or (latents, None)
+    system.loss(batch())
+    system.train().loss(batch())
+    whole, faded = seen
+    share = (whole - faded) / (whole - system.rest)
+    shares = share.flatten(1).median(1).values
+    torch.testing.assert_close(share, shares[:, None, None, None].expand_as(share), rtol=0, atol=1e-2)
+    assert len(set(shares.tolist())) == 4 and shares.min() > 0 and 0.2 < shares.max() < 0.5
+
+
+def test_an_anchored_output_lets_the_present_latents_through_or_draws_those_of_the_median_frame(runs):
+    system = dynamics(runs, anchored=True).eval()
+    still = system.tokenizer.median.expand(1, 2, -1, -1, -1)
+    rest = system.tokenizer.encode(still)[0, -1]
+    torch.testing.assert_close(system._raw(system.rest), rest)
+    state = system.start(data().frames[:2])
+    present = state.latents[0, 0]
+    passed, _ = system.step(state, torch.tensor([0]))
+    torch.testing.assert_close(passed.latents[0, 0], rest + (present - rest) * torch.tensor(4.0).sigmoid())
+    torch.nn.init.constant_(system.head.bias[-1:], -30)
+    healed, _ = system.step(state, torch.tensor([0]))
+    torch.testing.assert_close(healed.latents[0, 0], rest)
+
+
+def test_an_anchored_output_without_a_change_is_refused(runs):
+    with pytest.raises(ConfigError, match=r"anchored=True .* use residual=True"):
+        dynamics(runs, anchored=True, residual=False)
 
 
 def test_a_latent_action_itself_is_added_to_the_latents_of_the_frame(runs):

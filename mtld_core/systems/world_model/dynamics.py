@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mtld_core.chance import keyed_uniform, keyed_uniforms, normal_of
-from mtld_core.config import NotNegative, Positive, WidthsOrNone, check
+from mtld_core.config import BelowOne, NotNegative, Positive, WidthsOrNone, check
 from mtld_core.frames import to_float
 from mtld_core.nn.actions import ActionEncoder, action_fields, action_space
 from mtld_core.nn.conv import zeroed
@@ -40,6 +40,8 @@ from mtld_core.systems.world_model.stages import (
 )
 from mtld_core.systems.world_model.tokenizer import Tokenizer
 
+OPEN = 4.0  # logit of a mask that begins by letting through nearly all
+
 SMALL = {  # a game at 64x64 in ten minutes on two cores
     "steps": 4500,
     "batch_size": 4,
@@ -48,6 +50,9 @@ SMALL = {  # a game at 64x64 in ten minutes on two cores
     "eval_horizon": 16,
     "long_horizon": 64,
     "life_horizon": 1000,
+    # a dream that neither fades nor drifts
+    "anchored": True,
+    "context_fade": 0.5,
 }
 
 
@@ -66,10 +71,16 @@ class DynamicsConfig(StageConfig):
     latent_dim: Positive[int] = 16  # L, as the tokenizer's
     objective: typing.Literal["mse", "masked"] = "mse"
     residual: bool = True  # mse: draw the change to the present latents
+    # mse: of the present latents that change is drawn to, a learned mask lets through how they differ from
+    # the median frame's, which stay
+    anchored: bool = False
     lambda_latent: NotNegative[float] = 1.0  # mse: (latents - truth)^2, in units of each channel's spread
     lambda_pixels: NotNegative[float] = 0.0  # mse: (decoded - truth)^2
     # mse: noise, up to this much, on what the model sees in training; masked: share of codes replaced there
     context_noise: NotNegative[float] = 0.2
+    # mse: in training what the model sees is drawn towards the median frame's latents by up to this share,
+    # one a sample: what grew faint in a dream is then drawn whole again
+    context_fade: BelowOne[float] = 0.0
     # masked: of a step between two values, how far beyond the middle a code has to be to change in time
     code_hold: NotNegative[float] = 0.0
     decode_steps: Positive[int] = 6  # masked: passes in which a frame is filled in
@@ -91,6 +102,11 @@ class DynamicsConfig(StageConfig):
             self.action_input != "latent" or self.actions == "latent",
             "action_input='latent' adds what the latent actions are made of, and actions='recorded' have no "
             "latent; use actions='latent', or action_input='add'",
+        )
+        check(
+            self.residual or not self.anchored,
+            "anchored=True draws a change to the present latents, and residual=False draws none; use "
+            "residual=True",
         )
         self.check_length()
 
@@ -157,15 +173,19 @@ class Dynamics(BuiltOn, InventsActions, Stage):
         self.modulates = c.action_input == "modulate"
         condition_dim = width if self.modulates else 0
         self.transformer = SpaceTimeTransformer(*c.transformer, condition_dim=condition_dim)
-        outputs = self.tokenizer.fsq.size if c.objective == "masked" else c.latent_dim
+        outputs = self.tokenizer.fsq.size if c.objective == "masked" else c.latent_dim + c.anchored
         self.head = nn.Linear(width, outputs)
         if c.objective == "masked":
             self.unknown = nn.Parameter(torch.randn(width) * 0.02)
         elif c.residual:
             zeroed(self.head)
+            if c.anchored:
+                nn.init.constant_(self.head.bias[-1:], OPEN)
         # of each latent channel over the data
         self.register_buffer("mean", torch.zeros(c.latent_dim))
         self.register_buffer("std", torch.ones(c.latent_dim))
+        if c.anchored or c.context_fade:
+            self.register_buffer("rest", torch.zeros(c.patches, c.latent_dim))  # the median frame's, standard
 
     @classmethod
     def fit_config(cls, config, dataset):
@@ -205,6 +225,10 @@ class Dynamics(BuiltOn, InventsActions, Stage):
             latents = torch.cat([self.tokenizer.encode(piece) for piece in pieces])
         self.mean.copy_(latents.mean((0, 1, 2)))
         self.std.copy_(latents.std((0, 1, 2)).clamp(min=1e-3))
+        if hasattr(self, "rest"):
+            still = self.tokenizer.median.expand(1, self.config.context_frames, -1, -1, -1)
+            with torch.no_grad():
+                self.rest.copy_(self._standard(self.tokenizer.encode(still)[0, -1]))
 
     # ---- actions
 
@@ -248,16 +272,19 @@ class Dynamics(BuiltOn, InventsActions, Stage):
             latents = self.tokenizer.encode(batch["frames"])
             target = self._standard(latents)
         seen = target[:, :-1]
-        noisy = c.context_noise and self.training
+        noisy, fades = (self.training and share for share in (c.context_noise, c.context_fade))
         sizes = {"no_action": 1}
         if noisy:
             sizes |= {"context_noise": 2 * seen[0].numel(), "noise_level": 1}
-        uniform, *chance = keyed_uniforms(batch["key"], sizes)
-        conditions = self._conditions(batch, uniform)
+        if fades:
+            sizes["context_fade"] = 1
+        chance = dict(zip(sizes, keyed_uniforms(batch["key"], sizes), strict=True))
+        conditions = self._conditions(batch, chance["no_action"])
+        if fades:
+            seen = seen + fades * chance["context_fade"][:, None, None] * (self.rest - seen)
         if noisy:
-            noise, level = chance
-            noise = normal_of(noise).view_as(seen)
-            seen = seen + noise * c.context_noise * level[:, None, None]
+            noise = normal_of(chance["context_noise"]).view_as(seen)
+            seen = seen + noise * noisy * chance["noise_level"][:, None, None]
         drawn, _ = self._predict(seen, conditions)
         logs = {"latent": F.mse_loss(drawn, target[:, 1:])}
         total = c.lambda_latent * logs["latent"]
@@ -271,6 +298,9 @@ class Dynamics(BuiltOn, InventsActions, Stage):
         """Standard latents `[B, T, P, L]` -> (standard latents of the next frames, past)."""
         x, past = self._transform(self.embed(seen), conditions, past)
         drawn = self.head(x)
+        if self.config.anchored:
+            drawn, mask = drawn[..., :-1], drawn[..., -1:]
+            seen = self.rest + mask.sigmoid() * (seen - self.rest)
         if self.config.residual:
             drawn = seen + drawn
         return drawn, past
