@@ -120,7 +120,7 @@ OF_A_STAGE = {
     LatentActions: [
         {"patch_size": 4}, {"encoder": "space_time"}, {"action_levels": 3}, {"action_dim": 4, "action_channels": 2},
     ],
-    Dynamics: [{"residual": False}, {"anchored": True}, {"context_fade": 0.5}],
+    Dynamics: [{"residual": False}, {"anchored": True}, {"context_fade": 0.5}, {"moving_weight": 5.0}],
 }  # fmt: skip
 
 
@@ -429,6 +429,7 @@ def test_what_is_kept_of_the_past_does_not_grow(runs):
         ({"context_noise": 0.5}, {}),
         ({"context_fade": 0.5}, {}),
         ({"anchored": True}, {}),
+        ({"moving_weight": 5.0}, {}),
         ({"action_input": "add"}, {}),
         ({"action_input": "add", "actions": "latent"}, {"action_input": "add"}),
         ({"action_input": "latent", "actions": "latent", "latent_actions_run": "{wide}"},
@@ -470,6 +471,29 @@ def test_a_fading_context_is_drawn_towards_the_median_frame_in_training_alone(ru
     shares = share.flatten(1).median(1).values
     torch.testing.assert_close(share, shares[:, None, None, None].expand_as(share), rtol=0, atol=1e-2)
     assert len(set(shares.tolist())) == 4 and shares.min() > 0 and 0.2 < shares.max() < 0.5
+
+
+def test_latents_of_patches_where_something_moves_weigh_more(runs):
+    system = shaken(dynamics(runs, moving_weight=5.0))
+    frames = system.tokenizer.median.repeat(1, 4, 1, 1, 1)
+    moved = frames.clone()
+    moved[:, -1, :, :8, :8] += 0.2  # one of the four patches, in the last of three predicted frames
+
+    def loss(clip, frame, patch):
+        """The loss where the latents of one patch of one predicted frame are wrong by 1."""
+        wrong = torch.zeros(3, 4, 1)
+        wrong[frame, patch] = 1
+        target = system._standard(system.tokenizer.encode(clip))[:, 1:]
+        system._predict = lambda seen, conditions: (target + wrong, None)
+        return system.loss(
+            {"frames": clip, "actions": torch.zeros(1, 3).long(), "key": torch.arange(1)}
+        ).total
+
+    still = loss(frames, 2, 0)
+    torch.testing.assert_close(still, torch.tensor(1 / 12))
+    torch.testing.assert_close(loss(moved, 2, 0), 6 * still)
+    torch.testing.assert_close(loss(moved, 2, 1), still)
+    torch.testing.assert_close(loss(moved, 1, 0), still)
 
 
 def test_an_anchored_output_lets_the_present_latents_through_or_draws_those_of_the_median_frame(runs):

@@ -18,7 +18,7 @@ from mtld_core.config import BelowOne, NotNegative, Positive, WidthsOrNone, chec
 from mtld_core.frames import to_float
 from mtld_core.nn.actions import ActionEncoder, action_fields, action_space
 from mtld_core.nn.conv import zeroed
-from mtld_core.nn.moving import heal
+from mtld_core.nn.moving import FAR, heal
 from mtld_core.nn.precision import in_fp32
 from mtld_core.nn.sample import sample
 from mtld_core.systems.base import BuiltOn, InventsActions, Loss, Needs
@@ -81,6 +81,8 @@ class DynamicsConfig(StageConfig):
     # mse: in training what the model sees is drawn towards the median frame's latents by up to this share,
     # one a sample: what grew faint in a dream is then drawn whole again
     context_fade: BelowOne[float] = 0.0
+    # mse: by so much more weigh the latents of patches where something moves: a ball is in one of 64
+    moving_weight: NotNegative[float] = 0.0
     # masked: of a step between two values, how far beyond the middle a code has to be to change in time
     code_hold: NotNegative[float] = 0.0
     decode_steps: Positive[int] = 6  # masked: passes in which a frame is filled in
@@ -286,11 +288,16 @@ class Dynamics(BuiltOn, InventsActions, Stage):
             noise = normal_of(chance["context_noise"]).view_as(seen)
             seen = seen + noise * noisy * chance["noise_level"][:, None, None]
         drawn, _ = self._predict(seen, conditions)
-        logs = {"latent": F.mse_loss(drawn, target[:, 1:])}
+        error = (drawn - target[:, 1:]).square()
+        patches = to_patches(batch["frames"][:, 1:], c.patch_size)
+        if c.moving_weight:
+            moves = (patches - self.tokenizer.mean).abs().amax(-1, keepdim=True) > FAR
+            error = error * (1 + c.moving_weight * moves)
+        logs = {"latent": error.mean()}
         total = c.lambda_latent * logs["latent"]
         if c.lambda_pixels:
             rebuilt, _ = self.tokenizer.decode_patches(torch.cat([latents[:, :1], self._raw(drawn)], 1))
-            logs["pixels"] = F.mse_loss(rebuilt[:, 1:], to_patches(batch["frames"][:, 1:], c.patch_size))
+            logs["pixels"] = F.mse_loss(rebuilt[:, 1:], patches)
             total = total + c.lambda_pixels * logs["pixels"]
         return Loss(total, logs | spread("latent", latents) | statistics(drawn))
 
