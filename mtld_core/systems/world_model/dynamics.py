@@ -50,9 +50,10 @@ SMALL = {  # a game at 64x64 in ten minutes on two cores
     "eval_horizon": 16,
     "long_horizon": 64,
     "life_horizon": 1000,
-    # a dream that neither fades nor drifts
+    # a dream that neither fades nor drifts, and has a ball
     "anchored": True,
     "context_fade": 0.5,
+    "moving_weight": 6.0,
 }
 
 
