@@ -290,15 +290,15 @@ class Dynamics(BuiltOn, InventsActions, Stage):
             seen = seen + noise * noisy * chance["noise_level"][:, None, None]
         drawn, _ = self._predict(seen, conditions)
         error = (drawn - target[:, 1:]).square()
-        patches = to_patches(batch["frames"][:, 1:], c.patch_size)
         if c.moving_weight:
-            moves = (patches - self.tokenizer.mean).abs().amax(-1, keepdim=True) > FAR
+            off = to_patches(batch["frames"][:, 1:], c.patch_size) - self.tokenizer.mean
+            moves = off.abs().amax(-1, keepdim=True) > FAR  # [B, T-1, P, 1]
             error = error * (1 + c.moving_weight * moves)
         logs = {"latent": error.mean()}
         total = c.lambda_latent * logs["latent"]
         if c.lambda_pixels:
             rebuilt, _ = self.tokenizer.decode_patches(torch.cat([latents[:, :1], self._raw(drawn)], 1))
-            logs["pixels"] = F.mse_loss(rebuilt[:, 1:], patches)
+            logs["pixels"] = F.mse_loss(rebuilt[:, 1:], to_patches(batch["frames"][:, 1:], c.patch_size))
             total = total + c.lambda_pixels * logs["pixels"]
         return Loss(total, logs | spread("latent", latents) | statistics(drawn))
 
