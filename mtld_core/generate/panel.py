@@ -33,9 +33,9 @@ from mtld_core.pages import (
 from mtld_core.runs.checkpoint import list_checkpoints
 from mtld_core.runs.folder import (
     BEST,
-    CONFIG,
     EXAMPLES,
     age_of,
+    age_of_run,
     newest_preview,
     read_pointer,
     read_report,
@@ -356,7 +356,7 @@ def _label(run):
     skill = _report(run)["metrics"].get("skill_db")
     if skill is not None:
         words.append(f"skill {skill:+.1f} dB")
-    words.append("example" if Path(run).parent == EXAMPLES else age_of(f"{run}/{CONFIG}"))
+    words.append(age_of_run(run))
     return " · ".join(words)
 
 

@@ -13,7 +13,7 @@ from mtld_core.config import UserError, check, find
 from mtld_core.judge.compare import compare
 from mtld_core.judge.task import summary
 from mtld_core.pages import Cancellable, Panel, data_url, displayed, small
-from mtld_core.runs.folder import CONFIG, EXAMPLES, age_of, newest_preview, read_config, read_report, runs_in
+from mtld_core.runs.folder import EXAMPLES, age_of_run, newest_preview, read_config, read_report, runs_in
 
 THUMBNAIL = "width:200px; height:112px; object-fit:cover; object-position:top left; display:block"
 HINT = "Tick the runs to compare."
@@ -61,7 +61,7 @@ def _card(run, tick):
     with contextlib.suppress(UserError):
         words = summary(read_report(run)["metrics"])
     tick.description, tick.layout.width = Path(run).name, "200px"
-    lines = [about["system"], words, f"on {Path(about['dataset']['path']).name}", age_of(f"{run}/{CONFIG}")]
+    lines = [about["system"], words, f"on {Path(about['dataset']['path']).name}", age_of_run(run)]
     preview = newest_preview(run)
     shown = f'src="{data_url(preview)}"' if preview.is_file() else ""
     picture = f'<img style="{THUMBNAIL}" {shown}>'

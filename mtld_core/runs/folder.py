@@ -134,6 +134,11 @@ def age_of(path):
     return "just now"
 
 
+def age_of_run(run):
+    """ "example" for a run that the project ships, for another how long ago it was begun."""
+    return "example" if Path(run).parent == EXAMPLES else age_of(f"{run}/{CONFIG}")
+
+
 # ---- its log
 
 

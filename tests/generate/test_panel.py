@@ -21,6 +21,7 @@ from steered import QUICK, steered_run, write_recording
 from mtld_core import media
 from mtld_core.generate import panel
 from mtld_core.pages import RED
+from mtld_core.runs import folder
 from mtld_core.systems import SYSTEMS
 from mtld_core.train import train
 
@@ -29,7 +30,8 @@ NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
 @pytest.fixture
 def form(tmp_path, monkeypatch):
-    monkeypatch.setattr(panel, "EXAMPLES", tmp_path / "examples")
+    for module in (panel, folder):
+        monkeypatch.setattr(module, "EXAMPLES", tmp_path / "examples")
     write_rolling_arcs(tmp_path / "runs/data")
     for name in ("runs/run", "runs/second", "examples/shared"):
         (tmp_path / name / "checkpoints/step_00000007").mkdir(parents=True)

@@ -344,4 +344,8 @@ def test_what_is_no_run_is_passed_over(tmp_path, monkeypatch):
         (tmp_path / "runs" / name / "config.json").write_text(text)
         (tmp_path / "runs" / name / "latest.json").write_text("{}")
     assert [Path(path).name for path in runs_to_compare()] == ["pong"]
-    assert [Path(path).name for path in ComparePanel([]).ticks] == ["pong"]
+    panel = ComparePanel([])
+    assert [Path(path).name for path in panel.ticks] == ["pong"]
+    gallery = panel.children[0]
+    _, _, words = gallery.children[0].children
+    assert "example" in words.value and "ago" not in words.value  # not how old the clone is
