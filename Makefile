@@ -26,10 +26,12 @@ help:
 setup: $(READY)
 
 $(READY): requirements.txt requirements-dev.txt pyproject.toml
+	@echo "setting up .venv: some minutes, about 6 GB"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -o '^uv[^ ]*' requirements-dev.txt)"
 	$(BIN)/uv pip install $(UV) --python .venv -r requirements-dev.txt --editable .
-	touch $(READY)
+	@touch $(READY)
+	@echo "ready: make demo, make lab, or a command of .venv/bin"
 
 demo: setup
 	mkdir -p demo

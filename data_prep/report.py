@@ -90,7 +90,7 @@ def proposal(row):
     """What to do about an `ArcRow` that lost much of its picture, in words."""
     height, width = fitting_shape(row.original, row.size)
     left = cut_away(*row.original, height, width)
-    had, asked = ("x".join(map(str, shape)) for shape in (row.original, row.size))
+    had, asked = ("{} high and {} wide".format(*shape) for shape in (row.original, row.size))
     return (
         f"{row.cut:.0%} of {row.arc} is cut away ({row.cut_where}): it is {had}, and {asked} was asked for. "
         f"height={height} and width={width} cut {left:.0%}; fit='pad' cuts nothing and adds black borders."

@@ -79,7 +79,10 @@ def hub_folder(path):
 
 def looked_in(path):
     """`" (looked in A, B)"`: where a relative path was looked for; "" for an absolute one."""
-    return "" if os.path.isabs(path) else f" (looked in {', '.join(map(str, [Path.cwd(), *places]))})"
+    if os.path.isabs(path):
+        return ""
+    folders = dict.fromkeys(map(os.path.abspath, (".", *places)))
+    return f" (looked in {', '.join(folders)})"
 
 
 # ---- ranges, told by a field's annotation

@@ -128,9 +128,9 @@ pages.show_table({name: list(values.shape) for name, values in batch.items()})
 # %%
 import inspect
 
-from IPython.display import Code
+from IPython.display import Markdown
 
-Code(inspect.getsource(getattr(cls, "generator_loss", cls.loss)), language="python")
+Markdown(f"```python\n{inspect.getsource(getattr(cls, 'generator_loss', cls.loss))}\n```")
 
 # %% [markdown]
 # ## What it will take

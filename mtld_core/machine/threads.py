@@ -132,7 +132,7 @@ class Threads:
         self.count, self.pace = self.trial, taken
         self.changes += 1
         threads = "1 thread" if self.count == 1 else f"{self.count} threads"
-        self.say(f"a step uses {threads} from now on: {now:.0f} ms instead of {before:.0f}")
+        self.say(f"a step is faster with {threads} just now: {now:.0f} ms instead of {before:.0f}")
         self._try(self._smaller() if fewer else self._larger())
 
 

@@ -686,7 +686,7 @@ class Training:
         self.step = state["step"]
         self.train_seconds, self.paused_seconds = state["train_seconds"], state["paused_seconds"]
         self.earlier_wall_seconds = state["wall_seconds"]
-        self.schedule.resume(self.step, state.get("schedule"), state.get("total", 0))
+        self.schedule.resume(self.step, state.get("schedule"), state.get("total", 0), self.train_seconds)
         self.batches.load_state(state["batches"])
         self.stepper.load_state(state["stepper"])
         for name, optimizer in self.optimizers.items():

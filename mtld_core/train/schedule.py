@@ -46,8 +46,9 @@ class Schedule:
     With steps or epochs the learning rate follows the step: `total` is their number. With a budget alone
     `total` is 0, and it follows `progress`, which goes from 0 to 1 in a cycle: each step moves it by (1 -
     progress) / (steps that still fit), so that it is at its end when the time is, whatever becomes of the
-    speed. A session that goes on with a run whose cycle had ended begins a new one; a run that was stopped or
-    killed goes on in its own.
+    speed. A session that goes on with a run whose cycle had ended begins another one where one that is as
+    long as both would be: at the full rate, what a run has learned in minutes is gone. A run that was stopped
+    or killed goes on in its own.
 
     The last save, preview and judging belong to the budget: training ends when what is left of it is the
     `reserve` for them.
@@ -85,8 +86,8 @@ class Schedule:
         """How far the learning rate's cycle is at `step`, for `resume`."""
         return {"progress": self.done(step), "cycle_step": self.cycle_step}
 
-    def resume(self, step, state, total=0):
-        """Go on at `step` with what `state` gave there.
+    def resume(self, step, state, total=0, seconds=0.0):
+        """Go on at `step` with what `state` gave there, after so many seconds of training.
 
         In a run of before there was one, state is None, and total the number of its steps, or 0.
         """
@@ -96,7 +97,7 @@ class Schedule:
         if state["progress"] < 1:
             self.progress, self.cycle_step = state["progress"], state["cycle_step"]
         else:
-            self.progress, self.cycle_step = 0.0, step
+            self.progress, self.cycle_step = seconds / max(LEAST_SECONDS, seconds + self.budget), step
 
     # ---- the learning rate
 

@@ -394,7 +394,10 @@ def test_what_is_cut_away_is_said_and_a_shape_is_proposed(tmp_path):
     clip = write_video(tmp_path / "phone.mp4", moving_square(10, 160, 90))
     table = extract(clip, tmp_path / "square", height=32, width=32, progress=False).table()
     assert "done (44% cut away, top and bottom)" in table
-    assert "44% of phone is cut away (top and bottom): it is 160x90, and 32x32 was asked for." in table
+    assert (
+        "44% of phone is cut away (top and bottom): it is 160 high and 90 wide, and 32 high and 32 wide was asked for."
+        in table
+    )
     assert "height=64 and width=32 cut 11%; fit='pad' cuts nothing" in table
     assert extract(clip, tmp_path / "square", height=32, width=32, progress=False).table() == table.replace(
         "done", "kept"

@@ -63,7 +63,7 @@ def test_a_change_is_said_with_what_it_brings(monkeypatch):
     threads, said = begin(monkeypatch)
     with threads:
         work(threads, BUSY, 20)
-    assert said == ["a step uses 1 thread from now on: 122 ms instead of 325"]
+    assert said == ["a step is faster with 1 thread just now: 122 ms instead of 325"]
 
 
 def test_forty_steps_beside_a_busy_program_are_nearly_as_fast_as_with_the_best_count(monkeypatch):

@@ -206,9 +206,9 @@ def test_the_time_that_is_left_has_the_work_beside_the_steps_in_it(clock):
 # ---- resume
 
 
-def resumed(step, state, total=0, **settings):
+def resumed(step, state, total=0, seconds=0.0, **settings):
     plan = make(**settings)
-    plan.resume(step, state, total)
+    plan.resume(step, state, total, seconds)
     return plan
 
 
@@ -225,9 +225,14 @@ def test_a_cycle_that_had_not_ended_goes_on_and_one_that_had_is_followed_by_anot
     step, _ = run(second, clock, begin=250)
     assert clock.now - began == 1200 and step == 1450
     second.finish()
-    third = resumed(step, second.state(step), time_budget_minutes=20, lr_schedule="cosine", warmup_steps=10)
-    assert [third.learning_rate(step + i) for i in (0, 4, 9, 10)] == pytest.approx([0.1, 0.5, 1, 1])
-    assert run(third, clock, begin=step)[0] == step + 1200
+    third = {"time_budget_minutes": 20, "lr_schedule": "cosine", "warmup_steps": 10}
+    half = 0.5 + 0.5 * math.cos(math.pi * 1450 / 2650)  # as in the middle of one of 2,650 steps
+    for seconds, rate in ((0, 1), (1450, half)):
+        plan = resumed(step, second.state(step), seconds=seconds, **third)
+        expected = pytest.approx([0.1 * rate, 0.5 * rate, rate, rate])
+        assert [plan.learning_rate(step + i) for i in (0, 4, 9, 10)] == expected
+        assert run(plan, clock, begin=step)[0] == step + 1200
+        assert plan.learning_rate(step + 1199) < 0.01
 
 
 @pytest.mark.parametrize(
@@ -462,7 +467,7 @@ def session(training):
     training.saved = training.judged_at = training.previewed_at = None
     training.session_step, training.session_seconds = training.step, training.train_seconds
     training.schedule = Schedule(training.config, 7, training.controls.stop, training.world.now)
-    training.schedule.resume(training.step, state)
+    training.schedule.resume(training.step, state, seconds=training.train_seconds)
     try:
         return training.run()["ended"]
     except Killed:

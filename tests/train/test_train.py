@@ -110,8 +110,10 @@ def test_a_time_budget_alone_is_used_each_night_and_the_cosine_ends_with_it(arcs
     rates = [line["lr_generator"] for line in lines(tmp_path / "run")]
     peak, end = max(rates), first["step"]
     assert rates[end - 1] < 0.1 * peak and rates[-1] < 0.1 * peak
-    assert rates[0] == rates[end] == pytest.approx(peak / 2, rel=0.05)  # a new cycle, with its warm-up
-    assert max(rates[end:]) == pytest.approx(peak, rel=0.05)
+    assert rates[0] == pytest.approx(peak / 2, rel=0.05)  # the warm-up
+    # a new cycle, from where one of both nights' length would be by then, in which the rate is half of it
+    again = max(rates[end:])
+    assert rates[end] == pytest.approx(again / 2, rel=0.05) and 0.2 * peak < again < 0.9 * peak
 
 
 def test_a_budget_shorter_than_the_steps_stops_and_the_next_session_finishes(arcs, tmp_path):
@@ -648,7 +650,7 @@ def test_a_change_of_the_threads_is_said_and_reported(arcs, tmp_path, monkeypatc
     finally:
         torch.set_num_threads(found)
     assert report["threads"] == {"setting": "auto", "count": 2, "changes": 1}
-    assert "a step uses 2 threads from now on: 70 ms instead of 115" in capsys.readouterr().out
+    assert "a step is faster with 2 threads just now: 70 ms instead of 115" in capsys.readouterr().out
 
 
 # ---- a run keeps its split
