@@ -7,7 +7,7 @@ from mtld_core.data.batches import Batches
 from mtld_core.data.cuts import find_cuts, thumbnail
 from mtld_core.data.dataset import Arc, Dataset, DomainPair
 from mtld_core.data.opening import open_dataset
-from mtld_core.data.windows import covered, split_alike, split_windows
+from mtld_core.data.windows import covered, split_alike, split_windows, with_ends
 
 __all__ = [
     "Arc",
@@ -20,4 +20,5 @@ __all__ = [
     "split_alike",
     "split_windows",
     "thumbnail",
+    "with_ends",
 ]

@@ -50,11 +50,6 @@ class Batches:
         ]
 
     @property
-    def windows(self):
-        """How many windows an epoch has, those of both domains together."""
-        return sum(len(stream.starts) for stream in self.streams)
-
-    @property
     def steps_per_epoch(self):
         """Calls of `next()` until every window of the larger domain was drawn once, rounded up."""
         larger = max(self.streams, key=lambda stream: len(stream.starts))

@@ -11,7 +11,7 @@ import torch
 from mtld_core import media
 from mtld_core.chance import seed_of
 from mtld_core.config import AtLeastOne, BelowOne, NotNegative, Positive, RunGivenUp, Settings, check
-from mtld_core.data import Batches
+from mtld_core.data import Batches, with_ends
 from mtld_core.judge.task import Task, best_by, summary
 from mtld_core.judge.windows import check_stages
 from mtld_core.machine import backends, graphs, memory
@@ -131,9 +131,12 @@ class Training:
         self.given = dataset  # which stays in RAM
         self.task = Task(system, dataset.to(self.device), config, controls.say)
         self.dataset = self.task.dataset
+        starts = self.task.learned
+        if config.restitution:
+            starts = [with_ends(rows, self.needs.window) for rows in starts]
         self.batches = Batches(
             self.dataset,
-            self.task.learned,
+            starts,
             self.needs.window,
             config.batch_size,
             config.seed,
@@ -211,7 +214,8 @@ class Training:
         if not self.group.alone:
             whole, size = self.config.batch_size, self.group.size
             say(f"{size} processes, {whole // size} of a batch's {whole} windows on each")
-        say(f"{self.batches.windows} windows of {self.needs.window} frames to learn, judged on {judged}")
+        windows = sum(map(len, self.task.learned))
+        say(f"{windows} windows of {self.needs.window} frames to learn, judged on {judged}")
         say(f"run folder {self.run_dir}{going_on}")
 
     def _tell_needs(self):

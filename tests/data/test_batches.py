@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mtld_core.chance import seed_of
 from mtld_core.config import UserError
-from mtld_core.data import Arc, Batches, Dataset, DomainPair, split_windows
-from mtld_core.frames import scale_in_place, to_float
+from mtld_core.data import Arc, Batches, Dataset, DomainPair, split_windows, with_ends
+from mtld_core.frames import rows_of, scale_in_place, to_float
 
 
 def make(lengths, cuts=(), actions=None, height=4, width=4):
@@ -136,6 +136,18 @@ def test_restitution_and_too_little_to_hold_out():
     assert train.tolist() == held.tolist() == list(range(13))
     with pytest.raises(UserError, match=r"longest arc has 20 frames, and 24 in one shot .*restitution=true"):
         split_windows(make([20]), 8)
+
+
+def test_the_ends_of_shots_come_a_fourth_as_often_as_their_middle():
+    data = make([40, 20], cuts=[20])  # three shots of 20 frames
+    starts = data.windows(12)
+    frames = torch.bincount(rows_of(with_ends(starts, 12), 12).flatten())
+    for shot in frames.view(3, 20):
+        assert shot[0] == shot[-1] == 12 / 4 and shot.max() <= 12 + 2
+    assert (
+        with_ends(starts, 7).tolist() == starts.tolist()
+    )  # a short window's ends are not far from its middle
+    assert with_ends(torch.tensor([5]), 8).tolist() == [5, 5]
 
 
 @settings(max_examples=40)

@@ -368,6 +368,13 @@ def test_restitution_judges_all_windows_and_holdout_does_not(arcs, tmp_path):
     assert tiny(arcs, tmp_path / "c", {"eval_windows": 5})["metrics"]["windows"] == 5
 
 
+def test_by_heart_the_ends_of_a_shot_are_drawn_more_often(arcs, tmp_path):
+    longer, how = {"sequence_length": 8}, {"epochs": 1, "batch_size": 5}  # 13 windows an arc
+    by_heart = tiny(arcs, tmp_path / "a", longer | {"restitution": True}, **how)
+    assert by_heart["step"] == 6 * (13 + 2) / 5 and by_heart["metrics"]["windows"] == 6 * 13
+    assert tiny(arcs, tmp_path / "b", longer, **how)["step"] == 5 * 13 / 5
+
+
 def test_a_longer_eval_horizon_and_one_that_is_too_long(arcs, tmp_path):
     assert len(tiny(arcs, tmp_path / "a", {"eval_horizon": 9})["metrics"]["psnr_by_horizon"]) == 9
     with pytest.raises((UserError, ConfigError), match=r"nothing can be held out.*41 to judge.*eval_horizon"):
