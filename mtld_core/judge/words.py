@@ -63,7 +63,9 @@ def verdict(metrics, better=True):
     """
     if not metrics:
         return "not judged yet: train on"
-    way = "train on" if better else "it was better before, so lower the learning rate"
+    way = "train on"
+    if not better:
+        way = "it was better before, so generate with checkpoint 'best', or lower the learning rate"
     if "flicker_x_to_y" in metrics:
         return _of_translations(metrics, way)
     skill, psnr = metrics["skill_db"], metrics["psnr"]

@@ -34,7 +34,7 @@ LIFE = {
         ({"skill_db": -2.0}, False, "worse than repeating the last frame by 2.0 dB: lower the learning rate"),
         ({"skill_db": -2.0, "baseline_median_psnr": 26.0}, False, "worse than showing the median frame by"),
         ({"moving_skill_db": 0.1}, True, "moving things are not there yet: train on"),
-        ({"moving_skill_db": 0.1}, False, "moving things are not there yet: it was better before, so lower"),
+        ({"moving_skill_db": 0.1}, False, "moving things are not there yet: it was better before, so generate with"),
         ({"action_shuffle_gap_db": 0.01}, True, "actions do not matter yet: train on"),
         ({"life": LIFE}, True, "the dream falls apart after about 16 steps: in the end what is static is at 10 dB: train"),
         ({"action_shuffle_gap_db": 1.0}, True, "better than repeating the last frame by 3.0 dB, moving things too: see"),
