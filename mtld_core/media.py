@@ -11,6 +11,7 @@ import functools
 import glob
 import http.client
 import itertools
+import math
 import os
 import re
 import shutil
@@ -295,22 +296,18 @@ def open_writers(out_dir, fps, height, width):
 # ---- pictures made of frames
 
 
-def side_by_side(left, right):
-    """Two frames of one height -> uint8 `[H, W + W + 2, 3]`, with a grey line of two pixels between them."""
-    line = np.full((len(left), 2, 3), 128, np.uint8)
-    return np.concatenate([left, line, right], axis=1)
-
-
 def strip(rows, labels=None, columns=None):
     """Rows of frames -> one uint8 picture `[H', W', 3]` on white.
 
     rows: lists (or arrays) of frames, all of one size. labels: a word for each row, on its left; columns: a
-    word for each column, above it. Frames lower than 96 pixels are enlarged by a whole factor, unsmoothed.
+    word for each column, above it. Frames lower than 96 pixels, or narrower than a column's word, are larger
+    by a whole factor, unsmoothed.
     """
     height, width = rows[0][0].shape[:2]
-    factor = -(-96 // height)  # rounded up
-    height, width = factor * height, factor * width
     font, gap = ImageFont.load_default(22), 4
+    widest = max(map(font.getlength, columns or [""]))
+    factor = math.ceil(max(96 / height, widest / width))
+    height, width = factor * height, factor * width
     left = 2 * gap + round(max(map(font.getlength, labels))) if labels else 0
     top = 30 if columns else 0
     down, across = height + gap, width + gap

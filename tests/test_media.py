@@ -257,9 +257,5 @@ def test_a_strips_words_have_room():
     assert np.array_equal(words[-height:, -width:], plain)
     left, above = words[:, :-width], words[:-height]
     assert left.min() < 128 and left.max() == 255 and above.min() < 128 and above.max() == 255
-
-
-def test_side_by_side():
-    a, b = clip(2, 6, 8)
-    both = media.side_by_side(a, b)
-    assert both.shape == (6, 18, 3) and np.array_equal(both[:, :8], a) and np.array_equal(both[:, 10:], b)
+    upright = media.strip(np.zeros((1, 2, 112, 20, 3), np.uint8), columns=["truth", "generated"])
+    assert upright.shape[0] > 30 + 2 * 112 and upright[:30, [0, -1]].min() == 255  # the word is not cut off

@@ -12,6 +12,7 @@ import time
 import typing
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mtld_core import media, metrics
@@ -40,15 +41,16 @@ def write(job, out_dir, fps, size, progress):
     with contextlib.ExitStack() as stack:
         write_frame = stack.enter_context(media.open_writers(out_dir, fps, height, width))
         if job.compared:
-            total = len(job.compared) * (width + 2) - 2
-            compare = stack.enter_context(media.video_writer(comparison, fps, height, total))
+            beside = functools.partial(media.strip, columns=job.compared)
+            size = beside([[np.zeros((height, width, 3), np.uint8)] * len(job.compared)]).shape[:2]
+            compare = stack.enter_context(media.video_writer(comparison, fps, *size))
             files.append(comparison.name)
         else:
             comparison.unlink(missing_ok=True)  # of an earlier generation
         for number, moment in enumerate(job):
             write_frame(moment.frame)
             if moment.beside:
-                compare(functools.reduce(media.side_by_side, moment.beside))
+                compare(beside([moment.beside]))
             if number in job.columns:
                 columns.append(moment.cells)
             progress()

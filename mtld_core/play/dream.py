@@ -189,7 +189,8 @@ class Play:
         paths = Path(f"{base}.mp4"), Path(f"{base}.gif")
         shown = self.frames
         if self.real:
-            shown = [media.side_by_side(*pair) for pair in zip(self.real, self.frames, strict=True)]
+            pairs = zip(self.real, self.frames, strict=True)
+            shown = [media.strip([pair], columns=["real game", "dream"]) for pair in pairs]
         size = shown[0].shape[:2]
         with (
             can_write(base, "make room there or choose another path"),

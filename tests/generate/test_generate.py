@@ -80,15 +80,17 @@ def test_from_the_dataset_with_its_truth(opened, tmp_path):
     assert {"comparison.mp4", "strip.png"} <= set(result["files"])
     with av.open(str(tmp_path / "out/comparison.mp4")) as video:
         pairs = [shown(f) for f in video.decode(video=0)]
-    assert len(pairs) == 30 and pairs[0].shape == (16, 50, 3)
-    truths = [pair[:, :22].astype(int) for pair in pairs]  # grey from where it ends on
+    # words above, and six times as large
+    assert len(pairs) == 30 and pairs[0].shape == (30 + 96, 144 + 4 + 144, 3)
+    assert pairs[0][:30].min() < 128
+    truths = [pair[33::6, 3:144:6].astype(int) for pair in pairs]  # grey from where it ends on
     assert all(np.ptp(truth) < 8 for truth in truths[17:]) and all(
         np.ptp(truth) > 50 for truth in truths[:17]
     )
     strip = media.read_image(tmp_path / "out/strip.png")
     assert strip.shape[1] > 8 * 144 and (strip[:, -100:] == 96).all(-1).any()
     truth = media.read_image(tmp_path / "data/moves/frame_0023.png")
-    for half in (pairs[10][:, :24], pairs[10][:, 26:]):
+    for half in (pairs[10][33::6, 3:144:6], pairs[10][33::6, 151::6]):
         assert np.abs(half[:, 2:-2].astype(int) - truth[:, 2:-2]).mean() < 6
     assert len(folder_of(tmp_path / "out/frames")) == 30
 

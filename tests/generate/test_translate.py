@@ -264,8 +264,8 @@ def test_a_clips_folder_beside_its_truth(opened, tmp_path, capsys, direction, do
     assert json.loads(Path(result["out_dir"], "generation.json").read_text()) == result
     assert sorted(result["files"]) == ["comparison.mp4", "frames", "strip.png", "video.gif", "video.mp4"]
     pictures = pictures_of(Path(result["out_dir"], "comparison.mp4"))
-    assert len(pictures) == 20 and pictures[0].shape == (HEIGHT, 3 * WIDTH + 4, 3)
-    parts = [pictures[7][:, i * (WIDTH + 2) :][:, :WIDTH].astype(int) for i in range(3)]
+    assert len(pictures) == 20 and pictures[0].shape == (30 + 12 * HEIGHT, 3 * 12 * WIDTH + 8, 3)
+    parts = [pictures[7][36::12, i * (12 * WIDTH + 4) + 6 :: 12][:, :WIDTH].astype(int) for i in range(3)]
     for part, true in zip(parts, [frames[7], moved(frames, way)[7], moved(frames, way)[7]], strict=True):
         assert abs(part.mean() - true.mean()) < 12  # colours blur at the edges of such small pictures
 
@@ -308,7 +308,8 @@ def test_a_single_image_is_a_clip_of_one_frame(opened, tmp_path, capsys):
         and "has 1 frame from its start on: num_frames=5 becomes 1" in said
     )
     assert result["comparison"] == "source | translated" and "psnr" not in result and result["flicker"] == 0
-    assert pictures_of(Path(result["out_dir"], "comparison.mp4"))[0].shape == (HEIGHT, 2 * WIDTH + 2, 3)
+    [pair] = pictures_of(Path(result["out_dir"], "comparison.mp4"))
+    assert pair.shape == (30 + 12 * HEIGHT, 2 * 12 * WIDTH + 4, 3)
     assert generation.generate("run", str(tmp_path / "start.png"), 1)["num_frames"] == 1
 
 

@@ -439,7 +439,7 @@ def test_the_real_game_runs_beside_the_dream(pong, tmp_path, monkeypatch):
         ends.append(play.real[-1])
     assert not ends[0].equal(ends[1]) and not play.over
     with av.open(str(play.save(tmp_path / "pair")[0])) as video:
-        assert (video.streams.video[0].width, video.streams.video[0].height) == (64 + 64 + 2, 64)
+        assert (video.streams.video[0].width, video.streams.video[0].height) == (128 + 4 + 128, 30 + 128)
 
 
 def test_the_dream_goes_on_from_the_real_game(pong, tmp_path, monkeypatch):
