@@ -476,24 +476,26 @@ def test_a_fading_context_is_drawn_towards_the_median_frame_in_training_alone(ru
 def test_latents_of_patches_where_something_moves_weigh_more(runs):
     system = shaken(dynamics(runs, moving_weight=5.0))
     frames = system.tokenizer.median.repeat(1, 4, 1, 1, 1)
+    system.rest = system._standard(system.tokenizer.encode(frames))[0, -1]
     moved = frames.clone()
     moved[:, -1, :, :8, :8] += 0.2  # one of the four patches, in the last of three predicted frames
 
-    def loss(clip, frame, patch):
-        """The loss where the latents of one patch of one predicted frame are wrong by 1."""
+    def loss(clip, frame, patch, by=1.0):
+        """The loss where the latents of one patch of one predicted frame are wrong by so much."""
         wrong = torch.zeros(3, 4, 1)
-        wrong[frame, patch] = 1
+        wrong[frame, patch] = by
         target = system._standard(system.tokenizer.encode(clip))[:, 1:]
         system._predict = lambda seen, conditions: (target + wrong, None)
         return system.loss(
             {"frames": clip, "actions": torch.zeros(1, 3).long(), "key": torch.arange(1)}
         ).total
 
-    still = loss(frames, 2, 0)
-    torch.testing.assert_close(still, torch.tensor(1 / 12))
-    torch.testing.assert_close(loss(moved, 2, 0), 6 * still)
-    torch.testing.assert_close(loss(moved, 2, 1), still)
-    torch.testing.assert_close(loss(moved, 1, 0), still)
+    ghost = loss(frames, 2, 0)  # drawn where nothing is
+    torch.testing.assert_close(ghost, torch.tensor((1 + 0.15 * 5) / 12))
+    torch.testing.assert_close(loss(moved, 2, 0), torch.tensor(6 / 12))
+    torch.testing.assert_close(loss(moved, 2, 1), ghost)
+    torch.testing.assert_close(loss(moved, 1, 0), ghost)
+    torch.testing.assert_close(loss(frames, 2, 0, 0.1), torch.tensor(0.01 / 12))  # too faint for a ghost
 
 
 def test_an_anchored_output_lets_the_present_latents_through_or_draws_those_of_the_median_frame(runs):

@@ -41,6 +41,10 @@ from mtld_core.systems.world_model.stages import (
 from mtld_core.systems.world_model.tokenizer import Tokenizer
 
 OPEN = 4.0  # logit of a mask that begins by letting through nearly all
+# mean square by which a patch's standard latents are off the median frame's where something is drawn: of
+# Pong's frames it is below 0.002 where nothing moves (99 %), and above 1 where something does (99 %)
+DRAWN = 0.1
+GHOSTS = 0.15  # of the weight on what moves counts where only what is drawn does
 
 SMALL = {  # a game at 64x64 in ten minutes on two cores
     "steps": 4500,
@@ -82,7 +86,8 @@ class DynamicsConfig(StageConfig):
     # mse: in training what the model sees is drawn towards the median frame's latents by up to this share,
     # one a sample: what grew faint in a dream is then drawn whole again
     context_fade: BelowOne[float] = 0.0
-    # mse: by so much more weigh the latents of patches where something moves: a ball is in one of 64
+    # mse: by so much more weigh the latents of patches where something moves, by 0.15 of it where only
+    # what is drawn does: a ball is in one of 64
     moving_weight: NotNegative[float] = 0.0
     # masked: of a step between two values, how far beyond the middle a code has to be to change in time
     code_hold: NotNegative[float] = 0.0
@@ -187,7 +192,7 @@ class Dynamics(BuiltOn, InventsActions, Stage):
         # of each latent channel over the data
         self.register_buffer("mean", torch.zeros(c.latent_dim))
         self.register_buffer("std", torch.ones(c.latent_dim))
-        if c.anchored or c.context_fade:
+        if c.anchored or c.context_fade or c.moving_weight:
             self.register_buffer("rest", torch.zeros(c.patches, c.latent_dim))  # the median frame's, standard
 
     @classmethod
@@ -293,7 +298,8 @@ class Dynamics(BuiltOn, InventsActions, Stage):
         if c.moving_weight:
             off = to_patches(batch["frames"][:, 1:], c.patch_size) - self.tokenizer.mean
             moves = off.abs().amax(-1, keepdim=True) > FAR  # [B, T-1, P, 1]
-            error = error * (1 + c.moving_weight * moves)
+            ghosts = (drawn.detach() - self.rest).square().mean(-1, keepdim=True) > DRAWN
+            error = error * (1 + c.moving_weight * torch.maximum(moves, GHOSTS * ghosts))
         logs = {"latent": error.mean()}
         total = c.lambda_latent * logs["latent"]
         if c.lambda_pixels:
