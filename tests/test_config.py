@@ -230,6 +230,8 @@ def test_a_relative_path_is_looked_for_here_then_in_the_project(tmp_path, monkey
         config.looked_in("x")
         == f" (looked in {tmp_path}/here, {tmp_path}/project/notebooks, {tmp_path}/project)"
     )
+    monkeypatch.chdir("../project")
+    assert config.looked_in("x") == f" (looked in {tmp_path}/project, {tmp_path}/project/notebooks)"
     assert config.looked_in("/x") == ""
 
 

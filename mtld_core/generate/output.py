@@ -42,8 +42,8 @@ def write(job, out_dir, fps, size, progress):
         write_frame = stack.enter_context(media.open_writers(out_dir, fps, height, width))
         if job.compared:
             beside = functools.partial(media.strip, columns=job.compared)
-            size = beside([[np.zeros((height, width, 3), np.uint8)] * len(job.compared)]).shape[:2]
-            compare = stack.enter_context(media.video_writer(comparison, fps, *size))
+            whole = beside([[np.zeros((height, width, 3), np.uint8)] * len(job.compared)]).shape[:2]
+            compare = stack.enter_context(media.video_writer(comparison, fps, *whole))
             files.append(comparison.name)
         else:
             comparison.unlink(missing_ok=True)  # of an earlier generation

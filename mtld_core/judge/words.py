@@ -65,7 +65,7 @@ def verdict(metrics, better=True):
         return "not judged yet: train on"
     way = "train on"
     if not better:
-        way = "it was better before, so generate with checkpoint 'best', or lower the learning rate"
+        way = "it was better before, so take checkpoint 'best', or lower the learning rate"
     if "flicker_x_to_y" in metrics:
         return _of_translations(metrics, way)
     skill, psnr = metrics["skill_db"], metrics["psnr"]
@@ -76,7 +76,7 @@ def verdict(metrics, better=True):
     rival = "repeating the last frame" if copied >= median else "showing the median frame"
     if skill < 0:
         on = "train on, and if it stays so lower the learning rate"
-        return f"worse than {rival} by {-skill:.1f} dB: {on if better else 'lower the learning rate'}"
+        return f"worse than {rival} by {-skill:.1f} dB: {on if better else way}"
     if lines := falls_apart(metrics):
         return f"{lines[0]}: {way}"
     moving = metrics.get("moving_skill_db")
@@ -85,7 +85,8 @@ def verdict(metrics, better=True):
     if metrics.get("action_shuffle_gap_db", LEAST_GAP) < LEAST_GAP:
         return f"it moves, but actions do not matter yet: {way}"
     both = "" if moving is None else ", moving things too"
-    return f"better than {rival} by {skill:.1f} dB{both}: see what it draws (notebook 03), or {way}"
+    look = "see what it draws (notebook 03), or " if better else ""
+    return f"better than {rival} by {skill:.1f} dB{both}: {look}{way}"
 
 
 def compared(row, rows, flicker):

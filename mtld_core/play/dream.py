@@ -187,17 +187,18 @@ class Play:
         check_settings(fps=fps)
         base = re.sub(r"(?i)\.(mp4|gif)$", "", str(Path(path).expanduser()))
         paths = Path(f"{base}.mp4"), Path(f"{base}.gif")
-        shown = self.frames
+        pictures = iter(self.frames)
         if self.real:
             pairs = zip(self.real, self.frames, strict=True)
-            shown = [media.strip([pair], columns=["real game", "dream"]) for pair in pairs]
-        size = shown[0].shape[:2]
+            pictures = (media.strip([pair], columns=["real game", "dream"]) for pair in pairs)
+        first = next(pictures)
+        size = first.shape[:2]
         with (
             can_write(base, "make room there or choose another path"),
             media.video_writer(paths[0], fps, *size) as video,
             media.gif_writer(paths[1], fps, *size) as gif,
         ):
-            for frame in shown:
+            for frame in itertools.chain([first], pictures):
                 video(frame)
                 gif(frame)
         return paths

@@ -207,7 +207,10 @@ class Training:
         judged = f"{len(self.task.judge.starts)} held-out ones"
         if self.config.restitution:
             judged = "the same ones (restitution)"
-        going_on = f", going on at step {self.step}" if self.step else ""
+        going_on = ""
+        if self.step:
+            rate = self.schedule.curve(self.step)
+            going_on = f", going on at step {self.step} with {rate:.0%} of the learning rate"
         say(
             f"{self.system.name}: {self.parameters:,} parameters on {self.device} in {self.precision} ({why})"
         )
@@ -690,7 +693,8 @@ class Training:
         self.step = state["step"]
         self.train_seconds, self.paused_seconds = state["train_seconds"], state["paused_seconds"]
         self.earlier_wall_seconds = state["wall_seconds"]
-        self.schedule.resume(self.step, state.get("schedule"), state.get("total", 0), self.train_seconds)
+        spent = self.earlier_wall_seconds
+        self.schedule.resume(self.step, state.get("schedule"), state.get("total", 0), spent)
         self.batches.load_state(state["batches"])
         self.stepper.load_state(state["stepper"])
         for name, optimizer in self.optimizers.items():

@@ -46,9 +46,9 @@ class Schedule:
     With steps or epochs the learning rate follows the step: `total` is their number. With a budget alone
     `total` is 0, and it follows `progress`, which goes from 0 to 1 in a cycle: each step moves it by (1 -
     progress) / (steps that still fit), so that it is at its end when the time is, whatever becomes of the
-    speed. A session that goes on with a run whose cycle had ended begins another one where one that is as
-    long as both would be: at the full rate, what a run has learned in minutes is gone. A run that was stopped
-    or killed goes on in its own.
+    speed. A session that goes on with a run whose cycle had ended begins another one at the point that one
+    cycle over all sessions would have reached: at the full rate, what was learned in minutes is gone. A run
+    that was stopped or killed goes on in its own.
 
     The last save, preview and judging belong to the budget: training ends when what is left of it is the
     `reserve` for them.
@@ -87,7 +87,7 @@ class Schedule:
         return {"progress": self.done(step), "cycle_step": self.cycle_step}
 
     def resume(self, step, state, total=0, seconds=0.0):
-        """Go on at `step` with what `state` gave there, after so many seconds of training.
+        """Go on at `step` with what `state` gave there, after earlier sessions of so many seconds.
 
         In a run of before there was one, state is None, and total the number of its steps, or 0.
         """
@@ -103,12 +103,15 @@ class Schedule:
 
     def learning_rate(self, step):
         """The factor on every learning rate, in [0, 1]: a linear warm-up, then constant or half a cosine."""
-        config = self.config
         begun = step + 1 - (0 if self.total else self.cycle_step)
-        warm = min(1.0, begun / config.warmup_steps) if config.warmup_steps else 1.0
-        if config.lr_schedule == "constant":
-            return warm
-        return warm * (0.5 + 0.5 * math.cos(math.pi * self.done(step)))
+        warmup = self.config.warmup_steps
+        return self.curve(step) * (min(1.0, begun / warmup) if warmup else 1.0)
+
+    def curve(self, step):
+        """The same without the warm-up."""
+        if self.config.lr_schedule == "constant":
+            return 1.0
+        return 0.5 + 0.5 * math.cos(math.pi * self.done(step))
 
     def done(self, step):
         """The share of the training, or of the learning rate's cycle, that is done at `step`."""

@@ -467,7 +467,8 @@ def session(training):
     training.saved = training.judged_at = training.previewed_at = None
     training.session_step, training.session_seconds = training.step, training.train_seconds
     training.schedule = Schedule(training.config, 7, training.controls.stop, training.world.now)
-    training.schedule.resume(training.step, state, seconds=training.train_seconds)
+    spent = training.world.budget if training.step else 0
+    training.schedule.resume(training.step, state, seconds=spent)
     try:
         return training.run()["ended"]
     except Killed:
@@ -512,6 +513,8 @@ def test_five_hundred_random_histories_use_their_budget_and_end_their_cosine(tra
                 continue
             finished += 1
             second_cycles += number > 0 and not goes_on
+            if state is not None and not goes_on:  # after a night as long, in the middle of the curve of both
+                assert all(rate <= 0.5 for _, rate in world.rates)
             assert result == ("finished", "time budget spent") and training.kept[1]["progress"] == 1
             room, used = world.budget - training.schedule.reserve, world.left_loop - world.began
             assert used >= 0.95 * room, f"history {seed}: {used:.0f} of {room:.0f} s"

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -99,7 +101,7 @@ def test_epochs_count_every_window_once(arcs, tmp_path):
 
 
 @pytest.mark.versionless  # arithmetic of our own
-def test_a_time_budget_alone_is_used_each_night_and_the_cosine_ends_with_it(arcs, tmp_path):
+def test_a_time_budget_alone_is_used_each_night_and_the_cosine_ends_with_it(arcs, tmp_path, capsys):
     settings = {"lr_schedule": "cosine", "log_every_steps": 1, "warmup_steps": 2}
     tiny(arcs, tmp_path / "warm", steps=1)  # imports what judging does, which takes as long as the budget
     first = tiny(arcs, tmp_path / "run", settings, time_budget_minutes=0.15)
@@ -111,9 +113,13 @@ def test_a_time_budget_alone_is_used_each_night_and_the_cosine_ends_with_it(arcs
     peak, end = max(rates), first["step"]
     assert rates[end - 1] < 0.1 * peak and rates[-1] < 0.1 * peak
     assert rates[0] == pytest.approx(peak / 2, rel=0.05)  # the warm-up
-    # a new cycle, from where one of both nights' length would be by then, in which the rate is half of it
-    again = max(rates[end:])
-    assert rates[end] == pytest.approx(again / 2, rel=0.05) and 0.2 * peak < again < 0.9 * peak
+    # a new cycle with its warm-up, from where one over both nights would be by then
+    spent = first["wall_seconds"]
+    again = peak * (0.5 + 0.5 * math.cos(math.pi * spent / (spent + 9)))
+    assert rates[end] == pytest.approx(again / 2, rel=0.1)
+    assert max(rates[end:]) == pytest.approx(again, rel=0.1)
+    [said] = re.findall(r"going on at step \d+ with (\d+)% of the learning rate", capsys.readouterr().out)
+    assert float(said) == pytest.approx(100 * again / peak, abs=5)
 
 
 def test_a_budget_shorter_than_the_steps_stops_and_the_next_session_finishes(arcs, tmp_path):

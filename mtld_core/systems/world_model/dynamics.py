@@ -44,7 +44,7 @@ OPEN = 4.0  # logit of a mask that begins by letting through nearly all
 # mean square by which a patch's standard latents are off the median frame's where something is drawn: of
 # Pong's frames it is below 0.002 where nothing moves (99 %), and above 1 where something does (99 %)
 DRAWN = 0.1
-GHOSTS = 0.15  # of the weight on what moves counts where only what is drawn does
+GHOSTS = 0.15  # of the weight on what moves counts where something is drawn and nothing is
 
 SMALL = {  # a game at 64x64 in ten minutes on two cores
     "steps": 4500,
@@ -86,8 +86,8 @@ class DynamicsConfig(StageConfig):
     # mse: in training what the model sees is drawn towards the median frame's latents by up to this share,
     # one a sample: what grew faint in a dream is then drawn whole again
     context_fade: BelowOne[float] = 0.0
-    # mse: by so much more weigh the latents of patches where something moves, by 0.15 of it where only
-    # what is drawn does: a ball is in one of 64
+    # mse: by so much more weigh the latents of patches where something moves, by 0.15 of that where
+    # something is drawn and nothing is: a ball is in one of 64
     moving_weight: NotNegative[float] = 0.0
     # masked: of a step between two values, how far beyond the middle a code has to be to change in time
     code_hold: NotNegative[float] = 0.0
