@@ -48,7 +48,8 @@ print(runtime.machine())
 # number where that is 0, too. `batch_size=0` is the preset's. `resume` is `"auto"` (go on with what `run_dir`
 # holds), `"never"`, or another run to begin from. `devices=0` trains on every GPU of this machine at once.
 # `interactive` is whether somebody watches, which `"auto"` finds out. Any other setting goes into
-# `overrides`, as JSON: `{"latent_dim": 128, "restitution": true}`; docs/training.md explains them.
+# `overrides`, as JSON: `{"latent_dim": 128, "restitution": true}` (restitution: learning all of a film by
+# heart); docs/training.md explains them.
 #
 # `mtld` continues pictures. `weight_rnn` draws pictures from noise, and goes on by watching them and
 # re-weighting itself. `rl_v2v` translates clips between two domains, which nobody paired: the folders X and Y
@@ -155,9 +156,10 @@ report = None if live else fit(model, dataset, training)
 # %% [markdown]
 # ## What it learned
 #
-# A verdict; the losses over the steps; truth, rollout and error for some of the windows that it is judged
-# on; where held actions lead (if it takes any), dreams of several ages (with `life_horizon`), and how far
-# ahead it sees. Then the figures, with the baselines beside them, what ran where, and on what.
+# A verdict; the losses over the steps; truth, rollout (what it draws from its own predictions) and error for
+# some of the windows that it is judged on; where held actions lead (if it takes any), dreams of several ages
+# (with `life_horizon`), and how far ahead it sees. Then the figures, with the baselines beside them, what ran
+# where, and on what.
 
 # %%
 if report:

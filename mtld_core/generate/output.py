@@ -7,12 +7,10 @@ says of it, a dict, when it is through. Frames are uint8 `[H, W, 3]`.
 """
 
 import contextlib
-import functools
 import time
 import typing
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from mtld_core import media, metrics
@@ -37,20 +35,20 @@ def write(job, out_dir, fps, size, progress):
     """
     out_dir, (height, width) = Path(out_dir), size
     comparison = out_dir / "comparison.mp4"
-    files, columns = ["frames", "video.mp4", "video.gif", "strip.png"], []
+    files, columns, compare = ["frames", "video.mp4", "video.gif", "strip.png"], [], None
     with contextlib.ExitStack() as stack:
         write_frame = stack.enter_context(media.open_writers(out_dir, fps, height, width))
         if job.compared:
-            beside = functools.partial(media.strip, columns=job.compared)
-            whole = beside([[np.zeros((height, width, 3), np.uint8)] * len(job.compared)]).shape[:2]
-            compare = stack.enter_context(media.video_writer(comparison, fps, *whole))
             files.append(comparison.name)
         else:
             comparison.unlink(missing_ok=True)  # of an earlier generation
         for number, moment in enumerate(job):
             write_frame(moment.frame)
             if moment.beside:
-                compare(beside([moment.beside]))
+                shown = media.strip([moment.beside], columns=job.compared)
+                if compare is None:
+                    compare = stack.enter_context(media.video_writer(comparison, fps, *shown.shape[:2]))
+                compare(shown)
             if number in job.columns:
                 columns.append(moment.cells)
             progress()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import ipywidgets as widgets
 
-from mtld_core.config import UserError, check
+from mtld_core.config import UserError, check, find
 from mtld_core.data.truth import DIRECTIONS
 from mtld_core.frames import fit_frame
 from mtld_core.generate.jobs import generate, kept
@@ -129,6 +129,7 @@ class GeneratePanel(Cancellable, RunPanel):
     _dataset, _size = None, (0, 0)
 
     def __init__(self, run_dir="runs/demo", num_frames=48, fps=12, seed=0):
+        run_dir = find(run_dir)
         super().__init__([(_label(run), run) for run in runs_in(Path(run_dir).parent, EXAMPLES)], run_dir)
         self.about = widgets.HTML(layout=BESIDE_LABELS)  # the run in a picture and some figures
         self.checkpoint = widgets.Dropdown(options=[(NEWEST, "")], description="checkpoint")
@@ -319,7 +320,8 @@ class GeneratePanel(Cancellable, RunPanel):
         if not source.startswith("dataset:"):
             source = Path(source).name
         length, made = f"{about['num_frames']} frames", f"seed {about['seed']}, {age_of(file)}"
-        words = [source, f"step {about['step']}, {length}, {about['fps']} fps", made]
+        start = f"{source} {about.get('direction', '')}"
+        words = [start, f"step {about['step']}, {length}, {about['fps']} fps", made]
         if "psnr" in about:
             words.append(f"psnr {about['psnr']:.2f} dB")
         return widgets.VBox([picture, widgets.HTML(small(*words)), self._choices(folder, about)])

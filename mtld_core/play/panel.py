@@ -11,12 +11,12 @@ from pathlib import Path
 
 import ipywidgets as widgets
 
-from mtld_core.config import UserError, from_dict
+from mtld_core.config import UserError, find, from_dict
 from mtld_core.pages import RunPanel, displayed, download_links, error_line, png_bytes, show, video_tag
 from mtld_core.play.dream import PARTED, Play, together
 from mtld_core.play.keys import SCRIPT, SIGNS, keys_of
 from mtld_core.play.policies import ways
-from mtld_core.runs.folder import read_config, runs_in, samples_of
+from mtld_core.runs.folder import EXAMPLES, read_config, runs_in, samples_of
 from mtld_core.systems import system_class
 from mtld_core.systems.opening import open_run
 
@@ -63,7 +63,9 @@ class PlayPanel(RunPanel):
 
     def __init__(self, run_dir="runs/demo", fps=12, source=""):
         self._lock, self._stopped = threading.RLock(), threading.Event()
-        super().__init__([(Path(run).name, run) for run in steered_runs(Path(run_dir).parent)], run_dir)
+        run_dir = find(run_dir)
+        runs = steered_runs(Path(run_dir).parent, EXAMPLES)
+        super().__init__([(Path(run).name, run) for run in runs], run_dir)
         if PlayPanel._newest is not None:  # a cell that runs again takes its panel off the page
             PlayPanel._newest.stop()
         PlayPanel._newest = self
@@ -278,10 +280,10 @@ class PlayPanel(RunPanel):
         return " ".join(f"{value:+.2g}" for value in action)  # controls between their ends
 
 
-def steered_runs(folder):
-    """The runs in `folder` that take actions; each system is built once, from the first of its runs."""
+def steered_runs(*folders):
+    """The runs in these folders that take actions; each system is built once, from the first of its runs."""
     found, takes = [], {}
-    for run in runs_in(folder):
+    for run in runs_in(*folders):
         try:
             about = read_config(run)
             name = about["system"]

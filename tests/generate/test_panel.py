@@ -91,6 +91,13 @@ def test_a_panel_without_runs_says_so(tmp_path, monkeypatch):
     assert "there is no run yet" in panel.GeneratePanel(str(tmp_path / "runs/demo")).message.value
 
 
+def test_a_run_from_the_hub_is_chosen_by_its_id(form, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree("runs/run", "runs/me--moves")  # as it lies once it was fetched
+    chosen = panel.GeneratePanel("hf://me/moves").run
+    assert chosen.value == "runs/me--moves" and len(chosen.options) == 4
+
+
 def test_the_form_shows_what_it_will_start_from(form, tmp_path):
     def shown():
         return np.asarray(Image.open(io.BytesIO(form.picture.value)))
@@ -197,6 +204,7 @@ def test_three_hang_in_the_gallery_and_delete_asks_first(form, tmp_path):
         form.num_frames.value = length
         press_generate(form)
     hung = form.gallery.children
+    assert "x_to_y" not in hung[0].children[1].value  # a direction is a translation's
     assert [f"{length} frames" in one.children[1].value for length, one in zip((5, 4, 3), hung, strict=True)]
     first = hung[2]
     assert bytes(first.children[0].value) == (tmp_path / "runs/run/samples/moves_10_7/video.gif").read_bytes()

@@ -270,6 +270,19 @@ def open_page(browser, lab):
         tab.close()
 
 
+def look_at(page, panel, folder):
+    """Photograph a panel in dark and light at two widths, and see that no part lies over another."""
+    for theme in ("Dark", "Light"):
+        page.evaluate(
+            f"() => jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})"
+        )
+        for width in (900, 1400):
+            page.set_viewport_size({"width": width, "height": 1000})
+            page.wait_for_timeout(300)
+            assert page.evaluate(OVERLAPS, panel) == []
+            page.locator(panel).screenshot(path=folder / f"{panel[1:]}_{theme}_{width}.png")
+
+
 def press_each(page, run, limit):
     """Save, pause, go on and stop by the buttons, and see that each is answered within `limit` seconds.
 
@@ -399,6 +412,7 @@ def test_a_generated_video_plays_and_can_be_saved(open_page, lab):
     page.locator(f"{GENERATE} button", has_text="Really delete").click()
     page.evaluate(GENERATED, ["", 2])
     assert len(list(lab[1].glob("runs/made/samples/*/generation.json"))) == 2
+    look_at(page, GENERATE, lab[1])
 
 
 def large_picture(path):
@@ -575,10 +589,4 @@ def test_three_hundred_live_steps_of_whose_keys_the_page_hears_nothing(open_page
     page.locator(f"{PLAY} button", has_text="Reset").click()
     step.get_by_text("step 0").wait_for()
     assert stays() and step.inner_text() == "step 0" and "mod-active" not in toggle.get_attribute("class")
-    for theme in ("JupyterLab Light", "JupyterLab Dark"):
-        page.evaluate(f"() => jupyterapp.commands.execute('apputils:change-theme', {{theme: '{theme}'}})")
-        for width in (900, 1400):
-            page.set_viewport_size({"width": width, "height": 1000})
-            page.wait_for_timeout(300)
-            assert page.evaluate(OVERLAPS, PLAY) == []
-            page.locator(PLAY).screenshot(path=lab[1] / f"panel_{theme[11:]}_{width}.png")
+    look_at(page, PLAY, lab[1])

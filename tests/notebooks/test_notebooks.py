@@ -158,7 +158,16 @@ def test_from_a_video_to_a_generated_sequence_and_its_figures_through_papermill(
                                  overrides='{"restitution": true}')  # fmt: skip
     assert code == 0, text
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert (report["status"], report["step"]) == ("finished", 4) and "image/png" in outputs(page)
+    assert (report["status"], report["step"]) == ("finished", 4)
+    shown = outputs(page)
+    assert shown.count("image/png") >= 4  # the data, losses, truth and rollout, judgement
+    for words in (
+        f"torch {report['versions']['torch']}",
+        report["date"],
+        report["machine"],
+        "50 frames of 16x16",
+    ):
+        assert words in shown
 
     share_weights(tmp_path / "run", tmp_path / "run/weights.pth")
     given = {"run_dir": "run", "checkpoint": "weights.pth", "num_frames": 6, "out_dir": "out"}

@@ -110,7 +110,8 @@ def test_an_error_is_one_line_and_the_play_goes_on(panel, monkeypatch):
     assert "step 1 · RIGHT" in panel.message.value
 
 
-def test_only_runs_that_take_actions_are_offered(panel, tmp_path):
+def test_only_runs_that_take_actions_are_offered(panel, tmp_path, monkeypatch):
+    monkeypatch.setattr("mtld_core.play.panel.EXAMPLES", tmp_path / "examples")
     train(
         "mtld",
         "tiny",
@@ -131,6 +132,10 @@ def test_only_runs_that_take_actions_are_offered(panel, tmp_path):
     other.run.value = str(tmp_path / "runs/steered")
     assert len(other.buttons) == 3 and "step 0" in other.message.value
     assert "there is no run with actions yet" in PlayPanel(str(tmp_path / "nowhere/run")).message.value
+    shutil.copytree(tmp_path / "runs/steered", tmp_path / "examples/shared")
+    assert PlayPanel(str(tmp_path / "nowhere/run")).run.options == (
+        ("shared", f"{tmp_path}/examples/shared"),
+    )
 
 
 def test_a_run_whose_dataset_is_gone_says_so(panel, tmp_path):
