@@ -131,12 +131,9 @@ class Training:
         self.given = dataset  # which stays in RAM
         self.task = Task(system, dataset.to(self.device), config, controls.say)
         self.dataset = self.task.dataset
-        starts = self.task.learned
-        if config.restitution:
-            starts = [with_ends(rows, self.needs.window) for rows in starts]
         self.batches = Batches(
             self.dataset,
-            starts,
+            self._starts(),
             self.needs.window,
             config.batch_size,
             config.seed,
@@ -201,6 +198,12 @@ class Training:
         if not parts:
             say(f"compile=true: nothing of {system.name} is compiled")
         self.stepper.compiling = Compiling(parts, self.dtype, say)
+
+    def _starts(self):
+        """Where the windows to learn from begin, for each domain."""
+        if self.config.restitution:
+            return [with_ends(rows, self.needs.window) for rows in self.task.learned]
+        return self.task.learned
 
     def _introduce(self, why):
         say = self.controls.say
