@@ -30,8 +30,9 @@ for place in places:
     if (place / "mtld_core" / "__init__.py").is_file():
         sys.path.insert(0, str(place))
         break
+address = "<its address>"
 if not importlib.util.find_spec("mtld_core"):
-    raise SystemExit("MTLD is not here. Run this, then this cell again: !git clone <its address> mtld")
+    raise SystemExit(f"MTLD is not here. Run this, then this cell again: !git clone {address} mtld")
 from mtld_core import pages, runtime
 
 pages.setup()

@@ -31,6 +31,7 @@ COMMANDS = {  # module: (what does its work, a command line that gets there)
     "data_prep.make_mnist": ("make", ["out"]),
     "data_prep.make_moving_mnist": ("make", ["out"]),
     "data_prep.record_game": ("record", ["--env", "a", "--steps", "1", "--out", "b"]),
+    "address": ("tell", ["me/mtld"]),
     "batch": ("sweep", ["sweep.yaml"]),
     "push": ("make_kernel", ["02_train", "--check"]),
 }
