@@ -135,7 +135,7 @@ def age_of(path):
 
 
 def age_of_run(run):
-    """ "example" for a run that the project ships, for another how long ago it was begun."""
+    """How old a run is, in words: "example" for one that the project ships, else how long ago it began."""
     return "example" if Path(run).parent == EXAMPLES else age_of(f"{run}/{CONFIG}")
 
 

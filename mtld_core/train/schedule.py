@@ -108,7 +108,7 @@ class Schedule:
         return self.curve(step) * (min(1.0, begun / warmup) if warmup else 1.0)
 
     def curve(self, step):
-        """The same without the warm-up."""
+        """The factor on every learning rate without the warm-up, in [0, 1]: 1, or half a cosine."""
         if self.config.lr_schedule == "constant":
             return 1.0
         return 0.5 + 0.5 * math.cos(math.pi * self.done(step))

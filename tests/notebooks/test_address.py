@@ -1,7 +1,6 @@
 """Badges and clone lines, once the project has an address."""
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +14,13 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def project(tmp_path):
-    shutil.copy(ROOT / "README.md", tmp_path)
+    """README and the notebooks as they are before anybody told them an address, or after that."""
     (tmp_path / "notebooks").mkdir()
-    for page in ROOT.glob("notebooks/0*.py"):
-        shutil.copy(page, tmp_path / "notebooks")
+    for page in (ROOT / "README.md", *ROOT.glob("notebooks/0*.py")):
+        text = re.sub(r"git clone https://\S+", "git clone <this repository>", page.read_text())
+        text = re.sub(r'(?m)^address = ".*"$', 'address = "<its address>"', text)
+        text = re.sub(r"(?m)^# \[!\[\w+\]\(.*\n", "", text)
+        (tmp_path / page.relative_to(ROOT)).write_text(text)
     return tmp_path
 
 
